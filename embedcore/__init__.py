@@ -1,0 +1,1 @@
+"""Text in, vectors out, from any provider, inside a budget, paying once."""

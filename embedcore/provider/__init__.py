@@ -1,0 +1,1 @@
+"""What a plugin implements: ``protocol``, ``types``, ``hookspecs``, and ``base`` to start from."""

@@ -1,0 +1,68 @@
+"""Two conveniences for a provider's author. Neither is required: any ``Embedder`` will do."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from embedcore.provider.protocol import BatchStrategy, Embedder, Tokenizer
+from embedcore.provider.tokens import EstimatingTokenizer
+from embedcore.provider.types import EmbedReply, EmbedRequest, ModelInfo
+
+
+class BaseEmbedder:
+    """Defaults for a small provider: set ``info``, write ``embed``, and it is one.
+
+    The tokenizer counts UTF-8 bytes, which bounds what any byte-level model can bill; there is no
+    batch API and nothing to close.
+    """
+
+    info: ModelInfo
+    tokenizer: Tokenizer = EstimatingTokenizer()
+    batch: BatchStrategy | None = None
+
+    def embed(self, request: EmbedRequest) -> EmbedReply:
+        raise NotImplementedError(f"{type(self).__name__} must define embed(request)")
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class WrapperEmbedder:
+    """Forwards everything to another embedder: override the one thing that differs.
+
+    What changes the vectors must also change ``info.variant``, or they are taken for those of the
+    wrapped model.
+    """
+
+    def __init__(self, inner: Embedder) -> None:
+        self.inner = inner
+
+    @property
+    def info(self) -> ModelInfo:
+        return self.inner.info
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.inner.tokenizer
+
+    @property
+    def batch(self) -> BatchStrategy | None:
+        return self.inner.batch
+
+    def embed(self, request: EmbedRequest) -> EmbedReply:
+        return self.inner.embed(request)
+
+    def close(self) -> None:
+        self.inner.close()

@@ -1,0 +1,82 @@
+"""How a provider is found: one entry point, one hook, one value.
+
+A distribution ``embedcore-acme`` declares ::
+
+    [project.entry-points.embedcore]
+    acme = "embedcore_acme.plugin"
+
+and that module holds ::
+
+    from embedcore.provider.hookspecs import Provider, hookimpl
+
+    @hookimpl
+    def embedcore_provider():
+        return Provider(name="acme", options=AcmeOptions, create=create)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import pluggy
+
+from embedcore.provider.types import ModelInfo
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from embedcore.events import Event
+    from embedcore.provider.protocol import Embedder
+
+PROJECT: Final = "embedcore"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@dataclass(frozen=True, slots=True)
+class FromEnvironment:
+    """Marks an option that an environment variable supplies.
+
+    Written ``api_key: Annotated[SecretStr, FromEnvironment("ACME_KEY")]``. The core
+    reads it, shows it in ``embedcore config --explain`` and names it when it is missing.
+    """
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeepsVectors:
+    """Marks an option that cannot change the vectors, such as a time-out.
+
+    Every option without this mark becomes part of the fingerprint, so that vectors made with
+    different values never meet in one set. Secrets are left out without a mark.
+    """
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Provider:
+    """What a plugin returns.
+
+    ``options``: a pydantic model with ``extra="forbid"``; keys are ``SecretStr``. ``create`` gets
+    the model's name and validated options and returns an ``Embedder`` without touching the network.
+    ``models``: the models it knows by name, for ``embedcore models``; others may still work.
+    """
+
+    name: str
+    options: type[BaseModel]
+    create: Callable[[str, Any], Embedder]
+    models: Mapping[str, ModelInfo] = field(default_factory=dict)
+    default_model: str | None = None
+
+
+@hookspec
+def embedcore_provider() -> Provider:  # type: ignore[empty-body]
+    """Return this distribution's provider."""
+
+
+@hookspec
+def embedcore_observe(event: Event) -> None:
+    """Be told what happens. An error raised here is logged and changes nothing."""

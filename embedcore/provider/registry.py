@@ -1,0 +1,286 @@
+"""Which distribution offers this provider? Finds one by name and imports only that one."""
+
+from __future__ import annotations
+
+import functools
+import os
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, Final
+
+from embedcore.errors import ConfigurationError, EmbeddingError, PluginError, UnknownProvider
+
+if TYPE_CHECKING:
+    import pluggy
+
+    from embedcore.events import Event, Observer
+    from embedcore.provider.hookspecs import Provider
+    from embedcore.provider.protocol import Embedder
+
+GROUP: Final = "embedcore"
+LOAD_PLUGINS_VARIABLE: Final = "EMBEDCORE_LOAD_PLUGINS"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Installed:
+    """An entry point of the group, before its module is imported."""
+
+    name: str
+    distribution: str
+    version: str
+    module: str
+
+
+def split_model(name: str, *, default_provider: str) -> tuple[str, str]:
+    """``provider:model``, split at the first colon; a bare name belongs to the default provider."""
+    provider, colon, model = name.partition(":")
+    provider, model = (provider, model) if colon else (default_provider, name)
+    if not provider or not model.strip():
+        raise ConfigurationError(
+            f"model = {name!r} is not a model's name: write a bare name or provider:model, "
+            "for instance openai:text-embedding-3-small"
+        )
+    return provider, model
+
+
+def installed() -> list[Installed]:
+    """The providers whose distributions are installed and allowed to load. Imports none of them."""
+    return sorted((_describe(point) for point in _entry_points()), key=lambda found: found.name)
+
+
+def load(name: str) -> Provider:
+    """Import the one distribution that offers ``name`` and return its provider.
+
+    Raises ``UnknownProvider`` when there is none and ``PluginError`` when there are two or it
+    cannot be used.
+    """
+    return _load(name, os.environ.get(LOAD_PLUGINS_VARIABLE))
+
+
+def create(name: str, model: str, options: Mapping[str, Any]) -> Embedder:
+    """Validate ``options`` with the provider's own model and build one of its embedders.
+
+    Raises ``ConfigurationError`` naming the option at fault.
+    """
+    provider = load(name)
+    return build(provider, model, validate_options(provider, options))
+
+
+def build(provider: Provider, model: str, options: Any) -> Embedder:
+    """Call the provider's ``create``; whatever untyped it raises becomes a ``PluginError``."""
+    try:
+        return provider.create(model, options)
+    except EmbeddingError:
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"provider {provider.name!r} failed to create {model!r}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def validate_options(provider: Provider, options: Mapping[str, Any]) -> Any:
+    """The provider's options model, filled; a mistake is an error with its path."""
+    from pydantic import ValidationError
+
+    try:
+        return provider.options(**options)
+    except ValidationError as error:
+        raise ConfigurationError(
+            explain_validation(error, f"options of provider {provider.name!r}", provider.options)
+        ) from None
+
+
+def explain_validation(error: Any, where: str, model: type[Any]) -> str:
+    """A pydantic error as one sentence for each mistake, with the nearest valid name.
+
+    The offending value is left out: it may be a key.
+    """
+    lines = []
+    for mistake in error.errors(include_url=False, include_context=False, include_input=False):
+        path = ".".join(str(part) for part in mistake["loc"]) or "(all)"
+        if mistake["type"] == "extra_forbidden":
+            valid = _names_at(model, mistake["loc"][:-1])
+            near = get_close_matches(str(mistake["loc"][-1]), valid, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"valid names: {', '.join(valid)}"
+            lines.append(f"{path}: unknown key; {hint}")
+        else:
+            lines.append(f"{path}: {mistake['msg']}")
+    return f"{where}: " + "; ".join(lines)
+
+
+def _names_at(model: type[Any], path: tuple[int | str, ...]) -> list[str]:
+    current: Any = model
+    for part in path:
+        fields = getattr(current, "model_fields", {})
+        if part in fields:
+            current = _model_in(fields[part].annotation)
+    return sorted(getattr(current, "model_fields", {}))
+
+
+def _model_in(annotation: Any) -> Any:
+    """The pydantic model inside ``dict[str, Model]`` or ``Model | None``, if there is one."""
+    if hasattr(annotation, "model_fields"):
+        return annotation
+    inner = (_model_in(argument) for argument in typing.get_args(annotation))
+    return next((found for found in inner if found is not None), None)
+
+
+def observe(event: Event) -> None:
+    """Tell every loaded plugin that observes. Their errors are logged, never raised."""
+    for observer in _plugin_observers():
+        notify(observer, event)
+
+
+def notify(observer: Observer, event: Event) -> None:
+    """Call one observer, guarded."""
+    try:
+        observer(event)
+    except Exception:
+        import logging
+
+        logging.getLogger("embedcore").exception("an observer failed on %s", type(event).__name__)
+
+
+@functools.cache
+def _manager() -> pluggy.PluginManager:
+    import pluggy
+
+    from embedcore.provider import hookspecs
+
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    return manager
+
+
+def _plugin_observers() -> list[Callable[[Event], None]]:
+    # pluggy stops at the first implementation that raises: each is called on its own.
+    if not _manager.cache_info().currsize:
+        return []
+    return [
+        functools.partial(_call_hook, implementation.function)
+        for implementation in _manager().hook.embedcore_observe.get_hookimpls()
+    ]
+
+
+def _call_hook(function: Callable[..., Any], event: Event) -> None:
+    function(event=event)
+
+
+@functools.cache
+def _load(name: str, allowed: str | None) -> Provider:
+    found = [point for point in _entry_points() if point.name == name]
+    if not found:
+        raise _unknown(name, allowed)
+    if len(found) > 1:
+        owners = " and ".join(sorted(_describe(point).distribution for point in found))
+        raise PluginError(
+            f"provider {name!r} is offered by {owners}: uninstall all but one of them"
+        )
+    described = _describe(found[0])
+    origin = f"provider {name!r} (distribution {described.distribution} {described.version})"
+    plugin = _import(found[0], origin, described.distribution)
+    return _register(plugin, name, origin, described.distribution)
+
+
+def _import(point: EntryPoint, origin: str, distribution: str) -> object:
+    try:
+        plugin = point.load()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        # SystemExit included: a plugin's import must not end the host program.
+        raise PluginError(
+            f"{origin} cannot be imported: {type(error).__name__}: {error}. "
+            f"Reinstall or upgrade it: pip install --upgrade {distribution}",
+            distribution=distribution,
+        ) from error
+    # pluggy registers a class as a bag of unbound functions; its author meant an instance.
+    return plugin() if isinstance(plugin, type) else plugin
+
+
+def _register(plugin: object, name: str, origin: str, distribution: str) -> Provider:
+    from embedcore.provider.hookspecs import Provider
+
+    manager = _manager()
+    if not manager.is_registered(plugin):
+        try:
+            manager.register(plugin, name=f"{distribution}:{name}")
+            manager.check_pending()
+        except Exception as error:
+            manager.unregister(plugin)
+            raise PluginError(
+                f"{origin} does not fit the hooks: {error}", distribution=distribution
+            ) from error
+    answers = [
+        implementation.function()
+        for implementation in manager.hook.embedcore_provider.get_hookimpls()
+        if implementation.plugin is plugin
+    ]
+    provider = answers[0] if answers else None
+    if not isinstance(provider, Provider):
+        raise PluginError(
+            f"{origin}: its hook embedcore_provider returned "
+            f"{type(provider).__name__}, not a Provider",
+            distribution=distribution,
+        )
+    if provider.name != name:
+        raise PluginError(
+            f"{origin} calls itself {provider.name!r}: entry point and name must agree",
+            distribution=distribution,
+        )
+    return provider
+
+
+def _unknown(name: str, allowed: str | None) -> UnknownProvider:
+    names = [found.name for found in installed()]
+    there = f"installed: {', '.join(names)}" if names else "no provider is installed"
+    near = get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    blocked = f" ({LOAD_PLUGINS_VARIABLE}={allowed!r} hides the others)" if allowed else ""
+    return UnknownProvider(
+        f"provider {name!r} is not installed; {there}{blocked}. {hint}"
+        f"Install it with: {install_command(name)}",
+        installed=names,
+    )
+
+
+def install_command(name: str) -> str:
+    """The command that installs a provider: an extra for those that the project keeps."""
+    return (
+        f'pip install "embedcore[{name}]"' if name in _extras() else f"pip install embedcore-{name}"
+    )
+
+
+def _extras() -> list[str]:
+    from importlib.metadata import PackageNotFoundError, metadata
+
+    try:
+        return metadata("embedcore").get_all("Provides-Extra") or []
+    except PackageNotFoundError:
+        return []
+
+
+def _entry_points() -> Iterator[EntryPoint]:
+    allowed = os.environ.get(LOAD_PLUGINS_VARIABLE)
+    names = None if allowed is None else {name.strip() for name in allowed.split(",")}
+    seen = set()
+    for point in entry_points(group=GROUP):
+        # An editable install may list its metadata twice on sys.path: same owner, same target.
+        key = (point.name, point.value, point.dist.name if point.dist else "")
+        if key not in seen and (names is None or point.name in names):
+            seen.add(key)
+            yield point
+
+
+def _describe(point: EntryPoint) -> Installed:
+    distribution = point.dist
+    return Installed(
+        name=point.name,
+        distribution=distribution.name if distribution else "(unknown)",
+        version=distribution.version if distribution else "",
+        module=point.value,
+    )

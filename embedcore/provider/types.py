@@ -1,0 +1,199 @@
+"""The plain values that cross the border between the core and a provider.
+
+All are frozen, take keyword arguments only and have defaults, so that a field can be added without
+breaking a provider that exists. Importing this module loads neither numpy nor an SDK.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Vectors: TypeAlias = NDArray[np.float32]
+
+PICODOLLARS_PER_DOLLAR = 10**12
+_TOKENS_PER_PRICE_UNIT = 10**6
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Price:
+    """US dollars per million input tokens. ``batch`` is None where there is no batch price.
+
+    ``as_of`` and ``source`` say when and where the figures were read.
+    """
+
+    immediate: Decimal = Decimal(0)
+    batch: Decimal | None = None
+    as_of: date | None = None
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("immediate", "batch"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            value = value if isinstance(value, Decimal) else Decimal(str(value))
+            if not value.is_finite() or value < 0:
+                raise ValueError(f"price {name} must be a finite amount ≥ 0, not {value}")
+            object.__setattr__(self, name, value)
+
+    @property
+    def free(self) -> bool:
+        return self.immediate == 0 and not self.batch
+
+    def picodollars(self, tokens: int, *, batch: bool = False) -> int:
+        """What ``tokens`` cost in picodollars, rounded up."""
+        rate = self.batch if batch and self.batch is not None else self.immediate
+        return math.ceil(rate * tokens * PICODOLLARS_PER_DOLLAR / _TOKENS_PER_PRICE_UNIT)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelInfo:
+    """What the core must know of one model to plan, price and check its requests.
+
+    - ``dimensions``: width of its vectors; None if only the first reply can tell.
+    - ``max_input_tokens``: longest single text, in its tokenizer's tokens; None for no limit.
+    - ``max_texts_per_request``, ``max_tokens_per_request``, ``max_bytes_per_request``: one request;
+      bytes are the UTF-8 bytes of the texts. None for no limit.
+    - ``request_bytes_per_token``: the server gauges the size of a request as bytes divided by this,
+      instead of counting tokens; the larger of both is held against ``max_tokens_per_request``.
+    - ``overhead_tokens_per_text``: billed on top of each text's own tokens.
+    - ``max_concurrency``: requests in flight at once.
+    - ``price``: None if unknown (then a limit in money refuses the model); ``Price()`` if free.
+    - ``local``: computed on this machine: no network, no money, no budget.
+    - ``input_types``: the values of ``input_type`` that make a difference to its vectors.
+    - ``reply_models``: further names the provider may answer with; ``("*",)`` for any.
+    - ``variant``: what else changes the vectors, for an embedder built by hand, without options.
+    - ``endpoint``: where requests go, without credentials: requests to one endpoint share one gate.
+    """
+
+    provider: str = ""
+    model: str = ""
+    dimensions: int | None = None
+    max_input_tokens: int | None = None
+    max_texts_per_request: int = 96
+    max_tokens_per_request: int | None = None
+    max_bytes_per_request: int | None = None
+    request_bytes_per_token: int | None = None
+    overhead_tokens_per_text: int = 0
+    max_concurrency: int = 8
+    price: Price | None = None
+    local: bool = False
+    input_types: tuple[str, ...] = ()
+    reply_models: tuple[str, ...] = ()
+    variant: str = ""
+    endpoint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RateLimits:
+    """What a reply says of the rate limits: per minute, what is left, seconds until it is full."""
+
+    limit_requests: int | None = None
+    remaining_requests: int | None = None
+    reset_requests: float | None = None
+    limit_tokens: int | None = None
+    remaining_tokens: int | None = None
+    reset_tokens: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbedRequest:
+    """One HTTP request's worth of texts, within the model's limits.
+
+    ``input_type``: None, or one of the model's ``input_types``. ``timeout``: seconds left for the
+    whole attempt, or None for the provider's own.
+    """
+
+    texts: Sequence[str] = ()
+    input_type: str | None = None
+    timeout: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbedReply:
+    """The answer to one request.
+
+    ``vectors``: C-contiguous float32 array of shape (n, d), row i for text i. ``tokens``: what the
+    provider says it billed, or None if it does not say. ``model``: the name it answered with, or
+    None. ``limits``: what its headers say of the rate limits, or None.
+    """
+
+    vectors: Vectors
+    tokens: int | None = None
+    model: str | None = None
+    request_id: str | None = None
+    limits: RateLimits | None = None
+
+
+BatchState: TypeAlias = Literal["running", "completed", "failed", "expired", "cancelled"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchLimits:
+    """How large one remote job may be. ``window``: seconds within which it ends."""
+
+    max_items: int | None = None
+    max_bytes: int | None = None
+    max_enqueued_tokens: int | None = None
+    window: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchItem:
+    """One text of a job. ``id`` is unique within the job and comes back with the result."""
+
+    id: str = ""
+    text: str = ""
+    input_type: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchOutcome:
+    """What became of one item: ``vector`` (float32, shape (d,)) or ``error``, never both.
+
+    ``tokens``: billed for this item, or None. ``retryable``: a new job may succeed with it.
+    """
+
+    id: str = ""
+    vector: Vectors | None = None
+    tokens: int | None = None
+    model: str | None = None
+    error: str | None = None
+    code: str | None = None
+    retryable: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchStatus:
+    """A job as the provider sees it. A state the provider's plugin does not know is "running".
+
+    ``errors``: item id, or "" for the job as a whole → reason, for a job that failed validation.
+    ``queue_full``: it failed only because too much is enqueued already.
+    """
+
+    state: BatchState = "running"
+    detail: str = ""
+    completed: int | None = None
+    failed: int | None = None
+    total: int | None = None
+    tokens: int | None = None
+    errors: dict[str, str] = field(default_factory=dict)
+    queue_full: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FoundJob:
+    """A remote job that carries our key or our input."""
+
+    id: str = ""
+    created_at: datetime | None = None
+    state: BatchState = "running"

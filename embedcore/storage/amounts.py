@@ -1,0 +1,87 @@
+"""What is counted against what: amounts, limits, and the two things a holder keeps hold of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
+
+from embedcore.errors import BudgetExceeded, ConfigurationError
+from embedcore.storage.calendar import Period
+
+Unit: TypeAlias = Literal["tokens", "cost"]
+Lane: TypeAlias = Literal["all", "query"]
+
+ALL_SCOPES: Final = "*"
+# Sums of a few thousand of these still fit SQLite's 64-bit integers.
+_LARGEST: Final = 2**50 * 1000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Amount:
+    """Tokens, and what they cost in picodollars."""
+
+    tokens: int = 0
+    cost: int = 0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.tokens <= _LARGEST and 0 <= self.cost <= _LARGEST):
+            raise ConfigurationError(
+                f"an amount of {self.tokens} tokens and {self.cost} picodollars cannot be right: "
+                "check the texts' sizes and the model's price"
+            )
+
+    def of(self, unit: Unit) -> int:
+        return self.tokens if unit == "tokens" else self.cost
+
+    def __add__(self, other: Amount) -> Amount:
+        return Amount(tokens=self.tokens + other.tokens, cost=self.cost + other.cost)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limit:
+    """No more than ``amount`` of ``unit`` in one ``period`` for ``scope`` (``*``: all scopes).
+
+    ``reserved``: the part of it that only queries may use. A limit is a condition of the call that
+    names it, never stored: lowering it takes effect at once.
+    """
+
+    scope: str
+    period: Period
+    unit: Unit
+    amount: int
+    reserved: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Grant:
+    """What one call has set aside and not yet sent. The books are in the file; this is the key."""
+
+    id: int
+    scope: str
+    lane: Lane
+    limits: tuple[Limit, ...]
+    loose: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attempt:
+    """One request that was sent, or is about to be: its amount is committed as held."""
+
+    id: int
+    grant: Grant
+    amount: Amount
+
+
+class TighterBoundNeeded(Exception):
+    """A loose bound would take too much of what is left: count exactly and ask again."""
+
+
+class HeldLoosely(Exception):
+    """Refused only because others hold more than they will need: worth waiting for.
+
+    ``refusal`` is the error to raise when the wait is over.
+    """
+
+    def __init__(self, refusal: BudgetExceeded) -> None:
+        super().__init__(str(refusal))
+        self.refusal = refusal

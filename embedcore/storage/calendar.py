@@ -1,0 +1,54 @@
+"""Which day and month is it for the budget, and when do they end?"""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
+from typing import Final, Literal, TypeAlias
+from zoneinfo import ZoneInfo
+
+from embedcore.errors import ConfigurationError
+
+Period: TypeAlias = Literal["day", "month", "total"]
+PERIODS: Final[tuple[Period, ...]] = ("day", "month", "total")
+MICROSECONDS: Final = 1_000_000
+
+
+@lru_cache(maxsize=64)
+def zone_named(name: str) -> ZoneInfo:
+    """The IANA zone of that name. Raises ``ConfigurationError`` if there is none."""
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError) as error:
+        raise ConfigurationError(
+            f"timezone = {name!r} is not an IANA time zone: use a name such as UTC or Europe/Berlin"
+        ) from error
+
+
+@lru_cache(maxsize=256)
+def _local_date(second: int, zone: str) -> date:
+    return datetime.fromtimestamp(second, tz=zone_named(zone)).date()
+
+
+def window_start(period: Period, moment: int, zone: str) -> str:
+    """The name of the window that holds ``moment`` (microseconds since 1970, UTC)."""
+    if period == "total":
+        return ""
+    today = _local_date(moment // MICROSECONDS, zone)
+    return today.isoformat() if period == "day" else today.isoformat()[:7]
+
+
+def window_end(period: Period, moment: int, zone: str) -> datetime | None:
+    """When the window that holds ``moment`` ends, in UTC; None for a limit in total.
+
+    A midnight that a change of clocks skips counts as the moment of the change.
+    """
+    if period == "total":
+        return None
+    today = _local_date(moment // MICROSECONDS, zone)
+    if period == "day":
+        following = today + timedelta(days=1)
+    else:
+        following = (today.replace(day=1) + timedelta(days=32)).replace(day=1)
+    start = datetime(following.year, following.month, following.day, tzinfo=zone_named(zone))
+    return start.astimezone(UTC)

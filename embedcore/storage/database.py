@@ -1,0 +1,239 @@
+"""One SQLite file that money depends on: how it is opened, shared and locked.
+
+One connection for each process, one transaction at a time on it, and every write starts with
+``BEGIN IMMEDIATE``: a deferred transaction that reads before it writes fails at once when another
+process has written meanwhile, whatever the time-out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from embedcore.errors import StorageBusy, StorageCorrupt, StorageTooNew, UnsafeStorage
+from embedcore.storage.engine import (
+    driver,
+    engine_version,
+    from_os_error,
+    from_sqlite,
+    wal_is_safe,
+)
+from embedcore.storage.filesystem import network_filesystem
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from sqlite_utils import Database as SqliteUtils
+    from sqlite_utils.migrations import Migrations
+
+# Under load from 64 processes SQLite's busy handler was seen to starve one of them for up to 40 s.
+BUSY_TIMEOUT_SECONDS = 60.0
+
+
+class Database:
+    """A state file, opened at its first use.
+
+    ``path`` None keeps everything in memory. Safe to share between threads; after a fork the child
+    opens its own connection. Every error is a ``StorageError``.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        migrations: Migrations,
+        *,
+        version: int,
+        timeout: float = BUSY_TIMEOUT_SECONDS,
+        allow_network_filesystem: bool = False,
+    ) -> None:
+        self.path = path
+        self._migrations = migrations
+        self._version = version
+        self._timeout = timeout
+        self._allow_network_filesystem = allow_network_filesystem
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._inode: tuple[int, int] | None = None
+        self._pid = os.getpid()
+        self._inherited: list[object] = []
+
+    def open(self) -> None:
+        """Open the file now instead of at the first transaction."""
+        with self.read():
+            pass
+
+    @property
+    def journal_mode(self) -> str:
+        with self.read() as connection:
+            return str(connection.execute("PRAGMA journal_mode").fetchone()[0])
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """A write transaction: committed at the end of the block, rolled back if it raises."""
+        with self._exclusive() as connection, self._translated():
+            self._check_still_the_same_file()
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[sqlite3.Connection]:
+        """A consistent view for the length of the block, without the write lock."""
+        with self._exclusive() as connection, self._translated():
+            try:
+                connection.execute("BEGIN")
+                yield connection
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+
+    def close(self) -> None:
+        """Close the connection; the next use opens it again."""
+        with self._lock:
+            connection, self._connection = self._connection, None
+            if connection is not None and self._pid == os.getpid():
+                connection.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError("a Database holds a connection: pickle its path instead")
+
+    @contextlib.contextmanager
+    def _exclusive(self) -> Iterator[sqlite3.Connection]:
+        if self._pid != os.getpid():
+            self._forget_what_the_parent_had()
+        with self._lock:
+            if self._connection is None:
+                self._connection = self._connect()
+            yield self._connection
+
+    def _forget_what_the_parent_had(self) -> None:
+        # A connection must not be used or closed across fork: it is kept, untouched, for ever. The
+        # lock may have been taken by a thread that does not exist here.
+        self._inherited.append(self._connection)
+        self._connection = None
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+
+    def _connect(self) -> sqlite3.Connection:
+        with self._translated():
+            target = ":memory:" if self.path is None else self._prepare_file(self.path)
+            connection: sqlite3.Connection = driver().connect(
+                target, timeout=self._timeout, isolation_level=None, check_same_thread=False
+            )
+            try:
+                self._configure(connection)
+                self._migrate(connection)
+            except BaseException:
+                connection.close()
+                raise
+            if self.path is not None:
+                self._inode = _identity(self.path)
+            return connection
+
+    def _prepare_file(self, path: Path) -> str:
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            kind = None if self._allow_network_filesystem else network_filesystem(path.parent)
+            if kind is not None:
+                raise UnsafeStorage(
+                    f"{path} is on a network file system ({kind}), where file locks cannot be "
+                    "trusted with a budget: set EMBEDCORE_HOME to a local folder, or "
+                    "allow_network_filesystem = true if only one machine uses it"
+                )
+            # Created by us first so that it is never readable by others, not even for a moment.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        except OSError as error:
+            raise from_os_error(error, path) from error
+        return os.fspath(path)
+
+    def _configure(self, connection: sqlite3.Connection) -> None:
+        connection.execute("PRAGMA synchronous=FULL")
+        if self.path is None:
+            return
+        safe = wal_is_safe(engine_version()) and not self._allow_network_filesystem
+        wanted, current = ("wal" if safe else "truncate"), self._ask_journal(connection)
+        if current == wanted:
+            return
+        got = self._set_journal(connection, wanted)
+        if got == "wal" and not safe:
+            raise StorageBusy(
+                f"{self.path} is in use by a program whose SQLite writes WAL, which this SQLite "
+                f"({engine_version()}) must not: stop it first, or install pysqlite3 here"
+            )
+
+    def _ask_journal(self, connection: sqlite3.Connection) -> str:
+        return str(connection.execute("PRAGMA journal_mode").fetchone()[0])
+
+    def _set_journal(self, connection: sqlite3.Connection, mode: str) -> str:
+        try:
+            return str(connection.execute(f"PRAGMA journal_mode={mode}").fetchone()[0])
+        except driver().OperationalError as error:
+            # Others have it open; a rollback journal is correct for everybody, only slower.
+            if "BUSY" not in error.sqlite_errorname and "LOCKED" not in error.sqlite_errorname:
+                raise
+            return self._ask_journal(connection)
+
+    def _migrate(self, connection: sqlite3.Connection) -> None:
+        found = self._user_version(connection)
+        if found == self._version:
+            return
+        # The set of pending migrations is only true under the write lock: another process may be
+        # opening the file for the first time as well.
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            found = self._user_version(connection)
+            if found > self._version:
+                raise StorageTooNew(
+                    f"{self.path} has schema {found}, this embedcore knows up to "
+                    f"{self._version}: upgrade it (pip install --upgrade embedcore), or set "
+                    "EMBEDCORE_HOME to another folder"
+                )
+            if found < self._version:
+                self._migrations.apply(self.utilities(connection))
+                connection.execute(f"PRAGMA user_version={self._version}")
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+    def _user_version(self, connection: sqlite3.Connection) -> int:
+        return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+    def utilities(self, connection: sqlite3.Connection) -> SqliteUtils:
+        """The sqlite-utils view of a connection that ``transaction`` or ``read`` handed out."""
+        from sqlite_utils import Database as SqliteUtils
+
+        # Other people's sqlite-utils plugins have no business in the ledger.
+        return SqliteUtils(connection, execute_plugins=False, recursive_triggers=False)
+
+    def _check_still_the_same_file(self) -> None:
+        if self.path is not None and _identity(self.path) != self._inode:
+            raise StorageCorrupt(
+                f"{self.path} was deleted or replaced while it was open. Restore it if you can; "
+                "a new one starts with nothing spent. Then restart this program"
+            )
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except driver().Error as error:
+            raise from_sqlite(error, self.path) from error
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

@@ -1,0 +1,192 @@
+"""The rows of the ledger: grants and attempts. Every function runs in the caller's transaction."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING
+
+from embedcore.errors import StorageCorrupt, StorageError
+from embedcore.storage import windows as counters
+from embedcore.storage.amounts import Amount, Attempt, Grant, Lane, Limit
+from embedcore.storage.windows import Moment
+
+if TYPE_CHECKING:
+    import sqlite3
+
+
+def new_grant(scope: str, lane: Lane, limits: Sequence[Limit], loose: bool) -> Grant:
+    """The key to a grant that ``open_grant`` will write. Random: an id is never used again."""
+    identity = secrets.randbits(62)
+    return Grant(id=identity, scope=scope, lane=lane, limits=tuple(limits), loose=loose)
+
+
+def open_grant(
+    connection: sqlite3.Connection,
+    grant: Grant,
+    held: Amount,
+    left: Amount,
+    moment: Moment,
+    *,
+    lease: int | None,
+) -> str:
+    """Hold an amount in the grant's windows; ``left`` of it stays with the grant."""
+    windows = counters.ids(connection, grant.scope, grant.lane, moment)
+    counters.hold(connection, windows, held)
+    books = (grant.id, grant.scope, windows, left.tokens, left.cost)
+    connection.execute(
+        'INSERT INTO "grant" VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)',
+        (*books, grant.loose, lease, _owner(os.getpid()), moment.now),
+    )
+    return windows
+
+
+def take(connection: sqlite3.Connection, grant: Grant, amount: Amount, lease: int) -> str | None:
+    """The grant's windows if it still had the amount, which now belongs to the caller."""
+    row = connection.execute(
+        'UPDATE "grant" SET tokens = tokens - ?1, cost = cost - ?2,'
+        " lease = iif(lease IS NULL, NULL, ?3)"
+        " WHERE id = ?4 AND tokens >= ?1 AND cost >= ?2 RETURNING windows",
+        (amount.tokens, amount.cost, lease, grant.id),
+    ).fetchone()
+    return None if row is None else str(row[0])
+
+
+def renew(connection: sqlite3.Connection, grant: Grant, lease: int) -> None:
+    connection.execute(
+        'UPDATE "grant" SET lease = ? WHERE id = ? AND lease IS NOT NULL', (lease, grant.id)
+    )
+
+
+def close_grant(connection: sqlite3.Connection, identity: int) -> None:
+    """Release what is left of a grant and forget it; nothing if that was done before."""
+    row = connection.execute(
+        'DELETE FROM "grant" WHERE id = ? RETURNING windows, tokens, cost', (identity,)
+    ).fetchone()
+    if row is not None and (row[1] or row[2]):
+        counters.release(connection, row[0], Amount(tokens=row[1], cost=row[2]))
+
+
+def open_attempt(
+    connection: sqlite3.Connection,
+    grant: Grant,
+    windows: str,
+    amount: Amount,
+    moment: Moment,
+    *,
+    lease: int,
+    model: str,
+    inputs: int,
+) -> Attempt:
+    """Write the attempt whose amount is held in ``windows`` already."""
+    held = (grant.id, grant.scope, windows, amount.tokens, amount.cost)
+    cursor = connection.execute(
+        'INSERT INTO attempt ("grant", scope, windows, state, tokens, cost, loose, lease,'
+        " model, inputs, sent) VALUES (?, ?, ?, 'sent', ?, ?, ?, ?, ?, ?, ?)",
+        (*held, grant.loose, lease, model, inputs, moment.now),
+    )
+    counters.count_request(connection, windows)
+    if cursor.lastrowid is None:
+        raise StorageError("SQLite gave no row id for an attempt: nothing was sent")
+    return Attempt(id=cursor.lastrowid, grant=grant, amount=amount)
+
+
+def state(connection: sqlite3.Connection, attempt: Attempt) -> tuple[str, str, int]:
+    """An attempt's state, its windows, and the generation of its day when it was charged."""
+    row = connection.execute(
+        "SELECT state, windows, generation FROM attempt WHERE id = ?", (attempt.id,)
+    ).fetchone()
+    if row is None:
+        raise StorageCorrupt(f"attempt {attempt.id} is not in the ledger: was the file replaced?")
+    return row[0], row[1], row[2]
+
+
+def mark(
+    connection: sqlite3.Connection,
+    attempt: Attempt,
+    new_state: str,
+    actual: Amount,
+    moment: Moment,
+    *,
+    reported: bool = False,
+    request_id: str | None = None,
+    note: str | None = None,
+) -> None:
+    """End an attempt on the record."""
+    connection.execute(
+        "UPDATE attempt SET state = ?, actual_tokens = ?, actual_cost = ?, reported = ?,"
+        " request_id = ?, note = ?, ended = ? WHERE id = ?",
+        (new_state, actual.tokens, actual.cost, reported, request_id, note, moment.now, attempt.id),
+    )
+
+
+def charge(
+    connection: sqlite3.Connection,
+    identity: int,
+    windows: str,
+    amount: Amount,
+    moment: Moment,
+    *,
+    note: str,
+    request_id: str | None = None,
+) -> None:
+    """The whole amount of a sent attempt becomes spent, for want of proof."""
+    counters.settle(connection, windows, amount, amount)
+    generation = counters.generation_of(connection, windows)
+    connection.execute(
+        "UPDATE attempt SET state = 'charged', actual_tokens = tokens, actual_cost = cost,"
+        " note = ?, request_id = ?, generation = ?, ended = ? WHERE id = ?",
+        (note, request_id, generation, moment.now, identity),
+    )
+
+
+def give_back(connection: sqlite3.Connection, attempt: Attempt, windows: str) -> None:
+    """Return a sent attempt's amount to its grant, or to the windows if that is closed."""
+    # A grant of another day must not get it: it is held in this attempt's windows.
+    returned = connection.execute(
+        'UPDATE "grant" SET tokens = tokens + ?, cost = cost + ? WHERE id = ? AND windows = ?',
+        (attempt.amount.tokens, attempt.amount.cost, attempt.grant.id, windows),
+    )
+    if not returned.rowcount:
+        counters.release(connection, windows, attempt.amount)
+
+
+def end_expired(connection: sqlite3.Connection, moment: Moment) -> None:
+    """Close what a crash left open: attempts are charged, grants released."""
+    attempts = connection.execute(
+        "SELECT id, windows, tokens, cost FROM attempt WHERE state = 'sent' AND lease < ?",
+        (moment.now,),
+    ).fetchall()
+    for identity, windows, tokens, cost in attempts:
+        amount = Amount(tokens=tokens, cost=cost)
+        charge(connection, identity, windows, amount, moment, note="never answered")
+    grants = connection.execute('SELECT id FROM "grant" WHERE lease < ?', (moment.now,))
+    for (identity,) in grants.fetchall():
+        close_grant(connection, identity)
+
+
+def log(
+    connection: sqlite3.Connection,
+    scope: str,
+    windows: str,
+    what: str,
+    amount: Amount,
+    moment: Moment,
+    *,
+    model: str = "",
+    note: str = "",
+) -> None:
+    """Put something on the record that is not a request of ours."""
+    connection.execute(
+        "INSERT INTO attempt (scope, windows, state, tokens, cost, actual_tokens, actual_cost,"
+        " model, note, sent, ended) VALUES (?1, ?2, ?3, ?4, ?5, ?4, ?5, ?6, ?7, ?8, ?8)",
+        (scope, windows, what, amount.tokens, amount.cost, model, note, moment.now),
+    )
+
+
+@cache
+def _owner(process: int) -> str:
+    return f"{socket.gethostname()}:{process}"

@@ -1,0 +1,309 @@
+"""Who may spend what, and what was spent: hold → send → settle, give back or charge.
+
+Every method is one immediate transaction, so that any number of threads and processes agree. A call
+holds its whole amount before it sends anything; each request then moves its part from the grant to
+an attempt, committed before the first byte leaves. What a crash leaves open is charged or released
+when its lease ends.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from embedcore.errors import ConfigurationError
+from embedcore.storage import admission, entries
+from embedcore.storage import windows as counters
+from embedcore.storage.amounts import (
+    ALL_SCOPES,
+    Amount,
+    Attempt,
+    Grant,
+    Lane,
+    Limit,
+)
+from embedcore.storage.calendar import MICROSECONDS, zone_named
+from embedcore.storage.windows import Moment
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from embedcore.events import LimitNear
+    from embedcore.storage.database import Database
+
+LEASE_SECONDS: Final = 60.0
+ATTEMPT_LEASE_SECONDS: Final = 660.0
+_CLOCK_GRAIN: Final = MICROSECONDS // 10
+
+
+class Ledger:
+    """The books over one ``Database``. Safe to share between threads.
+
+    ``zone``: the IANA zone of days and months; None takes the file's, UTC for a new one. ``clock``
+    returns seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        zone: str | None = None,
+        clock: Callable[[], float] = time.time,
+        lease: float = LEASE_SECONDS,
+        attempt_lease: float = ATTEMPT_LEASE_SECONDS,
+    ) -> None:
+        self.database = database
+        self._wanted_zone = zone
+        self._clock = clock
+        self._lease = round(lease * MICROSECONDS)
+        self._attempt_lease = round(attempt_lease * MICROSECONDS)
+
+    def hold(
+        self,
+        scope: str,
+        amount: Amount,
+        limits: Sequence[Limit] = (),
+        *,
+        lane: Lane = "all",
+        loose: bool = False,
+        final: bool = True,
+        leased: bool = True,
+    ) -> Grant:
+        """Set ``amount`` aside in all windows of ``scope``, or raise ``BudgetExceeded``.
+
+        ``loose``: the amount is an upper bound rather than a count. ``final``: the caller has
+        nothing tighter; otherwise ``TighterBoundNeeded`` asks for it as soon as the amount is more
+        than half of what is left. ``HeldLoosely`` is raised instead of a refusal that is due to
+        the loose bounds of others. ``leased=False``: for a batch, which outlives any lease.
+        """
+        grant = entries.new_grant(scope, lane, limits, loose)
+        with self.database.transaction() as connection:
+            moment = self.moment_in(connection)
+            entries.end_expired(connection, moment)
+            refusal = admission.check(connection, grant, amount, moment, final=final)
+            if refusal is None:
+                lease = self._until(moment) if leased else None
+                entries.open_grant(connection, grant, amount, amount, moment, lease=lease)
+        if refusal is not None:
+            raise refusal
+        return grant
+
+    def hold_and_send(
+        self,
+        scope: str,
+        amount: Amount,
+        limits: Sequence[Limit] = (),
+        *,
+        lane: Lane = "all",
+        loose: bool = False,
+        final: bool = True,
+        model: str = "",
+        inputs: int = 0,
+    ) -> Attempt:
+        """``hold`` and ``send`` for a call of one request, in one commit."""
+        grant = entries.new_grant(scope, lane, limits, loose)
+        with self.database.transaction() as connection:
+            moment = self.moment_in(connection)
+            entries.end_expired(connection, moment)
+            refusal = admission.check(connection, grant, amount, moment, final=final)
+            if refusal is None:
+                windows = entries.open_grant(
+                    connection, grant, amount, Amount(), moment, lease=self._until(moment)
+                )
+                attempt = self._sent(connection, grant, windows, amount, moment, model, inputs)
+        if refusal is not None:
+            raise refusal
+        return attempt
+
+    def send(
+        self, grant: Grant, amount: Amount, *, fresh: bool = False, model: str = "", inputs: int = 0
+    ) -> Attempt:
+        """Move a request's amount from the grant to a new attempt. Commit comes before the wire.
+
+        ``fresh``: the grant's share of this request is gone, because an earlier attempt of it was
+        charged. That, and a grant whose lease was lost, are held anew: ``BudgetExceeded`` if the
+        limits no longer allow it.
+        """
+        with self.database.transaction() as connection:
+            moment = self.moment_in(connection)
+            refusal = None
+            windows = (
+                None if fresh else entries.take(connection, grant, amount, self._until(moment))
+            )
+            if windows is None:
+                refusal = admission.check(
+                    connection, grant, amount, moment, final=True, waits=False
+                )
+                if refusal is None:
+                    windows = counters.ids(connection, grant.scope, grant.lane, moment)
+                    counters.hold(connection, windows, amount)
+            if windows is not None:
+                attempt = self._sent(connection, grant, windows, amount, moment, model, inputs)
+        if refusal is not None:
+            raise refusal
+        return attempt
+
+    def settle(
+        self,
+        attempt: Attempt,
+        actual: Amount,
+        *,
+        reported: bool = True,
+        request_id: str | None = None,
+        close: bool = False,
+    ) -> list[LimitNear]:
+        """The attempt cost ``actual``. Also corrects one that was charged; otherwise once only.
+
+        Returns the limits that are now nearly used up and of which nobody was told yet.
+        ``reported``: the provider named the tokens. ``close``: close the grant in the same commit.
+        """
+        with self.database.transaction() as connection:
+            moment = self.moment_in(connection)
+            state, windows, generation = entries.state(connection, attempt)
+            if state == "sent":
+                counters.settle(connection, windows, attempt.amount, actual)
+            elif state == "charged":
+                counters.correct(connection, windows, attempt.amount, actual, generation)
+            if state in ("sent", "charged"):
+                entries.mark(
+                    connection,
+                    attempt,
+                    "settled",
+                    actual,
+                    moment,
+                    reported=reported,
+                    request_id=request_id,
+                )
+            if close:
+                entries.close_grant(connection, attempt.grant.id)
+            return counters.newly_near(connection, windows, attempt.grant, moment)
+
+    def give_back(self, attempt: Attempt, *, note: str = "", request_id: str | None = None) -> None:
+        """Proof that nothing was billed: the amount returns to the grant, for a retry or a split.
+
+        If the grant is closed by now, it returns to the windows.
+        """
+        with self.database.transaction() as connection:
+            moment = self.moment_in(connection)
+            state, windows, generation = entries.state(connection, attempt)
+            if state == "sent":
+                entries.give_back(connection, attempt, windows)
+            elif state == "charged":
+                counters.correct(connection, windows, attempt.amount, Amount(), generation)
+            else:
+                return
+            entries.mark(
+                connection, attempt, "returned", Amount(), moment, request_id=request_id, note=note
+            )
+
+    def charge(
+        self, attempt: Attempt, *, note: str = "", request_id: str | None = None
+    ) -> list[LimitNear]:
+        """Nobody can say whether it was billed: the whole amount counts as spent."""
+        with self.database.transaction() as connection:
+            moment = self.moment_in(connection)
+            state, windows, _ = entries.state(connection, attempt)
+            if state == "sent":
+                entries.charge(
+                    connection,
+                    attempt.id,
+                    windows,
+                    attempt.amount,
+                    moment,
+                    note=note,
+                    request_id=request_id,
+                )
+            return counters.newly_near(connection, windows, attempt.grant, moment)
+
+    def renew(self, grant: Grant) -> None:
+        """Prolong the lease while the holder waits without sending."""
+        with self.database.transaction() as connection:
+            entries.renew(connection, grant, self._until(self.moment_in(connection)))
+
+    def close(self, grant: Grant) -> None:
+        """Release what is left of the grant. Closing twice is harmless."""
+        with self.database.transaction() as connection:
+            entries.close_grant(connection, grant.id)
+
+    def record(self, scope: str, amount: Amount, *, model: str = "", note: str = "") -> None:
+        """Count something that was spent elsewhere. Unconditional."""
+        with self.database.transaction() as connection:
+            moment = self.moment_in(connection)
+            windows = counters.ids(connection, scope, "all", moment)
+            counters.spend(connection, windows, amount)
+            counters.count_request(connection, windows)
+            entries.log(
+                connection, scope, windows, "recorded", amount, moment, model=model, note=note
+            )
+
+    def reset(self, scope: str) -> None:
+        """Start today's tokens and requests of ``scope`` at zero again, on the record.
+
+        Requests in flight still count when they end; corrections of older ones no longer do.
+        """
+        with self.database.transaction() as connection:
+            moment = self.moment_in(connection)
+            windows = counters.ids(connection, scope, "query", moment)
+            spent = counters.reset_day(connection, windows)
+            note = f"{spent} tokens of the day taken off by reset"
+            entries.log(connection, scope, windows, "reset", Amount(), moment, note=note)
+
+    def repair_clock(self) -> tuple[float, float]:
+        """Take the high-water clock back to the real time, on the record.
+
+        For a computer whose clock was wrong: until the real time catches up, everything would be
+        counted in the future's window. Returns the seconds since 1970 before and after.
+        """
+        with self.database.transaction() as connection:
+            moment = self.moment_in(connection)
+            after = round(self._clock() * MICROSECONDS)
+            connection.execute("UPDATE book SET clock = ?, tight_until = 0", (after,))
+            windows = counters.ids(
+                connection, ALL_SCOPES, "all", Moment(now=after, zone=moment.zone)
+            )
+            note = f"clock moved from {moment.now} to {after} microseconds by repair"
+            entries.log(connection, ALL_SCOPES, windows, "clock", Amount(), moment, note=note)
+            return moment.now / MICROSECONDS, after / MICROSECONDS
+
+    def moment(self) -> Moment:
+        """The time by which the books are kept, and the zone of its days."""
+        with self.database.transaction() as connection:
+            return self.moment_in(connection)
+
+    def moment_in(self, connection: sqlite3.Connection) -> Moment:
+        real = round(self._clock() * MICROSECONDS)
+        row = connection.execute("SELECT clock, zone FROM book").fetchone()
+        if row is None:
+            zone = self._wanted_zone or "UTC"
+            zone_named(zone)
+            connection.execute("INSERT INTO book (id, zone, clock) VALUES (1, ?, ?)", (zone, real))
+            return Moment(now=real, zone=zone)
+        latest, zone = row
+        if self._wanted_zone not in (None, zone):
+            raise ConfigurationError(
+                f"timezone = {self._wanted_zone!r}, but {self.database.path} has counted its days "
+                f"in {zone!r} since its first use: set timezone = {zone!r}, or use another "
+                "EMBEDCORE_HOME"
+            )
+        if real > latest + _CLOCK_GRAIN:
+            connection.execute("UPDATE book SET clock = ?", (real,))
+        return Moment(now=max(real, latest), zone=zone)
+
+    def _until(self, moment: Moment) -> int:
+        return moment.now + self._lease
+
+    def _sent(
+        self,
+        connection: sqlite3.Connection,
+        grant: Grant,
+        windows: str,
+        amount: Amount,
+        moment: Moment,
+        model: str,
+        inputs: int,
+    ) -> Attempt:
+        lease = moment.now + self._attempt_lease
+        return entries.open_attempt(
+            connection, grant, windows, amount, moment, lease=lease, model=model, inputs=inputs
+        )

@@ -1,0 +1,97 @@
+"""The tables of the state file, as migrations: one function each, never changed once released."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from sqlite_utils.migrations import Migrations
+
+if TYPE_CHECKING:
+    from sqlite_utils import Database
+
+STATE_VERSION: Final = 1
+"""``PRAGMA user_version`` after the last migration below; add one with each."""
+
+STATE: Final = Migrations("embedcore.state")
+
+
+@STATE()
+def ledger(database: Database) -> None:
+    """The ledger: windows count, grants set aside, attempts are what was sent."""
+    for statement in (_BOOK, _WINDOW, _GRANT, _ATTEMPT, _WARNING, *_INDEXES):
+        database.conn.execute(statement)
+
+
+_BOOK = """
+CREATE TABLE book (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    zone TEXT NOT NULL,                    -- IANA name; days and months are counted in it
+    clock INTEGER NOT NULL,                -- the latest time ever seen, microseconds since 1970 UTC
+    tight_until INTEGER NOT NULL DEFAULT 0 -- until then nobody holds more than it must
+) STRICT"""
+
+_WINDOW = """
+CREATE TABLE window (
+    id INTEGER PRIMARY KEY,
+    scope TEXT NOT NULL,                   -- a project, or * for all of them
+    lane TEXT NOT NULL CHECK (lane IN ('all', 'query')),
+    period TEXT NOT NULL CHECK (period IN ('day', 'month', 'total')),
+    start TEXT NOT NULL,                   -- 2026-11-23, 2026-11, or empty
+    generation INTEGER NOT NULL DEFAULT 0, -- counts the resets
+    tokens_spent INTEGER NOT NULL DEFAULT 0 CHECK (tokens_spent >= 0),
+    tokens_held INTEGER NOT NULL DEFAULT 0 CHECK (tokens_held >= 0),
+    cost_spent INTEGER NOT NULL DEFAULT 0 CHECK (cost_spent >= 0),
+    cost_held INTEGER NOT NULL DEFAULT 0 CHECK (cost_held >= 0),
+    requests INTEGER NOT NULL DEFAULT 0 CHECK (requests >= 0),
+    UNIQUE (scope, lane, period, start)
+) STRICT"""
+
+_GRANT = """
+CREATE TABLE "grant" (
+    id INTEGER PRIMARY KEY,                -- random: an id is never used again
+    scope TEXT NOT NULL,
+    windows TEXT NOT NULL,                 -- the window ids its money is charged to
+    tokens INTEGER NOT NULL CHECK (tokens >= 0),
+    cost INTEGER NOT NULL CHECK (cost >= 0),
+    loose INTEGER NOT NULL CHECK (loose IN (0, 1)),
+    lease INTEGER,                         -- microseconds; NULL: never expires
+    owner TEXT NOT NULL,
+    opened INTEGER NOT NULL
+) STRICT"""
+
+_ATTEMPT = """
+CREATE TABLE attempt (
+    id INTEGER PRIMARY KEY,
+    "grant" INTEGER,                       -- NULL for what was recorded by hand
+    scope TEXT NOT NULL,
+    windows TEXT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN
+        ('sent', 'settled', 'charged', 'returned', 'recorded', 'reset', 'clock')),
+    tokens INTEGER NOT NULL,               -- held for it
+    cost INTEGER NOT NULL,                 -- picodollars held for it
+    actual_tokens INTEGER,
+    actual_cost INTEGER,
+    loose INTEGER NOT NULL DEFAULT 0 CHECK (loose IN (0, 1)),
+    reported INTEGER NOT NULL DEFAULT 0 CHECK (reported IN (0, 1)),
+    generation INTEGER NOT NULL DEFAULT 0, -- of its day's window, when it was charged
+    lease INTEGER,
+    model TEXT NOT NULL DEFAULT '',
+    inputs INTEGER NOT NULL DEFAULT 0,
+    request_id TEXT,
+    note TEXT,
+    sent INTEGER NOT NULL,
+    ended INTEGER
+) STRICT"""
+
+_WARNING = """
+CREATE TABLE warning (
+    window INTEGER NOT NULL REFERENCES window (id),
+    unit TEXT NOT NULL CHECK (unit IN ('tokens', 'cost')),
+    amount INTEGER NOT NULL,
+    PRIMARY KEY (window, unit, amount)
+) STRICT, WITHOUT ROWID"""
+
+_INDEXES = (
+    "CREATE INDEX attempt_open ON attempt (lease) WHERE state = 'sent'",
+    "CREATE INDEX attempt_sent ON attempt (sent)",
+)

@@ -1,0 +1,149 @@
+"""What was spent, by whom, on what? Reads the ledger and changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from embedcore.storage import windows as counters
+from embedcore.storage.amounts import Amount, Grant, Lane, Limit
+from embedcore.storage.calendar import MICROSECONDS, PERIODS, Period, window_start, zone_named
+
+if TYPE_CHECKING:
+    from embedcore.storage.ledger import Ledger
+    from embedcore.storage.windows import Moment, Used
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Usage:
+    """One window: what is spent and held in it. Costs are in picodollars."""
+
+    scope: str
+    period: Period
+    start: str
+    spent: Amount
+    held: Amount
+    requests: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelUsage:
+    """One model within one period. ``uncertain``: charged without proof that it was billed.
+
+    ``estimated``: settled at the amount held, because the provider named no figure.
+    """
+
+    model: str
+    period: Period
+    spent: Amount
+    uncertain: Amount
+    estimated: Amount
+    requests: int
+
+
+def windows_now(ledger: Ledger, scope: str | None = None) -> list[Usage]:
+    """Today, this month and in total: for ``scope``, or for every scope and all of them together."""
+    moment = ledger.moment()
+    where, values = ("", []) if scope is None else (" AND scope = ?", [scope])
+    found = []
+    with ledger.database.read() as connection:
+        for period in PERIODS:
+            start = window_start(period, moment.now, moment.zone)
+            rows = connection.execute(
+                "SELECT scope, tokens_spent, cost_spent, tokens_held, cost_held, requests"
+                f" FROM window WHERE lane = 'all' AND period = ? AND start = ?{where}"
+                " ORDER BY scope",
+                [period, start, *values],
+            )
+            found += [_usage(period, start, row) for row in rows]
+    return found
+
+
+def of_scope(ledger: Ledger, scope: str, period: Period = "day") -> Usage:
+    """One scope's current window; all zero if nothing was spent in it."""
+    found = [usage for usage in windows_now(ledger, scope) if usage.period == period]
+    if found:
+        return found[0]
+    moment = ledger.moment()
+    start = window_start(period, moment.now, moment.zone)
+    return _usage(period, start, (scope, 0, 0, 0, 0, 0))
+
+
+def by_model(ledger: Ledger) -> list[ModelUsage]:
+    """Every model that was asked today, this month and in total, over all scopes."""
+    moment = ledger.moment()
+    with ledger.database.read() as connection:
+        return [
+            _model_usage(period, row)
+            for period in PERIODS
+            for row in connection.execute(_BY_MODEL, (_since(period, moment),))
+        ]
+
+
+_BY_MODEL = """
+SELECT model, sum(actual_tokens), sum(actual_cost),
+       sum(iif(state = 'charged', actual_tokens, 0)), sum(iif(state = 'charged', actual_cost, 0)),
+       sum(iif(state = 'settled' AND NOT reported, actual_tokens, 0)),
+       sum(iif(state = 'settled' AND NOT reported, actual_cost, 0)),
+       count(*)
+FROM attempt
+WHERE sent >= ? AND state IN ('sent', 'settled', 'charged', 'returned', 'recorded')
+GROUP BY model ORDER BY model"""
+
+
+def limits_now(ledger: Ledger, scope: str, limits: Sequence[Limit], lane: Lane) -> list[Used]:
+    """Each limit beside what its window holds now."""
+    with ledger.database.transaction() as connection:
+        moment = ledger.moment_in(connection)
+        windows = counters.ids(connection, scope, lane, moment)
+        grant = Grant(id=0, scope=scope, lane=lane, limits=tuple(limits), loose=False)
+        return counters.used(connection, windows, grant, moment)
+
+
+def audit(ledger: Ledger, *, last: int | None = None) -> list[dict[str, Any]]:
+    """Every attempt and every adjustment, oldest first: the rows of the table, times as UTC."""
+    with ledger.database.read() as connection:
+        table = ledger.database.utilities(connection)["attempt"]
+        rows = list(table.rows_where(order_by="id desc", limit=last))
+    for row in rows:
+        for name in ("sent", "ended"):
+            row[name] = _utc(row[name])
+    return rows[::-1]
+
+
+def _usage(period: Period, start: str, row: Sequence[Any]) -> Usage:
+    return Usage(
+        scope=row[0],
+        period=period,
+        start=start,
+        spent=Amount(tokens=row[1], cost=row[2]),
+        held=Amount(tokens=row[3], cost=row[4]),
+        requests=row[5],
+    )
+
+
+def _model_usage(period: Period, row: Sequence[Any]) -> ModelUsage:
+    return ModelUsage(
+        model=row[0],
+        period=period,
+        spent=Amount(tokens=row[1] or 0, cost=row[2] or 0),
+        uncertain=Amount(tokens=row[3], cost=row[4]),
+        estimated=Amount(tokens=row[5] or 0, cost=row[6] or 0),
+        requests=row[7],
+    )
+
+
+def _since(period: Period, moment: Moment) -> int:
+    start = window_start(period, moment.now, moment.zone)
+    if period == "total":
+        return 0
+    first = datetime.fromisoformat(start if period == "day" else f"{start}-01")
+    return round(first.replace(tzinfo=zone_named(moment.zone)).timestamp()) * MICROSECONDS
+
+
+def _utc(microseconds: int | None) -> str | None:
+    if microseconds is None:
+        return None
+    return datetime.fromtimestamp(microseconds / MICROSECONDS, tz=UTC).isoformat()
