@@ -1,1 +1,238 @@
 """Text in, vectors out, from any provider, inside a budget, paying once."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from embedcore.client import (
+        EmbeddingClient as EmbeddingClient,
+    )
+    from embedcore.config import (
+        Config as Config,
+    )
+    from embedcore.errors import (
+        AuthenticationFailed as AuthenticationFailed,
+    )
+    from embedcore.errors import (
+        BatchEmbeddingFailed as BatchEmbeddingFailed,
+    )
+    from embedcore.errors import (
+        BudgetExceeded as BudgetExceeded,
+    )
+    from embedcore.errors import (
+        ConfigurationError as ConfigurationError,
+    )
+    from embedcore.errors import (
+        CostBudgetExceeded as CostBudgetExceeded,
+    )
+    from embedcore.errors import (
+        EmbeddingError as EmbeddingError,
+    )
+    from embedcore.errors import (
+        InputRejected as InputRejected,
+    )
+    from embedcore.errors import (
+        InputTooLong as InputTooLong,
+    )
+    from embedcore.errors import (
+        InvalidResponse as InvalidResponse,
+    )
+    from embedcore.errors import (
+        ModelNotFound as ModelNotFound,
+    )
+    from embedcore.errors import (
+        OutcomeUnknown as OutcomeUnknown,
+    )
+    from embedcore.errors import (
+        PermanentProviderError as PermanentProviderError,
+    )
+    from embedcore.errors import (
+        PermissionDenied as PermissionDenied,
+    )
+    from embedcore.errors import (
+        PluginError as PluginError,
+    )
+    from embedcore.errors import (
+        ProviderError as ProviderError,
+    )
+    from embedcore.errors import (
+        ProviderUnavailable as ProviderUnavailable,
+    )
+    from embedcore.errors import (
+        QuotaExhausted as QuotaExhausted,
+    )
+    from embedcore.errors import (
+        RateLimited as RateLimited,
+    )
+    from embedcore.errors import (
+        RequestRejected as RequestRejected,
+    )
+    from embedcore.errors import (
+        RequestTooLarge as RequestTooLarge,
+    )
+    from embedcore.errors import (
+        StorageBusy as StorageBusy,
+    )
+    from embedcore.errors import (
+        StorageCorrupt as StorageCorrupt,
+    )
+    from embedcore.errors import (
+        StorageError as StorageError,
+    )
+    from embedcore.errors import (
+        StorageFull as StorageFull,
+    )
+    from embedcore.errors import (
+        StorageReadOnly as StorageReadOnly,
+    )
+    from embedcore.errors import (
+        StorageTooNew as StorageTooNew,
+    )
+    from embedcore.errors import (
+        TokenBudgetExceeded as TokenBudgetExceeded,
+    )
+    from embedcore.errors import (
+        TransientProviderError as TransientProviderError,
+    )
+    from embedcore.errors import (
+        UnknownProvider as UnknownProvider,
+    )
+    from embedcore.errors import (
+        UnsafeStorage as UnsafeStorage,
+    )
+    from embedcore.functions import (
+        batch_embed_texts as batch_embed_texts,
+    )
+    from embedcore.functions import (
+        check_daily_limit as check_daily_limit,
+    )
+    from embedcore.functions import (
+        embed_texts as embed_texts,
+    )
+    from embedcore.functions import (
+        record_usage as record_usage,
+    )
+    from embedcore.policy.immediate import (
+        Plan as Plan,
+    )
+    from embedcore.policy.result import (
+        EmbeddingResult as EmbeddingResult,
+    )
+    from embedcore.policy.result import (
+        RowOutcome as RowOutcome,
+    )
+    from embedcore.policy.result import (
+        Spending as Spending,
+    )
+    from embedcore.provider.tokens import (
+        estimate_tokens as estimate_tokens,
+    )
+    from embedcore.tracker import (
+        TokenTracker as TokenTracker,
+    )
+
+# Loaded at first use: importing embedcore must cost a program nothing that it does not need.
+_HOMES = {
+    "AuthenticationFailed": "embedcore.errors",
+    "BatchEmbeddingFailed": "embedcore.errors",
+    "BudgetExceeded": "embedcore.errors",
+    "Config": "embedcore.config",
+    "ConfigurationError": "embedcore.errors",
+    "CostBudgetExceeded": "embedcore.errors",
+    "EmbeddingClient": "embedcore.client",
+    "EmbeddingError": "embedcore.errors",
+    "EmbeddingResult": "embedcore.policy.result",
+    "InputRejected": "embedcore.errors",
+    "InputTooLong": "embedcore.errors",
+    "InvalidResponse": "embedcore.errors",
+    "ModelNotFound": "embedcore.errors",
+    "OutcomeUnknown": "embedcore.errors",
+    "PermanentProviderError": "embedcore.errors",
+    "PermissionDenied": "embedcore.errors",
+    "Plan": "embedcore.policy.immediate",
+    "PluginError": "embedcore.errors",
+    "ProviderError": "embedcore.errors",
+    "ProviderUnavailable": "embedcore.errors",
+    "QuotaExhausted": "embedcore.errors",
+    "RateLimited": "embedcore.errors",
+    "RequestRejected": "embedcore.errors",
+    "RequestTooLarge": "embedcore.errors",
+    "RowOutcome": "embedcore.policy.result",
+    "Spending": "embedcore.policy.result",
+    "StorageBusy": "embedcore.errors",
+    "StorageCorrupt": "embedcore.errors",
+    "StorageError": "embedcore.errors",
+    "StorageFull": "embedcore.errors",
+    "StorageReadOnly": "embedcore.errors",
+    "StorageTooNew": "embedcore.errors",
+    "TokenBudgetExceeded": "embedcore.errors",
+    "TokenTracker": "embedcore.tracker",
+    "TransientProviderError": "embedcore.errors",
+    "UnknownProvider": "embedcore.errors",
+    "UnsafeStorage": "embedcore.errors",
+    "batch_embed_texts": "embedcore.functions",
+    "check_daily_limit": "embedcore.functions",
+    "embed_texts": "embedcore.functions",
+    "estimate_tokens": "embedcore.provider.tokens",
+    "record_usage": "embedcore.functions",
+}
+
+__all__ = [
+    "AuthenticationFailed",
+    "BatchEmbeddingFailed",
+    "BudgetExceeded",
+    "Config",
+    "ConfigurationError",
+    "CostBudgetExceeded",
+    "EmbeddingClient",
+    "EmbeddingError",
+    "EmbeddingResult",
+    "InputRejected",
+    "InputTooLong",
+    "InvalidResponse",
+    "ModelNotFound",
+    "OutcomeUnknown",
+    "PermanentProviderError",
+    "PermissionDenied",
+    "Plan",
+    "PluginError",
+    "ProviderError",
+    "ProviderUnavailable",
+    "QuotaExhausted",
+    "RateLimited",
+    "RequestRejected",
+    "RequestTooLarge",
+    "RowOutcome",
+    "Spending",
+    "StorageBusy",
+    "StorageCorrupt",
+    "StorageError",
+    "StorageFull",
+    "StorageReadOnly",
+    "StorageTooNew",
+    "TokenBudgetExceeded",
+    "TokenTracker",
+    "TransientProviderError",
+    "UnknownProvider",
+    "UnsafeStorage",
+    "batch_embed_texts",
+    "check_daily_limit",
+    "embed_texts",
+    "estimate_tokens",
+    "record_usage",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("embedcore")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'embedcore' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

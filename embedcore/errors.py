@@ -1,10 +1,10 @@
 """Every way embedcore can fail, as one tree.
 
-EmbeddingError                   .retryable  .billed  .partial  .budget_blocked
+EmbeddingError                   .retryable  .billed  .position  .partial  .budget_blocked
 ├── ConfigurationError             your settings; nothing was sent
 │   ├── UnknownProvider              lists the installed ones and how to install the missing one
 │   └── PluginError                  a provider package that cannot be loaded
-├── InputRejected                  .position  .reason; nothing of that text was sent
+├── InputRejected                  .reason; nothing of that text was sent
 │   └── InputTooLong                 overlong = "reject", or the server disagrees with our count
 ├── BudgetExceeded                 .limit .spent .held .asked .resets_at .never_fits
 │   ├── TokenBudgetExceeded          amounts in tokens
@@ -60,6 +60,7 @@ class EmbeddingError(Exception):
 
     ``retryable``: the same call may succeed later without a change.
     ``billed``: whether the provider may have charged for the failed request.
+    ``position``: the row of the caller's input that is to blame, from 0, where one is.
     ``partial``: what did succeed before the failure, as an ``EmbeddingResult``, or None.
     ``budget_blocked``: a retry would have been made, but the budget no longer allowed it.
     """
@@ -81,6 +82,7 @@ class EmbeddingError(Exception):
             self.retryable = retryable
         if billed is not None:
             self.billed = billed
+        self.position: int | None = None
         self.partial = partial
         self.budget_blocked = False
 
@@ -113,7 +115,7 @@ class PluginError(ConfigurationError):
 
 
 class InputRejected(EmbeddingError):
-    """A text that cannot be embedded. ``position`` is its place in the caller's input, from 0."""
+    """A text that cannot be embedded. ``reason`` says why, without its position."""
 
     def __init__(
         self,

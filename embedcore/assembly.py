@@ -1,0 +1,242 @@
+"""From settings to something that runs: which provider, which options, whose money."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from pydantic import BaseModel, SecretStr
+
+from embedcore.config import Config, Profile
+from embedcore.configfile import policy_budget, state_folder, validated
+from embedcore.errors import ConfigurationError, StorageReadOnly, UnsafeStorage
+from embedcore.events import Event, Observer
+from embedcore.observers import log
+from embedcore.policy.engine import Engine
+from embedcore.policy.limiter import gate_for
+from embedcore.policy.pool import Pool
+from embedcore.policy.purse import Account
+from embedcore.policy.retry import RetryQuota
+from embedcore.provider import registry
+from embedcore.provider.options import (
+    OptionLayer,
+    ResolvedOptions,
+    embedder_fingerprint,
+    is_secret,
+    options_fingerprint,
+    resolve_options,
+)
+from embedcore.storage.database import Database
+from embedcore.storage.ledger import Ledger
+from embedcore.storage.schema import STATE, STATE_VERSION
+
+if TYPE_CHECKING:
+    from embedcore.provider.hookspecs import Provider
+    from embedcore.provider.protocol import Embedder
+    from embedcore.storage.amounts import Limit
+
+STATE_FILE: Final = "state.db"
+Key: TypeAlias = str | SecretStr | Callable[[], str]
+
+logger = logging.getLogger("embedcore")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """What a client was asked for, before anything of it is built."""
+
+    config: Config
+    profile: Profile
+    provider: str
+    model: str
+    scope: str
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        return self.config.limits(self.profile, self.scope)
+
+    def resolve(self, provider: Provider) -> ResolvedOptions:
+        """This choice's options for its provider, from every layer."""
+        config = self.config
+        # Settings made in Python may hold a key; those read from a file must not.
+        by_hand = not config.origins
+        where = "the configuration"
+        return resolve_options(
+            provider,
+            [
+                OptionLayer(
+                    origin=config.origins.get(f"options.{self.provider}", where),
+                    values=config.options.get(self.provider, {}),
+                    plain_keys=by_hand,
+                ),
+                OptionLayer(
+                    origin=f"{where}, profile", values=self.profile.options, plain_keys=by_hand
+                ),
+                OptionLayer(origin="Python", values=self.options, plain_keys=True),
+            ],
+        )
+
+
+def choose(
+    model: str | None,
+    *,
+    config: Config | Mapping[str, Any] | Path | str | None,
+    scope: str | None,
+    options: Mapping[str, Any],
+) -> Choice:
+    """Find the profile, the provider and the model that a name means."""
+    settings = as_config(config)
+    profile = settings.profile(model)
+    provider, name = registry.split_model(profile.model, default_provider=settings.provider)
+    chosen_scope = scope or profile.scope or settings.scope
+    if scope is not None:
+        _check_scope(scope)
+    return Choice(
+        config=settings,
+        profile=profile,
+        provider=provider,
+        model=name,
+        scope=chosen_scope,
+        options=options,
+    )
+
+
+def as_config(config: Config | Mapping[str, Any] | Path | str | None) -> Config:
+    """A ``Config`` from whatever the caller has; the machine's policy holds over every one."""
+    if config is None or isinstance(config, (Path, str)):
+        return Config.load(config)
+    settings = config if isinstance(config, Config) else validated(config, "config argument")
+    if not settings._layers:
+        policy = policy_budget()
+        if policy is not None:
+            settings._layers.append(policy)
+    return settings
+
+
+def checked_options(choice: Choice, provider: Provider) -> BaseModel | None:
+    """The validated options; None while a ``"$NAME"`` reference leads nowhere yet."""
+    resolved = choice.resolve(provider)
+    if resolved.missing:
+        return None
+    options: BaseModel = registry.validate_options(provider, resolved.values)
+    return options
+
+
+def create_embedder(choice: Choice) -> tuple[Embedder, str, tuple[str, ...]]:
+    """The embedder, its fingerprint, and the secrets that must never be shown."""
+    provider = registry.load(choice.provider)
+    resolved = choice.resolve(provider)
+    if resolved.missing:
+        name, variable = next(iter(resolved.missing.items()))
+        raise ConfigurationError(
+            f"{name} of provider {choice.provider!r} is ${variable} "
+            f"({resolved.origins[name]}), and that variable is not set: export {variable}=…"
+        )
+    options = registry.validate_options(provider, resolved.values)
+    embedder = registry.build(provider, choice.model, options)
+    fingerprint = options_fingerprint(choice.provider, choice.model, options, embedder.info)
+    return embedder, fingerprint, _secrets(options)
+
+
+def build_engine(
+    choice: Choice, embedder: Embedder | None, observers: Sequence[Observer]
+) -> tuple[Engine, Ledger | None]:
+    """Everything a recipe needs, and the ledger to close with it."""
+    secrets: tuple[str, ...] = ()
+    if embedder is None:
+        embedder, fingerprint, secrets = create_embedder(choice)
+    else:
+        fingerprint = embedder_fingerprint(embedder.info)
+    info, config, profile = embedder.info, choice.config, choice.profile
+    ledger = None if info.local else open_ledger(config, choice.limits)
+    retry = (profile.retry or config.retry).settings()
+    concurrency = profile.concurrency or config.concurrency or info.max_concurrency
+    engine = Engine(
+        embedder=embedder,
+        account=Account(
+            ledger=ledger, scope=choice.scope, limits=choice.limits, wait=config.budget.wait
+        ),
+        pool=Pool(max(min(concurrency, info.max_concurrency), 1)),
+        gate=gate_for(info.endpoint or f"{info.provider}:{info.model}"),
+        quota=RetryQuota(retry.quota, retry.quota_ratio),
+        retry=retry,
+        overlong=profile.overlong or config.overlong or "truncate",
+        keep_empty=(profile.on_empty or config.on_empty) == "keep",
+        reject_zero=(profile.on_zero or config.on_zero) == "reject",
+        label=f"{info.provider}:{info.model}",
+        fingerprint=fingerprint,
+        secrets=secrets,
+        observe=told(observers),
+    )
+    return engine, ledger
+
+
+def told(observers: Sequence[Observer]) -> Observer:
+    """One observer for the log, the plugins and these; none can disturb the others."""
+
+    def observe(event: Event) -> None:
+        log(event)
+        registry.observe(event)
+        for observer in observers:
+            registry.notify(observer, event)
+
+    return observe
+
+
+def open_ledger(config: Config, limits: Sequence[Limit]) -> Ledger:
+    """The ledger of this state folder.
+
+    Where it cannot be kept safely and there is no limit to keep, the books are in memory.
+    """
+    path = state_folder(config) / STATE_FILE
+    database = Database(
+        path,
+        STATE,
+        version=STATE_VERSION,
+        allow_network_filesystem=config.allow_network_filesystem,
+    )
+    try:
+        database.open()
+    except (StorageReadOnly, UnsafeStorage) as error:
+        if limits:
+            raise
+        logger.warning("usage is not recorded: %s", error)
+        database = Database(None, STATE, version=STATE_VERSION)
+    return Ledger(database, zone=config.timezone)
+
+
+def without_keys(config: Config, provider: str) -> Config:
+    """A copy for pickling: no key, no callable; references by name stay."""
+    kind = registry.load(provider).options
+    clean = {name: _clean(values, kind) for name, values in config.options.items()}
+    profiles = {
+        name: profile.model_copy(update={"options": _clean(profile.options, kind)})
+        for name, profile in config.profiles.items()
+    }
+    return config.model_copy(update={"options": clean, "profiles": profiles})
+
+
+def _clean(options: Mapping[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in options.items()
+        if not (callable(value) or isinstance(value, SecretStr))
+        and not (is_secret(kind, name) and not str(value).startswith("$"))
+    }
+
+
+def _secrets(options: BaseModel) -> tuple[str, ...]:
+    values = (getattr(options, name) for name in type(options).model_fields)
+    return tuple(
+        value.get_secret_value()
+        for value in values
+        if isinstance(value, SecretStr) and value.get_secret_value()
+    )
+
+
+def _check_scope(scope: str) -> None:
+    validated({"scope": scope}, "scope argument")

@@ -1,0 +1,206 @@
+"""What may be set, and what it means: ``embedcore.toml`` and the environment as frozen models.
+
+Reading and layering them is ``embedcore.configfile``; this module only says what is valid.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+
+from embedcore.policy.retry import RetrySettings
+from embedcore.storage.amounts import ALL_SCOPES, Limit, Unit
+from embedcore.storage.calendar import PERIODS, Period
+
+Overlong: TypeAlias = Literal["truncate", "reject"]
+OnEmpty: TypeAlias = Literal["reject", "keep"]
+OnZero: TypeAlias = Literal["warn", "reject"]
+
+DEFAULT_MODEL = "text-embedding-3-small"
+DEFAULT_PROVIDER = "openai"
+_PICODOLLARS = 10**12
+_LARGEST_TOKENS = 10**15
+_LARGEST_DOLLARS = 10**6
+
+Tokens: TypeAlias = Annotated[int, Field(ge=0, le=_LARGEST_TOKENS, strict=True)]
+Dollars: TypeAlias = Annotated[Decimal, Field(ge=0, le=_LARGEST_DOLLARS, allow_inf_nan=False)]
+Seconds: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+ScopeName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/@+-]{1,128}$")]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Limits(_Model):
+    """Limits in tokens and in US dollars, per day, per month and in total. None: no limit."""
+
+    daily_token_limit: Tokens | None = None
+    monthly_token_limit: Tokens | None = None
+    total_token_limit: Tokens | None = None
+    daily_cost_limit: Dollars | None = None
+    monthly_cost_limit: Dollars | None = None
+    total_cost_limit: Dollars | None = None
+
+    def amount(self, period: Period, unit: Unit) -> int | None:
+        """The limit in tokens or picodollars."""
+        name = {"day": "daily", "month": "monthly", "total": "total"}[period]
+        if unit == "tokens":
+            tokens: int | None = getattr(self, f"{name}_token_limit")
+            return tokens
+        dollars: Decimal | None = getattr(self, f"{name}_cost_limit")
+        return None if dollars is None else int(dollars * _PICODOLLARS)
+
+
+class Budget(Limits):
+    """What may be spent. The limits written here hold for the scope that is in use.
+
+    - ``all_scopes``: limits over everything in this state folder.
+    - ``scopes``: limits of one scope by its name.
+    - ``query_share``: the part of each of the scope's limits that only queries may use, 0 to 1.
+    - ``wait``: seconds to wait while others hold more than they will need, before refusing.
+    """
+
+    all_scopes: Limits = Limits()
+    scopes: dict[ScopeName, Limits] = {}
+    query_share: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
+    wait: Seconds = 30.0
+
+    def limits(self, scope: str) -> list[Limit]:
+        """Every limit of this budget that a call of ``scope`` must keep."""
+        found = []
+        holders = ((scope, self), (scope, self.scopes.get(scope)), (ALL_SCOPES, self.all_scopes))
+        for owner, limits in holders:
+            for period in PERIODS:
+                for unit in ("tokens", "cost"):
+                    amount = limits.amount(period, unit) if limits is not None else None
+                    if amount is not None:
+                        reserved = int(amount * self.query_share) if owner == scope else 0
+                        found.append(
+                            Limit(
+                                scope=owner,
+                                period=period,
+                                unit=unit,
+                                amount=amount,
+                                reserved=reserved,
+                            )
+                        )
+        return found
+
+
+class Retry(_Model):
+    """How failed requests are tried again.
+
+    - ``attempts``: tries of one request, the first included. Waiting for a time that the provider
+      named does not use them up.
+    - ``first_wait``, ``longest_wait``: bounds of the exponential wait with full jitter, in seconds.
+    - ``longest_named_wait``: a provider that names a longer time ends the call at once.
+    - ``request_timeout``: seconds for one attempt, connecting and reading included.
+    - ``deadline``: seconds for a whole call; None: no deadline.
+    - ``quota``: retries that may be saved up; ``quota_ratio``: how many each success earns. An
+      outage is so never answered with many times the load.
+    """
+
+    attempts: Annotated[int, Field(ge=1, le=100)] = 3
+    first_wait: Seconds = 0.5
+    longest_wait: Seconds = 30.0
+    longest_named_wait: Seconds = 300.0
+    request_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 120.0
+    deadline: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    quota: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 35.0
+    quota_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
+
+    def settings(self) -> RetrySettings:
+        """The same as the plain value that the policy layer takes."""
+        return RetrySettings(**self.model_dump())
+
+
+class Rules(_Model):
+    """What holds for the texts and replies of a profile. None: as the layer above says.
+
+    - ``overlong``: a text over the model's limit is cut to what fits, or refused.
+    - ``on_empty``: an empty text is refused, or kept as a failed row. It is never sent.
+    - ``on_zero``: a vector of zeros, which some servers return for texts they cannot handle, is
+      passed on with a warning, or refused.
+    - ``concurrency``: requests in flight at once; never more than the model allows.
+    """
+
+    overlong: Overlong | None = None
+    on_empty: OnEmpty | None = None
+    on_zero: OnZero | None = None
+    concurrency: Annotated[int, Field(ge=1, le=1024)] | None = None
+
+
+class Profile(Rules):
+    """A named set of settings: ``EmbeddingClient("name")`` uses it."""
+
+    model: Annotated[str, Field(min_length=1)]
+    options: dict[str, Any] = Field(default={}, repr=False)
+    scope: ScopeName | None = None
+    budget: Budget = Budget()
+    retry: Retry | None = None
+
+
+class Config(Rules):
+    """Everything that can be set. Use ``Config.load()`` for what this machine says.
+
+    - ``model``: a profile's name, ``provider:model``, or a model of the default provider.
+    - ``options``: per provider, over which a profile's own options go.
+    - ``scope``: the project that spends; limits and reports are per scope.
+    - ``timezone``: where days and months begin; fixed when the state file is made (default UTC).
+    - ``home``: the folder of all state; None: the platform's own place for it.
+    - ``confirm_above``: the command line asks before it spends more than this, in US dollars.
+    """
+
+    model: Annotated[str, Field(min_length=1)] = DEFAULT_MODEL
+    provider: Annotated[str, Field(min_length=1)] = DEFAULT_PROVIDER
+    scope: ScopeName = "default"
+    timezone: str | None = None
+    options: dict[str, dict[str, Any]] = Field(default={}, repr=False)
+    profiles: dict[str, Profile] = {}
+    budget: Budget = Budget()
+    retry: Retry = Retry()
+    home: Path | None = None
+    allow_network_filesystem: bool = False
+    confirm_above: Dollars = Decimal(1)
+
+    # Where each value came from, by its path, and the limits of the layers above. Not settings.
+    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+    _layers: list[tuple[str, Budget]] = PrivateAttr(default_factory=list)
+
+    @classmethod
+    def load(cls, path: Path | str | None = None) -> Config:
+        """Read the files and the environment. ``path`` names the file instead of looking for it.
+
+        Raises ``ConfigurationError`` with the file, the path of the value and the nearest valid
+        name.
+        """
+        from embedcore.configfile import load
+
+        return load(path)
+
+    @property
+    def origins(self) -> dict[str, str]:
+        """Path of each value that was set → the layer that set it."""
+        return dict(self._origins)
+
+    def profile(self, name: str | None) -> Profile:
+        """The profile of that name, or one made for a model's name."""
+        name = self.model if name is None else name
+        return self.profiles.get(name) or Profile(model=name)
+
+    def limits(self, profile: Profile, scope: str) -> tuple[Limit, ...]:
+        """The tightest limit of all layers for each window and unit.
+
+        A lower layer can only tighten: that each layer's limits all hold is the whole rule.
+        """
+        budgets = [budget for _, budget in self._layers] + [self.budget, profile.budget]
+        tightest: dict[tuple[str, str, str], Limit] = {}
+        for limit in (limit for budget in budgets for limit in budget.limits(scope)):
+            key = (limit.scope, limit.period, limit.unit)
+            if key not in tightest or limit.amount < tightest[key].amount:
+                tightest[key] = limit
+        return tuple(tightest[key] for key in sorted(tightest))

@@ -1,0 +1,133 @@
+"""The two observers that come with embedcore: the log, and a line of progress."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from functools import singledispatch
+from typing import Final, TextIO
+
+from embedcore.events import (
+    BoundViolated,
+    Event,
+    LimitNear,
+    Progress,
+    Refused,
+    RequestFailed,
+    RequestFinished,
+    Throttled,
+)
+
+logger = logging.getLogger("embedcore")
+
+_PICODOLLARS: Final = 10**12
+_LINE_SECONDS: Final = 0.2
+_LOG_SECONDS: Final = 10.0
+
+
+@singledispatch
+def log(event: object) -> None:
+    """Write an event to the log. Neither a text nor a key is in any event."""
+
+
+@log.register
+def _(event: RequestFinished) -> None:
+    logger.info(
+        "%s:%s: %d inputs, %d tokens%s, request %s, %.2f s",
+        event.provider,
+        event.model,
+        event.inputs,
+        event.tokens,
+        "" if event.reported else " (not reported)",
+        event.request_id or "-",
+        event.seconds,
+    )
+
+
+@log.register
+def _(event: RequestFailed) -> None:
+    what_next = "not tried again" if event.wait is None else f"again in {event.wait:.2f} s"
+    logger.info(
+        "%s:%s: %d inputs, %s%s, billed: %s, request %s, %.2f s; %s",
+        event.provider,
+        event.model,
+        event.inputs,
+        event.error,
+        f" (HTTP {event.status})" if event.status else "",
+        event.billed,
+        event.request_id or "-",
+        event.seconds,
+        what_next,
+    )
+
+
+@log.register
+def _(event: Throttled) -> None:
+    logger.info("%s closed the gate for %.2f s", event.endpoint or "provider", event.seconds)
+
+
+@log.register
+def _(event: LimitNear) -> None:
+    logger.warning(
+        "%d %% of the %s limit of scope %s are used: %s of %s",
+        event.used * 100 // event.limit if event.limit else 100,
+        f"{event.period} {event.unit}",
+        event.scope,
+        shown(event.unit, event.used),
+        shown(event.unit, event.limit),
+    )
+
+
+@log.register
+def _(event: Refused) -> None:
+    logger.error("scope %s: %s", event.scope, event.message)
+
+
+@log.register
+def _(event: BoundViolated) -> None:
+    logger.warning(
+        "%s:%s billed %d tokens where %d were held: its count is wrong; more is held from now on",
+        event.provider,
+        event.model,
+        event.billed,
+        event.held,
+    )
+
+
+def shown(unit: str, amount: int) -> str:
+    """An amount with its unit: tokens, or dollars from picodollars."""
+    return f"{amount:,} tokens" if unit == "tokens" else f"${amount / _PICODOLLARS:,.6f}"
+
+
+class ProgressLine:
+    """Shows progress on a terminal as one line that is written over, elsewhere as log lines."""
+
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._stream = stream or sys.stderr
+        self._terminal = self._stream.isatty()
+        self._monotonic = monotonic
+        self._next = 0.0
+
+    def __call__(self, event: Event) -> None:
+        if not isinstance(event, Progress):
+            return
+        now, finished = self._monotonic(), event.done >= event.total
+        if now < self._next and not finished:
+            return
+        self._next = now + (_LINE_SECONDS if self._terminal else _LOG_SECONDS)
+        line = (
+            f"{event.done:,} of {event.total:,} texts, {event.tokens:,} tokens, "
+            f"${event.picodollars / _PICODOLLARS:.4f}"
+        )
+        if self._terminal:
+            self._stream.write(f"\r{line}" + ("\n" if finished else ""))
+            self._stream.flush()
+        else:
+            logger.info("%s", line)

@@ -1,0 +1,89 @@
+"""Which texts are these? A snapshot, checked and without duplicates, before anything is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from embedcore.errors import EmbeddingError, InputRejected
+from embedcore.provider.tokens import utf8_length
+
+_SHOWN_TYPE = 40
+
+
+@dataclass(kw_only=True, slots=True)
+class Intake:
+    """The caller's rows, reduced to what may be sent.
+
+    - ``texts``: each different text once, in the order of its first row.
+    - ``sizes``: the UTF-8 bytes of each.
+    - ``rows``: for each row of the caller its index in ``texts``, or -1 for a rejected row.
+    - ``rejected``: row → why.
+    """
+
+    texts: list[str] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    rejected: dict[int, EmbeddingError] = field(default_factory=dict)
+
+    def first_row(self, index: int) -> int:
+        """The caller's first row of a text."""
+        return self.rows.index(index)
+
+
+def take_in(texts: Iterable[object], *, keep_empty: bool, keep: bool) -> Intake:
+    """Snapshot, check and deduplicate. The caller may change its list at once afterwards.
+
+    ``keep``: a bad row is noted instead of raised; ``keep_empty``: only for empty texts.
+    Raises ``InputRejected`` with the position, the reason and no part of the text.
+    """
+    if isinstance(texts, (str, bytes)):
+        raise InputRejected(
+            f"a list of texts is expected, not one {type(texts).__name__}: "
+            "use embed_text(text), or put it into a list",
+            reason="not a list of texts",
+        )
+    taken = Intake()
+    known: dict[str, int] = {}
+    for row, text in enumerate(texts):
+        try:
+            taken.rows.append(_index_of(row, text, known, taken))
+        except InputRejected as problem:
+            if not (keep or (keep_empty and text == "")):
+                raise
+            taken.rejected[row] = problem
+            taken.rows.append(-1)
+    return taken
+
+
+def _index_of(row: int, text: object, known: dict[str, int], taken: Intake) -> int:
+    if not isinstance(text, str):
+        kind = type(text).__name__[:_SHOWN_TYPE]
+        raise _rejected(row, f"is of type {kind}, not str; convert or drop it")
+    index = known.get(text, -1)
+    if index < 0:
+        size = _checked_size(row, text)
+        index = known[text] = len(taken.texts)
+        # A subclass such as numpy.str_ behaves differently enough to surprise a provider.
+        taken.texts.append(text if type(text) is str else str(text))
+        taken.sizes.append(size)
+    return index
+
+
+def _checked_size(row: int, text: str) -> int:
+    if not text:
+        raise _rejected(
+            row, 'is an empty text, which no model embeds; drop it, or set on_empty = "keep"'
+        )
+    try:
+        return utf8_length(text)
+    except UnicodeEncodeError as error:
+        raise _rejected(
+            row,
+            f"has a lone surrogate at character {error.start} and is no valid Unicode; "
+            "clean it, for instance with text.encode(errors='replace').decode()",
+        ) from None
+
+
+def _rejected(row: int, why: str) -> InputRejected:
+    return InputRejected(f"row {row} {why}. Nothing was sent", position=row, reason=why)

@@ -1,0 +1,131 @@
+"""What a caller gets back: vectors, and what became of every row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import TYPE_CHECKING, Literal, TypeAlias, overload
+
+from embedcore.provider.types import PICODOLLARS_PER_DOLLAR
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from embedcore.errors import EmbeddingError
+    from embedcore.provider.types import Vectors
+
+RowState: TypeAlias = Literal["ok", "reused", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spending:
+    """What a call cost. ``requests`` counts every attempt that was sent.
+
+    ``tokens`` and ``picodollars`` include what is ``uncertain``: charged to the budget without
+    proof that the provider billed it. ``exact``: the provider named every figure itself.
+    """
+
+    tokens: int = 0
+    picodollars: int = 0
+    requests: int = 0
+    uncertain_tokens: int = 0
+    uncertain_picodollars: int = 0
+    exact: bool = True
+
+    @property
+    def cost(self) -> Decimal:
+        """US dollars."""
+        return Decimal(self.picodollars) / PICODOLLARS_PER_DOLLAR
+
+    def __add__(self, other: Spending) -> Spending:
+        return Spending(
+            tokens=self.tokens + other.tokens,
+            picodollars=self.picodollars + other.picodollars,
+            requests=self.requests + other.requests,
+            uncertain_tokens=self.uncertain_tokens + other.uncertain_tokens,
+            uncertain_picodollars=self.uncertain_picodollars + other.uncertain_picodollars,
+            exact=self.exact and other.exact,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowOutcome:
+    """What became of one row.
+
+    ``ok``: bought now. ``reused``: a vector that was bought before, or for an equal text of the
+    same call. ``failed``: no vector; ``error`` says why. ``tokens_cut``: how many tokens of the
+    text's end were cut off to fit the model; 0 if none.
+    """
+
+    state: RowState = "ok"
+    tokens_cut: int = 0
+    error: EmbeddingError | None = None
+
+
+class _Outcomes(Sequence[RowOutcome]):
+    """The outcomes of all rows, made when asked for: a million rows need no million objects."""
+
+    def __init__(self, result: EmbeddingResult) -> None:
+        self._result = result
+
+    def __len__(self) -> int:
+        return len(self._result.ok)
+
+    @overload
+    def __getitem__(self, row: int) -> RowOutcome: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[RowOutcome]: ...
+    def __getitem__(self, row: int | slice) -> RowOutcome | list[RowOutcome]:
+        if isinstance(row, slice):
+            return [self[index] for index in range(*row.indices(len(self)))]
+        index = range(len(self))[row]
+        result = self._result
+        state: RowState = "failed"
+        if result.ok[index]:
+            state = "reused" if result.reused[index] else "ok"
+        return RowOutcome(
+            state=state,
+            tokens_cut=result.tokens_cut.get(index, 0),
+            error=result.errors.get(index),
+        )
+
+    def __iter__(self) -> Iterator[RowOutcome]:
+        return (self[index] for index in range(len(self)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbeddingResult:
+    """Row i of everything belongs to text i.
+
+    - ``vectors``: float32, shape (n, d); a failed row is NaN.
+    - ``ok``: bool, shape (n,).
+    - ``reused``: bool, shape (n,): not bought by this call's requests a second time.
+    - ``tokens_cut``: row → tokens cut off; only the rows that were cut.
+    - ``errors``: row → why it failed; only the rows that failed.
+    - ``model``: ``provider:model``. ``fingerprint``: everything that decides the vectors.
+    """
+
+    vectors: Vectors
+    ok: NDArray[np.bool_]
+    reused: NDArray[np.bool_]
+    usage: Spending = Spending()
+    model: str = ""
+    fingerprint: str = ""
+    tokens_cut: Mapping[int, int] = field(default_factory=dict)
+    errors: Mapping[int, EmbeddingError] = field(default_factory=dict)
+
+    @property
+    def outcomes(self) -> Sequence[RowOutcome]:
+        return _Outcomes(self)
+
+    def __len__(self) -> int:
+        return len(self.ok)
+
+    def __repr__(self) -> str:
+        rows, width = self.vectors.shape
+        return (
+            f"EmbeddingResult({rows} rows × {width}, {int(self.ok.sum())} ok, "
+            f"model={self.model!r}, tokens={self.usage.tokens}, cost=${self.usage.cost})"
+        )

@@ -1,0 +1,151 @@
+"""Is it tried again, and when? The only place that knows tenacity."""
+
+from __future__ import annotations
+
+import math
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final, TypeVar
+
+import tenacity
+
+from embedcore.errors import RateLimited, TransientProviderError
+
+Reply = TypeVar("Reply")
+
+# A provider that names a time every time and never serves must end a call at last.
+_MOST_NAMED_WAITS: Final = 20
+_LONGEST_JITTER: Final = 1.0
+_JITTER_SHARE: Final = 0.1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RetrySettings:
+    """See ``embedcore.config.Retry``. Times in seconds."""
+
+    attempts: int = 3
+    first_wait: float = 0.5
+    longest_wait: float = 30.0
+    longest_named_wait: float = 300.0
+    request_timeout: float = 120.0
+    deadline: float | None = None
+    quota: float = 35.0
+    quota_ratio: float = 0.1
+
+
+class RetryQuota:
+    """How many retries a client may still make: an outage must not be answered with more load.
+
+    Each retry takes one; each success gives a fraction back.
+    """
+
+    def __init__(self, most: float, ratio: float) -> None:
+        self._most, self._ratio, self._left = most, ratio, most
+        self._lock = threading.Lock()
+
+    def take(self) -> bool:
+        with self._lock:
+            if self._left < 1:
+                return False
+            self._left -= 1
+            return True
+
+    def earn(self) -> None:
+        with self._lock:
+            self._left = min(self._left + self._ratio, self._most)
+
+
+class Retrier:
+    """Runs the attempts of one request. Make one for each request."""
+
+    def __init__(
+        self,
+        settings: RetrySettings,
+        quota: RetryQuota,
+        *,
+        deadline: float | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+        jitter: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self._settings = settings
+        self._quota = quota
+        self._deadline = deadline
+        self._monotonic = monotonic
+        self._jitter = jitter
+        self._tries = 0
+        self._named_waits = 0
+
+    def run(
+        self,
+        attempt: Callable[[], Reply],
+        *,
+        pause: Callable[[float], None],
+        on_failure: Callable[[TransientProviderError, float | None], None],
+    ) -> Reply:
+        """Call ``attempt`` until it succeeds, or raise its last error.
+
+        ``on_failure`` hears of each transient error with the seconds until the next try, or None.
+        """
+        wait: float | None = None
+
+        def again(error: BaseException) -> bool:
+            nonlocal wait
+            if not isinstance(error, TransientProviderError):
+                return False
+            wait = self.next_wait(error)
+            on_failure(error, wait)
+            return wait is not None
+
+        reply = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(again),
+            wait=lambda _: wait or 0.0,
+            stop=tenacity.stop_never,
+            sleep=pause,
+            reraise=True,
+        )(attempt)
+        self._quota.earn()
+        return reply
+
+    def next_wait(self, error: TransientProviderError) -> float | None:
+        """Seconds until the next try, or None: this was the last one."""
+        if error.budget_blocked:
+            return None
+        named = _named(error)
+        wait = self._own_wait() if named is None else self._named_wait(error, named)
+        if wait is None:
+            return None
+        if self._deadline is not None and self._monotonic() + wait >= self._deadline:
+            return None
+        # Waiting at a gate that the provider closed adds no load, and so costs no quota.
+        waits_at_gate = named is not None and isinstance(error, RateLimited)
+        return wait if waits_at_gate or self._quota.take() else None
+
+    def _named_wait(self, error: TransientProviderError, named: float) -> float | None:
+        if named > self._settings.longest_named_wait:
+            error.retry_at = datetime.now(UTC) + timedelta(seconds=named)
+            return None
+        self._named_waits += 1
+        if self._named_waits > _MOST_NAMED_WAITS:
+            return None
+        return named + self._jitter(0.0, min(named * _JITTER_SHARE, _LONGEST_JITTER))
+
+    def _own_wait(self) -> float | None:
+        self._tries += 1
+        if self._tries >= self._settings.attempts:
+            return None
+        longest = min(
+            self._settings.first_wait * 2 ** (self._tries - 1), self._settings.longest_wait
+        )
+        return self._jitter(0.0, longest)
+
+
+def _named(error: TransientProviderError) -> float | None:
+    """The time that the provider asked for, if it makes sense."""
+    seconds = error.retry_after
+    if seconds is None or not math.isfinite(seconds) or seconds <= 0:
+        return None
+    return seconds

@@ -1,0 +1,240 @@
+"""One call's requests on their way: attempts, waits, splits, and what each outcome costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
+
+from embedcore.errors import (
+    BudgetExceeded,
+    EmbeddingError,
+    InputRejected,
+    InvalidResponse,
+    ProviderError,
+    RateLimited,
+    RequestRejected,
+    RequestTooLarge,
+    StorageError,
+    TransientProviderError,
+)
+from embedcore.events import RequestFailed, RequestFinished, RequestSent, Throttled
+from embedcore.policy.flights import Flight, Flights, Pause, Stopped
+from embedcore.policy.integrity import billed_tokens, checked_vectors
+from embedcore.policy.planning import PlannedRequest
+from embedcore.policy.retry import Retrier
+from embedcore.provider.types import EmbedReply, EmbedRequest
+
+if TYPE_CHECKING:
+    from embedcore.policy.engine import Engine
+    from embedcore.policy.purse import Purse
+    from embedcore.policy.rows import Collected
+    from embedcore.provider.types import Vectors
+    from embedcore.storage.amounts import Amount, Attempt
+
+
+class Sender:
+    """Sends the requests of one call. ``send`` runs in any number of threads at once."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        purse: Purse,
+        collected: Collected,
+        texts: Sequence[str],
+        input_type: str | None,
+        *,
+        pause: Pause,
+        deadline: float | None,
+    ) -> None:
+        self.engine = engine
+        self.purse = purse
+        self.collected = collected
+        self.flights = Flights()
+        self._texts = texts
+        self._input_type = input_type
+        self._pause = pause
+        self._deadline = deadline
+
+    def send(self, request: PlannedRequest, *, fresh: bool = False) -> None:
+        """Attempts of one request until it has its vectors, or raise its last error."""
+        # Money charged for a lost attempt is gone: from then on each try needs new money.
+        state = _Tries(fresh=fresh)
+
+        def once() -> None:
+            self._attempt(request, state)
+
+        def on_failure(error: TransientProviderError, wait: float | None) -> None:
+            self._after_failure(error, wait, request, state)
+
+        Retrier(
+            self.engine.retry,
+            self.engine.quota,
+            deadline=self._deadline,
+            monotonic=self.engine.monotonic,
+            jitter=self.engine.jitter,
+        ).run(once, pause=self._pause, on_failure=on_failure)
+
+    def _attempt(self, request: PlannedRequest, state: _Tries) -> None:
+        engine = self.engine
+        engine.gate.wait(self._pause, meanwhile=self.purse.renew)
+        self._pause(0.0)
+        attempt = self._take_money(request, state)
+        state.number += 1
+        flight = Flight(attempt=attempt, indices=request.indices, started=engine.monotonic())
+        self.flights.start(flight)
+        engine.observe(
+            RequestSent(
+                provider=engine.info.provider,
+                model=engine.info.model,
+                inputs=len(request),
+                tokens=request.amount.tokens,
+                attempt=state.number,
+            )
+        )
+        try:
+            reply = engine.embedder.embed(
+                EmbedRequest(
+                    texts=[self._texts[index] for index in request.indices],
+                    input_type=self._input_type,
+                    timeout=self._timeout(),
+                )
+            )
+            vectors, zero = checked_vectors(
+                reply, len(request), engine.info, width=self.collected.width
+            )
+            self._check_zero(zero, reply)
+        except BaseException as error:  # noqa: BLE001 - accounted for, and raised again
+            self._failed(error, flight, request, state)
+        self._arrived(reply, vectors, flight, request)
+
+    def _take_money(self, request: PlannedRequest, state: _Tries) -> Attempt | None:
+        try:
+            return self.purse.send(request.amount, inputs=len(request), fresh=state.fresh)
+        except BudgetExceeded as refusal:
+            if state.last is None:
+                raise
+            # What went wrong is the provider's error; that it cannot be retried is the budget's.
+            state.last.budget_blocked = True
+            raise state.last from refusal
+
+    def _timeout(self) -> float:
+        timeout = self.engine.retry.request_timeout
+        if self._deadline is None:
+            return timeout
+        return max(min(timeout, self._deadline - self.engine.monotonic()), 0.001)
+
+    def _check_zero(self, zero: list[int], reply: EmbedReply) -> None:
+        if not zero:
+            return
+        what = f"{self.engine.label} returned a vector of zeros for {len(zero)} texts"
+        if self.engine.reject_zero:
+            raise InvalidResponse(f"{what} (on_zero = reject)", request_id=reply.request_id)
+        import logging
+
+        logging.getLogger("embedcore").warning('%s; on_zero = "reject" refuses them', what)
+
+    def _arrived(
+        self, reply: EmbedReply, vectors: Vectors, flight: Flight, request: PlannedRequest
+    ) -> None:
+        tokens = billed_tokens(reply)
+        if not self.flights.land(flight):
+            self.purse.correct(flight.attempt, tokens)
+            raise Stopped
+        engine = self.engine
+        engine.learned.proven = True
+        # Kept before it is paid for in the books: what can fail there must not lose the vectors.
+        self.collected.put(request.indices, vectors)
+        actual = self.purse.settle(flight.attempt, tokens, request.amount, reply.request_id)
+        self._learn(actual, request.amount)
+        engine.observe(
+            RequestFinished(
+                provider=engine.info.provider,
+                model=engine.info.model,
+                inputs=len(request),
+                tokens=actual.tokens,
+                reported=tokens is not None,
+                request_id=reply.request_id,
+                seconds=engine.monotonic() - flight.started,
+            )
+        )
+
+    def _learn(self, actual: Amount, held: Amount) -> None:
+        learned = self.engine.learned
+        if actual.tokens > held.tokens > 0:
+            learned.scale = max(learned.scale, actual.tokens / held.tokens)
+
+    def _failed(
+        self, error: BaseException, flight: Flight, request: PlannedRequest, state: _Tries
+    ) -> NoReturn:
+        """Account for a failed attempt and raise its typed error."""
+        if not self.flights.land(flight):
+            raise Stopped from error
+        if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
+            if flight.attempt is not None:
+                self.purse.charge(flight.attempt, note=type(error).__name__)
+            raise error
+        typed = self.engine.typed(error)
+        note = f"{type(typed).__name__} {getattr(typed, 'status', None) or ''}".strip()
+        try:
+            state.fresh |= self.purse.account_for(flight.attempt, typed, note=note)
+        except StorageError as broken:
+            # The books could not be kept: that ends the call, and the attempt will be charged.
+            raise broken from typed
+        state.seconds = self.engine.monotonic() - flight.started
+        if not isinstance(typed, TransientProviderError):
+            self._tell_failed(typed, None, request, state)
+        raise typed
+
+    def _after_failure(
+        self,
+        error: TransientProviderError,
+        wait: float | None,
+        request: PlannedRequest,
+        state: _Tries,
+    ) -> None:
+        state.last = error
+        self._tell_failed(error, wait, request, state)
+        if wait is not None and isinstance(error, RateLimited):
+            self.engine.gate.close(wait)
+            self.engine.observe(Throttled(endpoint=self.engine.info.endpoint, seconds=wait))
+
+    def _tell_failed(
+        self, error: EmbeddingError, wait: float | None, request: PlannedRequest, state: _Tries
+    ) -> None:
+        engine = self.engine
+        engine.observe(
+            RequestFailed(
+                provider=engine.info.provider,
+                model=engine.info.model,
+                inputs=len(request),
+                error=type(error).__name__,
+                status=getattr(error, "status", None),
+                request_id=getattr(error, "request_id", None),
+                billed=error.billed,
+                seconds=state.seconds,
+                wait=wait,
+            )
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class _Tries:
+    """What the attempts of one request leave behind for the next."""
+
+    fresh: bool = False
+    number: int = 0
+    seconds: float = 0.0
+    last: TransientProviderError | None = None
+
+
+def may_be_kept(error: EmbeddingError) -> bool:
+    """Whether ``on_error="keep"`` may turn this into failed rows instead of raising it."""
+    kept = (
+        InputRejected,
+        TransientProviderError,
+        RequestRejected,
+        RequestTooLarge,
+        InvalidResponse,
+    )
+    return isinstance(error, kept) or type(error) is ProviderError
