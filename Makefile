@@ -1,0 +1,79 @@
+# The two commands that always work: make demo, make test.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+LOCAL  := -e providers/openai -e providers/hashing
+PROJECTS := pyproject.toml $(wildcard providers/*/pyproject.toml)
+# Tests in parallel: one process per core, at most four.
+JOBS   ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n)
+
+.PHONY: help demo test lint types format check test-openai2 test-pythons campaign benchmark clean
+
+help:
+	@echo "make demo      embed and search the standard library's docstrings: no key, no network"
+	@echo "make test      the tests"
+	@echo "make check     lint, types and tests, as CI runs them"
+	@echo "make campaign  the long tests: many processes, kill -9 loops"
+	@echo "make benchmark the figures of the README"
+
+demo: $(VENV)/.installed
+	@$(BIN)/embedcore demo
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -q -n $(JOBS) -m "not campaign"
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+check: lint types test
+
+# Both majors of the openai package are in use; .venv has the newest.
+test-openai2: .venv-openai2/.installed-dev
+	.venv-openai2/bin/python -m pytest -q -m "not campaign" providers/openai
+
+# Those of 3.11, 3.12 and 3.13 that are on this machine.
+test-pythons:
+	@for version in 3.11 3.12 3.13; do \
+	  if command -v python$$version >/dev/null && python$$version -c '' 2>/dev/null; then \
+	    echo "Python $$version" && \
+	    $(MAKE) --no-print-directory test VENV=.venv-$$version PYTHON=python$$version || exit 1; \
+	  else echo "Python $$version is not here"; fi; \
+	done
+
+campaign: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -q -m campaign
+
+benchmark: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/ledger.py
+	$(BIN)/python benchmarks/hashing_retrieval.py
+
+clean:
+	rm -rf .venv .venv-* build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+%/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit("embedcore needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
+	@echo "setting up $*"
+	@$(PYTHON) -m venv $*
+
+# An environment that somebody else made is used as it is.
+$(VENV)/.installed: $(PROJECTS) | $(BIN)/python
+	@$(PIP) install -e . $(LOCAL)
+	@touch $@
+
+$(VENV)/.installed-dev: $(PROJECTS) | $(BIN)/python
+	@$(PIP) install -e ".[dev]" $(LOCAL)
+	@touch $@ $(VENV)/.installed
+
+.venv-openai2/.installed-dev: $(PROJECTS) | .venv-openai2/bin/python
+	@.venv-openai2/bin/python -m pip --disable-pip-version-check --quiet install -e ".[dev]" $(LOCAL) "openai==2.54.0"
+	@touch $@
