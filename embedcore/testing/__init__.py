@@ -1,0 +1,41 @@
+"""What the tests of a plugin author import.
+
+``EmbedderContract``: the tests every provider inherits. ``FakeEmbedder``: a provider in this
+process. ``FakeOpenAI``: an OpenAI server on a local port. ``vector_of``: the vector both give a
+text. Importing this package loads neither pytest nor hypothesis nor numpy; using a name does.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from embedcore.testing.contract import EmbedderContract as EmbedderContract
+    from embedcore.testing.fakes import FakeClock as FakeClock
+    from embedcore.testing.fakes import FakeEmbedder as FakeEmbedder
+    from embedcore.testing.fakes import FakeTokenizer as FakeTokenizer
+    from embedcore.testing.server import FakeOpenAI as FakeOpenAI
+    from embedcore.testing.vectors import tokens_of as tokens_of
+    from embedcore.testing.vectors import vector_of as vector_of
+    from embedcore.testing.vectors import vectors_of as vectors_of
+
+_HOMES = {
+    "EmbedderContract": "contract",
+    "FakeClock": "fakes",
+    "FakeEmbedder": "fakes",
+    "FakeOpenAI": "server",
+    "FakeTokenizer": "fakes",
+    "tokens_of": "vectors",
+    "vector_of": "vectors",
+    "vectors_of": "vectors",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{home}"), name)

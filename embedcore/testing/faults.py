@@ -1,0 +1,207 @@
+"""Which request of the fake server goes wrong, and how?
+
+::
+
+    server.faults.push("rate_limited", retry_after=2)       # the next request
+    server.faults.push("reset", "ok", "hang", seconds=5)    # the next three, hanging 5 s at last
+    server.faults.when(marker="BAD", mode="bad_text")       # each request with such a text
+    server.faults.when(probability=0.1, mode="status", status=503)
+    server.faults.always("quota_exhausted")                 # whatever is left
+    server.faults.clear()
+
+``embedcore.testing.modes.table()`` lists the modes, what each bills and the options it takes;
+``bills=True`` or ``bills=False`` overrides that for one fault. Faults meet requests to
+``/v1/embeddings`` unless ``path`` names another one.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+from embedcore.testing import modes_contents, modes_refusals, modes_replies
+from embedcore.testing.modes import MODES, Mode
+from embedcore.testing.wire import HttpRequest
+
+Predicate: TypeAlias = Callable[[HttpRequest], bool]
+
+# Importing these registers their modes.
+CATALOGUES = (modes_refusals, modes_replies, modes_contents)
+UNREAD = "reset_unread"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fault:
+    """A mode with its options. ``bills``: None for what the mode bills by itself."""
+
+    mode: str = "ok"
+    bills: bool | None = None
+    path: str = "/v1/embeddings"
+    options: Mapping[str, object] = field(default_factory=dict)
+    marker: str | None = None
+
+    def __post_init__(self) -> None:
+        known = MODES.get(self.mode)
+        if known is None:
+            raise ValueError(f"no fault mode {self.mode!r}; there are: {', '.join(MODES)}")
+        wrong = sorted(set(self.options) - known.options)
+        if wrong:
+            takes = ", ".join(sorted(known.options)) or "none"
+            raise ValueError(f"{self.mode} has no option {wrong[0]!r}; its options: {takes}")
+
+    @property
+    def details(self) -> Mode:
+        return MODES[self.mode]
+
+    @property
+    def is_billed(self) -> bool:
+        return self.details.bills if self.bills is None else self.bills
+
+
+@dataclass(kw_only=True, slots=True)
+class _Rule:
+    fault: Fault
+    predicate: Predicate | None
+    probability: float
+    left: int | None
+
+    def meets(self, request: HttpRequest, texts: Sequence[str], chance: float) -> bool:
+        marker = self.fault.marker
+        return (
+            self.left != 0
+            and self.fault.path == request.path
+            and (marker is None or any(marker in text for text in texts))
+            and (self.predicate is None or self.predicate(request))
+            and chance < self.probability
+        )
+
+
+class Faults:
+    """The script of a fake server: first what was pushed, then the rules, then ``always``.
+
+    Callable from several threads. ``seed`` makes probabilities repeatable.
+    """
+
+    def __init__(self, *, seed: int = 0) -> None:
+        self._lock = threading.Lock()
+        self._random = random.Random(seed)
+        self._queue: list[Fault] = []
+        self._rules: list[_Rule] = []
+        self._always: Fault | None = None
+
+    def push(
+        self,
+        *modes: str | Fault,
+        times: int = 1,
+        bills: bool | None = None,
+        path: str = "/v1/embeddings",
+        **options: object,
+    ) -> None:
+        """One fault for each of the next requests, in this order, ``times`` over.
+
+        With several modes an option goes to those that take it.
+        """
+        faults = [
+            each if isinstance(each, Fault) else _fault(each, bills, path, options, len(modes) > 1)
+            for each in modes
+        ]
+        _check_used(faults, options)
+        with self._lock:
+            self._queue.extend(faults * times)
+
+    def always(
+        self,
+        mode: str | Fault | None,
+        *,
+        bills: bool | None = None,
+        path: str = "/v1/embeddings",
+        **options: object,
+    ) -> None:
+        """For every request that nothing else is for; None: no fault."""
+        fault = _fault(mode, bills, path, options) if isinstance(mode, str) else mode
+        with self._lock:
+            self._always = fault
+
+    def when(
+        self,
+        predicate: Predicate | None = None,
+        *,
+        mode: str | Fault,
+        marker: str | None = None,
+        probability: float = 1.0,
+        times: int | None = None,
+        bills: bool | None = None,
+        path: str = "/v1/embeddings",
+        **options: object,
+    ) -> None:
+        """For requests that ``predicate`` picks, or with ``marker`` in a text, or by chance.
+
+        All that are given must hold. ``times``: only for that many. Rules are tried in order.
+        """
+        fault = _fault(mode, bills, path, options) if isinstance(mode, str) else mode
+        rule = _Rule(
+            fault=replace(fault, marker=marker),
+            predicate=predicate,
+            probability=probability,
+            left=times,
+        )
+        with self._lock:
+            self._rules.append(rule)
+
+    def clear(self) -> None:
+        with self._lock:
+            self._queue.clear()
+            self._rules.clear()
+            self._always = None
+
+    @property
+    def pending(self) -> int:
+        """Pushed faults that no request has met yet."""
+        with self._lock:
+            return len(self._queue)
+
+    def take(self, request: HttpRequest, texts: Sequence[str]) -> Fault | None:
+        """The fault that this request meets."""
+        with self._lock:
+            for place, fault in enumerate(self._queue):
+                if fault.path == request.path:
+                    return self._queue.pop(place)
+            for rule in self._rules:
+                chance = self._random.random() if rule.probability < 1 else 0.0
+                if rule.meets(request, texts, chance):
+                    rule.left = None if rule.left is None else rule.left - 1
+                    return rule.fault
+            always = self._always
+            return always if always is not None and always.path == request.path else None
+
+    def take_unread(self, path: str) -> Fault | None:
+        """The fault that strikes before the body is read, if it is such a one's turn."""
+        with self._lock:
+            for place, fault in enumerate(self._queue):
+                if fault.path == path:
+                    return self._queue.pop(place) if fault.mode == UNREAD else None
+            always = self._always
+            if always is not None and always.path == path and always.mode == UNREAD:
+                return always
+            return None
+
+
+def _fault(
+    mode: str,
+    bills: bool | None,
+    path: str,
+    options: Mapping[str, object],
+    only_known: bool = False,
+) -> Fault:
+    known = MODES[mode].options if only_known and mode in MODES else options
+    taken = {name: value for name, value in options.items() if name in known}
+    return Fault(mode=mode, bills=bills, path=path, options=taken)
+
+
+def _check_used(faults: Sequence[Fault], options: Mapping[str, object]) -> None:
+    for name in options:
+        if not any(name in fault.options for fault in faults):
+            raise ValueError(f"none of these faults has an option {name!r}")

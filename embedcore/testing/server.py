@@ -1,0 +1,278 @@
+"""A fake OpenAI on a real socket: what does a program really send, and what does it really cost?
+
+::
+
+    with FakeOpenAI() as server:
+        server.faults.push("rate_limited", retry_after=1)
+        ...                             # a client with server.base_url and server.api_key
+        assert server.meter.billed_tokens == ...
+        assert server.requests[-1].texts == [...]
+
+For clients in several processes at full speed it also runs in a process of its own:
+``python -m embedcore.testing.server --port 0`` prints one JSON line with ``url``, ``base_url`` and
+``api_key``, and serves until it is terminated, or with ``--until-eof`` until its standard input
+ends; ``embedcore.testing.control`` says how to read its meter and script its faults.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hmac
+import itertools
+import json
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Self
+
+from embedcore.testing.api import OPENAI_MODELS, Answer, ApiError, FakeModel, ModelsApi, Router
+from embedcore.testing.control import control
+from embedcore.testing.embeddings_api import EMBEDDINGS, Count, EmbeddingsApi, Limits
+from embedcore.testing.faults import Fault, Faults
+from embedcore.testing.listener import Listener, RequestHead
+from embedcore.testing.meter import Meter
+from embedcore.testing.modes import Exchange
+from embedcore.testing.quota import Quota
+from embedcore.testing.records import Received, received
+from embedcore.testing.wire import Delivery, HttpReply, HttpRequest, reset
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+FAKE_KEY = "sk-fake-0f1e2d3c4b5a69788796a5b4c3d2e1f0"
+
+
+class FakeOpenAI:
+    """Listens on 127.0.0.1 from its construction to ``close``, or to the end of ``with``.
+
+    - ``api_key``: the only key it takes; None takes any request. ``models``: those it serves.
+    - ``limits``: the largest request. ``count``: tokens of each text; ``tokens_of`` by default.
+    - ``salt``: gives its vectors another value, as another model would.
+    - ``latency``: seconds before each reply. ``quota``: rate limits, enforced or only announced.
+    - ``record``: keep every request in ``requests``, bodies included.
+
+    ``meter`` is the truth about money and ``faults`` the script of what goes wrong. ``elsewhere``
+    lists what arrived at the second port, where the ``redirect`` fault points. An error in the fake
+    itself is answered 500 and raised at ``close``.
+    """
+
+    def __init__(
+        self,
+        *,
+        api_key: str | None = FAKE_KEY,
+        models: Mapping[str, FakeModel] = OPENAI_MODELS,
+        limits: Limits | None = None,
+        count: Count | None = None,
+        salt: str = "",
+        latency: float = 0.0,
+        quota: Quota | None = None,
+        seed: int = 0,
+        port: int = 0,
+        record: bool = True,
+    ) -> None:
+        self.api_key = api_key
+        self.meter = Meter()
+        self.faults = Faults(seed=seed)
+        self.requests: list[Received] = []
+        self.elsewhere: list[Received] = []
+        self.router = Router()
+        ModelsApi(models).register(self.router)
+        EmbeddingsApi(models=models, limits=limits, count=count, salt=salt).register(self.router)
+        self._quota = quota or Quota()
+        self._latency = latency
+        self._record_requests = record
+        self._numbers = itertools.count(1)
+        self._crashes: list[Exception] = []
+        self._closed = False
+        self._elsewhere = Listener(_Elsewhere(self))
+        self._listener = Listener(_Guarded(self), port=port)
+
+    @property
+    def url(self) -> str:
+        """Scheme, host and port, as in ``http://127.0.0.1:12345``."""
+        return self._listener.url
+
+    @property
+    def base_url(self) -> str:
+        """What an OpenAI client takes as ``base_url``."""
+        return f"{self.url}/v1"
+
+    def close(self) -> None:
+        """Stop listening, end open connections, raise what went wrong inside. Callable twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self._listener.close()
+        self._elsewhere.close()
+        if self._crashes:
+            raise RuntimeError("the fake server itself failed") from self._crashes[0]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def crashed(self, error: Exception) -> HttpReply:
+        """Remember an error of the fake's own, and answer with it."""
+        traceback.print_exception(error, file=sys.stderr)
+        self._crashes.append(error)
+        return ApiError(500, f"the fake itself failed: {error!r}").reply()
+
+    def unread(self, head: RequestHead) -> Delivery | None:
+        fault = self.faults.take_unread(head.path)
+        if fault is None:
+            return None
+        request = HttpRequest(
+            method=head.method, path=head.path, query=head.query, headers=head.headers
+        )
+        self._keep(request, fault, HttpReply(), self._settle(request, Answer(), fault))
+        return reset
+
+    def answer(self, request: HttpRequest) -> HttpReply:
+        if request.path.startswith("/_"):
+            return control(request, meter=self.meter, faults=self.faults)
+        with self.meter.flight():
+            if self._latency:
+                self._listener.closing.wait(self._latency)
+            answer = self.honest(request)
+            fault = self.faults.take(request, answer.texts)
+            # What it costs is on the meter before the client can see any of the reply.
+            billed = self._settle(request, answer, fault)
+            reply = self._reply(request, answer, fault)
+        self._keep(request, fault, reply, billed)
+        return reply
+
+    def honest(self, request: HttpRequest, *, metered: bool = True) -> Answer:
+        """The answer without any fault."""
+        try:
+            self._authorise(request)
+        except ApiError as error:
+            return Answer(reply=error.reply(), headers=self._headers())
+        answer = self.router.answer(request)
+        if metered and request.path == EMBEDDINGS:
+            wait, kind = self._quota.take(answer.tokens)
+            if wait:
+                answer = Answer(reply=self._over_quota(wait, kind).reply())
+        return replace(answer, headers={**self._headers(), **answer.headers})
+
+    def _reply(self, request: HttpRequest, answer: Answer, fault: Fault | None) -> HttpReply:
+        if fault is None:
+            return answer.written()
+        exchange = Exchange(
+            request=request,
+            answer=answer,
+            options=fault.options,
+            elsewhere=self._elsewhere.url,
+            marker=fault.marker,
+        )
+        return fault.details.apply(exchange)
+
+    def _settle(self, request: HttpRequest, answer: Answer, fault: Fault | None) -> int:
+        if answer.bills and (fault is None or fault.is_billed):
+            self.meter.bill(answer.texts, answer.tokens)
+            return answer.tokens
+        if request.path == EMBEDDINGS:
+            self.meter.reject()
+        return 0
+
+    def _keep(
+        self, request: HttpRequest, fault: Fault | None, reply: HttpReply, billed: int
+    ) -> None:
+        if self._record_requests:
+            name = fault.mode if fault else None
+            self.requests.append(received(request, name, reply.status, billed))
+
+    def _authorise(self, request: HttpRequest) -> None:
+        if self.api_key is None:
+            return
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        if scheme != "Bearer" or not key:
+            raise ApiError(401, "No API key was sent. It belongs in an Authorization header.")
+        if not hmac.compare_digest(key.encode(), self.api_key.encode()):
+            masked = f"{key[:7]}****{key[-4:]}" if len(key) > 16 else "****"
+            message = (
+                f"Incorrect API key provided: {masked}. You can find your API key at "
+                "https://platform.openai.com/account/api-keys."
+            )
+            raise ApiError(401, message, code="invalid_api_key")
+
+    def _over_quota(self, wait: float, kind: str) -> ApiError:
+        message = f"Rate limit reached on {kind} per min: Limit {self._quota.limit(kind)}."
+        headers = {"retry-after": str(int(wait) + 1), "retry-after-ms": str(int(wait * 1000) + 1)}
+        return ApiError(429, message, kind=kind, code="rate_limit_exceeded", headers=headers)
+
+    def _headers(self) -> dict[str, str]:
+        return {
+            **self._quota.headers(),
+            "x-request-id": f"req_{next(self._numbers):032x}",
+            "openai-organization": "org-fake",
+            "openai-processing-ms": "1",
+            "openai-version": "2020-10-01",
+        }
+
+
+class _Guarded:
+    """The server as an application that never raises."""
+
+    def __init__(self, server: FakeOpenAI) -> None:
+        self._server = server
+
+    def unread(self, head: RequestHead) -> Delivery | None:
+        return self._server.unread(head)
+
+    def answer(self, request: HttpRequest) -> HttpReply:
+        try:
+            return self._server.answer(request)
+        except Exception as error:  # noqa: BLE001 - shown at close, and to the client
+            return self._server.crashed(error)
+
+
+class _Elsewhere:
+    """Another server: it answers everybody as the fake would, bills nothing, and takes notes."""
+
+    def __init__(self, server: FakeOpenAI) -> None:
+        self._server = server
+
+    def unread(self, head: RequestHead) -> Delivery | None:  # noqa: ARG002
+        return None
+
+    def answer(self, request: HttpRequest) -> HttpReply:
+        reply = self._server.honest(request, metered=False).written()
+        self._server.elsewhere.append(received(request, None, reply.status, 0))
+        return reply
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Serve until terminated; see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m embedcore.testing.server")
+    parser.add_argument("--port", type=int, default=0, help="0: any free one")
+    parser.add_argument("--latency", type=float, default=0.0, help="seconds before each reply")
+    parser.add_argument("--api-key", default=FAKE_KEY)
+    parser.add_argument("--until-eof", action="store_true", help="end with standard input")
+    options = parser.parse_args(arguments)
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    with FakeOpenAI(
+        port=options.port, latency=options.latency, api_key=options.api_key, record=False
+    ) as server:
+        place = {"url": server.url, "base_url": server.base_url, "api_key": server.api_key}
+        sys.stdout.write(json.dumps(place) + "\n")
+        sys.stdout.flush()
+        if options.until_eof:
+            sys.stdin.read()
+        else:
+            ended.wait()
+
+
+if __name__ == "__main__":
+    main()
