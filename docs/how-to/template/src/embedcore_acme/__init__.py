@@ -1,0 +1,1 @@
+"""Acme's embedding service as a provider for embedcore."""

@@ -1,0 +1,1 @@
+"""A lexical embedding without network: signed hashing of words and character n-grams."""

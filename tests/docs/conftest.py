@@ -1,0 +1,73 @@
+"""The template of the how-to, loaded from its folder as it stands, and a service for it to call."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from embedcore.testing.listener import Listener, RequestHead
+from embedcore.testing.vectors import tokens_of, vectors_of
+from embedcore.testing.wire import Delivery, HttpReply, HttpRequest
+
+DIMENSIONS = 16
+
+
+class AcmeService:
+    """Answers as the how-to says, or with ``reply`` where that is set. Keeps what it was sent."""
+
+    def __init__(self) -> None:
+        self.reply: HttpReply | None = None
+        self.delivery: Delivery | None = None
+        self.requests: list[HttpRequest] = []
+        self._lock = threading.Lock()
+
+    def unread(self, head: RequestHead) -> Delivery | None:
+        return None
+
+    def answer(self, request: HttpRequest) -> HttpReply:
+        with self._lock:
+            self.requests.append(request)
+        if self.reply is not None:
+            return self.reply
+        question = json.loads(request.body)
+        answer = {
+            "model": question["model"],
+            "vectors": vectors_of(question["texts"], DIMENSIONS).tolist(),
+            "tokens": sum(map(tokens_of, question["texts"])),
+        }
+        return HttpReply(body=json.dumps(answer).encode(), deliver=self.delivery)
+
+
+@pytest.fixture
+def service() -> AcmeService:
+    return AcmeService()
+
+
+@pytest.fixture
+def url(service: AcmeService) -> Iterator[str]:
+    listener = Listener(service)
+    yield listener.url
+    listener.close()
+
+
+@pytest.fixture(scope="session")
+def how_to() -> Path:
+    return Path(__file__).parents[2] / "docs" / "how-to"
+
+
+@pytest.fixture(scope="session")
+def plugin(how_to: Path) -> ModuleType:
+    """The template's module, not installed."""
+    path = how_to / "template" / "src" / "embedcore_acme" / "plugin.py"
+    spec = importlib.util.spec_from_file_location("embedcore_acme.plugin", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

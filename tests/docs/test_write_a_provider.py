@@ -1,0 +1,126 @@
+"""Do the how-to for a provider's author and its template say the same, and is it true?"""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embedcore import errors
+from embedcore.config import Config
+from embedcore.provider import protocol
+from embedcore.provider.tokens import EstimatingTokenizer
+
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="session")
+def page(how_to: Path) -> str:
+    return (how_to / "write-a-provider.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def source(how_to: Path) -> str:
+    path = how_to / "template" / "src" / "embedcore_acme" / "plugin.py"
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def own_tests(how_to: Path) -> str:
+    path = how_to / "template" / "tests" / "test_contract.py"
+    return path.read_text(encoding="utf-8")
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return [text for kind, text in BLOCK.findall(page) if kind == language]
+
+
+def table(page: str, heading: str) -> dict[str, list[str]]:
+    """The rows of the table whose first heading is this, by their first cell."""
+    (found,) = re.findall(rf"^\| {heading} \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", page, re.MULTILINE)
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in found.splitlines()]
+    return {row[0].strip("`"): row[1:] for row in rows}
+
+
+def test_the_template_has_less_than_60_lines_of_code(source: str) -> None:
+    lines = [line for line in source.splitlines() if line.strip()]
+    assert ast.get_docstring(ast.parse(source)) is not None
+    assert len(lines) - 1 < 60  # the docstring is one line
+
+
+def test_every_python_block_is_the_templates_or_runs(
+    page: str, source: str, own_tests: str
+) -> None:
+    alone = [
+        block
+        for block in blocks(page, "python")
+        if f"\n{block}" not in f"\n{source}" and f"\n{block}" not in own_tests
+    ]
+    for block in alone:
+        compile(block, "write-a-provider.md", "exec")
+    # One is run below, the other by tests/test_third_party_provider.py.
+    first_lines = [block.splitlines()[0] for block in alone]
+    assert first_lines == ["class CharacterTokenizer:", "import json"]
+
+
+def test_the_page_shows_all_of_the_template(page: str, source: str) -> None:
+    shown = {line for block in blocks(page, "python") for line in block.splitlines()}
+    assert [line for line in source.splitlines() if line not in shown] == []
+
+
+def test_the_tokenizer_of_the_page_keeps_its_word(page: str) -> None:
+    names: dict[str, Any] = {}
+    (block,) = (text for text in blocks(page, "python") if text.startswith("class Character"))
+    exec(block, names)
+    tokenizer: protocol.Tokenizer = names["CharacterTokenizer"]()
+    for text in ("", "a", "été 🍏", "one two three"):
+        assert tokenizer.count([text, text]) == [len(text)] * 2
+        for limit in range(len(text) + 2):
+            prefix = tokenizer.prefix(text, limit)
+            assert text.startswith(prefix)
+            assert tokenizer.count([prefix]) == [min(limit, len(text))]
+    assert EstimatingTokenizer(bytes_per_token=3).count(["abcd"]) == [2]
+
+
+def test_every_toml_block_is_the_templates_or_a_valid_config(page: str, how_to: Path) -> None:
+    project = (how_to / "template" / "pyproject.toml").read_text(encoding="utf-8")
+    settings = [block for block in blocks(page, "toml") if block not in project]
+    assert len(settings) == len(blocks(page, "toml")) - 1
+    models = [Config.model_validate(tomllib.loads(block)).model for block in settings]
+    assert models == ["acme:v1", "hashing:512"]
+
+
+def test_the_options_of_the_page_are_the_providers(page: str, plugin: Any) -> None:
+    (block,) = (text for text in blocks(page, "toml") if "[options.acme]" in text)
+    options = plugin.AcmeOptions(**tomllib.loads(block)["options"]["acme"])
+    assert options.timeout == 10
+
+
+def test_the_members_of_the_protocol_are_listed(page: str) -> None:
+    members = {name for name in vars(protocol.Embedder) if not name.startswith("_")}
+    assert {row.split("(")[0] for row in table(page, "Member")} == members
+
+
+def test_the_error_table_is_true(page: str) -> None:
+    rows = table(page, "Class")
+    for name, (_, again, billed) in rows.items():
+        kind = getattr(errors, name)
+        assert issubclass(kind, errors.ProviderError)
+        assert (kind.retryable, kind.billed) == (again == "yes", billed), name
+    concrete = {
+        name
+        for name, kind in vars(errors).items()
+        if isinstance(kind, type)
+        and issubclass(kind, errors.ProviderError)
+        and not kind.__subclasses__()
+    }
+    assert set(rows) == concrete
+
+
+def test_every_outcome_is_explained(page: str) -> None:
+    outcomes = {cell.strip('"') for cell in table(page, "`billed`")}
+    assert outcomes == {"no", "yes", "unknown"}
