@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from embedcore.storage import windows as counters
 from embedcore.storage.amounts import Amount, Grant, HeldLoosely, TighterBoundNeeded
-from embedcore.storage.calendar import MICROSECONDS
+from embedcore.storage.calendar import MICROSECONDS, PERIODS
 from embedcore.storage.windows import Moment, Used
 
 if TYPE_CHECKING:
@@ -15,11 +16,13 @@ if TYPE_CHECKING:
 # While it lasts nobody may hold a loose bound: otherwise a steady stream of small loose calls
 # could keep a large exact one waiting for ever.
 _TIGHT_SECONDS: Final = 5
+_NEVER: Final = datetime.max.replace(tzinfo=UTC)
 
 
 def check(
     connection: sqlite3.Connection,
     grant: Grant,
+    windows: str,
     amount: Amount,
     moment: Moment,
     *,
@@ -30,22 +33,34 @@ def check(
 
     Returned rather than raised, so that the transaction commits what it found out on the way.
     """
-    if not grant.limits:
-        return None
-    windows = counters.ids(connection, grant.scope, grant.lane, moment)
     used = counters.used(connection, windows, grant, moment)
+    if not used:
+        return None
     if grant.loose and not final and _takes_too_much(connection, used, amount, moment):
         return TighterBoundNeeded()
-    failing = [one for one in used if amount.of(one.limit.unit) > one.left]
+    # What costs nothing fits a limit that is overdrawn as well.
+    failing = [one for one in used if amount.of(one.limit.unit) > max(one.left, 0)]
     if not failing:
         return None
-    # The window that ends last is the one that binds: the others will be open again before it.
-    refusal = max(failing, key=lambda one: one.ends_last).refusal(amount)
+    refusal = _binding(failing, amount).refusal(amount)
     if waits and all(_fits_when_settled(connection, one, amount) for one in failing):
         until = moment.now + _TIGHT_SECONDS * MICROSECONDS
         connection.execute("UPDATE book SET tight_until = ?", (until,))
         return HeldLoosely(refusal)
     return refusal
+
+
+def _binding(failing: list[Used], amount: Amount) -> Used:
+    """The limit that waiting cannot help; else the one whose window ends last: the others will be
+    open again before it."""
+    return max(
+        failing,
+        key=lambda one: (
+            amount.of(one.limit.unit) > one.most,
+            one.ends or _NEVER,
+            PERIODS.index(one.limit.period),
+        ),
+    )
 
 
 def _takes_too_much(
@@ -56,4 +71,18 @@ def _takes_too_much(
 
 
 def _fits_when_settled(connection: sqlite3.Connection, used: Used, amount: Amount) -> bool:
-    return amount.of(used.limit.unit) <= used.left + counters.held_loosely(connection, used)
+    asked = amount.of(used.limit.unit)
+    # Queries that settle for less may get their share back: bulk work cannot count on it.
+    return asked <= used.most and asked <= used.left + _held_loosely(connection, used)
+
+
+def _held_loosely(connection: sqlite3.Connection, used: Used) -> int:
+    """How much of what the window holds is a bound that may turn out far too high."""
+    mine = f"instr(',' || windows || ',', ',{used.window},') > 0"
+    unit = used.limit.unit
+    row = connection.execute(
+        f'SELECT (SELECT coalesce(sum({unit}), 0) FROM "grant" WHERE loose AND {mine})'
+        f" + (SELECT coalesce(sum({unit}), 0) FROM attempt"
+        f" WHERE state = 'sent' AND loose AND {mine})"
+    ).fetchone()
+    return int(row[0])

@@ -12,8 +12,8 @@ Unit: TypeAlias = Literal["tokens", "cost"]
 Lane: TypeAlias = Literal["all", "query"]
 
 ALL_SCOPES: Final = "*"
-# Sums of a few thousand of these still fit SQLite's 64-bit integers.
-_LARGEST: Final = 2**50 * 1000
+# What SQLite's integers hold; a sum beyond it fails as a whole (STRICT columns take no float).
+_LARGEST: Final = 2**63 - 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

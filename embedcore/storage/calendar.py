@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Final, Literal, TypeAlias
 from zoneinfo import ZoneInfo
 
-from embedcore.errors import ConfigurationError
+from embedcore.errors import ConfigurationError, StorageCorrupt
 
 Period: TypeAlias = Literal["day", "month", "total"]
 PERIODS: Final[tuple[Period, ...]] = ("day", "month", "total")
@@ -27,7 +27,13 @@ def zone_named(name: str) -> ZoneInfo:
 
 @lru_cache(maxsize=256)
 def _local_date(second: int, zone: str) -> date:
-    return datetime.fromtimestamp(second, tz=zone_named(zone)).date()
+    try:
+        return datetime.fromtimestamp(second, tz=zone_named(zone)).date()
+    except (ValueError, OverflowError, OSError) as error:
+        raise StorageCorrupt(
+            f"the ledger's clock stands at {second} seconds since 1970, which is no date: "
+            "set it right with: embedcore budget clock --repair"
+        ) from error
 
 
 def window_start(period: Period, moment: int, zone: str) -> str:

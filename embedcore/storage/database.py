@@ -8,21 +8,30 @@ process has written meanwhile, whatever the time-out.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embedcore.errors import StorageBusy, StorageCorrupt, StorageTooNew, UnsafeStorage
+from embedcore.errors import (
+    ConfigurationError,
+    StorageBusy,
+    StorageCorrupt,
+    StorageTooNew,
+    UnsafeStorage,
+)
 from embedcore.storage.engine import (
+    damaged,
     driver,
     engine_version,
     from_os_error,
     from_sqlite,
+    is_sound,
     wal_is_safe,
 )
-from embedcore.storage.filesystem import network_filesystem
+from embedcore.storage.filesystem import network_filesystem, place_once, size_of
 
 if TYPE_CHECKING:
     import sqlite3
@@ -38,7 +47,8 @@ class Database:
     """A state file, opened at its first use.
 
     ``path`` None keeps everything in memory. Safe to share between threads; after a fork the child
-    opens its own connection. Every error is a ``StorageError``.
+    opens its own connection. Every error is a ``StorageError``, save for a name that is no Unicode
+    text: that is a ``ConfigurationError``. Transactions and reads do not nest.
     """
 
     def __init__(
@@ -50,7 +60,8 @@ class Database:
         timeout: float = BUSY_TIMEOUT_SECONDS,
         allow_network_filesystem: bool = False,
     ) -> None:
-        self.path = path
+        # Absolute, since the program may change its directory while the file is open.
+        self.path = path and path.absolute()
         self._migrations = migrations
         self._version = version
         self._timeout = timeout
@@ -74,7 +85,7 @@ class Database:
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """A write transaction: committed at the end of the block, rolled back if it raises."""
-        with self._exclusive() as connection, self._translated():
+        with self._exclusive() as connection, self._translated(connection):
             self._check_still_the_same_file()
             try:
                 connection.execute("BEGIN IMMEDIATE")
@@ -88,7 +99,7 @@ class Database:
     @contextlib.contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
         """A consistent view for the length of the block, without the write lock."""
-        with self._exclusive() as connection, self._translated():
+        with self._exclusive() as connection, self._translated(connection):
             try:
                 connection.execute("BEGIN")
                 yield connection
@@ -98,9 +109,11 @@ class Database:
 
     def close(self) -> None:
         """Close the connection; the next use opens it again."""
+        if self._pid != os.getpid():
+            self._forget_what_the_parent_had()
         with self._lock:
             connection, self._connection = self._connection, None
-            if connection is not None and self._pid == os.getpid():
+            if connection is not None:
                 connection.close()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -149,11 +162,39 @@ class Database:
                     "trusted with a budget: set EMBEDCORE_HOME to a local folder, or "
                     "allow_network_filesystem = true if only one machine uses it"
                 )
-            # Created by us first so that it is never readable by others, not even for a moment.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            self._check_what_is_there(path)
+            if not path.exists():
+                place_once(path, self._fill)
+            # Looked at without being opened: to close a file drops every lock this process has on
+            # it, those of its other SQLite connections included.
+            if not os.access(path, os.R_OK | os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except OSError as error:
             raise from_os_error(error, path) from error
         return os.fspath(path)
+
+    def _check_what_is_there(self, path: Path) -> None:
+        # Files come into being whole: an empty one was cut off, and beside a missing one SQLite
+        # would take the old log for the log of the new file.
+        logs = [path.with_name(path.name + end) for end in ("-wal", "-journal")]
+        left = [log for log in logs if size_of(log)]
+        size = size_of(path)
+        if size or (size is None and not left):
+            return
+        what, which = (
+            ("is gone but its log is not", left[0]) if size is None else ("is empty", path)
+        )
+        raise StorageCorrupt(
+            f"{path} {what}: restore a copy, or delete {which} to start with nothing spent"
+        )
+
+    def _fill(self, draft: Path) -> None:
+        connection: sqlite3.Connection = driver().connect(draft, isolation_level=None)
+        try:
+            connection.execute("PRAGMA synchronous=FULL")
+            self._migrate(connection)
+        finally:
+            connection.close()
 
     def _configure(self, connection: sqlite3.Connection) -> None:
         connection.execute("PRAGMA synchronous=FULL")
@@ -224,11 +265,23 @@ class Database:
             )
 
     @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _translated(self, connection: sqlite3.Connection | None = None) -> Iterator[None]:
         try:
             yield
         except driver().Error as error:
             raise from_sqlite(error, self.path) from error
+        except UnicodeDecodeError as error:
+            # The driver's own messages quote what is in a damaged file.
+            raise damaged(error, self.path) from error
+        except UnicodeEncodeError as error:
+            raise ConfigurationError(
+                f"{error.object!r} cannot be stored: it is not valid Unicode text"
+            ) from error
+        except (TypeError, ValueError, ArithmeticError) as error:
+            # A damaged file can hold what its columns forbid, such as NULL for a number.
+            if connection is None or is_sound(connection):
+                raise
+            raise damaged(error, self.path) from error
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

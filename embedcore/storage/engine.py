@@ -12,6 +12,7 @@ from embedcore.errors import (
     StorageFull,
     StorageReadOnly,
 )
+from embedcore.storage.filesystem import has_room
 
 if TYPE_CHECKING:
     import sqlite3
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 _FIXED: Final = (((3, 51, 3), (4,)), ((3, 50, 7), (3, 51)), ((3, 44, 6), (3, 45)))
+
+_NO_ROOM: Final = frozenset(
+    {"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC", "SQLITE_IOERR_SHMSIZE"}
+)
 
 
 def driver() -> ModuleType:
@@ -49,7 +54,6 @@ def wal_is_safe(version: str) -> bool:
 
 def from_os_error(error: OSError, path: Path) -> StorageError:
     """Why a file could not be prepared, and what to do."""
-
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return StorageFull(f"no room for {path}: free some disk space ({error.strerror})")
     return StorageReadOnly(
@@ -61,15 +65,30 @@ def from_sqlite(error: sqlite3.Error, path: Path | None) -> StorageError:
     """SQLite's own error as one of ours, by its name rather than its text."""
     name = getattr(error, "sqlite_errorname", "")
     where = str(path) if path else "the in-memory ledger"
-    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL")):
         return StorageBusy(f"{where} stayed locked by another process: try again ({error})")
-    if name in ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC"):
+    # pysqlite3 does not say which input or output failed.
+    if name in _NO_ROOM or (name == "SQLITE_IOERR" and path and not has_room(path)):
         return StorageFull(f"{where} cannot grow: free some disk space ({error})")
+    if name == "SQLITE_READONLY_DBMOVED":
+        return StorageCorrupt(f"{where} was deleted or replaced while it was open: restore it")
     if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
         return StorageReadOnly(f"{where} cannot be written: check its permissions ({error})")
     if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
-        return StorageCorrupt(
-            f"{where} is damaged ({error}). It is not recreated, since that would reset the "
-            f"budget. Repair it with: sqlite3 {where} .recover, or restore a copy"
-        )
+        return damaged(error, path)
     return StorageError(f"{where}: {error}")
+
+
+def damaged(error: Exception, path: Path | None) -> StorageCorrupt:
+    return StorageCorrupt(
+        f"{path} is damaged ({error}). It is not recreated, since that would reset the budget. "
+        f"Repair it with: sqlite3 {path} .recover, or restore a copy"
+    )
+
+
+def is_sound(connection: sqlite3.Connection) -> bool:
+    """Whether SQLite finds no damage; takes as long as reading the whole file."""
+    try:
+        return bool(connection.execute("PRAGMA quick_check(1)").fetchone() == ("ok",))
+    except (driver().Error, UnicodeDecodeError):
+        return False

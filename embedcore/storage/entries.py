@@ -27,21 +27,18 @@ def new_grant(scope: str, lane: Lane, limits: Sequence[Limit], loose: bool) -> G
 def open_grant(
     connection: sqlite3.Connection,
     grant: Grant,
-    held: Amount,
+    windows: str,
     left: Amount,
     moment: Moment,
     *,
     lease: int | None,
-) -> str:
-    """Hold an amount in the grant's windows; ``left`` of it stays with the grant."""
-    windows = counters.ids(connection, grant.scope, grant.lane, moment)
-    counters.hold(connection, windows, held)
+) -> None:
+    """Write the grant; ``left`` is held in ``windows`` already and not yet sent."""
     books = (grant.id, grant.scope, windows, left.tokens, left.cost)
     connection.execute(
         'INSERT INTO "grant" VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)',
         (*books, grant.loose, lease, _owner(os.getpid()), moment.now),
     )
-    return windows
 
 
 def take(connection: sqlite3.Connection, grant: Grant, amount: Amount, lease: int) -> str | None:
@@ -81,14 +78,13 @@ def open_attempt(
     model: str,
     inputs: int,
 ) -> Attempt:
-    """Write the attempt whose amount is held in ``windows`` already."""
+    """Write the attempt; its amount is held, and its request counted, in ``windows`` already."""
     held = (grant.id, grant.scope, windows, amount.tokens, amount.cost)
     cursor = connection.execute(
         'INSERT INTO attempt ("grant", scope, windows, state, tokens, cost, loose, lease,'
         " model, inputs, sent) VALUES (?, ?, ?, 'sent', ?, ?, ?, ?, ?, ?, ?)",
         (*held, grant.loose, lease, model, inputs, moment.now),
     )
-    counters.count_request(connection, windows)
     if cursor.lastrowid is None:
         raise StorageError("SQLite gave no row id for an attempt: nothing was sent")
     return Attempt(id=cursor.lastrowid, grant=grant, amount=amount)
@@ -116,10 +112,11 @@ def mark(
     note: str | None = None,
 ) -> None:
     """End an attempt on the record."""
+    outcome = (new_state, actual.tokens, actual.cost)
     connection.execute(
         "UPDATE attempt SET state = ?, actual_tokens = ?, actual_cost = ?, reported = ?,"
         " request_id = ?, note = ?, ended = ? WHERE id = ?",
-        (new_state, actual.tokens, actual.cost, reported, request_id, note, moment.now, attempt.id),
+        (*outcome, reported, _storable(request_id), _storable(note), moment.now, attempt.id),
     )
 
 
@@ -139,7 +136,7 @@ def charge(
     connection.execute(
         "UPDATE attempt SET state = 'charged', actual_tokens = tokens, actual_cost = cost,"
         " note = ?, request_id = ?, generation = ?, ended = ? WHERE id = ?",
-        (note, request_id, generation, moment.now, identity),
+        (_storable(note), _storable(request_id), generation, moment.now, identity),
     )
 
 
@@ -185,6 +182,11 @@ def log(
         " model, note, sent, ended) VALUES (?1, ?2, ?3, ?4, ?5, ?4, ?5, ?6, ?7, ?8, ?8)",
         (scope, windows, what, amount.tokens, amount.cost, model, note, moment.now),
     )
+
+
+def _storable(text: str | None) -> str | None:
+    """Text from the remote side, which may hold half a surrogate pair: nothing may fail for it."""
+    return text and text.encode("utf-8", "backslashreplace").decode()
 
 
 @cache

@@ -1,14 +1,21 @@
-"""Is this folder on a file system whose locks cannot be trusted?"""
+"""What the file system must do for us: keep its locks' promises, and make a file appear whole."""
 
 from __future__ import annotations
 
+import contextlib
+import glob
+import os
+import secrets
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 _NETWORK = frozenset(
     {"nfs", "nfs4", "cifs", "smb", "smb2", "smb3", "smbfs", "9p", "afs", "ceph", "lustre"}
     | {"glusterfs", "beegfs", "gpfs", "davfs", "ncpfs", "webdav", "afpfs"}
 )
+# SQLite takes this much at once, for the index of its log.
+_ROOM = 32 * 1024
 _MOUNTS = Path("/proc/self/mountinfo")
 
 
@@ -49,3 +56,49 @@ def _unescape(path: str) -> str:
     for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
         path = path.replace(code, character)
     return path
+
+
+def size_of(path: Path) -> int | None:
+    """The size of a file in bytes; None if it is not there."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
+def has_room(path: Path) -> bool:
+    """Whether a file beside ``path``, as large as the largest of its kind, could still grow."""
+    draft = path.with_name(f".{secrets.token_hex(8)}.new")
+    try:
+        size = max(file.stat().st_size for file in path.parent.glob(f"{glob.escape(path.name)}*"))
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            os.lseek(descriptor, size, os.SEEK_SET)
+            return os.write(descriptor, b"\1" * _ROOM) == _ROOM
+        finally:
+            os.close(descriptor)
+            draft.unlink()
+    except (OSError, ValueError):
+        return False
+
+
+def place_once(path: Path, fill: Callable[[Path], None]) -> None:
+    """Create ``path`` complete and readable by its owner only, unless somebody else was first.
+
+    ``fill`` gets the path of an empty draft beside it. Raises ``OSError``.
+    """
+    draft = path.with_name(f".{secrets.token_hex(8)}.new")
+    os.close(os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    try:
+        fill(draft)
+        with contextlib.suppress(FileExistsError):
+            try:
+                os.link(draft, path)
+            except FileExistsError:
+                raise
+            except OSError:
+                # No hard links here, as on FAT.
+                if not path.exists():
+                    draft.rename(path)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -12,18 +12,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from embedcore.errors import ConfigurationError
 from embedcore.storage import admission, entries
+from embedcore.storage import clock as clocks
 from embedcore.storage import windows as counters
-from embedcore.storage.amounts import (
-    ALL_SCOPES,
-    Amount,
-    Attempt,
-    Grant,
-    Lane,
-    Limit,
-)
-from embedcore.storage.calendar import MICROSECONDS, zone_named
+from embedcore.storage.amounts import ALL_SCOPES, Amount, Attempt, Grant, Lane, Limit
+from embedcore.storage.calendar import MICROSECONDS
 from embedcore.storage.windows import Moment
 
 if TYPE_CHECKING:
@@ -34,7 +27,6 @@ if TYPE_CHECKING:
 
 LEASE_SECONDS: Final = 60.0
 ATTEMPT_LEASE_SECONDS: Final = 660.0
-_CLOCK_GRAIN: Final = MICROSECONDS // 10
 
 
 class Ledger:
@@ -79,12 +71,12 @@ class Ledger:
         """
         grant = entries.new_grant(scope, lane, limits, loose)
         with self.database.transaction() as connection:
-            moment = self.moment_in(connection)
-            entries.end_expired(connection, moment)
-            refusal = admission.check(connection, grant, amount, moment, final=final)
+            moment, windows = self._begin(connection, scope, lane)
+            refusal = admission.check(connection, grant, windows, amount, moment, final=final)
             if refusal is None:
                 lease = self._until(moment) if leased else None
-                entries.open_grant(connection, grant, amount, amount, moment, lease=lease)
+                counters.hold(connection, windows, amount)
+                entries.open_grant(connection, grant, windows, amount, moment, lease=lease)
         if refusal is not None:
             raise refusal
         return grant
@@ -104,13 +96,12 @@ class Ledger:
         """``hold`` and ``send`` for a call of one request, in one commit."""
         grant = entries.new_grant(scope, lane, limits, loose)
         with self.database.transaction() as connection:
-            moment = self.moment_in(connection)
-            entries.end_expired(connection, moment)
-            refusal = admission.check(connection, grant, amount, moment, final=final)
+            moment, windows = self._begin(connection, scope, lane)
+            refusal = admission.check(connection, grant, windows, amount, moment, final=final)
             if refusal is None:
-                windows = entries.open_grant(
-                    connection, grant, amount, Amount(), moment, lease=self._until(moment)
-                )
+                lease = self._until(moment)
+                counters.hold(connection, windows, amount, requests=1)
+                entries.open_grant(connection, grant, windows, Amount(), moment, lease=lease)
                 attempt = self._sent(connection, grant, windows, amount, moment, model, inputs)
         if refusal is not None:
             raise refusal
@@ -126,19 +117,21 @@ class Ledger:
         limits no longer allow it.
         """
         with self.database.transaction() as connection:
-            moment = self.moment_in(connection)
-            refusal = None
-            windows = (
-                None if fresh else entries.take(connection, grant, amount, self._until(moment))
-            )
+            moment, refusal = self.moment_in(connection), None
+            lease = self._until(moment)
+            windows = None if fresh else entries.take(connection, grant, amount, lease)
             if windows is None:
+                # First of all, or the caller would lose the rest of its own grant as expired.
+                entries.renew(connection, grant, lease)
+                moment, windows = self._begin(connection, grant.scope, grant.lane)
                 refusal = admission.check(
-                    connection, grant, amount, moment, final=True, waits=False
+                    connection, grant, windows, amount, moment, final=True, waits=False
                 )
-                if refusal is None:
-                    windows = counters.ids(connection, grant.scope, grant.lane, moment)
-                    counters.hold(connection, windows, amount)
-            if windows is not None:
+                held = amount
+            else:
+                held = Amount()
+            if refusal is None:
+                counters.hold(connection, windows, held, requests=1)
                 attempt = self._sent(connection, grant, windows, amount, moment, model, inputs)
         if refusal is not None:
             raise refusal
@@ -256,12 +249,10 @@ class Ledger:
         counted in the future's window. Returns the seconds since 1970 before and after.
         """
         with self.database.transaction() as connection:
-            moment = self.moment_in(connection)
-            after = round(self._clock() * MICROSECONDS)
-            connection.execute("UPDATE book SET clock = ?, tight_until = 0", (after,))
-            windows = counters.ids(
-                connection, ALL_SCOPES, "all", Moment(now=after, zone=moment.zone)
-            )
+            moment, after = self.moment_in(connection), self._now()
+            clocks.set_back(connection, after, lease=self._lease, attempt_lease=self._attempt_lease)
+            repaired = Moment(now=after, zone=moment.zone)
+            windows = counters.ids(connection, ALL_SCOPES, "all", repaired)
             note = f"clock moved from {moment.now} to {after} microseconds by repair"
             entries.log(connection, ALL_SCOPES, windows, "clock", Amount(), moment, note=note)
             return moment.now / MICROSECONDS, after / MICROSECONDS
@@ -272,23 +263,16 @@ class Ledger:
             return self.moment_in(connection)
 
     def moment_in(self, connection: sqlite3.Connection) -> Moment:
-        real = round(self._clock() * MICROSECONDS)
-        row = connection.execute("SELECT clock, zone FROM book").fetchone()
-        if row is None:
-            zone = self._wanted_zone or "UTC"
-            zone_named(zone)
-            connection.execute("INSERT INTO book (id, zone, clock) VALUES (1, ?, ?)", (zone, real))
-            return Moment(now=real, zone=zone)
-        latest, zone = row
-        if self._wanted_zone not in (None, zone):
-            raise ConfigurationError(
-                f"timezone = {self._wanted_zone!r}, but {self.database.path} has counted its days "
-                f"in {zone!r} since its first use: set timezone = {zone!r}, or use another "
-                "EMBEDCORE_HOME"
-            )
-        if real > latest + _CLOCK_GRAIN:
-            connection.execute("UPDATE book SET clock = ?", (real,))
-        return Moment(now=max(real, latest), zone=zone)
+        return clocks.moment(connection, self._now(), self._wanted_zone)
+
+    def _begin(self, connection: sqlite3.Connection, scope: str, lane: Lane) -> tuple[Moment, str]:
+        """The time and the windows of something new, once what a crash left open is closed."""
+        moment = self.moment_in(connection)
+        entries.end_expired(connection, moment)
+        return moment, counters.ids(connection, scope, lane, moment)
+
+    def _now(self) -> int:
+        return round(self._clock() * MICROSECONDS)
 
     def _until(self, moment: Moment) -> int:
         return moment.now + self._lease

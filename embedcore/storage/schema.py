@@ -37,7 +37,7 @@ CREATE TABLE window (
     lane TEXT NOT NULL CHECK (lane IN ('all', 'query')),
     period TEXT NOT NULL CHECK (period IN ('day', 'month', 'total')),
     start TEXT NOT NULL,                   -- 2026-11-23, 2026-11, or empty
-    generation INTEGER NOT NULL DEFAULT 0, -- counts the resets
+    generation INTEGER NOT NULL DEFAULT 0, -- number of its latest reset, over all windows
     tokens_spent INTEGER NOT NULL DEFAULT 0 CHECK (tokens_spent >= 0),
     tokens_held INTEGER NOT NULL DEFAULT 0 CHECK (tokens_held >= 0),
     cost_spent INTEGER NOT NULL DEFAULT 0 CHECK (cost_spent >= 0),
@@ -73,7 +73,7 @@ CREATE TABLE attempt (
     actual_cost INTEGER,
     loose INTEGER NOT NULL DEFAULT 0 CHECK (loose IN (0, 1)),
     reported INTEGER NOT NULL DEFAULT 0 CHECK (reported IN (0, 1)),
-    generation INTEGER NOT NULL DEFAULT 0, -- of its day's window, when it was charged
+    generation INTEGER NOT NULL DEFAULT 0, -- latest of its windows', when it was charged
     lease INTEGER,
     model TEXT NOT NULL DEFAULT '',
     inputs INTEGER NOT NULL DEFAULT 0,

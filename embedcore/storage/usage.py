@@ -44,7 +44,7 @@ class ModelUsage:
 
 
 def windows_now(ledger: Ledger, scope: str | None = None) -> list[Usage]:
-    """Today, this month and in total: for ``scope``, or for every scope and all of them together."""
+    """Today, this month and in total: of ``scope``, or of every scope and all of them together."""
     moment = ledger.moment()
     where, values = ("", []) if scope is None else (" AND scope = ?", [scope])
     found = []
@@ -107,9 +107,9 @@ def audit(ledger: Ledger, *, last: int | None = None) -> list[dict[str, Any]]:
     with ledger.database.read() as connection:
         table = ledger.database.utilities(connection)["attempt"]
         rows = list(table.rows_where(order_by="id desc", limit=last))
-    for row in rows:
-        for name in ("sent", "ended"):
-            row[name] = _utc(row[name])
+        for row in rows:
+            for name in ("sent", "ended"):
+                row[name] = _utc(row[name])
     return rows[::-1]
 
 
@@ -146,4 +146,7 @@ def _since(period: Period, moment: Moment) -> int:
 def _utc(microseconds: int | None) -> str | None:
     if microseconds is None:
         return None
-    return datetime.fromtimestamp(microseconds / MICROSECONDS, tz=UTC).isoformat()
+    try:
+        return datetime.fromtimestamp(microseconds / MICROSECONDS, tz=UTC).isoformat()
+    except (ValueError, OverflowError, OSError):
+        return f"{microseconds} microseconds"

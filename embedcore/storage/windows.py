@@ -7,7 +7,6 @@ scopes), a query's in three more. Every function runs inside the caller's transa
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from embedcore.errors import BudgetExceeded, CostBudgetExceeded, TokenBudgetExceeded
@@ -17,10 +16,10 @@ from embedcore.storage.calendar import PERIODS, window_end, window_start
 
 if TYPE_CHECKING:
     import sqlite3
+    from datetime import datetime
 
 _WARN_PERCENT: Final = 90
 _PER_DOLLAR: Final = 10**12
-_NEVER: Final = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,22 +32,27 @@ class Moment:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Used:
-    """One limit beside its window. ``reserved``: what bulk work must leave to queries."""
+    """One limit beside its window.
+
+    ``reserved``: what this call must leave to queries now. ``most``: what it could get of a window
+    in which nothing is spent yet.
+    """
 
     limit: Limit
     window: int
     spent: int
     held: int
     reserved: int
-    ends: datetime | None
+    most: int
+    moment: Moment
 
     @property
     def left(self) -> int:
         return self.limit.amount - self.spent - self.held - self.reserved
 
     @property
-    def ends_last(self) -> datetime:
-        return self.ends or _NEVER
+    def ends(self) -> datetime | None:
+        return window_end(self.limit.period, self.moment.now, self.moment.zone)
 
     def refusal(self, amount: Amount) -> BudgetExceeded:
         limit, asked = self.limit, amount.of(self.limit.unit)
@@ -60,25 +64,22 @@ class Used:
             held=self.held,
             asked=asked,
             resets_at=self.ends,
-            never_fits=asked > limit.amount - self.reserved_at_most,
+            never_fits=asked > self.most,
             period=limit.period,
             scope=limit.scope,
         )
-
-    @property
-    def reserved_at_most(self) -> int:
-        return self.limit.reserved if self.reserved else 0
 
     def _message(self, asked: int) -> str:
         limit, show = self.limit, _shown[self.limit.unit]
         whom = "all scopes" if limit.scope == ALL_SCOPES else f"scope {limit.scope!r}"
         period = "in total" if limit.period == "total" else f"per {limit.period}"
         kept = f", {show(self.reserved)} reserved for queries" if self.reserved else ""
-        ends = f"it resets at {self.ends:%Y-%m-%d %H:%M} UTC" if self.ends else "it never resets"
+        ends = self.ends
+        when = f"it resets at {ends:%Y-%m-%d %H:%M} UTC" if ends else "it never resets"
         return (
             f"nothing was sent: the call needs {show(asked)}, and of {show(limit.amount)} {period} "
             f"for {whom} {show(max(self.left, 0))} are left ({show(self.spent)} spent, "
-            f"{show(self.held)} held{kept}); {ends}. Send less, wait, or raise the limit"
+            f"{show(self.held)} held{kept}); {when}. Send less, wait, or raise the limit"
         )
 
 
@@ -101,30 +102,49 @@ def ids(connection: sqlite3.Connection, scope: str, lane: Lane, moment: Moment) 
     In this order: day, month, total of the scope, of all scopes and, for a query, of the scope's
     queries.
     """
-    lanes = [(scope, "all"), (ALL_SCOPES, "all")]
-    if lane == "query":
-        lanes.append((scope, "query"))
-    starts = [(period, window_start(period, moment.now, moment.zone)) for period in PERIODS]
-    found = []
-    for owner, of_lane in lanes:
-        for period, start in starts:
-            key = (owner, of_lane, period, start)
-            row = connection.execute(_FIND, key).fetchone()
-            if row is None:
-                row = connection.execute(_CREATE, key).fetchone()
-            found.append(str(row[0]))
-    return ",".join(found)
+    starts = [window_start(period, moment.now, moment.zone) for period in PERIODS]
+    keys = (scope, ALL_SCOPES, *starts)
+    found = connection.execute(_FIND[lane], keys).fetchone()
+    if None in found:
+        connection.execute(_CREATE[lane], keys)
+        found = connection.execute(_FIND[lane], keys).fetchone()
+    return ",".join(map(str, found))
 
 
-_FIND = "SELECT id FROM window WHERE scope = ? AND lane = ? AND period = ? AND start = ?"
-_CREATE = "INSERT INTO window (scope, lane, period, start) VALUES (?, ?, ?, ?) RETURNING id"
+# Parameters: 1 the scope, 2 all scopes, 3 to 5 the starts of the day, the month and the total.
+_KEYS: Final = {
+    lane: [
+        f"?{owner}, '{of_lane}', '{period}', ?{start}"
+        for owner, of_lane in owners
+        for start, period in enumerate(PERIODS, 3)
+    ]
+    for lane, owners in (
+        ("all", ((1, "all"), (2, "all"))),
+        ("query", ((1, "all"), (2, "all"), (1, "query"))),
+    )
+}
+_FIND: Final = {
+    lane: "SELECT "
+    + ", ".join(
+        f"(SELECT id FROM window WHERE (scope, lane, period, start) = ({key}))" for key in keys
+    )
+    for lane, keys in _KEYS.items()
+}
+_CREATE: Final = {
+    lane: "INSERT INTO window (scope, lane, period, start) VALUES "
+    + ", ".join(f"({key})" for key in keys)
+    + " ON CONFLICT DO NOTHING"
+    for lane, keys in _KEYS.items()
+}
 
 
-def hold(connection: sqlite3.Connection, windows: str, amount: Amount) -> None:
+def hold(
+    connection: sqlite3.Connection, windows: str, amount: Amount, *, requests: int = 0
+) -> None:
     connection.execute(
-        "UPDATE window SET tokens_held = tokens_held + ?, cost_held = cost_held + ?"
-        f" WHERE id IN ({windows})",
-        (amount.tokens, amount.cost),
+        "UPDATE window SET tokens_held = tokens_held + ?, cost_held = cost_held + ?,"
+        f" requests = requests + ? WHERE id IN ({windows})",
+        (amount.tokens, amount.cost, requests),
     )
 
 
@@ -147,7 +167,7 @@ def settle(connection: sqlite3.Connection, windows: str, held: Amount, spent: Am
 
 
 def count_request(connection: sqlite3.Connection, windows: str) -> None:
-    connection.execute(f"UPDATE window SET requests = requests + 1 WHERE id IN ({windows})")
+    hold(connection, windows, Amount(), requests=1)
 
 
 def spend(connection: sqlite3.Connection, windows: str, amount: Amount) -> None:
@@ -161,41 +181,34 @@ def correct(
 
     A day that was reset since then has forgotten the charge: its tokens are left alone.
     """
-    tokens, cost = actual.tokens - charged.tokens, actual.cost - charged.cost
-    reset_since = generation_of(connection, windows) != generation
-    days = ",".join(_reset_days(windows)) if reset_since else ""
     connection.execute(
         "UPDATE window SET cost_spent = cost_spent + ?,"
-        f" tokens_spent = tokens_spent + iif(id IN ({days}), 0, ?)"
+        " tokens_spent = tokens_spent + iif(generation > ?, 0, ?)"
         f" WHERE id IN ({windows})",
-        (cost, tokens),
+        (actual.cost - charged.cost, generation, actual.tokens - charged.tokens),
     )
 
 
 def generation_of(connection: sqlite3.Connection, windows: str) -> int:
-    day = windows.partition(",")[0]
-    row = connection.execute("SELECT generation FROM window WHERE id = ?", (day,)).fetchone()
-    return int(row[0])
+    """The number of the latest reset that touched one of these windows."""
+    row = connection.execute(f"SELECT max(generation) FROM window WHERE id IN ({windows})")
+    return int(row.fetchone()[0])
 
 
 def reset_day(connection: sqlite3.Connection, windows: str) -> int:
-    """Take the day's tokens of a scope off again; returns how many there were."""
-    days = _reset_days(windows)
-    spent = connection.execute("SELECT tokens_spent FROM window WHERE id = ?", days[:1]).fetchone()
+    """Take the day's tokens of a scope, and of its queries, off again; returns how many."""
+    every = windows.split(",")
+    day, of_queries = every[0], every[6]
+    spent = connection.execute("SELECT tokens_spent FROM window WHERE id = ?", (day,)).fetchone()
     connection.execute(
-        "UPDATE window SET tokens_spent = 0, requests = 0, generation = generation + 1"
-        f" WHERE id IN ({','.join(days)})"
+        "UPDATE window SET tokens_spent = 0, requests = 0,"
+        " generation = (SELECT max(generation) + 1 FROM window) WHERE id IN (?, ?)",
+        (day, of_queries),
     )
     connection.execute(
-        f"DELETE FROM warning WHERE unit = 'tokens' AND window IN ({','.join(days)})"
+        "DELETE FROM warning WHERE unit = 'tokens' AND window IN (?, ?)", (day, of_queries)
     )
     return int(spent[0])
-
-
-def _reset_days(windows: str) -> list[str]:
-    """The day of the scope and of its queries: what ``reset`` touches."""
-    every = windows.split(",")
-    return every[0:1] + every[6:7]
 
 
 def used(connection: sqlite3.Connection, windows: str, grant: Grant, moment: Moment) -> list[Used]:
@@ -215,10 +228,17 @@ def used(connection: sqlite3.Connection, windows: str, grant: Grant, moment: Mom
         window = every[(3 if limit.scope == ALL_SCOPES else 0) + PERIODS.index(limit.period)]
         first = 1 if limit.unit == "tokens" else 3
         spent, held = rows[window][first : first + 2]
-        reserved = 0 if grant.lane == "query" else _reserved(connection, limit, moment)
-        ends = window_end(limit.period, moment.now, moment.zone)
+        bulk = grant.lane != "query"
         found.append(
-            Used(limit=limit, window=window, spent=spent, held=held, reserved=reserved, ends=ends)
+            Used(
+                limit=limit,
+                window=window,
+                spent=spent,
+                held=held,
+                reserved=_reserved(connection, limit, moment) if bulk else 0,
+                most=limit.amount - (limit.reserved if bulk else 0),
+                moment=moment,
+            )
         )
     return found
 
@@ -228,24 +248,13 @@ def _reserved(connection: sqlite3.Connection, limit: Limit, moment: Moment) -> i
     if not limit.reserved:
         return 0
     start = window_start(limit.period, moment.now, moment.zone)
+    whose = "?1 = ?1" if limit.scope == ALL_SCOPES else "scope = ?1"
     row = connection.execute(
-        f"SELECT {limit.unit}_spent + {limit.unit}_held FROM window"
-        " WHERE scope = ? AND lane = 'query' AND period = ? AND start = ?",
+        f"SELECT coalesce(sum({limit.unit}_spent + {limit.unit}_held), 0) FROM window"
+        f" WHERE {whose} AND lane = 'query' AND period = ?2 AND start = ?3",
         (limit.scope, limit.period, start),
     ).fetchone()
-    return max(limit.reserved - (row[0] if row else 0), 0)
-
-
-def held_loosely(connection: sqlite3.Connection, used: Used) -> int:
-    """How much of what the window holds is a bound that may turn out far too high."""
-    mine = f"instr(',' || windows || ',', ',{used.window},') > 0"
-    unit = used.limit.unit
-    row = connection.execute(
-        f'SELECT (SELECT coalesce(sum({unit}), 0) FROM "grant" WHERE loose AND {mine})'
-        f" + (SELECT coalesce(sum({unit}), 0) FROM attempt"
-        f" WHERE state = 'sent' AND loose AND {mine})"
-    ).fetchone()
-    return int(row[0])
+    return max(limit.reserved - int(row[0]), 0)
 
 
 def newly_near(

@@ -1,0 +1,111 @@
+"""A ledger over a file of the test's own, a clock that is set by hand, and other processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embedcore.storage.database import Database
+from embedcore.storage.ledger import Ledger
+from embedcore.storage.schema import STATE, STATE_VERSION
+
+PRELUDE = """
+import contextlib, os, signal, sys, time
+from pathlib import Path
+import sqlite_utils.migrations
+from embedcore.errors import *
+from embedcore.storage import database as databases, usage
+from embedcore.storage.amounts import Amount, Limit
+from embedcore.storage.database import Database
+from embedcore.storage.engine import driver
+from embedcore.storage.ledger import Ledger
+from embedcore.storage.schema import STATE, STATE_VERSION
+
+driver()
+PATH = Path(sys.argv[1])
+
+def new_ledger(path=PATH, *, timeout=60.0, **rest):
+    return Ledger(Database(path, STATE, version=STATE_VERSION, timeout=timeout), **rest)
+
+def day_limit(amount, *, scope="s"):
+    return (Limit(scope=scope, period="day", unit="tokens", amount=amount),)
+
+def wait_for(path):
+    while not Path(path).exists():
+        time.sleep(0.002)
+"""
+
+
+class Clock:
+    """Seconds since 1970, moved by the test."""
+
+    def __init__(self, now: float) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """Noon of 15 January 2026, UTC."""
+    return Clock(1_768_478_400.0)
+
+
+@pytest.fixture
+def state_path(tmp_path: Path) -> Path:
+    return tmp_path / "state.db"
+
+
+@pytest.fixture
+def open_ledger(state_path: Path, clock: Clock) -> Iterator[Callable[..., Ledger]]:
+    """Another ledger over the same file, with connections of its own."""
+    databases = []
+
+    def opened(path: Path | None = state_path, *, timeout: float = 5.0, **rest: Any) -> Ledger:
+        zone = rest.pop("zone", None)
+        databases.append(Database(path, STATE, version=STATE_VERSION, timeout=timeout, **rest))
+        return Ledger(databases[-1], zone=zone, clock=clock)
+
+    yield opened
+    for database in databases:
+        database.close()
+
+
+@pytest.fixture
+def ledger(open_ledger: Callable[..., Ledger]) -> Ledger:
+    return open_ledger()
+
+
+@pytest.fixture
+def start_python(state_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Run lines of Python in another process, which finds the state file as ``PATH``."""
+    started = []
+
+    def start(code: str, *arguments: object, path: Path = state_path) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", PRELUDE + code, str(path), *map(str, arguments)]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def run_python(start_python: Callable[..., subprocess.Popen[str]]) -> Callable[..., str]:
+    """The same, waited for; returns what it printed."""
+
+    def run(code: str, *arguments: object, **rest: Any) -> str:
+        process = start_python(code, *arguments, **rest)
+        printed, _ = process.communicate(timeout=120)
+        assert process.returncode == 0
+        return printed.strip()
+
+    return run

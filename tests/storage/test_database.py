@@ -1,0 +1,445 @@
+"""How is the state file made, found, shared and kept from others?"""
+
+from __future__ import annotations
+
+import functools
+import os
+import pickle
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlite_utils
+import sqlite_utils.plugins
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embedcore.errors import (
+    ConfigurationError,
+    StorageBusy,
+    StorageCorrupt,
+    StorageTooNew,
+    UnsafeStorage,
+)
+from embedcore.storage import database as databases
+from embedcore.storage import filesystem, usage
+from embedcore.storage.amounts import Amount
+from embedcore.storage.database import Database
+from embedcore.storage.engine import driver, engine_version, wal_is_safe
+from embedcore.storage.ledger import Ledger
+from embedcore.storage.schema import STATE, STATE_VERSION
+
+ONE = Amount(tokens=1)
+OLD_ENGINE = "3.40.1"
+
+
+def spent(ledger: Ledger) -> int:
+    return usage.of_scope(ledger, "s").spent.tokens
+
+
+# Where it is
+
+
+@pytest.mark.fault(149)
+@pytest.mark.parametrize(
+    "name",
+    ["a b.db", "a?mode=memory#c%20.db", "file:x?mode=memory", ":memory:", "é\n.db", b"\xff\xfe.db"],
+)
+@pytest.mark.parametrize("relative", [False, True])
+def test_any_path_is_a_path(
+    tmp_path: Path,
+    open_ledger: Callable[..., Ledger],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str | bytes,
+    relative: bool,
+) -> None:
+    name = os.fsdecode(name)
+    monkeypatch.chdir(tmp_path)
+    path = Path(name) if relative else tmp_path / "a folder" / name
+    open_ledger(path).record("s", ONE)
+    assert path.stat().st_size > 0
+    other = open_ledger(path)
+    assert spent(other) == 1
+    other.database.close()
+    made = {entry.name.removesuffix("-wal").removesuffix("-shm") for entry in path.parent.iterdir()}
+    assert made <= {name, "a folder"}
+
+
+def test_the_program_may_change_its_directory(
+    tmp_path: Path, open_ledger: Callable[..., Ledger], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ledger = open_ledger(Path("state.db"))
+    ledger.record("s", ONE)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    ledger.record("s", ONE)
+    ledger.database.close()
+    assert spent(ledger) == 2
+
+
+@pytest.mark.fault(137)
+def test_only_its_owner_can_read_it(tmp_path: Path, open_ledger: Callable[..., Ledger]) -> None:
+    umask = os.umask(0)
+    try:
+        ledger = open_ledger(tmp_path / "home" / "state.db")
+        ledger.record("s", ONE)
+    finally:
+        os.umask(umask)
+    files = list((tmp_path / "home").iterdir())
+    assert {file.name for file in files} >= {"state.db"}
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+    assert stat.S_IMODE((tmp_path / "home").stat().st_mode) == 0o700
+
+
+def test_nothing_is_on_disk_before_the_first_use(
+    state_path: Path, open_ledger: Callable[..., Ledger]
+) -> None:
+    ledger = open_ledger()
+    assert not state_path.exists()
+    ledger.database.open()
+    assert [entry.name for entry in state_path.parent.glob("*.new*")] == []
+    assert state_path.stat().st_size > 0
+
+
+def test_a_ledger_in_memory_leaves_no_file(
+    tmp_path: Path, open_ledger: Callable[..., Ledger], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ledger = open_ledger(None)
+    ledger.record("s", ONE)
+    assert spent(ledger) == 1
+    assert not list(tmp_path.iterdir())
+
+
+# Which engine, which journal
+
+
+@pytest.mark.fault(111)
+@pytest.mark.parametrize(
+    ("version", "safe"),
+    [
+        ("3.6.23", False),
+        ("3.40.1", False),
+        ("3.44.5", False),
+        ("3.44.6", True),
+        ("3.44.10", True),
+        ("3.45.0", False),
+        ("3.50.6", False),
+        ("3.50.7", True),
+        ("3.51.0", False),
+        ("3.51.2", False),
+        ("3.51.3", True),
+        ("3.52.0", True),
+        ("3.53.4", True),
+    ],
+)
+def test_wal_is_used_only_where_its_bug_is_fixed(version: str, safe: bool) -> None:
+    assert wal_is_safe(version) is safe
+
+
+@pytest.mark.fault(111)
+def test_an_old_engine_uses_a_rollback_journal(
+    open_ledger: Callable[..., Ledger], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if wal_is_safe(engine_version()):
+        modern = open_ledger()
+        modern.record("s", ONE)
+        assert modern.database.journal_mode == "wal"
+        modern.database.close()
+    monkeypatch.setattr(databases, "engine_version", lambda: OLD_ENGINE)
+    old = open_ledger()
+    old.record("s", ONE)
+    assert old.database.journal_mode == "truncate"
+    with old.database.read() as connection:
+        assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
+
+
+@pytest.mark.fault(111)
+@pytest.mark.skipif(not wal_is_safe(engine_version()), reason="this SQLite never uses WAL")
+def test_an_old_engine_does_not_join_others_in_wal(
+    open_ledger: Callable[..., Ledger], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_ledger().record("s", ONE)
+    monkeypatch.setattr(databases, "engine_version", lambda: OLD_ENGINE)
+    with pytest.raises(StorageBusy, match="WAL"):
+        open_ledger(timeout=0.1).record("s", ONE)
+
+
+@pytest.mark.fault(110)
+@pytest.mark.parametrize("kind", ["nfs4", "cifs", "9p", "fuse.sshfs", "smb3", "ceph"])
+def test_locks_of_a_network_file_system_are_not_trusted(
+    tmp_path: Path,
+    open_ledger: Callable[..., Ledger],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    home = tmp_path / "far away"
+    fake_mounts(monkeypatch, tmp_path, home, kind)
+    with pytest.raises(UnsafeStorage) as refused:
+        open_ledger(home / "state.db").record("s", ONE)
+    for told in (kind, "EMBEDCORE_HOME", "allow_network_filesystem"):
+        assert told in str(refused.value)
+    assert not (home / "state.db").exists()
+    allowed = open_ledger(home / "state.db", allow_network_filesystem=True)
+    allowed.record("s", ONE)
+    assert allowed.database.journal_mode == "truncate"
+
+
+@pytest.mark.fault(110)
+@pytest.mark.parametrize("kind", ["ext4", "tmpfs", "overlay", "fuseblk", "zfs"])
+def test_a_local_file_system_below_a_network_mount_is_local(
+    tmp_path: Path,
+    open_ledger: Callable[..., Ledger],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    fake_mounts(monkeypatch, tmp_path, tmp_path, "nfs", also=(tmp_path / "here", kind))
+    open_ledger(tmp_path / "here" / "state.db").record("s", ONE)
+    with pytest.raises(UnsafeStorage):
+        open_ledger(tmp_path / "hereabouts" / "state.db").record("s", ONE)
+
+
+def fake_mounts(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    point: Path,
+    kind: str,
+    also: tuple[Path, str] | None = None,
+) -> None:
+    lines = ["22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw", "not a mount"]
+    for where, what in [(point, kind), *([also] if also else [])]:
+        escaped = str(where.resolve()).replace(" ", "\\040")
+        lines.append(f"40 22 0:50 / {escaped} rw,relatime shared:9 - {what} server:/x rw")
+    table = tmp_path / "mountinfo"
+    table.write_text("\n".join(lines))
+    found = functools.partial(filesystem.network_filesystem, mounts=table)
+    monkeypatch.setattr(databases, "network_filesystem", found)
+
+
+def test_without_a_mount_table_a_folder_counts_as_local(tmp_path: Path) -> None:
+    assert filesystem.network_filesystem(tmp_path, mounts=tmp_path / "nothing") is None
+
+
+def test_a_file_appears_even_where_there_are_no_hard_links(
+    state_path: Path, open_ledger: Callable[..., Ledger], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    open_ledger().record("s", ONE)
+    assert spent(open_ledger()) == 1
+
+
+# Schema
+
+
+@pytest.mark.fault(108)
+def test_a_newer_schema_is_left_alone(state_path: Path, open_ledger: Callable[..., Ledger]) -> None:
+    ledger = open_ledger()
+    ledger.record("s", ONE)
+    with ledger.database.transaction() as connection:
+        connection.execute(f"PRAGMA user_version = {STATE_VERSION + 1}")
+    ledger.database.close()
+    before = state_path.read_bytes()
+    with pytest.raises(StorageTooNew, match="pip install --upgrade embedcore"):
+        open_ledger().record("s", ONE)
+    assert state_path.read_bytes() == before
+
+
+def test_all_tables_are_strict_and_migrations_are_on_record(ledger: Ledger) -> None:
+    with ledger.database.read() as connection:
+        tables = connection.execute(
+            "SELECT name, strict FROM pragma_table_list WHERE schema = 'main'"
+            " AND name NOT LIKE 'sqlite%' AND name NOT LIKE '~_sqlite%' ESCAPE '~'"
+        ).fetchall()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        applied = STATE.applied(ledger.database.utilities(connection))
+    assert {name for name, _ in tables} == {"book", "window", "grant", "attempt", "warning"}
+    assert {strict for _, strict in tables} == {1}
+    assert version == STATE_VERSION == len(applied)
+
+
+@pytest.mark.fault(128)
+def test_plugins_of_sqlite_utils_stay_outside(open_ledger: Callable[..., Ledger]) -> None:
+    seen = []
+
+    class Plugin:
+        @sqlite_utils.hookimpl
+        def prepare_connection(self, conn: Any) -> None:
+            seen.append(conn)
+
+    sqlite_utils.plugins.pm.register(Plugin(), name="nosy")
+    try:
+        sqlite_utils.Database(memory=True)
+        assert len(seen) == 1, "the plugin works"
+        ledger = open_ledger()
+        ledger.record("s", ONE)
+        usage.audit(ledger)
+        assert len(seen) == 1
+    finally:
+        sqlite_utils.plugins.pm.unregister(name="nosy")
+
+
+# Sharing it
+
+
+@pytest.mark.fault(113)
+def test_threads_never_share_a_transaction(ledger: Ledger) -> None:
+    inside, go_on, seen = threading.Event(), threading.Event(), []
+
+    def first() -> None:
+        try:
+            with ledger.database.transaction() as connection:
+                connection.execute("INSERT INTO book (id, zone, clock) VALUES (1, 'UTC', 0)")
+                inside.set()
+                go_on.wait(5)
+                raise KeyError("rolled back")
+        except KeyError:
+            pass
+
+    def second() -> None:
+        ledger.record("s", ONE)
+        seen.append(spent(ledger))
+
+    threads = [threading.Thread(target=first), threading.Thread(target=second)]
+    threads[0].start()
+    assert inside.wait(5)
+    threads[1].start()
+    threads[1].join(0.1)
+    assert not seen
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert seen == [1], "the other thread's roll-back took nothing of this one's"
+
+
+@pytest.mark.fault(113)
+@pytest.mark.parametrize("engine", [None, OLD_ENGINE])
+def test_opening_the_file_again_keeps_the_locks_of_the_first(
+    open_ledger: Callable[..., Ledger],
+    run_python: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    engine: str | None,
+) -> None:
+    """POSIX drops every lock of a process on a file when it closes any descriptor of it."""
+    if engine:
+        monkeypatch.setattr(databases, "engine_version", lambda: engine)
+    first, second = open_ledger(), open_ledger(timeout=0)
+    first.record("s", ONE)
+    write = f"""
+databases.engine_version = lambda: {engine or engine_version()!r}
+try:
+    new_ledger(timeout=0.2).record("s", Amount(tokens=1))
+except StorageBusy:
+    print("busy")
+"""
+    with first.database.transaction():
+        try:
+            second.database.open()
+        except StorageBusy:
+            assert engine
+        assert run_python(write) == "busy"
+    assert run_python(write) == ""
+    assert usage.of_scope(first, "s", "total").spent.tokens == 2
+
+
+@pytest.mark.fault(121)
+def test_no_read_leaves_the_log_blocked(open_ledger: Callable[..., Ledger], ledger: Ledger) -> None:
+    for number in range(20):
+        ledger.settle(ledger.hold_and_send("s", ONE, model=f"m{number}"), ONE, close=True)
+    kept = [
+        usage.windows_now(ledger),
+        usage.by_model(ledger),
+        usage.audit(ledger),
+        usage.of_scope(ledger, "s"),
+        usage.limits_now(ledger, "s", [], "all"),
+    ]
+    assert not any(isinstance(one, Iterator) for one in kept)
+    if ledger.database.journal_mode != "wal":
+        pytest.skip("no log to block: this SQLite does not use WAL")
+    with open_ledger().database._exclusive() as connection:
+        assert connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
+
+
+@pytest.mark.fault(105)
+def test_a_lock_that_outlasts_the_time_out_is_an_error_worth_a_retry(
+    open_ledger: Callable[..., Ledger],
+) -> None:
+    holder, other = open_ledger(), open_ledger(timeout=0.1)
+    other.database.open()
+    with holder.database.transaction(), pytest.raises(StorageBusy) as busy:
+        other.hold_and_send("s", ONE)
+    assert busy.value.retryable
+    assert busy.value.billed == "no"
+    assert usage.audit(other) == []
+
+
+@pytest.mark.fault(107)
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_file_that_is_gone_or_another_is_noticed_before_anything_is_held(
+    state_path: Path, open_ledger: Callable[..., Ledger], replaced: bool
+) -> None:
+    ledger = open_ledger()
+    ledger.record("s", ONE)
+    state_path.rename(state_path.with_suffix(".old"))
+    if replaced:
+        open_ledger(state_path.with_suffix(".new")).record("s", ONE)
+        state_path.with_suffix(".new").rename(state_path)
+    with pytest.raises(StorageCorrupt, match="deleted or replaced"):
+        ledger.hold("s", ONE)
+    assert state_path.exists() is replaced
+
+
+# What is put into it
+
+
+texts = st.text(max_size=30) | st.sampled_from(
+    ["'; DROP TABLE attempt; --", '"', "\0", "*", "1,2) OR (1", "%s{}?", "\ud800", "Ünïcødé"]
+)
+
+
+@pytest.mark.fault(138)
+@settings(max_examples=60, deadline=None)
+@given(scope=texts, model=texts, note=texts)
+def test_names_are_only_ever_values(scope: str, model: str, note: str) -> None:
+    ledger = Ledger(Database(None, STATE, version=STATE_VERSION))
+    ledger.record("bystander", ONE, model="m")
+    try:
+        attempt = ledger.hold_and_send(scope, ONE, model=model)
+    except ConfigurationError:
+        with pytest.raises(UnicodeEncodeError):
+            (scope + model).encode()
+    else:
+        ledger.settle(attempt, ONE, request_id=note, close=True)
+        ledger.charge(ledger.hold_and_send(scope, ONE, model=model), note=note, request_id=note)
+        ledger.reset(scope)
+        rows = [row for row in usage.audit(ledger) if row["scope"] == scope]
+        assert [row["model"] for row in rows] == [model, model, ""]
+        storable = note.encode("utf-8", "backslashreplace").decode()
+        assert rows[0]["request_id"] == rows[1]["note"] == storable
+        assert usage.of_scope(ledger, scope, "month").spent.tokens == 2 + (scope == "*")
+    assert usage.of_scope(ledger, "bystander").spent == ONE
+
+
+def test_a_database_is_not_pickled(ledger: Ledger) -> None:
+    with pytest.raises(TypeError, match="pickle its path"):
+        pickle.dumps(ledger.database)
+
+
+def test_closing_twice_and_using_again(ledger: Ledger) -> None:
+    ledger.record("s", ONE)
+    ledger.database.close()
+    ledger.database.close()
+    ledger.record("s", ONE)
+    assert spent(ledger) == 2
+
+
+def test_errors_of_the_driver_in_use_are_the_ones_translated(ledger: Ledger) -> None:
+    with pytest.raises(Exception, match="no such table") as failed, ledger.database.read() as open_:
+        open_.execute("SELECT * FROM nowhere")
+    assert isinstance(failed.value.__cause__, driver().OperationalError)

@@ -1,0 +1,609 @@
+"""Do two ledgers over one file agree with a dictionary, whatever happens in whatever order?
+
+The model keeps no counters of what is held or spent: it adds them up from what became of each
+grant and attempt, so that it cannot make the same mistake twice as the code under test could.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+)
+
+from embedcore.errors import BudgetExceeded
+from embedcore.storage.amounts import (
+    Amount,
+    Attempt,
+    Grant,
+    HeldLoosely,
+    Limit,
+    TighterBoundNeeded,
+)
+from embedcore.storage.database import Database
+from embedcore.storage.ledger import Ledger
+from embedcore.storage.schema import STATE, STATE_VERSION
+
+LEASE, ATTEMPT_LEASE, TIGHT = 60, 660, 5
+UNITS = ("tokens", "cost")
+PERIODS = ("day", "month", "total")
+Key = tuple[str, str, str, str]
+
+
+@dataclass
+class Counted:
+    """Something that counts in windows: a grant's rest, an attempt, or a record made by hand."""
+
+    keys: tuple[Key, ...]
+    amount: Amount
+    state: str
+    loose: bool = False
+    lease: int | None = None
+    sent_in: int = 0
+    counted_in: int = 0
+
+
+@dataclass
+class Books:
+    """The model: everything that was ever held or sent, and the sums over it."""
+
+    zone: str
+    real: int
+    now: int = 0
+    tight_until: int = 0
+    grants: dict[int, Counted] = field(default_factory=dict)
+    attempts: dict[int, Counted] = field(default_factory=dict)
+    records: list[Counted] = field(default_factory=list)
+    generation: int = 0
+    resets: dict[Key, int] = field(default_factory=dict)
+    known: set[Key] = field(default_factory=set)
+    told: set[tuple[Key, str, int]] = field(default_factory=set)
+
+    def tick(self) -> None:
+        self.now = max(self.now, self.real)
+
+    def keys(self, scope: str, lane: str) -> tuple[Key, ...]:
+        local = datetime.fromtimestamp(self.now, tz=ZoneInfo(self.zone))
+        starts = (f"{local:%Y-%m-%d}", f"{local:%Y-%m}", "")
+        owners = [(scope, "all"), ("*", "all")] + [(scope, "query")] * (lane == "query")
+        found = tuple(
+            (owner, of_lane, period, start)
+            for owner, of_lane in owners
+            for period, start in zip(PERIODS, starts, strict=True)
+        )
+        self.known |= set(found)
+        return found
+
+    def held(self, key: Key, unit: str, *, only_loose: bool = False) -> int:
+        sent = [one for one in self.attempts.values() if one.state == "sent"]
+        return sum(
+            one.amount.of(unit)
+            for one in [*self.grants.values(), *sent]
+            if key in one.keys and (one.loose or not only_loose)
+        )
+
+    def spent(self, key: Key, unit: str) -> int:
+        ended = [one for one in self.attempts.values() if one.state in ("settled", "charged")]
+        return sum(
+            one.amount.of(unit)
+            for one in [*ended, *self.records]
+            if key in one.keys and (unit == "cost" or self.counts(key, one.counted_in))
+        )
+
+    def requests(self, key: Key) -> int:
+        return sum(
+            key in one.keys and self.counts(key, one.sent_in)
+            for one in [*self.attempts.values(), *self.records]
+        )
+
+    def counts(self, key: Key, generation: int) -> bool:
+        return key not in self.resets or generation >= self.resets[key]
+
+    def expire(self) -> None:
+        for attempt in self.attempts.values():
+            if attempt.state == "sent" and attempt.lease < self.now:
+                attempt.state, attempt.counted_in = "charged", self.generation
+        expired = [key for key, one in self.grants.items() if (one.lease or self.now) < self.now]
+        for identity in expired:
+            del self.grants[identity]
+
+    def left(self, limit: Limit, keys: tuple[Key, ...], lane: str) -> int:
+        key = self.window_of(limit, keys)
+        return (
+            limit.amount
+            - self.spent(key, limit.unit)
+            - self.held(key, limit.unit)
+            - self.reserved(limit, key, lane)
+        )
+
+    def reserved(self, limit: Limit, key: Key, lane: str) -> int:
+        if lane == "query":
+            return 0
+        queries = {
+            other
+            for other in self.known
+            if other[1:] == ("query", *key[2:]) and limit.scope in (other[0], "*")
+        }
+        used = sum(
+            self.spent(other, limit.unit) + self.held(other, limit.unit) for other in queries
+        )
+        return max(limit.reserved - used, 0)
+
+    def window_of(self, limit: Limit, keys: tuple[Key, ...]) -> Key:
+        (found,) = {key for key in keys if key[:3] == (limit.scope, "all", limit.period)}
+        return found
+
+    def verdict(
+        self,
+        keys: tuple[Key, ...],
+        lane: str,
+        limits: Sequence[Limit],
+        amount: Amount,
+        *,
+        loose: bool = False,
+        final: bool = True,
+        waits: bool = True,
+    ) -> str:
+        left = {limit: self.left(limit, keys, lane) for limit in limits}
+        if (
+            limits
+            and loose
+            and not final
+            and (
+                self.tight_until > self.now
+                or any(2 * amount.of(limit.unit) > left[limit] for limit in limits)
+            )
+        ):
+            return "tighter"
+        failing = [limit for limit in limits if amount.of(limit.unit) > max(left[limit], 0)]
+        if not failing:
+            return "held"
+        may_become = {
+            limit: left[limit] + self.held(self.window_of(limit, keys), limit.unit, only_loose=True)
+            for limit in failing
+        }
+        if waits and all(
+            amount.of(limit.unit) <= min(may_become[limit], most(limit, lane)) for limit in failing
+        ):
+            self.tight_until = self.now + TIGHT
+            return "loosely"
+        return "refused"
+
+    def near(self, keys: tuple[Key, ...], limits: Sequence[Limit]) -> list[tuple[str, str, str]]:
+        found = []
+        for limit in limits:
+            key = self.window_of(limit, keys)
+            mark = (key, limit.unit, limit.amount)
+            if self.spent(key, limit.unit) * 10 >= limit.amount * 9 and mark not in self.told:
+                self.told.add(mark)
+                found.append((limit.scope, limit.period, limit.unit))
+        return found
+
+
+def most(limit: Limit, lane: str) -> int:
+    """What a call of this lane could get of a window in which nothing is spent yet."""
+    return limit.amount - (0 if lane == "query" else limit.reserved)
+
+
+amounts = st.builds(Amount, tokens=st.integers(0, 60), cost=st.integers(0, 60))
+scopes = st.sampled_from(["a", "a", "b", "*"])
+lanes = st.sampled_from(["all", "all", "query"])
+sides = st.integers(0, 1)
+
+
+@st.composite
+def limits_for(draw: st.DrawFn, scope: str) -> tuple[Limit, ...]:
+    one = st.builds(
+        lambda amount, share, **rest: Limit(amount=amount, reserved=min(share, amount), **rest),
+        amount=st.sampled_from([0, 30, 60, 90, 120, 200, 1000]),
+        share=st.sampled_from([0, 0, 20, 50]),
+        scope=st.sampled_from([scope, "*"]),
+        period=st.sampled_from(PERIODS),
+        unit=st.sampled_from(UNITS),
+    )
+    return tuple(draw(st.lists(one, max_size=3)))
+
+
+calls = scopes.flatmap(
+    lambda scope: st.fixed_dictionaries(
+        {
+            "scope": st.just(scope),
+            "limits": limits_for(scope),
+            "lane": lanes,
+            "loose": st.booleans(),
+            "final": st.booleans(),
+        }
+    )
+)
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    grants = Bundle("grants")
+    attempts = Bundle("attempts")
+
+    def __init__(self) -> None:
+        super().__init__()
+        fast = Path("/dev/shm")
+        self.folder = tempfile.TemporaryDirectory(dir=fast if fast.is_dir() else None)
+        self.path = Path(self.folder.name) / "state.db"
+
+    @initialize(
+        zone=st.sampled_from(["UTC", "UTC", "America/Sao_Paulo", "Pacific/Apia"]),
+        start=st.sampled_from(
+            ["2026-01-31 23:59:00", "2018-11-03 23:58:30", "2011-12-29 12:00:00"]
+        ),
+    )
+    def open(self, zone: str, start: str) -> None:
+        local = datetime.fromisoformat(start).replace(tzinfo=ZoneInfo(zone))
+        self.books = Books(zone=zone, real=int(local.timestamp()))
+        self.ledgers = [self._new(), self._new()]
+
+    def _new(self) -> Ledger:
+        return Ledger(
+            Database(self.path, STATE, version=STATE_VERSION, timeout=5),
+            zone=self.books.zone,
+            clock=lambda: self.books.real,
+            lease=LEASE,
+            attempt_lease=ATTEMPT_LEASE,
+        )
+
+    # Holding and sending
+
+    def _attempt_hold(self, amount: Amount, call: dict[str, Any], ask: Any) -> Any:
+        """Ask the ledger and the model, compare their answers; the handle, or None if refused."""
+        books = self.books
+        books.tick()
+        books.expire()
+        keys = books.keys(call["scope"], call["lane"])
+        said = books.verdict(
+            keys,
+            call["lane"],
+            call["limits"],
+            amount,
+            loose=call.get("loose", False),
+            final=call.get("final", True),
+            waits=call.get("waits", True),
+        )
+        try:
+            handle = ask()
+        except TighterBoundNeeded:
+            assert said == "tighter"
+        except HeldLoosely as wait:
+            assert said == "loosely"
+            self._check_refusal(wait.refusal, amount, call, keys, said)
+        except BudgetExceeded as refusal:
+            assert said == "refused"
+            self._check_refusal(refusal, amount, call, keys, said)
+        else:
+            assert said == "held"
+            return handle
+        return None
+
+    def _check_refusal(
+        self,
+        error: BudgetExceeded,
+        amount: Amount,
+        call: dict[str, Any],
+        keys: tuple[Key, ...],
+        said: str,
+    ) -> None:
+        books, lane = self.books, call["lane"]
+        unit = "tokens" if type(error).__name__.startswith("Token") else "cost"
+        failing = [
+            limit
+            for limit in call["limits"]
+            if amount.of(limit.unit) > max(books.left(limit, keys, lane), 0)
+        ]
+        assert (unit, error.period, error.scope, error.limit) in [
+            (limit.unit, limit.period, limit.scope, limit.amount) for limit in failing
+        ]
+        key = (error.scope, "all", error.period, _start_of(keys, error.period))
+        assert (error.spent, error.held) == (books.spent(key, unit), books.held(key, unit))
+        assert error.asked == amount.of(unit)
+        never = [amount.of(limit.unit) > most(limit, lane) for limit in failing]
+        assert error.never_fits is any(never)
+        assert not (error.never_fits and said == "loosely")
+        if not error.never_fits:
+            longest = max(PERIODS.index(limit.period) for limit in failing)
+            assert error.period == PERIODS[longest]
+
+    def _within(self, call: dict[str, Any], keys: tuple[Key, ...], amount: Amount) -> None:
+        """No limit of the caller is exceeded, by the file's own counters."""
+        rows = self._windows()
+        for limit in call["limits"]:
+            window = rows[self.books.window_of(limit, keys)]
+            used = window[f"{limit.unit}_spent"] + window[f"{limit.unit}_held"]
+            kept = self.books.reserved(limit, self.books.window_of(limit, keys), call["lane"])
+            assert used + kept <= limit.amount or not amount.of(limit.unit)
+
+    @rule(target=grants, side=sides, amount=amounts, call=calls, leased=st.sampled_from([1, 1, 0]))
+    def hold(self, side: int, amount: Amount, call: dict[str, Any], leased: int) -> Any:
+        grant = self._attempt_hold(
+            amount,
+            call,
+            lambda: self.ledgers[side].hold(amount=amount, **call, leased=bool(leased)),
+        )
+        if grant is None:
+            return multiple()
+        self._open(grant, amount, leased=bool(leased))
+        self._within(call, self.books.grants[grant.id].keys, amount)
+        return grant
+
+    @rule(target=attempts, side=sides, amount=amounts, call=calls)
+    def hold_and_send(self, side: int, amount: Amount, call: dict[str, Any]) -> Any:
+        attempt = self._attempt_hold(
+            amount, call, lambda: self.ledgers[side].hold_and_send(amount=amount, **call)
+        )
+        if attempt is None:
+            return multiple()
+        self._open(attempt.grant, Amount(), leased=True)
+        self._send(attempt, self.books.grants[attempt.grant.id].keys)
+        self._within(call, self.books.attempts[attempt.id].keys, amount)
+        return attempt
+
+    @rule(target=attempts, side=sides, grant=grants, share=amounts, fresh=st.booleans())
+    def send(self, side: int, grant: Grant, share: Amount, fresh: bool) -> Any:
+        return self._send_of(side, grant, share, fresh)
+
+    @rule(target=attempts, side=sides, attempt=attempts, fresh=st.booleans())
+    def send_again(self, side: int, attempt: Attempt, fresh: bool) -> Any:
+        return self._send_of(side, attempt.grant, attempt.amount, fresh)
+
+    def _send_of(self, side: int, grant: Grant, share: Amount, fresh: bool) -> Any:
+        books = self.books
+        books.tick()
+        mine = books.grants.get(grant.id)
+        if mine is not None and mine.lease is not None:
+            mine.lease = books.now + LEASE
+        if (
+            not fresh
+            and mine is not None
+            and mine.amount.tokens >= share.tokens
+            and mine.amount.cost >= share.cost
+        ):
+            attempt = self.ledgers[side].send(grant, share)
+            mine.amount = Amount(
+                tokens=mine.amount.tokens - share.tokens, cost=mine.amount.cost - share.cost
+            )
+            self._send(attempt, mine.keys)
+            return attempt
+        call = {"scope": grant.scope, "lane": grant.lane, "limits": grant.limits, "waits": False}
+        attempt = self._attempt_hold(
+            share, call, lambda: self.ledgers[side].send(grant, share, fresh=fresh)
+        )
+        if attempt is None:
+            return multiple()
+        self._send(attempt, books.keys(grant.scope, grant.lane))
+        self._within(call, books.attempts[attempt.id].keys, share)
+        return attempt
+
+    def _open(self, grant: Grant, left: Amount, *, leased: bool) -> None:
+        self.books.grants[grant.id] = Counted(
+            keys=self.books.keys(grant.scope, grant.lane),
+            amount=left,
+            state="open",
+            loose=grant.loose,
+            lease=self.books.now + LEASE if leased else None,
+        )
+
+    def _send(self, attempt: Attempt, keys: tuple[Key, ...]) -> None:
+        self.books.attempts[attempt.id] = Counted(
+            keys=keys,
+            amount=attempt.amount,
+            state="sent",
+            loose=attempt.grant.loose,
+            lease=self.books.now + ATTEMPT_LEASE,
+            sent_in=self.books.generation,
+        )
+
+    # How an attempt ends; every rule may meet one that has ended already
+
+    @rule(
+        side=sides,
+        attempt=attempts,
+        actual=st.one_of(st.none(), amounts),
+        close=st.booleans(),
+    )
+    def settle(self, side: int, attempt: Attempt, actual: Amount | None, close: bool) -> None:
+        self.books.tick()
+        mine = self.books.attempts[attempt.id]
+        actual = attempt.amount if actual is None else actual
+        near = self.ledgers[side].settle(attempt, actual, close=close)
+        if mine.state == "sent":
+            mine.counted_in = self.books.generation
+        if mine.state in ("sent", "charged"):
+            mine.state, mine.amount = "settled", actual
+        if close:
+            self.books.grants.pop(attempt.grant.id, None)
+        self._check_near(mine, attempt, near)
+
+    @rule(side=sides, attempt=attempts)
+    def charge(self, side: int, attempt: Attempt) -> None:
+        self.books.tick()
+        mine = self.books.attempts[attempt.id]
+        near = self.ledgers[side].charge(attempt, note="lost")
+        if mine.state == "sent":
+            mine.state, mine.counted_in = "charged", self.books.generation
+        self._check_near(mine, attempt, near)
+
+    @rule(side=sides, attempt=attempts)
+    def give_back(self, side: int, attempt: Attempt) -> None:
+        self.books.tick()
+        self.ledgers[side].give_back(attempt)
+        mine = self.books.attempts[attempt.id]
+        grant = self.books.grants.get(attempt.grant.id)
+        if mine.state == "sent" and grant is not None and grant.keys == mine.keys:
+            grant.amount = grant.amount + mine.amount
+        if mine.state in ("sent", "charged"):
+            mine.state = "returned"
+
+    def _check_near(self, mine: Counted, attempt: Attempt, near: list[Any]) -> None:
+        expected = self.books.near(mine.keys, attempt.grant.limits)
+        assert [(one.scope, one.period, one.unit) for one in near] == expected
+
+    @rule(side=sides, grant=grants)
+    def close(self, side: int, grant: Grant) -> None:
+        self.ledgers[side].close(grant)
+        self.books.grants.pop(grant.id, None)
+
+    @rule(side=sides, grant=grants)
+    def renew(self, side: int, grant: Grant) -> None:
+        self.books.tick()
+        self.ledgers[side].renew(grant)
+        mine = self.books.grants.get(grant.id)
+        if mine is not None and mine.lease is not None:
+            mine.lease = self.books.now + LEASE
+
+    # By hand
+
+    @rule(side=sides, scope=scopes, amount=amounts)
+    def record(self, side: int, scope: str, amount: Amount) -> None:
+        books = self.books
+        books.tick()
+        self.ledgers[side].record(scope, amount)
+        books.records.append(
+            Counted(
+                keys=books.keys(scope, "all"),
+                amount=amount,
+                state="recorded",
+                sent_in=books.generation,
+                counted_in=books.generation,
+            )
+        )
+
+    @rule(side=sides, scope=scopes)
+    def reset(self, side: int, scope: str) -> None:
+        books = self.books
+        books.tick()
+        self.ledgers[side].reset(scope)
+        keys = books.keys(scope, "query")
+        books.generation += 1
+        for day in (keys[0], keys[6]):
+            books.resets[day] = books.generation
+            books.told = {mark for mark in books.told if mark[:2] != (day, "tokens")}
+
+    @rule(side=sides, attempt=attempts, actual=amounts)
+    def answer_after_a_charge_and_a_reset(
+        self, side: int, attempt: Attempt, actual: Amount
+    ) -> None:
+        self.charge(side, attempt)
+        self.reset(1 - side, attempt.grant.scope)
+        self.settle(side, attempt, actual, close=False)
+
+    # Time and accidents
+
+    @rule(seconds=st.sampled_from([1, 4, 30, 61, 90, 3600, 86_400, 40 * 86_400]))
+    def time_passes(self, seconds: int) -> None:
+        self.books.real += seconds
+
+    @rule(seconds=st.sampled_from([1, 70, 3600, 86_400, 40 * 86_400]))
+    def clock_goes_back(self, seconds: int) -> None:
+        self.books.real -= seconds
+
+    @rule(side=sides)
+    def clock_is_repaired(self, side: int) -> None:
+        books = self.books
+        books.tick()
+        before, after = self.ledgers[side].repair_clock()
+        assert (before, after) == (books.now, books.real)
+        books.now, books.tight_until = books.real, 0
+        books.keys("*", "all")
+        for grant in books.grants.values():
+            if grant.lease is not None:
+                grant.lease = min(grant.lease, books.now + LEASE)
+        for attempt in books.attempts.values():
+            attempt.lease = min(attempt.lease, books.now + ATTEMPT_LEASE)
+
+    @rule(side=sides)
+    def file_is_reopened(self, side: int) -> None:
+        self.ledgers[side].database.close()
+        self.ledgers[side] = self._new()
+
+    @rule(side=sides)
+    def process_dies_within_a_transaction(self, side: int) -> None:
+        database = self.ledgers[side].database
+        with contextlib.suppress(KeyboardInterrupt), database.transaction() as connection:
+            connection.execute("UPDATE window SET tokens_held = tokens_held + 7")
+            connection.execute('DELETE FROM "grant"')
+            raise KeyboardInterrupt
+
+    # What must hold after every step
+
+    @invariant()
+    def the_file_agrees(self) -> None:
+        if not hasattr(self, "books"):
+            return
+        for key, row in self._windows().items():
+            expected = {
+                f"{unit}_{what}": getattr(self.books, what)(key, unit)
+                for unit in UNITS
+                for what in ("spent", "held")
+            }
+            expected["requests"] = self.books.requests(key)
+            assert row == expected, key
+            assert min(row.values()) >= 0
+
+    def _windows(self) -> dict[Key, dict[str, int]]:
+        names = ("tokens_spent", "cost_spent", "tokens_held", "cost_held", "requests")
+        with self.ledgers[0].database.read() as connection:
+            rows = connection.execute(
+                f"SELECT scope, lane, period, start, {', '.join(names)} FROM window"
+            ).fetchall()
+        found = {tuple(row[:4]): dict(zip(names, row[4:], strict=True)) for row in rows}
+        assert set(found) == self.books.known
+        return found
+
+    def teardown(self) -> None:
+        """Everybody dies: when all leases are over, and the batches closed, nothing is held."""
+        if hasattr(self, "books"):
+            for grant in [key for key, one in self.books.grants.items() if one.lease is None]:
+                handle = Grant(id=grant, scope="a", lane="all", limits=(), loose=False)
+                self.ledgers[0].close(handle)
+                self.ledgers[1].close(handle)
+                del self.books.grants[grant]
+            self.books.tick()
+            self.books.real = self.books.now + ATTEMPT_LEASE + 1
+            call = {"scope": "a", "lane": "all", "limits": ()}
+            last = self._attempt_hold(Amount(), call, lambda: self.ledgers[1].hold("a", Amount()))
+            self._open(last, Amount(), leased=True)
+            self.the_file_agrees()
+            held = [(row["tokens_held"], row["cost_held"]) for row in self._windows().values()]
+            assert set(held) == {(0, 0)}
+            for ledger in self.ledgers:
+                ledger.database.close()
+        self.folder.cleanup()
+
+
+def _start_of(keys: tuple[Key, ...], period: str) -> str:
+    return next(key[3] for key in keys if key[2] == period)
+
+
+MARKS = [pytest.mark.fault(number) for number in (87, 88, 90, 91, 94, 95, 96, 100)]
+
+TestLedger = LedgerMachine.TestCase
+TestLedger.settings = settings(
+    # Shrinking takes minutes and a failure is found in seconds: add Phase.shrink to study one.
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),
+    report_multiple_bugs=False,
+    max_examples=200,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+TestLedger.pytestmark = MARKS
