@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ class Flight:
     attempt: Attempt | None
     indices: Sequence[int]
     started: float
+    thread: threading.Thread = field(default_factory=threading.current_thread)
+    landed: bool = False
     given_up: bool = False
 
 
@@ -31,26 +33,42 @@ class Flights:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._flights: set[Flight] = set()
+        self._closed = False
 
-    def start(self, flight: Flight) -> None:
+    def start(self, flight: Flight) -> bool:
+        """Just before it is sent. False: the call has ended, and it must not be sent."""
         with self._lock:
-            self._flights.add(flight)
+            if not self._closed:
+                self._flights.add(flight)
+            return not self._closed
 
     def land(self, flight: Flight) -> bool:
         """The reply, or an error, is here. False: too late, the call has given the flight up."""
         with self._lock:
-            self._flights.discard(flight)
+            flight.landed = True
             return not flight.given_up
+
+    def finish(self, flight: Flight) -> None:
+        """What the flight brought is kept, and booked."""
+        with self._lock:
+            self._flights.discard(flight)
 
     @property
     def under_way(self) -> int:
+        """Flights that have not landed, or whose vectors are not yet kept and booked."""
         with self._lock:
             return len(self._flights)
 
-    def give_up(self, *, started_before: float) -> list[Flight]:
-        """Take the attempts that began before then out of their threads' hands."""
+    def close(self) -> None:
+        """Nothing starts any more."""
         with self._lock:
-            lost = [flight for flight in self._flights if flight.started <= started_before]
+            self._closed = True
+
+    def give_up(self) -> list[Flight]:
+        """Take what has not landed out of its threads' hands; nothing starts any more."""
+        with self._lock:
+            self._closed = True
+            lost = [flight for flight in self._flights if not flight.landed]
             for flight in lost:
                 flight.given_up = True
                 self._flights.discard(flight)
@@ -60,11 +78,12 @@ class Flights:
 class Pause:
     """Sleeps for a call, and wakes up when it ends.
 
-    Called with 0 it only looks whether the call has ended. Raises ``Stopped`` then.
+    Called with 0 it only looks whether the call has ended. Raises ``Stopped`` then. ``ended`` may
+    be set by someone outside the call as well.
     """
 
-    def __init__(self) -> None:
-        self._ended = threading.Event()
+    def __init__(self, ended: threading.Event | None = None) -> None:
+        self._ended = ended if ended is not None else threading.Event()
 
     def end(self) -> None:
         self._ended.set()

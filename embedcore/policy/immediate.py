@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, Literal
 
-from embedcore.errors import (
-    ConfigurationError,
-    EmbeddingError,
-    InputRejected,
-    OutcomeUnknown,
-)
+from embedcore.errors import ConfigurationError, EmbeddingError, InputRejected, StorageError
 from embedcore.events import Progress
+from embedcore.policy.crew import Crew
 from embedcore.policy.engine import Engine, Stop
-from embedcore.policy.flights import Pause, Stopped
+from embedcore.policy.flights import Flight, Pause
 from embedcore.policy.planning import PlannedRequest
 from embedcore.policy.preparing import Prepared
-from embedcore.policy.purse import Account, Purse
+from embedcore.policy.purse import Purse
 from embedcore.policy.result import EmbeddingResult
 from embedcore.policy.rows import Collected
-from embedcore.policy.sending import Sender, may_be_kept
+from embedcore.policy.sending import Sender, logger, may_be_kept
 from embedcore.policy.splitting import Splitter
 
-_LOOK_SECONDS: Final = 0.25
 _PLAIN_INPUT_TYPES: Final = frozenset({"query", "document"})
 
 
@@ -60,12 +54,13 @@ def embed_now(
     Raises ``BudgetExceeded`` before anything is sent if the call does not fit; any later error
     carries in ``.partial`` what was bought until then.
     """
-    call = _Call(engine, texts, input_type, on_error=on_error, check_budget=check_budget)
+    if not check_budget:
+        engine = replace(engine, account=replace(engine.account, limits=()))
+    call = _Call(engine, texts, input_type, keep=on_error == "keep", stop=stop)
     if not call.prepared.texts:
         return call.result()
     try:
-        requests = call.hold()
-        call.send_all(requests, stop)
+        call.send_all(call.hold())
     except BaseException as error:
         call.attach_partial(error)
         raise
@@ -83,7 +78,7 @@ def plan_now(
     """
     _resolve_input_type(engine, input_type)
     prepared = Prepared(engine, texts, keep=True)
-    counted = exact and engine.embedder.tokenizer.exact
+    counted = exact and engine.tokenizer.exact
     requests = prepared.plan(counted)
     tokens = sum(request.amount.tokens for request in requests)
     price = engine.info.price
@@ -91,7 +86,7 @@ def plan_now(
         rows=len(prepared.taken.rows),
         unique=len(prepared.texts),
         rejected=len(prepared.taken.rejected),
-        truncated=len(prepared.cuts),
+        truncated=len(prepared.tokens_cut()),
         requests=len(requests),
         tokens=tokens,
         exact=counted,
@@ -108,119 +103,68 @@ class _Call:
         texts: Iterable[object],
         input_type: str | None,
         *,
-        on_error: Literal["raise", "keep"],
-        check_budget: bool,
+        keep: bool,
+        stop: Stop | None,
     ) -> None:
         self.engine = engine
-        self._keep = on_error == "keep"
+        self._keep = keep
         resolved = _resolve_input_type(engine, input_type)
-        self.prepared = Prepared(engine, texts, keep=self._keep)
-        self._pause = Pause()
-        self._ended = threading.Condition()
-        self._waiting = 0
-        self._error: BaseException | None = None
-        account = engine.account if check_budget else _without_limits(engine.account)
+        self.prepared = Prepared(engine, texts, keep=keep)
+        self._collected = Collected(
+            len(self.prepared.texts), engine.info.dimensions or engine.learned.width
+        )
+        pause = Pause(stop)
+        seconds = engine.retry.deadline
+        deadline = None if seconds is None else engine.monotonic() + seconds
         self.purse = Purse(
-            account,
+            engine.account,
             engine.info,
             lane="query" if input_type == "query" else "all",
             observe=engine.observe,
-            pause=self._pause,
+            pause=pause,
             monotonic=engine.monotonic,
         )
-        seconds = engine.retry.deadline
-        self._deadline = None if seconds is None else engine.monotonic() + seconds
-        self._collected = Collected(len(self.prepared.texts), engine.info.dimensions)
-        self._sender = Sender(
+        sender = Sender(
             engine,
             self.purse,
             self._collected,
             self.prepared.texts,
             resolved,
-            pause=self._pause,
-            deadline=self._deadline,
+            pause=pause,
+            deadline=deadline,
         )
         self._splitter = Splitter(
-            self._sender,
+            sender,
             partial(self.prepared.measured, exact=False),
             fail=self._fail,
             shorten=self.prepared.shorten,
         )
+        self._crew = Crew(engine, sender.flights, pause, deadline=deadline, abandon=self._abandon)
 
     def hold(self) -> list[PlannedRequest]:
         """Set the money for the whole call aside; nothing is sent if it does not fit."""
         return self.purse.open(
             self.prepared.plan,
-            countable=self.engine.embedder.tokenizer.exact,
+            exact=self.engine.tokenizer.exact,
             send_now=not self.engine.gate.closed_for,
         )
 
-    def send_all(self, requests: Sequence[PlannedRequest], stop: Stop | None) -> None:
+    def send_all(self, requests: Sequence[PlannedRequest]) -> None:
         """Send every request in the client's pool and wait for all of them."""
-        self._waiting = len(requests)
+        self._crew.work([partial(self._do, request) for request in requests])
+
+    def _do(self, request: PlannedRequest) -> None:
+        self._splitter.run(request)
+        self._tell_progress()
+
+    def _abandon(self, flight: Flight, why: str) -> None:
+        """Nobody waits for it any longer; its answer, should it come, only corrects the books."""
+        if flight.attempt is None:
+            return
         try:
-            for request in requests:
-                self.engine.pool.submit(partial(self._work, request))
-            self._wait(stop)
-        except BaseException:
-            self._end_early()
-            raise
-        if self._error is not None:
-            raise self._error
-
-    def _work(self, request: PlannedRequest) -> None:
-        """One request, in a thread of the pool. Never raises."""
-        try:
-            if not self._pause.ended:
-                self._splitter.run(request)
-                self._tell_progress()
-        except Stopped:
-            pass
-        except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
-            self._end_with(error)
-        finally:
-            with self._ended:
-                self._waiting -= 1
-                self._ended.notify_all()
-
-    def _wait(self, stop: Stop | None) -> None:
-        with self._ended:
-            while self._waiting > 0:
-                self._ended.wait(_LOOK_SECONDS if stop or self._deadline else None)
-                if stop is not None and stop.is_set():
-                    raise Stopped
-                if self._deadline is not None and self._is_late():
-                    self._give_up_flights("the call's deadline passed")
-                    raise self._error or self._too_late()
-
-    def _is_late(self) -> bool:
-        assert self._deadline is not None  # noqa: S101 - the caller has looked
-        return self.engine.monotonic() > self._deadline + self.engine.grace
-
-    def _too_late(self) -> OutcomeUnknown:
-        return OutcomeUnknown(
-            f"{self.engine.label} did not answer within the deadline of "
-            f"{self.engine.retry.deadline} s; the requests under way count as spent"
-        )
-
-    def _end_early(self) -> None:
-        """Interrupted: send nothing more, wait a little for what is under way, charge the rest."""
-        self._pause.end()
-        try:
-            with self._ended:
-                flights = self._sender.flights
-                self._ended.wait_for(
-                    lambda: self._waiting <= 0 or not flights.under_way, timeout=self.engine.grace
-                )
-        finally:
-            self._give_up_flights("the call was interrupted")
-
-    def _give_up_flights(self, why: str) -> None:
-        self._pause.end()
-        for flight in self._sender.flights.give_up(started_before=self.engine.monotonic()):
-            self.engine.pool.replace_lost_thread()
-            if flight.attempt is not None:
-                self.purse.charge(flight.attempt, note=why)
+            self.purse.charge(flight.attempt, note=why)
+        except StorageError as error:
+            logger.warning("a request in flight will be charged when its lease ends: %s", error)
 
     def _fail(self, indices: Sequence[int], error: EmbeddingError, hopeless: bool) -> None:
         """These texts have no vector: note it, or end the call."""
@@ -234,20 +178,12 @@ class _Call:
         """Name the caller's rows in the message, once."""
         if error.position is not None and not isinstance(error, InputRejected):
             return
-        rows = self.prepared.taken.rows
-        first = rows.index(indices[0])
-        error.position = first
+        taken = self.prepared.taken
+        error.position = first = taken.first_row(indices[0])
         if len(indices) == 1:
             error.message = f"row {first}: {error.message}"
         elif len(indices) < len(self.prepared.texts):
-            last = rows.index(indices[-1])
-            error.message = f"rows {first} to {last}: {error.message}"
-
-    def _end_with(self, error: BaseException) -> None:
-        with self._ended:
-            if self._error is None:
-                self._error = error
-        self._pause.end()
+            error.message = f"rows {first} to {taken.first_row(indices[-1])}: {error.message}"
 
     def _tell_progress(self) -> None:
         spending = self.purse.spending
@@ -268,15 +204,11 @@ class _Call:
     def result(self) -> EmbeddingResult:
         return self._collected.result(
             self.prepared.taken,
-            self.prepared.cuts,
+            self.prepared.tokens_cut(),
             spending=self.purse.spending,
             model=self.engine.label,
             fingerprint=self.engine.fingerprint,
         )
-
-
-def _without_limits(account: Account) -> Account:
-    return Account(ledger=account.ledger, scope=account.scope, limits=(), wait=account.wait)
 
 
 def _resolve_input_type(engine: Engine, input_type: str | None) -> str | None:

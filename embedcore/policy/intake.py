@@ -25,10 +25,15 @@ class Intake:
     sizes: list[int] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     rejected: dict[int, EmbeddingError] = field(default_factory=dict)
+    _first_rows: dict[int, int] = field(default_factory=dict, repr=False)
 
     def first_row(self, index: int) -> int:
-        """The caller's first row of a text."""
-        return self.rows.index(index)
+        """The caller's first row of a text. To be asked only once ``rows`` is final."""
+        if not self._first_rows:
+            last = len(self.rows) - 1
+            backwards = enumerate(reversed(self.rows))
+            self._first_rows = {found: last - behind for behind, found in backwards}
+        return self._first_rows[index]
 
 
 def take_in(texts: Iterable[object], *, keep_empty: bool, keep: bool) -> Intake:
@@ -37,35 +42,47 @@ def take_in(texts: Iterable[object], *, keep_empty: bool, keep: bool) -> Intake:
     ``keep``: a bad row is noted instead of raised; ``keep_empty``: only for empty texts.
     Raises ``InputRejected`` with the position, the reason and no part of the text.
     """
-    if isinstance(texts, (str, bytes)):
-        raise InputRejected(
-            f"a list of texts is expected, not one {type(texts).__name__}: "
-            "use embed_text(text), or put it into a list",
-            reason="not a list of texts",
-        )
     taken = Intake()
     known: dict[str, int] = {}
-    for row, text in enumerate(texts):
+    for row, text in enumerate(_snapshot(texts)):
         try:
             taken.rows.append(_index_of(row, text, known, taken))
         except InputRejected as problem:
-            if not (keep or (keep_empty and text == "")):
+            if not (keep or (keep_empty and isinstance(text, str) and not str.__len__(text))):
                 raise
             taken.rejected[row] = problem
             taken.rows.append(-1)
     return taken
 
 
+def _snapshot(texts: Iterable[object]) -> Iterable[object]:
+    """A copy of a list; whatever else gives texts in an order is read only once anyway."""
+    if isinstance(texts, list):
+        return list(texts)
+    # A set has no order for the rows to follow, and a mapping's values would be lost silently.
+    if not isinstance(texts, (str, bytes, bytearray, set, frozenset, dict)):
+        try:
+            return iter(texts)
+        except TypeError:
+            pass
+    kind = type(texts).__name__
+    hint = ": use embed_text(text), or put it into a list" if isinstance(texts, str) else ""
+    raise InputRejected(
+        f"a list of texts is expected, not one {kind}{hint}", reason="not a list of texts"
+    )
+
+
 def _index_of(row: int, text: object, known: dict[str, int], taken: Intake) -> int:
     if not isinstance(text, str):
         kind = type(text).__name__[:_SHOWN_TYPE]
         raise _rejected(row, f"is of type {kind}, not str; convert or drop it")
-    index = known.get(text, -1)
+    # A subclass may compare and print as it likes (an enum does): the characters are what counts.
+    plain = text if type(text) is str else str.__str__(text)
+    index = known.get(plain, -1)
     if index < 0:
-        size = _checked_size(row, text)
-        index = known[text] = len(taken.texts)
-        # A subclass such as numpy.str_ behaves differently enough to surprise a provider.
-        taken.texts.append(text if type(text) is str else str(text))
+        size = _checked_size(row, plain)
+        index = known[plain] = len(taken.texts)
+        taken.texts.append(plain)
         taken.sizes.append(size)
     return index
 
@@ -86,4 +103,4 @@ def _checked_size(row: int, text: str) -> int:
 
 
 def _rejected(row: int, why: str) -> InputRejected:
-    return InputRejected(f"row {row} {why}. Nothing was sent", position=row, reason=why)
+    return InputRejected(f"row {row} {why}. Nothing of it was sent", position=row, reason=why)

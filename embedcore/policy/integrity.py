@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from embedcore.errors import InvalidResponse
@@ -10,7 +11,9 @@ from embedcore.provider.types import EmbedReply, ModelInfo
 if TYPE_CHECKING:
     from embedcore.provider.types import Vectors
 
-_MOST_TOKENS = 2**53
+# No request is larger; and the price of that many still is an amount that the books can hold.
+_MOST_TOKENS = 2**32
+_LONGEST_NAME = 200
 
 
 def checked_vectors(
@@ -37,10 +40,17 @@ def checked_vectors(
 
 def billed_tokens(reply: EmbedReply) -> int | None:
     """What the provider says it billed, or None if that is missing or cannot be right."""
-    tokens = reply.tokens
-    if isinstance(tokens, bool) or not isinstance(tokens, int) or not 0 < tokens <= _MOST_TOKENS:
+    tokens: object = reply.tokens
+    # Numpy's integers are integers as well, and its booleans are none.
+    if isinstance(tokens, bool) or not isinstance(tokens, Integral):
         return None
-    return tokens
+    return int(tokens) if 0 < int(tokens) <= _MOST_TOKENS else None
+
+
+def identity(reply: object) -> str | None:
+    """The provider's name for the request, if it is one that can be kept and shown."""
+    name = reply.request_id if isinstance(reply, EmbedReply) else None
+    return name[:_LONGEST_NAME] if isinstance(name, str) else None
 
 
 def _as_matrix(reply: EmbedReply, info: ModelInfo) -> Vectors:
@@ -81,15 +91,14 @@ def _check_model(reply: EmbedReply, info: ModelInfo) -> None:
         return
     raise _invalid(
         info,
-        f"answered as model {reply.model[:80]!r}, not {info.model!r}; if that is the same model, "
-        "add the name to reply_models",
+        f"answered as model {str(reply.model)[:80]!r}, not {info.model!r}; if that is the same "
+        "model, add the name to reply_models",
         reply,
     )
 
 
 def _invalid(info: ModelInfo, what: str, reply: object) -> InvalidResponse:
-    identity = reply.request_id if isinstance(reply, EmbedReply) else None
     return InvalidResponse(
         f"{info.provider}:{info.model} {what}. Nothing of the reply was kept; it counts as billed",
-        request_id=identity,
+        request_id=identity(reply),
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from embedcore.provider.types import ModelInfo, Price
 from embedcore.storage.amounts import Amount
@@ -11,13 +12,50 @@ from embedcore.storage.amounts import Amount
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedRequest:
-    """Indices of texts that are sent together, and what is held for them."""
+    """Indices of texts that are sent together, in ascending order, and what is held for them.
+
+    ``scale``: the amount is that many times the counted tokens.
+    """
 
     indices: tuple[int, ...]
     amount: Amount
+    scale: float = 1.0
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def at_scale(self, scale: float, price: Price | None) -> PlannedRequest:
+        """The same request, once the provider was seen to bill more than it was planned with."""
+        if scale <= self.scale:
+            return self
+        amount = priced(self.amount.tokens, price, scale / self.scale)
+        return replace(self, amount=amount, scale=scale)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Smaller:
+    """What a refusal for its size taught: try no more texts than this, or no more bytes.
+
+    Either is enough. Whether the server minds the number or the bytes is not known; two long
+    texts refused say nothing against a thousand short ones.
+    """
+
+    texts: int
+    in_bytes: int
+
+    def allows(self, texts: int, in_bytes: int) -> bool:
+        return texts <= self.texts or in_bytes <= self.in_bytes
+
+    @staticmethod
+    def than(known: Smaller | None, texts: int, in_bytes: int) -> Smaller:
+        """After a request of that size was refused: half of whatever had allowed it."""
+        half = Smaller(texts=max(texts // 2, 1), in_bytes=max(in_bytes // 2, 1))
+        if known is None:
+            return half
+        return Smaller(
+            texts=half.texts if texts <= known.texts else known.texts,
+            in_bytes=half.in_bytes if in_bytes <= known.in_bytes else known.in_bytes,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,17 +64,18 @@ class Sizes:
 
     in_bytes: Sequence[int]
     tokens: Sequence[int]
-    exact: bool
 
-    def amount(self, indices: Sequence[int], info: ModelInfo, scale: float = 1.0) -> Amount:
-        """What these texts can cost in one request."""
+    def request(self, indices: Sequence[int], info: ModelInfo, scale: float) -> PlannedRequest:
+        """These texts in one request, with what they can cost."""
         tokens = sum(self.tokens[index] for index in indices)
-        return priced(tokens + info.overhead_tokens_per_text * len(indices), info.price, scale)
+        tokens += info.overhead_tokens_per_text * len(indices)
+        amount = priced(tokens, info.price, scale)
+        return PlannedRequest(indices=tuple(indices), amount=amount, scale=scale)
 
 
 def priced(tokens: int, price: Price | None, scale: float = 1.0) -> Amount:
     """Tokens with their price. ``scale`` above 1: the provider was seen to bill more than said."""
-    tokens = tokens if scale == 1.0 else int(-(-tokens * scale // 1))
+    tokens = tokens if scale == 1.0 else math.ceil(tokens * scale)
     return Amount(tokens=tokens, cost=price.picodollars(tokens) if price is not None else 0)
 
 
@@ -45,41 +84,43 @@ def plan_requests(
     sizes: Sizes,
     info: ModelInfo,
     *,
-    max_texts: int | None = None,
+    smaller: Smaller | None = None,
     scale: float = 1.0,
 ) -> list[PlannedRequest]:
     """Pack texts in order into as few requests as the model's limits allow.
 
     Nothing is lost and nothing reordered; a text that is over a limit by itself goes alone.
-    ``max_texts``: a smaller number than the model's, learned from a refusal.
+    ``smaller``: a limit below the model's, learned from a refusal.
     """
-    return [
-        PlannedRequest(indices=tuple(group), amount=sizes.amount(group, info, scale))
-        for group in _groups(indices, sizes, info, max_texts)
-    ]
+    groups = _groups(indices, sizes, info, smaller)
+    return [sizes.request(group, info, scale) for group in groups]
 
 
 def _groups(
-    indices: Sequence[int], sizes: Sizes, info: ModelInfo, max_texts: int | None
+    indices: Sequence[int], sizes: Sizes, info: ModelInfo, smaller: Smaller | None
 ) -> Iterator[list[int]]:
-    most = min(info.max_texts_per_request, max_texts or info.max_texts_per_request)
     group: list[int] = []
     tokens = total_bytes = 0
     for index in indices:
-        more_tokens = sizes.tokens[index] + info.overhead_tokens_per_text
-        more_bytes = sizes.in_bytes[index]
-        full = len(group) >= most or not _fits(tokens + more_tokens, total_bytes + more_bytes, info)
-        if group and full:
+        tokens += sizes.tokens[index] + info.overhead_tokens_per_text
+        total_bytes += sizes.in_bytes[index]
+        if group and not _fits(len(group) + 1, tokens, total_bytes, info, smaller):
             yield group
-            group, tokens, total_bytes = [], 0, 0
+            group = []
+            tokens = sizes.tokens[index] + info.overhead_tokens_per_text
+            total_bytes = sizes.in_bytes[index]
         group.append(index)
-        tokens += more_tokens
-        total_bytes += more_bytes
     if group:
         yield group
 
 
-def _fits(tokens: int, total_bytes: int, info: ModelInfo) -> bool:
+def _fits(
+    texts: int, tokens: int, total_bytes: int, info: ModelInfo, smaller: Smaller | None
+) -> bool:
+    if texts > info.max_texts_per_request:
+        return False
+    if smaller is not None and not smaller.allows(texts, total_bytes):
+        return False
     if info.max_bytes_per_request is not None and total_bytes > info.max_bytes_per_request:
         return False
     if info.max_tokens_per_request is None:

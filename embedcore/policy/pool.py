@@ -8,6 +8,8 @@ import weakref
 from collections.abc import Callable
 from typing import TypeAlias
 
+from embedcore.errors import ConfigurationError, EmbeddingError
+
 Task: TypeAlias = Callable[[], None]
 
 
@@ -19,31 +21,36 @@ class Pool:
     """
 
     def __init__(self, size: int) -> None:
-        self._size = size
+        self.size = size
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._threads = 0
-        self._idle = 0
+        self._threads: set[threading.Thread] = set()
+        # Threads without a task; below zero, tasks without a thread.
+        self._free = 0
         self._closed = False
         self._finalizer = weakref.finalize(self, _end, self._tasks, size)
 
     def submit(self, task: Task) -> None:
-        """Run the task as soon as a thread is free."""
+        """Run the task as soon as a thread is free. Raises ``ConfigurationError`` when closed."""
         with self._lock:
             if self._closed:
-                raise RuntimeError("the pool is closed")
+                raise ConfigurationError("the client was closed while it was in use")
+            if self._free > 0 or len(self._threads) == self.size or not self._start_thread():
+                self._free -= 1
+            if not self._threads:
+                self._free += 1
+                raise EmbeddingError("the system has no thread left to send from", retryable=True)
             self._tasks.put(task)
-            if self._idle:
-                self._idle -= 1
-            elif self._threads < self._size:
-                self._threads += 1
-                self._start_thread()
 
-    def replace_lost_thread(self) -> None:
-        """One thread hangs in a provider, perhaps for good: another takes its place."""
+    def replace(self, thread: threading.Thread) -> None:
+        """That thread hangs in a provider, perhaps for good: another takes its place.
+
+        If it comes back after all, it ends.
+        """
         with self._lock:
-            if not self._closed:
-                self._start_thread()
+            if thread in self._threads and not self._closed:
+                self._threads.discard(thread)
+                self._free += self._start_thread()
 
     def close(self) -> None:
         """Let the threads end once they have done what was submitted. Harmless when repeated."""
@@ -51,24 +58,33 @@ class Pool:
             self._closed = True
         self._finalizer()
 
-    def _start_thread(self) -> None:
-        serve = threading.Thread(
+    def goes_on(self, thread: threading.Thread) -> bool:
+        """The thread has done its task. False: it was replaced meanwhile."""
+        with self._lock:
+            self._free += thread in self._threads
+            return thread in self._threads
+
+    def _start_thread(self) -> bool:
+        """False: the system has no more threads; those that there are must do."""
+        thread = threading.Thread(
             target=_serve, args=(self._tasks, weakref.ref(self)), name="embedcore", daemon=True
         )
-        serve.start()
-
-    def became_idle(self) -> None:
-        with self._lock:
-            self._idle += 1
+        self._threads.add(thread)
+        try:
+            thread.start()
+        except RuntimeError:
+            self._threads.discard(thread)
+            return False
+        return True
 
 
 def _serve(tasks: queue.SimpleQueue[Task | None], pool: weakref.ref[Pool]) -> None:
     while (task := tasks.get()) is not None:
         task()
         del task
-        if (owner := pool()) is None:
+        owner = pool()
+        if owner is None or not owner.goes_on(threading.current_thread()):
             return
-        owner.became_idle()
         del owner
 
 

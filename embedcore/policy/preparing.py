@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from embedcore.errors import InputTooLong
 from embedcore.policy.intake import take_in
 from embedcore.policy.planning import PlannedRequest, Sizes, plan_requests
-from embedcore.policy.truncation import cut_overlong
+from embedcore.policy.truncation import Cut, cut_overlong
 
 if TYPE_CHECKING:
     from embedcore.policy.engine import Engine
@@ -21,83 +21,110 @@ class Prepared:
         self._engine = engine
         self.keep = keep
         self.taken = take_in(texts, keep_empty=engine.keep_empty, keep=keep)
-        self.cuts: dict[int, int] = {}
-        self._counts: dict[int, int] = {}
-        self._all_counted = False
-        self._shortened: set[int] = set()
-        self.texts: list[str] = []
-        self.sizes: list[int] = []
-        self._cut_all()
+        self.texts, self.sizes = self.taken.texts, self.taken.sizes
+        self._cut_rows: dict[int, int] = {}
+        self._shortened: dict[int, int] = {}
+        counted: dict[int, int] = {}
+        limit = engine.info.max_input_tokens
+        if limit is not None and max(self.sizes, default=0) > limit:
+            counted = self._cut_all(limit)
+        # No tokenizer of bytes yields more tokens than bytes: until it is counted, that is it.
+        self._tokens = list(self.sizes)
+        self._uncounted = set(range(len(self.texts))) - set(counted)
+        for index, tokens in counted.items():
+            self._tokens[index] = tokens
 
-    def _cut_all(self) -> None:
-        """Cut what is too long; texts that are equal only after that are bought once as well."""
-        engine, taken = self._engine, self.taken
-        limit, tokenizer = engine.info.max_input_tokens, engine.embedder.tokenizer
-        if limit is None or max(taken.sizes, default=0) <= limit:
-            self.texts, self.sizes = taken.texts, taken.sizes
-            return
-        places: dict[tuple[str, int], int] = {}
+    @property
+    def truncated(self) -> int:
+        """Rows whose text was cut."""
+        return len(self.tokens_cut())
+
+    def tokens_cut(self) -> dict[int, int]:
+        """Row → tokens cut off its end; only the rows that were cut."""
+        shortened = dict(self._shortened)
+        if not shortened:
+            return self._cut_rows
+        cut = dict(self._cut_rows)
+        for row, index in enumerate(self.taken.rows):
+            if index in shortened:
+                cut[row] = cut.get(row, 0) + shortened[index]
+        return cut
+
+    def _cut_all(self, limit: int) -> dict[int, int]:
+        """Cut what is too long; texts that are equal only after that are bought once as well.
+
+        Returns the tokens that had to be counted for it.
+        """
+        taken, tokenizer = self.taken, self._engine.tokenizer
+        places: dict[str, int] = {}
+        cuts: dict[int, Cut] = {}
         moved: list[int] = []
         for index, (text, size) in enumerate(zip(taken.texts, taken.sizes, strict=True)):
             cut = cut_overlong(text, size, limit, tokenizer)
-            if cut is not None and (engine.overlong == "reject" or not cut.kept):
-                moved.append(self._refuse(index, cut.tokens_cut, limit))
+            if cut is not None:
+                cuts[index] = cut
+                if self._engine.overlong == "reject" or not cut.kept:
+                    if not self.keep:
+                        raise self._too_long(taken.rows.index(index), cut, limit)
+                    moved.append(-1)
+                    continue
+            kept = text if cut is None else cut.kept
+            moved.append(places.setdefault(kept, len(places)))
+        self._move_rows(moved, cuts, limit)
+        self.texts = list(places)
+        self.sizes = [len(text.encode()) for text in self.texts]
+        return {moved[index]: cut.tokens for index, cut in cuts.items() if moved[index] >= 0}
+
+    def _move_rows(self, moved: list[int], cuts: dict[int, Cut], limit: int) -> None:
+        """Lead each row to its text as it is sent, and note what became of the long ones."""
+        errors: dict[int, InputTooLong] = {}
+        rows = self.taken.rows
+        for row, index in enumerate(rows):
+            if index < 0:
                 continue
-            kept, tokens_cut = (text, 0) if cut is None else (cut.kept, cut.tokens_cut)
-            place = places.setdefault((kept, tokens_cut), len(self.texts))
-            moved.append(place)
-            if place == len(self.texts):
-                self._add(place, kept, cut.tokens if cut else None, tokens_cut)
-        taken.rows[:] = [moved[index] if index >= 0 else -1 for index in taken.rows]
+            rows[row] = moved[index]
+            if index not in cuts:
+                continue
+            if moved[index] >= 0:
+                self._cut_rows[row] = cuts[index].tokens_cut
+            else:
+                error = errors.get(index) or self._too_long(row, cuts[index], limit)
+                errors[index] = self.taken.rejected[row] = error
 
-    def _add(self, place: int, text: str, tokens: int | None, tokens_cut: int) -> None:
-        self.texts.append(text)
-        self.sizes.append(len(text.encode()))
-        if tokens is not None:
-            self._counts[place] = tokens
-        if tokens_cut:
-            self.cuts[place] = tokens_cut
-
-    def _refuse(self, index: int, over: int, limit: int) -> int:
-        row = self.taken.rows.index(index)
-        error = InputTooLong(
+    def _too_long(self, row: int, cut: Cut, limit: int) -> InputTooLong:
+        over = cut.tokens_cut
+        return InputTooLong(
             f"row {row} is {over} tokens over the {limit} that {self._engine.label} takes: split "
-            'it, or set overlong = "truncate". Nothing was sent',
+            'it, or set overlong = "truncate". Nothing of it was sent',
             position=row,
             reason=f"{over} tokens over the limit of {limit}",
         )
-        if not self.keep:
-            raise error
-        for place, found in enumerate(self.taken.rows):
-            if found == index:
-                self.taken.rejected[place] = error
-        return -1
 
     def shorten(self, index: int) -> bool:
         """Halve a text that the server calls too long in spite of our count. Once for each text."""
         limit = self._engine.info.max_input_tokens
         if self._engine.overlong == "reject" or limit is None or index in self._shortened:
             return False
-        self._shortened.add(index)
-        tokenizer, text = self._engine.embedder.tokenizer, self.texts[index]
+        tokenizer, text = self._engine.tokenizer, self.texts[index]
         before = tokenizer.count([text])[0]
         kept = tokenizer.prefix(text, min(before, limit) // 2)
         if not kept:
             return False
-        self.cuts[index] = self.cuts.get(index, 0) + before - tokenizer.count([kept])[0]
+        after = tokenizer.count([kept])[0]
+        self._shortened[index] = before - after
         self.texts[index], self.sizes[index] = kept, len(kept.encode())
-        self._counts.pop(index, None)
+        self._tokens[index] = after
         return True
 
     def measured(self, *, exact: bool) -> Sizes:
         """Bytes and tokens of every text; ``exact`` runs the tokenizer over those not counted."""
-        if exact and not self._all_counted:
-            missing = [index for index in range(len(self.texts)) if index not in self._counts]
-            counted = self._engine.embedder.tokenizer.count([self.texts[i] for i in missing])
-            self._counts.update(zip(missing, counted, strict=True))
-            self._all_counted = True
-        tokens = [self._counts.get(index, size) for index, size in enumerate(self.sizes)]
-        return Sizes(in_bytes=self.sizes, tokens=tokens, exact=exact)
+        if exact and self._uncounted:
+            missing = sorted(self._uncounted)
+            counts = self._engine.tokenizer.count([self.texts[index] for index in missing])
+            for index, tokens in zip(missing, counts, strict=True):
+                self._tokens[index] = tokens
+            self._uncounted = set()
+        return Sizes(in_bytes=self.sizes, tokens=self._tokens)
 
     def plan(self, exact: bool) -> list[PlannedRequest]:
         learned = self._engine.learned
@@ -105,6 +132,6 @@ class Prepared:
             range(len(self.texts)),
             self.measured(exact=exact),
             self._engine.info,
-            max_texts=learned.max_texts,
+            smaller=learned.smaller,
             scale=learned.scale,
         )

@@ -5,6 +5,7 @@ One rule decides what an outcome costs: ``billed="no"`` gives back, everything e
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 import time
@@ -12,8 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from embedcore.errors import BudgetExceeded, ConfigurationError, EmbeddingError
+from embedcore.errors import BudgetExceeded, ConfigurationError, EmbeddingError, StorageError
 from embedcore.events import BoundViolated, Event, Held, Observer, Refused, Settled
+from embedcore.policy.flights import Stopped
 from embedcore.policy.planning import PlannedRequest
 from embedcore.policy.result import Spending
 from embedcore.storage.amounts import (
@@ -29,6 +31,8 @@ from embedcore.storage.amounts import (
 if TYPE_CHECKING:
     from embedcore.provider.types import ModelInfo
     from embedcore.storage.ledger import Ledger
+
+logger = logging.getLogger("embedcore")
 
 _SHORTEST_LOOK: Final = 0.02
 _LONGEST_LOOK: Final = 0.5
@@ -66,8 +70,11 @@ class Purse:
         self._lock = threading.Lock()
         self._grant: Grant | None = None
         self._first: Attempt | None = None
+        self._sole: Attempt | None = None
+        self._closed = False
         self.spending = Spending()
-        if info.price is None and any(limit.unit == "cost" for limit in account.limits):
+        costs = account.ledger is not None and info.price is None
+        if costs and any(limit.unit == "cost" for limit in account.limits):
             raise ConfigurationError(
                 f"the price of {info.provider}:{info.model} is not known, so a limit in money "
                 "cannot be kept: set its price in the provider's options, or limit tokens instead"
@@ -77,59 +84,65 @@ class Purse:
         self,
         plan: Callable[[bool], list[PlannedRequest]],
         *,
-        countable: bool,
+        exact: bool,
         send_now: bool,
     ) -> list[PlannedRequest]:
         """Hold the whole call and return its requests, or raise ``BudgetExceeded``.
 
-        ``plan(exact)`` packs the texts by their byte bound or by exact counts; the bound is used
-        while it takes less than half of what is left. ``countable``: exact counts can be had.
-        ``send_now``: a single request is about to leave, and needs one commit instead of two.
+        ``plan(counted)`` packs the texts by their bytes or by the tokenizer's counts; the bytes are
+        used while they take less than half of what is left. ``exact``: the counts are exact, and
+        not only a tighter bound. ``send_now``: a single request is about to leave, and needs one
+        commit instead of two.
         """
         requests = plan(False)
         if self._account.ledger is None or not requests:
             return requests
         try:
-            self._hold(requests, loose=True, final=not countable, send_now=send_now)
+            self._hold(requests, loose=True, final=False, send_now=send_now)
         except TighterBoundNeeded:
             requests = plan(True)
-            self._hold_patiently(requests, loose=False, send_now=send_now)
-        except HeldLoosely:
-            self._hold_patiently(requests, loose=True, send_now=send_now)
-        except BudgetExceeded as error:
-            self._observe(Refused(scope=self._account.scope, message=str(error)))
-            raise
+            self._hold_patiently(requests, loose=not exact, send_now=send_now)
         return requests
 
     def send(self, amount: Amount, *, inputs: int, fresh: bool) -> Attempt | None:
-        """Commit that a request is about to leave. None where nothing costs anything."""
+        """Commit that a request is about to leave. None where nothing costs anything.
+
+        Raises ``Stopped`` when the purse is closed: what left now would be on no record.
+        """
+        with self._lock:
+            if self._closed:
+                raise Stopped
+            grant, first, self._first = self._grant, self._first, None
+        if first is None and self._account.ledger is not None and grant is not None:
+            first = self._send(self._account.ledger, grant, amount, inputs=inputs, fresh=fresh)
         with self._lock:
             self.spending += Spending(requests=1)
-            first, self._first = self._first, None
-        if first is not None:
-            return first
-        if self._account.ledger is None or self._grant is None:
-            return None
+        return first
+
+    def _send(
+        self, ledger: Ledger, grant: Grant, amount: Amount, *, inputs: int, fresh: bool
+    ) -> Attempt:
         try:
-            return self._account.ledger.send(
-                self._grant, amount, fresh=fresh, model=self._label, inputs=inputs
-            )
-        except EmbeddingError as error:
-            with self._lock:
-                self.spending += Spending(requests=-1)
-            if isinstance(error, BudgetExceeded):
-                self._observe(Refused(scope=self._account.scope, message=str(error)))
+            return ledger.send(grant, amount, fresh=fresh, model=self._label, inputs=inputs)
+        except BudgetExceeded as error:
+            self._observe(Refused(scope=self._account.scope, message=str(error)))
             raise
 
-    def settle(
-        self, attempt: Attempt | None, tokens: int | None, held: Amount, request_id: str | None
-    ) -> Amount:
+    def not_sent(self, attempt: Attempt | None) -> None:
+        """The call ended between the commit and the first byte."""
+        with self._lock:
+            self.spending += Spending(requests=-1)
+        if attempt is not None and self._account.ledger is not None:
+            self._account.ledger.give_back(attempt, note="never sent")
+
+    def settle(self, attempt: Attempt | None, tokens: int | None, request_id: str | None) -> Amount:
         """Vectors are in hand: what did they cost? Without the provider's word, what was held."""
         if attempt is None or self._account.ledger is None:
             return self._spent(Amount(tokens=tokens or 0), exact=True)
-        actual = self._spent(held if tokens is None else self.price(tokens), exact=bool(tokens))
+        held, reported = attempt.amount, tokens is not None
+        actual = self._spent(held if tokens is None else self.price(tokens), exact=reported)
         if actual.tokens > held.tokens:
-            self._tell(
+            self._observe(
                 BoundViolated(
                     provider=self._info.provider,
                     model=self._info.model,
@@ -137,23 +150,31 @@ class Purse:
                     billed=actual.tokens,
                 )
             )
-        self._tell(
-            *self._account.ledger.settle(
-                attempt, actual, reported=tokens is not None, request_id=request_id
-            ),
-            self._settled(actual, uncertain=False),
+        # The only request of a call: its grant ends in the same commit.
+        last = attempt is self._sole
+        near = self._account.ledger.settle(
+            attempt, actual, reported=reported, request_id=request_id, close=last
         )
+        if last:
+            self._sole = self._grant = None
+        self._tell(*near, self._settled(actual, uncertain=False))
         return actual
 
-    def account_for(self, attempt: Attempt | None, error: EmbeddingError, *, note: str) -> bool:
-        """A request failed. Returns whether its money is gone, so that a retry needs new money."""
+    def account_for(
+        self, attempt: Attempt | None, error: EmbeddingError, *, note: str, late: bool = False
+    ) -> bool:
+        """A request failed. Returns whether its money is gone, so that a retry needs new money.
+
+        ``late``: it was given up before, and charged.
+        """
         if attempt is None or self._account.ledger is None:
             return False
-        identity = getattr(error, "request_id", None)
+        request_id = getattr(error, "request_id", None)
         if error.billed == "no":
-            self._account.ledger.give_back(attempt, note=note, request_id=identity)
+            self._account.ledger.give_back(attempt, note=note, request_id=request_id)
             return False
-        self.charge(attempt, note=note, request_id=identity)
+        if not late:
+            self.charge(attempt, note=note, request_id=request_id)
         return True
 
     def charge(self, attempt: Attempt, *, note: str, request_id: str | None = None) -> None:
@@ -169,10 +190,8 @@ class Purse:
                 uncertain_picodollars=amount.cost,
                 exact=False,
             )
-        self._tell(
-            *self._account.ledger.charge(attempt, note=note, request_id=request_id),
-            self._settled(amount, uncertain=True),
-        )
+        near = self._account.ledger.charge(attempt, note=note, request_id=request_id)
+        self._tell(*near, self._settled(amount, uncertain=True))
 
     def correct(self, attempt: Attempt | None, tokens: int | None) -> None:
         """The answer of a request that was given up, and charged, came after all."""
@@ -185,15 +204,19 @@ class Purse:
             self._account.ledger.renew(self._grant)
 
     def close(self) -> None:
-        """Release what was not used."""
+        """Release what was not used. Never raises: the vectors of the call are worth more."""
         with self._lock:
+            self._closed = True
             grant, self._grant = self._grant, None
             first, self._first = self._first, None
         if grant is None or self._account.ledger is None:
             return
-        if first is not None:
-            self._account.ledger.give_back(first, note="never sent")
-        self._account.ledger.close(grant)
+        try:
+            if first is not None:
+                self._account.ledger.give_back(first, note="never sent")
+            self._account.ledger.close(grant)
+        except StorageError as error:
+            logger.warning("what the call had set aside stays held until it expires: %s", error)
 
     def price(self, tokens: int) -> Amount:
         price = self._info.price
@@ -238,7 +261,7 @@ class Purse:
             cost=sum(request.amount.cost for request in requests),
         )
         if send_now and len(requests) == 1:
-            self._first = ledger.hold_and_send(
+            self._first = self._sole = ledger.hold_and_send(
                 account.scope,
                 amount,
                 account.limits,

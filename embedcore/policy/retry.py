@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from numbers import Real
 from typing import Final, TypeVar
 
 import tenacity
@@ -126,7 +128,7 @@ class Retrier:
 
     def _named_wait(self, error: TransientProviderError, named: float) -> float | None:
         if named > self._settings.longest_named_wait:
-            error.retry_at = datetime.now(UTC) + timedelta(seconds=named)
+            error.retry_at = _later(named)
             return None
         self._named_waits += 1
         if self._named_waits > _MOST_NAMED_WAITS:
@@ -143,9 +145,20 @@ class Retrier:
         return self._jitter(0.0, longest)
 
 
+def _later(seconds: float) -> datetime:
+    try:
+        return datetime.now(UTC) + timedelta(seconds=seconds)
+    except OverflowError:
+        return datetime.max.replace(tzinfo=UTC)
+
+
 def _named(error: TransientProviderError) -> float | None:
     """The time that the provider asked for, if it makes sense."""
-    seconds = error.retry_after
-    if seconds is None or not math.isfinite(seconds) or seconds <= 0:
+    seconds: object = error.retry_after
+    if isinstance(seconds, bool) or not isinstance(seconds, Real):
         return None
-    return seconds
+    try:
+        named = float(seconds)
+    except OverflowError:
+        named = sys.float_info.max
+    return named if math.isfinite(named) and named > 0 else None

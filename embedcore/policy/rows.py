@@ -24,34 +24,36 @@ class Collected:
         import numpy as np
 
         self._texts = texts
+        self._width = dimensions
         self._lock = threading.Lock()
         self._vectors: Vectors | None = None
         self._done: NDArray[np.bool_] = np.zeros(texts, dtype=np.bool_)
         self._errors: dict[int, EmbeddingError] = {}
-        self.width = dimensions
 
     def put(self, indices: Sequence[int], vectors: Vectors) -> None:
-        """Keep vector j as that of text ``indices[j]``."""
+        """Keep vector j as that of text ``indices[j]``, each text once."""
         import numpy as np
 
+        places = np.asarray(indices, dtype=np.intp)
         with self._lock:
             if self._vectors is None:
-                self.width = vectors.shape[1]
-                self._vectors = np.empty((self._texts, self.width), dtype=np.float32)
-            matrix = self._vectors
-            first, last = indices[0], indices[-1]
-            # A request is nearly always a run of neighbours, and a slice needs no index array.
-            if last - first + 1 == len(indices):
-                matrix[first : last + 1] = vectors
+                self._width = vectors.shape[1]
+                self._vectors = np.empty((self._texts, self._width), dtype=np.float32)
+            # A request is nearly always a run of neighbours, and a slice copies faster.
+            if (np.diff(places) == 1).all():
+                self._vectors[places[0] : places[-1] + 1] = vectors
             else:
-                matrix[list(indices)] = vectors
-            self._done[list(indices)] = True
+                self._vectors[places] = vectors
+            self._done[places] = True
+            for index in self._errors.keys() & set(indices):
+                del self._errors[index]
 
     def fail(self, indices: Sequence[int], error: EmbeddingError) -> None:
-        """Note why these texts have no vector."""
+        """Note why these texts have no vector; those that have one keep it."""
         with self._lock:
             for index in indices:
-                self._errors[index] = error
+                if not self._done[index]:
+                    self._errors[index] = error
 
     @property
     def finished(self) -> int:
@@ -62,7 +64,7 @@ class Collected:
     def result(
         self,
         taken: Intake,
-        cuts: Mapping[int, int],
+        tokens_cut: Mapping[int, int],
         *,
         spending: Spending,
         model: str,
@@ -84,7 +86,7 @@ class Collected:
                 usage=spending,
                 model=model,
                 fingerprint=fingerprint,
-                tokens_cut=_cut_rows(rows, cuts),
+                tokens_cut=tokens_cut,
                 errors=errors,
             )
 
@@ -92,7 +94,7 @@ class Collected:
         import numpy as np
 
         if self._vectors is None:
-            return np.full((len(rows), self.width or 0), np.nan, dtype=np.float32)
+            return np.full((len(rows), self._width or 0), np.nan, dtype=np.float32)
         if ok.all() and len(rows) == self._texts and (rows == np.arange(len(rows))).all():
             return self._vectors
         matrix = np.full((len(rows), self._vectors.shape[1]), np.nan, dtype=np.float32)
@@ -116,9 +118,3 @@ def _repeated(rows: NDArray[np.int64]) -> NDArray[np.bool_]:
     repeated = np.ones(len(rows), dtype=np.bool_)
     repeated[np.unique(rows, return_index=True)[1]] = False
     return repeated
-
-
-def _cut_rows(rows: NDArray[np.int64], cuts: Mapping[int, int]) -> dict[int, int]:
-    if not cuts:
-        return {}
-    return {row: cuts[index] for row, index in enumerate(rows.tolist()) if index in cuts}

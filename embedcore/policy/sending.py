@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
@@ -20,7 +21,7 @@ from embedcore.errors import (
 )
 from embedcore.events import RequestFailed, RequestFinished, RequestSent, Throttled
 from embedcore.policy.flights import Flight, Flights, Pause, Stopped
-from embedcore.policy.integrity import billed_tokens, checked_vectors
+from embedcore.policy.integrity import billed_tokens, checked_vectors, identity
 from embedcore.policy.planning import PlannedRequest
 from embedcore.policy.retry import Retrier
 from embedcore.provider.types import EmbedReply, EmbedRequest
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from embedcore.policy.rows import Collected
     from embedcore.provider.types import Vectors
     from embedcore.storage.amounts import Amount, Attempt
+
+logger = logging.getLogger("embedcore")
 
 
 class Sender:
@@ -56,10 +59,15 @@ class Sender:
         self._pause = pause
         self._deadline = deadline
 
-    def send(self, request: PlannedRequest, *, fresh: bool = False) -> None:
-        """Attempts of one request until it has its vectors, or raise its last error."""
-        # Money charged for a lost attempt is gone: from then on each try needs new money.
-        state = _Tries(fresh=fresh)
+    def send(self, request: PlannedRequest, *, after: EmbeddingError | None = None) -> None:
+        """Attempts of one request until it has its vectors, or raise its last error.
+
+        ``after``: the error of a larger request with the same texts. If that was charged, its
+        money is gone, and this part of it needs new money.
+        """
+        state = _Tries()
+        if after is not None and after.billed != "no":
+            state.fresh, state.last = True, after
 
         def once() -> None:
             self._attempt(request, state)
@@ -79,19 +87,29 @@ class Sender:
         engine = self.engine
         engine.gate.wait(self._pause, meanwhile=self.purse.renew)
         self._pause(0.0)
+        request = request.at_scale(engine.learned.scale, engine.info.price)
         attempt = self._take_money(request, state)
-        state.number += 1
         flight = Flight(attempt=attempt, indices=request.indices, started=engine.monotonic())
-        self.flights.start(flight)
-        engine.observe(
-            RequestSent(
-                provider=engine.info.provider,
-                model=engine.info.model,
-                inputs=len(request),
-                tokens=request.amount.tokens,
-                attempt=state.number,
+        if not self.flights.start(flight):
+            self.purse.not_sent(attempt)
+            raise Stopped
+        state.number += 1
+        try:
+            engine.observe(
+                RequestSent(
+                    provider=engine.info.provider,
+                    model=engine.info.model,
+                    inputs=len(request),
+                    tokens=request.amount.tokens,
+                    attempt=state.number,
+                )
             )
-        )
+            self._fly(flight, request, state)
+        finally:
+            self.flights.finish(flight)
+
+    def _fly(self, flight: Flight, request: PlannedRequest, state: _Tries) -> None:
+        engine, failure = self.engine, None
         try:
             reply = engine.embedder.embed(
                 EmbedRequest(
@@ -100,12 +118,12 @@ class Sender:
                     timeout=self._timeout(),
                 )
             )
-            vectors, zero = checked_vectors(
-                reply, len(request), engine.info, width=self.collected.width
-            )
-            self._check_zero(zero, reply)
+            vectors = self._checked(reply, len(request))
         except BaseException as error:  # noqa: BLE001 - accounted for, and raised again
-            self._failed(error, flight, request, state)
+            failure = error
+        # Not inside the handler, where the raw error, a key perhaps in it, would become a context.
+        if failure is not None:
+            self._failed(failure, flight, request, state)
         self._arrived(reply, vectors, flight, request)
 
     def _take_money(self, request: PlannedRequest, state: _Tries) -> Attempt | None:
@@ -124,15 +142,26 @@ class Sender:
             return timeout
         return max(min(timeout, self._deadline - self.engine.monotonic()), 0.001)
 
-    def _check_zero(self, zero: list[int], reply: EmbedReply) -> None:
-        if not zero:
-            return
-        what = f"{self.engine.label} returned a vector of zeros for {len(zero)} texts"
-        if self.engine.reject_zero:
-            raise InvalidResponse(f"{what} (on_zero = reject)", request_id=reply.request_id)
-        import logging
+    def _checked(self, reply: EmbedReply, texts: int) -> Vectors:
+        """The reply's vectors, if it can be believed; raises ``InvalidResponse``."""
+        engine = self.engine
+        width = engine.learned.width
+        vectors, zero = checked_vectors(reply, texts, engine.info, width=width)
+        if not engine.learned.agrees(vectors.shape[1]):
+            raise InvalidResponse(
+                f"{engine.label} returned vectors of different widths at the same time: "
+                f"{engine.learned.width} and {vectors.shape[1]}. Nothing of the reply was kept",
+                request_id=identity(reply),
+            )
+        if zero:
+            self._all_zero(len(zero), reply)
+        return vectors
 
-        logging.getLogger("embedcore").warning('%s; on_zero = "reject" refuses them', what)
+    def _all_zero(self, vectors: int, reply: EmbedReply) -> None:
+        what = f"{self.engine.label} returned a vector of zeros for {vectors} texts"
+        if self.engine.reject_zero:
+            raise InvalidResponse(f"{what} (on_zero = reject)", request_id=identity(reply))
+        logger.warning('%s; on_zero = "reject" refuses them', what)
 
     def _arrived(
         self, reply: EmbedReply, vectors: Vectors, flight: Flight, request: PlannedRequest
@@ -145,8 +174,8 @@ class Sender:
         engine.learned.proven = True
         # Kept before it is paid for in the books: what can fail there must not lose the vectors.
         self.collected.put(request.indices, vectors)
-        actual = self.purse.settle(flight.attempt, tokens, request.amount, reply.request_id)
-        self._learn(actual, request.amount)
+        actual = self.purse.settle(flight.attempt, tokens, identity(reply))
+        self._learn(actual, request)
         engine.observe(
             RequestFinished(
                 provider=engine.info.provider,
@@ -154,33 +183,34 @@ class Sender:
                 inputs=len(request),
                 tokens=actual.tokens,
                 reported=tokens is not None,
-                request_id=reply.request_id,
+                request_id=identity(reply),
                 seconds=engine.monotonic() - flight.started,
             )
         )
 
-    def _learn(self, actual: Amount, held: Amount) -> None:
-        learned = self.engine.learned
-        if actual.tokens > held.tokens > 0:
-            learned.scale = max(learned.scale, actual.tokens / held.tokens)
+    def _learn(self, actual: Amount, request: PlannedRequest) -> None:
+        if actual.tokens > request.amount.tokens > 0:
+            self.engine.learned.billed(request.scale * actual.tokens / request.amount.tokens)
 
     def _failed(
         self, error: BaseException, flight: Flight, request: PlannedRequest, state: _Tries
     ) -> NoReturn:
         """Account for a failed attempt and raise its typed error."""
-        if not self.flights.land(flight):
-            raise Stopped from error
-        if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
-            if flight.attempt is not None:
-                self.purse.charge(flight.attempt, note=type(error).__name__)
-            raise error
-        typed = self.engine.typed(error)
+        passes = isinstance(error, (KeyboardInterrupt, GeneratorExit))
+        typed = ProviderError(type(error).__name__) if passes else self.engine.typed(error)
         note = f"{type(typed).__name__} {getattr(typed, 'status', None) or ''}".strip()
+        landed = self.flights.land(flight)
         try:
-            state.fresh |= self.purse.account_for(flight.attempt, typed, note=note)
+            charged = self.purse.account_for(flight.attempt, typed, note=note, late=not landed)
         except StorageError as broken:
             # The books could not be kept: that ends the call, and the attempt will be charged.
-            raise broken from typed
+            raise (error if passes else broken) from typed
+        if not landed:
+            raise Stopped from error
+        if passes:
+            raise error
+        # Only what the last attempt took is gone: what it gave back is in the grant again.
+        state.fresh = charged
         state.seconds = self.engine.monotonic() - flight.started
         if not isinstance(typed, TransientProviderError):
             self._tell_failed(typed, None, request, state)
@@ -225,7 +255,7 @@ class _Tries:
     fresh: bool = False
     number: int = 0
     seconds: float = 0.0
-    last: TransientProviderError | None = None
+    last: EmbeddingError | None = None
 
 
 def may_be_kept(error: EmbeddingError) -> bool:

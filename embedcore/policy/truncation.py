@@ -8,7 +8,7 @@ from embedcore.provider.protocol import Tokenizer
 from embedcore.provider.tokens import utf8_length
 
 # Counting ten megabytes exactly, only to say how much of them was thrown away, is not worth it.
-_COUNTED_BYTES = 2_000_000
+_COUNTED_BYTES = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +24,7 @@ def cut_overlong(text: str, size: int, limit: int | None, tokenizer: Tokenizer) 
     """The longest prefix of whole characters within ``limit`` tokens; None if the text fits.
 
     ``size`` is the text's UTF-8 bytes: no text has more tokens than bytes, so that most never meet
-    the tokenizer. For a text of more than two megabytes ``tokens_cut`` is extrapolated from them.
+    the tokenizer. For a text of more than a megabyte ``tokens_cut`` is extrapolated from them.
     """
     if limit is None or size <= limit:
         return None
@@ -33,6 +33,8 @@ def cut_overlong(text: str, size: int, limit: int | None, tokenizer: Tokenizer) 
     if whole and tokens <= limit:
         return None
     kept = tokenizer.prefix(text, limit)
+    if len(kept) == len(text):
+        return None
     kept_tokens = tokenizer.count([kept])[0] if kept else 0
     total = tokens if whole else round(tokens * size / max(utf8_length(head), 1))
     return Cut(kept=kept, tokens=kept_tokens, tokens_cut=max(total - kept_tokens, 1))

@@ -25,6 +25,13 @@ _FINGERPRINT_VERSION: Final = 1
 _FINGERPRINT_LENGTH: Final = 32
 
 
+class HiddenValues(dict[str, Any]):
+    """Values by option, none of which shows: a traceback with variables must not print a key."""
+
+    def __repr__(self) -> str:
+        return f"<values of {', '.join(self) or 'no options'}>"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptionLayer:
     """Options from one place. ``plain_keys``: whether a key may be written there in plain."""
@@ -32,6 +39,10 @@ class OptionLayer:
     origin: str
     values: Mapping[str, Any] = field(default_factory=dict, repr=False)
     plain_keys: bool = False
+
+    def leaves_to_environment(self, name: str) -> bool:
+        """Whether a variable named by ``FromEnvironment`` goes over what this layer says."""
+        return not (self.plain_keys or _is_reference(self.values[name]))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,62 +52,83 @@ class ResolvedOptions:
     ``missing``: option → name of an environment variable that is not set.
     """
 
-    values: dict[str, Any] = field(repr=False)
+    values: HiddenValues
     origins: dict[str, str]
     missing: dict[str, str]
 
 
-def resolve_options(
-    provider: Provider, layers: Sequence[OptionLayer], environ: Mapping[str, str] = os.environ
-) -> ResolvedOptions:
+def resolve_options(provider: Provider, layers: Sequence[OptionLayer]) -> ResolvedOptions:
     """Lay the layers over one another, the last on top, and the environment over the files.
 
     A variable named by ``FromEnvironment`` goes over what a file says, but neither over what was
-    passed in Python nor over a ``"$NAME"`` reference, which is the environment already.
+    passed in Python nor over a ``"$NAME"`` reference, which is the environment already. References
+    also hold inside a table, such as one of headers.
     Raises ``ConfigurationError`` for a key written in plain in a file.
     """
-    values: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    missing: dict[str, str] = {}
+    values, origins, missing = HiddenValues(), {}, {}
     for name, variable in environment_options(provider.options):
         layer = next((one for one in reversed(layers) if name in one.values), None)
-        if layer is None or not (layer.plain_keys or _is_reference(layer.values[name])):
-            if environ.get(variable):
-                values[name], origins[name] = environ[variable], f"environment {variable}"
+        if os.environ.get(variable) and (layer is None or layer.leaves_to_environment(name)):
+            values[name], origins[name] = os.environ[variable], f"environment {variable}"
     for layer in reversed(layers):
-        for name, value in layer.values.items():
-            if name not in values and name not in missing:
-                _take(provider, layer, name, value, environ, values, missing)
-                origins[name] = layer.origin
+        for name in layer.values:
+            if name in origins:
+                continue
+            origins[name] = layer.origin
+            _refuse_plain_key(provider, layer, name)
+            values[name], unset = _looked_up(layer.values[name])
+            if unset is not None:
+                missing[name] = unset
     return ResolvedOptions(values=values, origins=origins, missing=missing)
 
 
-def _take(
-    provider: Provider,
-    layer: OptionLayer,
-    name: str,
-    value: Any,
-    environ: Mapping[str, str],
-    values: dict[str, Any],
-    missing: dict[str, str],
-) -> None:
-    if _is_reference(value):
-        variable = _REFERENCE.fullmatch(value).group(1)  # type: ignore[union-attr]
-        if environ.get(variable):
-            values[name] = environ[variable]
-        else:
-            missing[name] = variable
-    elif not layer.plain_keys and isinstance(value, str) and is_secret(provider.options, name):
+def _refuse_plain_key(provider: Provider, layer: OptionLayer, name: str) -> None:
+    if layer.plain_keys or not is_secret(provider.options, name):
+        return
+    if _has_plain_text(layer.values[name]):
         raise ConfigurationError(
             f"{name} of provider {provider.name!r} is written in plain in {layer.origin}: keys do "
             f'not belong there. Write {name} = "$YOUR_VARIABLE" and set that variable'
         )
-    else:
-        values[name] = value
+
+
+def _has_plain_text(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return any(_has_plain_text(inner) for inner in value.values())
+    return isinstance(value, (str, bytes)) and not _is_reference(value)
 
 
 def _is_reference(value: object) -> bool:
     return isinstance(value, str) and _REFERENCE.fullmatch(value) is not None
+
+
+def _looked_up(value: Any) -> tuple[Any, str | None]:
+    """The value with its references replaced, and a variable of them that is not set."""
+    if isinstance(value, Mapping):
+        found = {key: _looked_up(inner) for key, inner in value.items()}
+        unset = next((unset for _, unset in found.values() if unset is not None), None)
+        return {key: inner for key, (inner, _) in found.items()}, unset
+    if not _is_reference(value):
+        return value, None
+    text = os.environ.get(value[1:])
+    return (text, None) if text else (None, value[1:])
+
+
+def without_secrets(options: type[BaseModel], values: Mapping[str, Any]) -> HiddenValues:
+    """What of these options may be pickled: no key and no callable; references by name stay."""
+    return HiddenValues(
+        (name, value)
+        for name, value in values.items()
+        if not _holds_key(value) and not (is_secret(options, name) and _has_plain_text(value))
+    )
+
+
+def _holds_key(value: object) -> bool:
+    from pydantic import SecretBytes, SecretStr
+
+    if isinstance(value, Mapping):
+        return any(_holds_key(inner) for inner in value.values())
+    return callable(value) or isinstance(value, (SecretStr, SecretBytes))
 
 
 def environment_options(options: type[BaseModel]) -> Iterator[tuple[str, str]]:

@@ -73,9 +73,9 @@ def build(provider: Provider, model: str, options: Any) -> Embedder:
     """Call the provider's ``create``; whatever untyped it raises becomes a ``PluginError``."""
     try:
         return provider.create(model, options)
-    except EmbeddingError:
+    except (EmbeddingError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:
         raise PluginError(
             f"provider {provider.name!r} failed to create {model!r}: "
             f"{type(error).__name__}: {error}"
@@ -189,6 +189,8 @@ def _load(name: str, allowed: str | None) -> Provider:
 def _import(point: EntryPoint, origin: str, distribution: str) -> object:
     try:
         plugin = point.load()
+        # pluggy registers a class as a bag of unbound functions; its author meant an instance.
+        return plugin() if isinstance(plugin, type) else plugin
     except KeyboardInterrupt:
         raise
     except BaseException as error:
@@ -198,26 +200,33 @@ def _import(point: EntryPoint, origin: str, distribution: str) -> object:
             f"Reinstall or upgrade it: pip install --upgrade {distribution}",
             distribution=distribution,
         ) from error
-    # pluggy registers a class as a bag of unbound functions; its author meant an instance.
-    return plugin() if isinstance(plugin, type) else plugin
 
 
 def _register(plugin: object, name: str, origin: str, distribution: str) -> Provider:
-    from embedcore.provider.hookspecs import Provider
-
     manager = _manager()
-    if not manager.is_registered(plugin):
-        try:
+    try:
+        if not manager.is_registered(plugin):
             manager.register(plugin, name=f"{distribution}:{name}")
             manager.check_pending()
-        except Exception as error:
+        return _ask(plugin, name, origin, distribution)
+    except BaseException as error:
+        # What was refused must not observe either.
+        if manager.is_registered(plugin):
             manager.unregister(plugin)
-            raise PluginError(
-                f"{origin} does not fit the hooks: {error}", distribution=distribution
-            ) from error
+        if isinstance(error, (PluginError, KeyboardInterrupt)):
+            raise
+        raise PluginError(
+            f"{origin} does not fit the hooks: {type(error).__name__}: {error}",
+            distribution=distribution,
+        ) from error
+
+
+def _ask(plugin: object, name: str, origin: str, distribution: str) -> Provider:
+    from embedcore.provider.hookspecs import Provider
+
     answers = [
         implementation.function()
-        for implementation in manager.hook.embedcore_provider.get_hookimpls()
+        for implementation in _manager().hook.embedcore_provider.get_hookimpls()
         if implementation.plugin is plugin
     ]
     provider = answers[0] if answers else None

@@ -1,0 +1,140 @@
+"""The threads that work for one call: who takes what, and how does it end?"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from embedcore.errors import EmbeddingError, OutcomeUnknown
+from embedcore.policy.flights import Flight, Flights, Pause, Stopped
+
+if TYPE_CHECKING:
+    from embedcore.policy.engine import Engine
+    from embedcore.policy.pool import Task
+
+# Never for ever: on Windows nothing interrupts a wait without an end.
+_LOOK_SECONDS: Final = 0.25
+
+
+class Crew:
+    """Hands in the client's pool, each doing one task of the call at a time.
+
+    Between two tasks a hand queues again behind other calls, so that a short call need not wait
+    for the end of a long one. ``abandon`` accounts for an attempt that is waited for no longer.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        flights: Flights,
+        pause: Pause,
+        *,
+        deadline: float | None,
+        abandon: Callable[[Flight, str], None],
+    ) -> None:
+        self._engine = engine
+        self._flights = flights
+        self._pause = pause
+        self._deadline = deadline
+        self._abandon = abandon
+        self._tasks: deque[Task] = deque()
+        self._changed = threading.Condition()
+        self._hands = 0
+        self._error: BaseException | None = None
+
+    def work(self, tasks: Sequence[Task]) -> None:
+        """Do them all. The first error ends the work, once what is under way has landed.
+
+        Raises it; ``Stopped`` when the call was ended from outside; ``OutcomeUnknown`` when the
+        deadline and the grace after it have passed.
+        """
+        self._tasks.extend(tasks)
+        try:
+            for _ in range(min(len(tasks), self._engine.pool.size)):
+                self._add_hand()
+            self._wait()
+        except BaseException:
+            self._end("the call was interrupted", self._engine.grace)
+            raise
+        if self._error is not None:
+            raise self._error
+
+    def _add_hand(self) -> None:
+        with self._changed:
+            self._hands += 1
+        try:
+            self._engine.pool.submit(self._take_one)
+        except BaseException:
+            self._leave()
+            raise
+
+    def _take_one(self) -> None:
+        """One task, in a thread of the pool. Never raises."""
+        try:
+            if self._tasks and not self._pause.ended:
+                self._tasks.popleft()()
+        except (Stopped, IndexError):
+            # IndexError: another hand took the last one.
+            pass
+        except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
+            self._fail(error)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._tasks and not self._pause.ended:
+            try:
+                self._engine.pool.submit(self._take_one)
+            except EmbeddingError as error:
+                self._fail(error)
+            else:
+                return
+        self._leave()
+
+    def _leave(self) -> None:
+        with self._changed:
+            self._hands -= 1
+            self._changed.notify_all()
+
+    def _fail(self, error: BaseException) -> None:
+        with self._changed:
+            if self._error is None:
+                self._error = error
+        self._pause.end()
+
+    def _wait(self) -> None:
+        with self._changed:
+            while self._hands:
+                self._changed.wait(_LOOK_SECONDS)
+                if self._pause.ended and self._error is None:
+                    raise Stopped
+                if self._is_late():
+                    raise self._error or self._too_late()
+
+    def _is_late(self) -> bool:
+        engine = self._engine
+        return self._deadline is not None and engine.monotonic() > self._deadline + engine.grace
+
+    def _too_late(self) -> OutcomeUnknown:
+        return OutcomeUnknown(
+            f"{self._engine.label} did not answer within the deadline of "
+            f"{self._engine.retry.deadline} s; the requests under way count as spent"
+        )
+
+    def _end(self, why: str, grace: float) -> None:
+        """Send nothing more, wait a little for what is under way, give up the rest."""
+        self._pause.end()
+        self._flights.close()
+        try:
+            if not self._is_late():
+                self._wait_for_flights(grace)
+        finally:
+            for flight in self._flights.give_up():
+                self._engine.pool.replace(flight.thread)
+                self._abandon(flight, why)
+        self._wait_for_flights(grace)
+
+    def _wait_for_flights(self, grace: float) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: not (self._hands and self._flights.under_way), grace)

@@ -1,0 +1,193 @@
+"""What the tests of the policy share: a desk with a ledger of its own, and clients of a server."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embedcore import EmbeddingClient
+from embedcore.events import Event
+from embedcore.policy.engine import Engine
+from embedcore.policy.immediate import embed_now
+from embedcore.policy.limiter import Gate
+from embedcore.policy.pool import Pool
+from embedcore.policy.purse import Account
+from embedcore.policy.retry import RetryQuota, RetrySettings
+from embedcore.storage import usage
+from embedcore.storage.amounts import Amount, Limit
+from embedcore.storage.database import Database
+from embedcore.storage.ledger import Ledger
+from embedcore.storage.schema import STATE, STATE_VERSION
+from embedcore.testing import FakeEmbedder, FakeOpenAI, vectors_of
+
+QUICK = RetrySettings(first_wait=0.001, longest_wait=0.002, longest_named_wait=1.0)
+SCOPE = "default"
+
+
+class Desk:
+    """An engine over a provider in this process, with its own books, gate and threads."""
+
+    def __init__(
+        self,
+        embedder: Any = None,
+        *,
+        daily: int | None = None,
+        retry: RetrySettings = QUICK,
+        threads: int = 4,
+        ledger: Ledger | None = None,
+        wait: float = 5.0,
+        local: bool = False,
+        **engine: Any,
+    ) -> None:
+        self.embedder = embedder if embedder is not None else FakeEmbedder()
+        self.ledger = ledger or Ledger(Database(None, STATE, version=STATE_VERSION))
+        self.events: list[Event] = []
+        limits = () if daily is None else (day_limit(daily),)
+        self.engine = Engine(
+            embedder=self.embedder,
+            account=Account(
+                ledger=None if local else self.ledger, scope=SCOPE, limits=limits, wait=wait
+            ),
+            pool=Pool(threads),
+            gate=engine.pop("gate", None) or Gate(),
+            quota=engine.pop("quota", None) or RetryQuota(1000.0, 1.0),
+            retry=retry,
+            label="fake:fake-embedding",
+            fingerprint="f",
+            observe=self.events.append,
+            **engine,
+        )
+
+    def embed(self, texts: Any, **how: Any) -> Any:
+        return embed_now(self.engine, texts, **how)
+
+    def limited(self, daily: int) -> None:
+        account = replace(self.engine.account, limits=(day_limit(daily),))
+        self.engine = replace(self.engine, account=account)
+
+    @property
+    def used(self) -> usage.Usage:
+        return usage.of_scope(self.ledger, SCOPE, "total")
+
+    @property
+    def spent(self) -> int:
+        return self.used.spent.tokens
+
+    def told(self, kind: type[Event]) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    def check(self, *, certain: bool = True) -> None:
+        """Nothing is held, and the books cover the bill: to the token, if all is certain."""
+        used = self.used
+        assert used.held == Amount(), f"still held: {used.held}"
+        billed = self.embedder.meter.billed_tokens
+        assert billed <= used.spent.tokens
+        if certain:
+            assert billed == used.spent.tokens
+
+    def right(self, result: Any, texts: Any, *, salt: str = "") -> None:
+        check_rows(result, texts, self.embedder.info.dimensions, salt=salt)
+
+    def close(self) -> None:
+        self.engine.pool.close()
+        self.ledger.database.close()
+
+    def __enter__(self) -> Desk:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def day_limit(amount: int, *, reserved: int = 0) -> Limit:
+    return Limit(scope=SCOPE, period="day", unit="tokens", amount=amount, reserved=reserved)
+
+
+def check_rows(result: Any, texts: Any, dimensions: int, *, salt: str = "") -> None:
+    """Every ok row is the vector of its own text, bit for bit; every other one is NaN."""
+    assert len(result) == len(texts) == len(result.vectors) == len(result.reused)
+    assert result.vectors.dtype == np.float32
+    for row, text in enumerate(texts):
+        if result.ok[row]:
+            assert (result.vectors[row] == vectors_of([text], dimensions, salt=salt)[0]).all()
+            assert row not in result.errors
+        else:
+            assert np.isnan(result.vectors[row]).all()
+
+
+@pytest.fixture(scope="session")
+def desk() -> Any:
+    """``with desk(...) as one``: an engine with everything of its own."""
+    return Desk
+
+
+@pytest.fixture(scope="session")
+def rows_are_right() -> Any:
+    return check_rows
+
+
+@pytest.fixture(scope="session")
+def limit() -> Any:
+    return day_limit
+
+
+@pytest.fixture
+def server() -> Iterator[FakeOpenAI]:
+    """Bills what the real tokenizer counts, as the real server does."""
+    from embedcore_openai.tokenizer import Cl100kTokenizer
+
+    with FakeOpenAI(count=Cl100kTokenizer().count) as server:
+        yield server
+
+
+@pytest.fixture
+def home(tmp_path: Any) -> Any:
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def connect(server: FakeOpenAI, home: Any) -> Iterator[Any]:
+    """``connect(daily=…, retry={…}, …)``: a client of ``server``, with narrow vectors."""
+    with contextlib.ExitStack() as opened:
+
+        def connect(*, daily: int | None = None, retry: Any = None, **config: Any) -> Any:
+            waits = {"first_wait": 0.001, "longest_wait": 0.002, **(retry or {})}
+            budget = {} if daily is None else {"daily_token_limit": daily}
+            client = EmbeddingClient(
+                options={
+                    "base_url": server.base_url,
+                    "api_key": server.api_key,
+                    "dimensions": 8,
+                    **config.pop("options", {}),
+                },
+                observers=config.pop("observers", ()),
+                config={
+                    "home": home,
+                    "budget": {**budget, **config.pop("budget", {})},
+                    "retry": waits,
+                    **config,
+                },
+            )
+            return opened.enter_context(client)
+
+        yield connect
+
+
+@pytest.fixture
+def books(home: Any) -> Iterator[Any]:
+    """``books()``: what the state file says was spent and is held, by another connection."""
+    opened: list[Ledger] = []
+
+    def books(scope: str = SCOPE) -> usage.Usage:
+        if not opened:
+            opened.append(Ledger(Database(home / "state.db", STATE, version=STATE_VERSION)))
+        return usage.of_scope(opened[0], scope, "total")
+
+    yield books
+    for ledger in opened:
+        ledger.database.close()

@@ -1,0 +1,245 @@
+"""Is a limit never passed and never refused too early, in any number of threads and processes?
+
+The server's bill is the truth; the ledger is what is judged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from embedcore.errors import TokenBudgetExceeded
+from embedcore.storage.amounts import Amount
+
+PROGRAM = """
+import json, sys
+from embedcore import EmbeddingClient, TokenBudgetExceeded
+
+settings = json.loads(sys.argv[1])
+refused = sent = 0
+with EmbeddingClient(options=settings["options"], config=settings["config"]) as client:
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for number in range(settings["calls"]):
+        try:
+            client.embed_texts([settings["text"]] if number % 2 else (settings["text"],))
+            sent += 1
+        except TokenBudgetExceeded:
+            refused += 1
+print(json.dumps({"sent": sent, "refused": refused}))
+"""
+WORD = "word "
+
+
+@pytest.fixture
+def settings_of(server, home):
+    def settings_of(daily, **config):
+        return {
+            "options": {"base_url": server.base_url, "api_key": server.api_key, "dimensions": 8},
+            "config": {"home": str(home), "budget": {"daily_token_limit": daily}, **config},
+        }
+
+    return settings_of
+
+
+@pytest.fixture
+def processes():
+    with contextlib.ExitStack() as started:
+
+        def start(count, settings):
+            """``count`` programs, all of them ready to begin."""
+            running = []
+            for _ in range(count):
+                process = subprocess.Popen(
+                    [sys.executable, "-c", PROGRAM, json.dumps(settings)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+                started.callback(end, process)
+                running.append(process)
+            for process in running:
+                assert process.stdout.readline() == "ready\n"
+            return running
+
+        yield start
+
+
+def end(process):
+    process.kill()
+    process.communicate()
+
+
+def begin(running):
+    for process in running:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+
+
+def reports(running):
+    return [json.loads(process.communicate(timeout=120)[0]) for process in running]
+
+
+def cost_of(text):
+    from embedcore_openai.tokenizer import Cl100kTokenizer
+
+    return sum(Cl100kTokenizer().count([text]))
+
+
+@pytest.mark.fault(84)
+@pytest.mark.parametrize("clients", [1, 32])
+@pytest.mark.parametrize("text", [WORD * 40, "字" * 40, "x"], ids=["words", "wide", "one"])
+def test_32_threads_and_a_budget_of_50_calls(server, connect, books, clients, text):
+    cost = cost_of(text)
+    shared = [connect(daily=50 * cost) for _ in range(clients)]
+    sent, wrong = [], []
+
+    def go(number):
+        for _ in range(6):
+            try:
+                sent.append(shared[number % clients].embed([text]))
+            except TokenBudgetExceeded:
+                pass
+            except BaseException as error:  # noqa: BLE001
+                wrong.append(error)
+
+    threads = [threading.Thread(target=go, args=(number,)) for number in range(32)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert wrong == []
+    assert server.meter.billed_requests <= 50
+    assert len(sent) == server.meter.billed_requests
+    # Not refused far too early either: no bound that is held is loose enough for that.
+    assert len(sent) >= 49
+    used = books()
+    assert used.held == Amount()
+    assert used.spent.tokens == server.meter.billed_tokens <= 50 * cost
+
+
+@pytest.mark.fault(84)
+def test_8_processes_and_a_budget_of_50_calls(server, processes, settings_of, books):
+    text = WORD * 40
+    cost = cost_of(text)
+    running = processes(8, {**settings_of(50 * cost), "text": text, "calls": 15})
+    begin(running)
+    said = reports(running)
+    sent = sum(one["sent"] for one in said)
+    assert sent == server.meter.billed_requests <= 50
+    assert sent >= 49
+    assert sum(one["refused"] for one in said) == 8 * 15 - sent
+    used = books()
+    assert used.held == Amount()
+    assert used.spent.tokens == server.meter.billed_tokens
+
+
+@pytest.mark.fault(29)
+def test_lost_answers_never_lead_beyond_the_budget(server, connect, books):
+    text = WORD * 40
+    cost = cost_of(text)
+    client = connect(daily=50 * cost, retry={"request_timeout": 5, "quota": 1000})
+    server.faults.when(mode="reset_billed", probability=0.4)
+
+    def go():
+        for _ in range(10):
+            with contextlib.suppress(Exception):
+                client.embed([text])
+
+    threads = [threading.Thread(target=go) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert 40 <= server.meter.billed_requests <= 50
+    used = books()
+    assert used.held == Amount()
+    assert server.meter.billed_tokens <= used.spent.tokens <= 50 * cost
+
+
+@pytest.mark.fault(92)
+@pytest.mark.fault(95)
+def test_a_large_call_fits_a_limit_just_above_it(server, connect, books):
+    texts = million()
+    client = connect(daily=1_050_000)
+    result = client.embed(texts)
+    assert result.ok.all()
+    assert result.usage.tokens == server.meter.billed_tokens == 1_000_000
+    with pytest.raises(TokenBudgetExceeded) as caught:
+        client.embed([WORD * 8000] * 2 + [f"{number} " + WORD * 7000 for number in range(8)])
+    assert caught.value.spent == 1_000_000
+    assert books().held == Amount()
+
+
+def million():
+    """A thousand texts of exactly a thousand tokens, no two the same."""
+    from embedcore_openai.tokenizer import Cl100kTokenizer
+
+    texts = [f"{number:03}" + " word" * 999 for number in range(1000)]
+    assert Cl100kTokenizer().count(texts) == [1000] * 1000
+    return texts
+
+
+def test_a_large_call_fits_while_four_processes_keep_making_small_ones(
+    server, connect, processes, settings_of, books
+):
+    """What they need is exactly what the limit allows: whoever is refused was refused wrongly."""
+    texts, small = million(), WORD * 99 + "end"
+    assert cost_of(small) == 100
+    running = processes(4, {**settings_of(1_050_000), "text": small, "calls": 125})
+    client = connect(daily=1_050_000)
+    begin(running)
+    result = client.embed(texts)
+    assert result.ok.all()
+    assert reports(running) == [{"sent": 125, "refused": 0}] * 4
+    used = books()
+    assert used.held == Amount()
+    assert used.spent.tokens == server.meter.billed_tokens == 1_050_000
+
+
+def test_bulk_work_leaves_queries_their_share(server, connect, books):
+    text = WORD * 9 + "end"
+    cost = cost_of(text)
+    client = connect(daily=10 * cost, budget={"query_share": 0.3})
+    for _ in range(7):
+        client.embed([text], input_type="document")
+    with pytest.raises(TokenBudgetExceeded, match="reserved for queries"):
+        client.embed([text])
+    for _ in range(3):
+        client.embed_query(text)
+    with pytest.raises(TokenBudgetExceeded):
+        client.embed_query(text)
+    assert server.meter.billed_requests == 10
+    assert books().spent.tokens == server.meter.billed_tokens
+
+
+@pytest.mark.fault(92)
+def test_a_limit_of_nothing_and_no_limit_at_all(server, connect, books):
+    client = connect(daily=0)
+    for rows in (["a"], ["a", "b"] * 50):
+        with pytest.raises(TokenBudgetExceeded) as caught:
+            client.embed_texts(rows)
+        assert caught.value.never_fits
+    assert server.meter.requests == 0
+    assert client.embed_texts([]) == []
+    client.embed_texts(["a"], check_budget=False)
+    assert books().spent.tokens == server.meter.billed_tokens == 1
+
+
+@pytest.mark.fault(96)
+def test_scopes_have_budgets_of_their_own(server, connect, books):
+    text = WORD * 9 + "end"
+    cost = cost_of(text)
+    budget = {"scopes": {"one": {"daily_token_limit": cost}}}
+    one, other = (connect(scope=scope, budget=budget) for scope in ("one", "other"))
+    one.embed([text])
+    with pytest.raises(TokenBudgetExceeded, match="'one'"):
+        one.embed([text])
+    for _ in range(3):
+        other.embed([text])
+    assert (books("one").spent.tokens, books("other").spent.tokens) == (cost, 3 * cost)

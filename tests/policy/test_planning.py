@@ -1,0 +1,116 @@
+"""Are all texts packed, in order, within every limit of the model?"""
+
+from __future__ import annotations
+
+from itertools import chain, pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embedcore.policy.planning import Sizes, Smaller, plan_requests, priced
+from embedcore.provider.types import ModelInfo, Price
+
+LIMITS = st.builds(
+    ModelInfo,
+    max_texts_per_request=st.integers(1, 6),
+    max_tokens_per_request=st.none() | st.integers(1, 60),
+    max_bytes_per_request=st.none() | st.integers(1, 120),
+    request_bytes_per_token=st.none() | st.integers(1, 5),
+    overhead_tokens_per_text=st.integers(0, 3),
+    price=st.none() | st.just(Price(immediate="0.13")),
+)
+TEXTS = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 40)), max_size=40)
+
+
+def sizes_of(texts):
+    return Sizes(in_bytes=[one for one, _ in texts], tokens=[one for _, one in texts])
+
+
+def load(group, texts, info):
+    in_bytes = sum(texts[index][0] for index in group)
+    tokens = sum(texts[index][1] for index in group) + info.overhead_tokens_per_text * len(group)
+    return tokens, in_bytes
+
+
+def fits(group, texts, info):
+    tokens, in_bytes = load(group, texts, info)
+    gauge = -(-in_bytes // info.request_bytes_per_token) if info.request_bytes_per_token else 0
+    return (
+        len(group) <= info.max_texts_per_request
+        and (info.max_bytes_per_request is None or in_bytes <= info.max_bytes_per_request)
+        and (
+            info.max_tokens_per_request is None or max(tokens, gauge) <= info.max_tokens_per_request
+        )
+    )
+
+
+@pytest.mark.fault(16)
+@settings(deadline=None)
+@given(TEXTS, LIMITS)
+def test_nothing_is_lost_or_reordered_and_every_limit_is_kept(texts, info):
+    requests = plan_requests(range(len(texts)), sizes_of(texts), info)
+    groups = [request.indices for request in requests]
+    assert list(chain(*groups)) == list(range(len(texts)))
+    for group in groups:
+        assert fits(group, texts, info) or len(group) == 1
+    for group, following in pairwise(groups):
+        # As few requests as the limits allow: the next text would not have fitted.
+        assert not fits((*group, following[0]), texts, info)
+
+
+@settings(deadline=None)
+@given(TEXTS, LIMITS, st.sampled_from([1.0, 1.5, 3.0]))
+def test_each_request_carries_what_it_can_cost(texts, info, scale):
+    for request in plan_requests(range(len(texts)), sizes_of(texts), info, scale=scale):
+        tokens = -(-load(request.indices, texts, info)[0] * scale // 1)
+        assert request.amount.tokens == tokens
+        cost = info.price.picodollars(int(tokens)) if info.price else 0
+        assert request.amount.cost == cost
+
+
+def test_a_quarter_of_the_bytes_counts_where_the_server_gauges_so():
+    info = ModelInfo(
+        max_texts_per_request=2048, max_tokens_per_request=300_000, request_bytes_per_token=4
+    )
+    texts = [(40_000, 500)] * 60
+    requests = plan_requests(range(60), sizes_of(texts), info)
+    assert [len(request) for request in requests] == [30, 30]
+
+
+def test_a_subset_is_planned_in_the_order_it_is_given():
+    info = ModelInfo(max_texts_per_request=2)
+    requests = plan_requests([1, 4, 5], sizes_of([(1, 1)] * 6), info)
+    assert [request.indices for request in requests] == [(1, 4), (5,)]
+
+
+def test_a_scale_never_rounds_down():
+    assert priced(3, None, 1.1).tokens == 4
+    assert priced(10, Price(immediate=1), 1.0).cost == 10 * 10**6
+
+
+@settings(deadline=None)
+@given(TEXTS, LIMITS, st.integers(1, 8), st.integers(1, 300))
+def test_a_learned_size_is_kept_in_texts_or_in_bytes(texts, info, most, most_bytes):
+    smaller = Smaller(texts=most, in_bytes=most_bytes)
+    groups = [
+        request.indices
+        for request in plan_requests(range(len(texts)), sizes_of(texts), info, smaller=smaller)
+    ]
+    assert list(chain(*groups)) == list(range(len(texts)))
+    for group in groups:
+        assert fits(group, texts, info) or len(group) == 1
+        assert len(group) <= most or load(group, texts, info)[1] <= most_bytes
+
+
+@settings(deadline=None)
+@given(st.integers(1, 10**6), st.floats(1, 50), st.floats(1, 50))
+def test_a_request_grows_to_the_scale_that_was_learned_since(tokens, scale, later):
+    price = Price(immediate="0.13")
+    sizes = Sizes(in_bytes=[tokens], tokens=[tokens])
+    (request,) = plan_requests([0], sizes, ModelInfo(price=price), scale=scale)
+    grown = request.at_scale(later, price)
+    assert grown.amount.tokens >= max(request.amount.tokens, int(tokens * later))
+    assert grown.amount.tokens <= max(request.amount.tokens, tokens * later + later / scale + 1)
+    assert grown.amount.cost == price.picodollars(grown.amount.tokens)
+    assert grown.at_scale(1.0, price) is grown

@@ -1,0 +1,228 @@
+"""Does the pool run everything, in a bounded number of threads, also when some of them hang?"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import random
+import threading
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embedcore.errors import ConfigurationError, EmbeddingError
+from embedcore.policy.pool import Pool
+
+
+class Crowd:
+    """Counts how many tasks run at once."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.now = self.most = self.done = 0
+
+    def task(self, seconds=0.0):
+        def run():
+            with self.lock:
+                self.now += 1
+                self.most = max(self.most, self.now)
+            time.sleep(seconds)
+            with self.lock:
+                self.now -= 1
+                self.done += 1
+
+        return run
+
+    def wait_for(self, done, seconds=20.0):
+        return until(lambda: self.done >= done, seconds)
+
+
+def until(true, seconds=20.0):
+    ends = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > ends:
+            return False
+        time.sleep(0.001)
+    return True
+
+
+def threads_of(pool):
+    return sum(thread.name == "embedcore" for thread in threading.enumerate())
+
+
+@pytest.fixture(autouse=True)
+def _nobody_left():
+    until(lambda: threads_of(None) == 0)
+    before = threads_of(None)
+    yield
+    gc.collect()
+    assert until(lambda: threads_of(None) <= before), "threads outlive their pool"
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 6), st.lists(st.sampled_from([0.0, 0.0, 0.0005]), max_size=60))
+def test_every_task_runs_once_in_no_more_threads_than_allowed(size, tasks):
+    with contextlib.closing(Pool(size)) as pool:
+        crowd = Crowd()
+        for seconds in tasks:
+            pool.submit(crowd.task(seconds))
+        assert crowd.wait_for(len(tasks))
+        assert crowd.most <= size
+        assert threads_of(pool) <= size
+    assert until(lambda: threads_of(pool) == 0)
+    assert crowd.done == len(tasks)
+
+
+def test_threads_are_started_only_when_none_is_idle():
+    pool, crowd = Pool(8), Crowd()
+    for number in range(1, 30):
+        pool.submit(crowd.task())
+        assert crowd.wait_for(number)
+        time.sleep(0.002)
+    assert threads_of(pool) <= 2
+    pool.close()
+
+
+def test_tasks_that_could_run_at_once_do():
+    pool, together = Pool(6), threading.Barrier(6)
+    results = []
+    for _ in range(3):
+        for _ in range(6):
+            pool.submit(lambda: results.append(together.wait(10)))
+        assert until(lambda: len(results) % 6 == 0 and results)
+        results.clear()
+    pool.close()
+
+
+def test_submitting_from_many_threads_loses_nothing():
+    pool, crowd = Pool(5), Crowd()
+
+    def submit():
+        for _ in range(200):
+            pool.submit(crowd.task())
+            if random.random() < 0.05:
+                time.sleep(0.001)
+
+    submitters = [threading.Thread(target=submit) for _ in range(8)]
+    for each in submitters:
+        each.start()
+    for each in submitters:
+        each.join()
+    assert crowd.wait_for(1600)
+    assert crowd.most <= 5
+    pool.close()
+
+
+def hang_in(pool, count):
+    """Tasks that hang until told otherwise: their threads, and what lets them go."""
+    release, stuck = threading.Event(), []
+    for _ in range(count):
+        pool.submit(lambda: (stuck.append(threading.current_thread()), release.wait(30)))
+    assert until(lambda: len(stuck) == count)
+    return stuck, release
+
+
+@pytest.mark.fault(127)
+def test_a_thread_that_hangs_is_replaced():
+    pool, crowd = Pool(3), Crowd()
+    stuck, release = hang_in(pool, 3)
+    for thread in stuck:
+        pool.replace(thread)
+    for _ in range(20):
+        pool.submit(crowd.task(0.001))
+    assert crowd.wait_for(20)
+    assert crowd.most == 3
+    release.set()
+    pool.close()
+
+
+@pytest.mark.fault(127)
+def test_threads_that_come_back_do_not_add_up():
+    pool, crowd = Pool(3), Crowd()
+    for _ in range(5):
+        stuck, release = hang_in(pool, 3)
+        for thread in stuck:
+            pool.replace(thread)
+        release.set()
+        assert until(lambda stuck=stuck: not any(thread.is_alive() for thread in stuck))
+        assert threads_of(pool) == 3
+    for _ in range(30):
+        pool.submit(crowd.task(0.002))
+    assert crowd.wait_for(30)
+    assert crowd.most == 3
+    pool.close()
+    assert until(lambda: threads_of(pool) == 0)
+
+
+def test_replacing_a_thread_twice_or_a_stranger_changes_nothing():
+    pool, crowd = Pool(2), Crowd()
+    stuck, release = hang_in(pool, 1)
+    pool.replace(stuck[0])
+    pool.replace(stuck[0])
+    for _ in range(10):
+        pool.submit(crowd.task(0.002))
+    assert crowd.wait_for(10)
+    assert crowd.most <= 2
+    release.set()
+    pool.close()
+
+
+def test_closing_lets_what_was_submitted_finish_and_refuses_more():
+    pool, crowd = Pool(2), Crowd()
+    for _ in range(20):
+        pool.submit(crowd.task(0.001))
+    pool.close()
+    pool.close()
+    with pytest.raises(ConfigurationError, match="closed"):
+        pool.submit(crowd.task())
+    assert crowd.wait_for(20)
+    assert until(lambda: threads_of(pool) == 0)
+
+
+def test_a_pool_that_is_forgotten_ends_its_threads():
+    pool, crowd = Pool(3), Crowd()
+    for _ in range(6):
+        pool.submit(crowd.task())
+    assert crowd.wait_for(6)
+    del pool
+    gc.collect()
+    assert until(lambda: threads_of(None) == 0)
+
+
+def test_a_thread_that_cannot_be_started_leaves_the_count_right(monkeypatch):
+    pool, crowd = Pool(2), Crowd()
+    pool.submit(crowd.task())
+    assert crowd.wait_for(1)
+    _, release = hang_in(pool, 1)
+
+    def cannot(self):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", cannot)
+        pool.submit(crowd.task())
+    release.set()
+    assert crowd.wait_for(2)
+    together = threading.Barrier(2)
+    met = []
+    for _ in range(2):
+        pool.submit(lambda: met.append(together.wait(10)))
+    assert until(lambda: len(met) == 2)
+    pool.close()
+
+
+def test_a_pool_without_any_thread_says_so(monkeypatch):
+    pool, crowd = Pool(2), Crowd()
+
+    def cannot(self):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", cannot)
+        with pytest.raises(EmbeddingError, match="no thread left"):
+            pool.submit(crowd.task())
+    pool.submit(crowd.task())
+    assert crowd.wait_for(1)
+    pool.close()

@@ -1,0 +1,231 @@
+"""Which options a provider gets, from where, what becomes of keys, and what names a vector set."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, ConfigDict, Field, SecretBytes, SecretStr
+
+from embedcore import ConfigurationError
+from embedcore.provider.hookspecs import FromEnvironment, KeepsVectors, Provider
+from embedcore.provider.options import (
+    HiddenValues,
+    OptionLayer,
+    embedder_fingerprint,
+    environment_options,
+    is_secret,
+    options_fingerprint,
+    resolve_options,
+    without_secrets,
+)
+from embedcore.provider.types import ModelInfo
+
+
+class Options(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    key: Annotated[SecretStr | Callable[[], str] | None, FromEnvironment("ACME_KEY")] = None
+    raw: SecretBytes | None = None
+    base_url: Annotated[str, FromEnvironment("ACME_URL")] = "https://acme.example"
+    headers: Annotated[Mapping[str, SecretStr], KeepsVectors()] = Field(default_factory=dict)
+    labels: dict[str, str] = {}
+    dimensions: int | None = None
+    mode: Literal["fast", "good"] = "good"
+    timeout: Annotated[float, KeepsVectors()] = 60.0
+
+
+def _create(model: str, options: Options) -> Any:
+    raise AssertionError("not built here")
+
+
+ACME = Provider(name="acme", options=Options, create=_create)
+INFO = ModelInfo(provider="acme", model="m", dimensions=8)
+
+
+def layer(origin: str, values: dict[str, Any]) -> OptionLayer:
+    return OptionLayer(origin=origin, values=values, plain_keys=origin == "Python")
+
+
+def resolve(**values: dict[str, Any]):
+    """``file``, ``profile`` and ``Python``, each over the one before."""
+    return resolve_options(
+        ACME, [layer(origin, values.get(origin, {})) for origin in ("file", "profile", "Python")]
+    )
+
+
+texts = st.text("ab:/.", min_size=1, max_size=5)
+
+
+@given(
+    st.fixed_dictionaries({}, optional=dict.fromkeys(("file", "profile", "Python"), texts)),
+    st.one_of(st.none(), texts),
+)
+def test_the_environment_is_over_files_and_below_python(said, variable):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("ACME_URL", raising=False)
+        if variable is not None:
+            patch.setenv("ACME_URL", variable)
+        found = resolve(**{origin: {"base_url": url} for origin, url in said.items()})
+    order = [
+        ("Python", said.get("Python")),
+        ("environment ACME_URL", variable),
+        ("profile", said.get("profile")),
+        ("file", said.get("file")),
+    ]
+    expected = next(((origin, url) for origin, url in order if url is not None), None)
+    if expected is None:
+        assert "base_url" not in found.values
+    else:
+        assert (found.origins["base_url"], found.values["base_url"]) == expected
+
+
+def test_a_reference_is_the_environment_already(monkeypatch):
+    monkeypatch.setenv("ACME_URL", "https://variable.example")
+    monkeypatch.setenv("OTHER", "https://other.example")
+    found = resolve(profile={"base_url": "$OTHER"}, file={"base_url": "https://file.example"})
+    assert found.values["base_url"] == "https://other.example"
+    assert found.origins["base_url"] == "profile"
+
+
+@pytest.mark.fault(130)
+@pytest.mark.parametrize("value", [None, ""])
+def test_a_reference_that_leads_nowhere_is_told_and_not_used(monkeypatch, value):
+    if value is not None:
+        monkeypatch.setenv("OTHER_KEY", value)
+    found = resolve(file={"key": "$OTHER_KEY", "headers": {"X": "$OTHER_KEY"}})
+    assert found.missing == {"key": "OTHER_KEY", "headers": "OTHER_KEY"}
+
+
+def test_references_hold_inside_a_table(monkeypatch):
+    monkeypatch.setenv("GATEWAY_KEY", "g-123")
+    found = resolve(file={"headers": {"api-key": "$GATEWAY_KEY"}})
+    assert found.values["headers"] == {"api-key": "g-123"}
+    options = Options.model_validate(found.values)
+    assert options.headers["api-key"].get_secret_value() == "g-123"
+
+
+@pytest.mark.fault(131)
+@pytest.mark.parametrize("origin", ["file", "profile"])
+@pytest.mark.parametrize("shape", ["key", "raw", "headers"])
+def test_a_key_in_plain_in_a_file_is_refused_and_not_shown(canary, origin, shape):
+    values = {shape: {"Authorization": canary} if shape == "headers" else canary}
+    with pytest.raises(ConfigurationError) as caught:
+        resolve(**{origin: values})
+    message = str(caught.value)
+    assert canary not in message
+    assert shape in message
+    assert origin in message
+    assert "$" in message
+    trace = caught.value.__traceback__
+    while trace is not None:
+        if "embedcore/provider" in trace.tb_frame.f_code.co_filename:
+            assert canary not in repr(trace.tb_frame.f_locals)
+        trace = trace.tb_next
+
+
+@pytest.mark.fault(131)
+def test_a_key_in_plain_in_python_is_taken(canary):
+    found = resolve(Python={"key": canary})
+    assert found.values["key"] == canary
+    assert canary not in repr(found)
+
+
+def test_what_holds_a_key_is_told_by_its_type():
+    assert {name for name in Options.model_fields if is_secret(Options, name)} == {
+        "key",
+        "raw",
+        "headers",
+    }
+    assert not is_secret(Options, "no such option")
+    assert dict(environment_options(Options)) == {"key": "ACME_KEY", "base_url": "ACME_URL"}
+
+
+@pytest.mark.fault(131)
+def test_what_may_be_pickled(canary):
+    given = {
+        "key": canary,
+        "raw": canary.encode(),
+        "headers": {"Authorization": canary, "X-Team": "$TEAM"},
+        "labels": {"a": SecretStr(canary)},
+        "base_url": lambda: canary,
+        "dimensions": 8,
+        "unknown": SecretStr(canary),
+    }
+    kept = without_secrets(Options, given)
+    assert kept == {"dimensions": 8}
+    references = {"key": "$ACME", "headers": {"A": "$B"}, "labels": {"a": "b"}}
+    assert without_secrets(Options, references) == references
+    assert pickle.loads(pickle.dumps(without_secrets(Options, references))) == references
+    assert without_secrets(Options, {"key": "$not a name"}) == {}
+
+
+@pytest.mark.fault(131)
+def test_hidden_values_are_hidden(canary):
+    assert repr(HiddenValues(key=canary)) == "<values of key>"
+    assert str(HiddenValues()) == "<values of no options>"
+
+
+def fingerprint(model: str = "m", info: ModelInfo = INFO, provider: str = "acme", **values: Any):
+    return options_fingerprint(provider, model, Options(**values), info)
+
+
+@pytest.mark.fault(115)
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"base_url": "https://other.example"},
+        {"dimensions": 8},
+        {"mode": "fast"},
+        {"labels": {"a": "b"}},
+    ],
+)
+def test_whatever_may_change_vectors_changes_the_fingerprint(values):
+    assert fingerprint(**values) != fingerprint()
+
+
+@pytest.mark.fault(115)
+def test_so_does_the_model_the_provider_and_the_variant():
+    names = [
+        fingerprint(),
+        fingerprint("m2"),
+        fingerprint(provider="acme2"),
+        fingerprint(info=replace(INFO, variant="v2")),
+    ]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.fault(115)
+@pytest.mark.parametrize(
+    "values",
+    [
+        *({"timeout": 1.0}, {"key": SecretStr("k")}, {"key": lambda: "k"}, {"raw": b"k"}),
+        {"headers": {"X": "k"}},
+    ],
+)
+def test_what_cannot_change_vectors_keeps_it(values):
+    assert fingerprint(**values) == fingerprint()
+
+
+def test_a_fingerprint_is_the_same_in_every_process_and_release():
+    assert fingerprint() == "5d4687ae1822e9f981a09d911ff70de9"
+
+
+def test_an_embedder_built_by_hand_is_named_by_its_info():
+    names = {
+        embedder_fingerprint(info)
+        for info in (
+            INFO,
+            replace(INFO, model="n"),
+            replace(INFO, dimensions=9),
+            replace(INFO, variant="v"),
+            replace(INFO, endpoint="https://a.example"),
+        )
+    }
+    assert len(names) == 5
+    assert embedder_fingerprint(replace(INFO, max_concurrency=99)) == embedder_fingerprint(INFO)
