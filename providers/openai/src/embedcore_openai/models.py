@@ -1,0 +1,159 @@
+"""What is known of each model: its width, limits, price and the names it answers with?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import date
+from decimal import Decimal
+from typing import Final
+
+from embedcore.errors import ConfigurationError
+from embedcore.provider.types import ModelInfo, Price
+from embedcore_openai.endpoint import DEFAULT_BASE_URL
+from embedcore_openai.options import OpenAIOptions
+
+PROVIDER: Final = "openai"
+DEFAULT_MODEL: Final = "text-embedding-3-small"
+
+# The server's own limit is 8,192 (API reference, "input"); price tables and older error texts say
+# 8,191, so that is what texts are cut to.
+_MAX_INPUT_TOKENS: Final = 8_191
+_MAX_TEXTS: Final = 2_048
+_MAX_TOKENS: Final = 300_000
+# The gate of 300,000 is measured as a quarter of the UTF-8 bytes (timescale/pgai, issue 728).
+_BYTES_PER_TOKEN: Final = 4
+
+_PRICES_AS_OF: Final = date(2026, 11, 12)
+_MODEL_PAGE: Final = "https://developers.openai.com/api/docs/models/"
+
+
+def _openai(
+    model: str, *, dimensions: int, price: str, batch: str, reply_models: tuple[str, ...] = ()
+) -> ModelInfo:
+    return ModelInfo(
+        provider=PROVIDER,
+        model=model,
+        dimensions=dimensions,
+        max_input_tokens=_MAX_INPUT_TOKENS,
+        max_texts_per_request=_MAX_TEXTS,
+        max_tokens_per_request=_MAX_TOKENS,
+        request_bytes_per_token=_BYTES_PER_TOKEN,
+        max_concurrency=16,
+        price=Price(
+            immediate=Decimal(price),
+            batch=Decimal(batch),
+            as_of=_PRICES_AS_OF,
+            source=_MODEL_PAGE + model,
+        ),
+        reply_models=reply_models,
+        endpoint=DEFAULT_BASE_URL,
+    )
+
+
+MODELS: Final = {
+    info.model: info
+    for info in (
+        _openai("text-embedding-3-small", dimensions=1536, price="0.02", batch="0.01"),
+        _openai("text-embedding-3-large", dimensions=3072, price="0.13", batch="0.065"),
+        _openai(
+            "text-embedding-ada-002",
+            dimensions=1536,
+            price="0.10",
+            batch="0.05",
+            reply_models=("text-embedding-ada-002-v2",),
+        ),
+    )
+}
+_FIXED_WIDTH: Final = frozenset({"text-embedding-ada-002"})
+
+
+def describe(model: str, options: OpenAIOptions) -> ModelInfo:
+    """The facts of ``model`` under these options. Touches no network.
+
+    Raises ``ConfigurationError`` for an unknown ``base_model`` and for ``dimensions`` that the
+    model cannot give.
+    """
+    known = _known(model, options)
+    info = _with_dimensions(known, model, options) if known else _unknown(model, options)
+    return replace(
+        info,
+        model=model,
+        max_input_tokens=options.max_input_tokens or info.max_input_tokens,
+        max_texts_per_request=options.max_texts_per_request or info.max_texts_per_request,
+        max_tokens_per_request=options.max_tokens_per_request or info.max_tokens_per_request,
+        max_concurrency=options.max_concurrency or info.max_concurrency,
+        price=_price(info.price, options),
+        reply_models=_reply_models(info, model, options),
+        endpoint=options.base_url,
+    )
+
+
+def counts_like_openai(model: str, options: OpenAIOptions) -> bool:
+    """True when the tokenizer of the model is known to be cl100k_base (all three models)."""
+    return _known(model, options) is not None
+
+
+def _known(model: str, options: OpenAIOptions) -> ModelInfo | None:
+    if options.base_model is None:
+        return MODELS.get(model)
+    if options.base_model not in MODELS:
+        raise ConfigurationError(
+            f"base_model = {options.base_model!r} is not an OpenAI embedding model; "
+            f"known: {', '.join(MODELS)}"
+        )
+    return MODELS[options.base_model]
+
+
+def _with_dimensions(info: ModelInfo, model: str, options: OpenAIOptions) -> ModelInfo:
+    asked, full = options.dimensions, info.dimensions or 0
+    if asked is None:
+        return info
+    if info.model in _FIXED_WIDTH:
+        raise ConfigurationError(
+            f"dimensions = {asked}: {model!r} has {full} dimensions and cannot give fewer; "
+            "leave the option out or use text-embedding-3-small"
+        )
+    if asked > full:
+        raise ConfigurationError(f"dimensions = {asked}: {model!r} gives 1 to {full} dimensions")
+    return replace(info, dimensions=asked)
+
+
+def _unknown(model: str, options: OpenAIOptions) -> ModelInfo:
+    """A model that no table has.
+
+    On OpenAI's own host the limits of a request are those of the API. Another server gets small
+    requests: 32 texts is what Text Embeddings Inference takes by default, along with 2 MB.
+    Nothing is assumed of price and longest text.
+    """
+    info = ModelInfo(provider=PROVIDER, dimensions=options.dimensions)
+    if options.endpoint.is_openai:
+        return replace(
+            info,
+            max_texts_per_request=_MAX_TEXTS,
+            max_tokens_per_request=_MAX_TOKENS,
+            request_bytes_per_token=_BYTES_PER_TOKEN,
+            max_concurrency=16,
+        )
+    tail = model.rpartition("/")[2]
+    return replace(
+        info,
+        max_texts_per_request=32,
+        max_bytes_per_request=1_000_000,
+        reply_models=(tail,) if tail != model else (),
+    )
+
+
+def _price(price: Price | None, options: OpenAIOptions) -> Price | None:
+    if options.price is None and options.batch_price is None:
+        return price
+    if options.price is not None:
+        # Without a batch price of its own, a batch is reckoned at the immediate one.
+        return Price(immediate=options.price, batch=options.batch_price, source="options")
+    if price is None:
+        raise ConfigurationError("batch_price is set and price is not: set both")
+    return replace(price, batch=options.batch_price, source="options")
+
+
+def _reply_models(info: ModelInfo, model: str, options: OpenAIOptions) -> tuple[str, ...]:
+    names = dict.fromkeys((info.model or model, *info.reply_models, *options.reply_models))
+    return tuple(name for name in names if name != model)

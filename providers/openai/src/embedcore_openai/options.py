@@ -1,0 +1,144 @@
+"""What can be set for this provider, and which settings can change a vector?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
+
+from embedcore.errors import ConfigurationError
+from embedcore.provider.hookspecs import FromEnvironment, KeepsVectors
+from embedcore_openai import endpoint
+from embedcore_openai.endpoint import DEFAULT_BASE_URL, Endpoint
+
+KEY_VARIABLE: Final = "OPENAI_API_KEY"
+
+_HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_HEADER_VALUE: Final = re.compile(r"[\x21-\x7e](?:[\x20-\x7e\t]*[\x21-\x7e])?")
+# The layer below sets these itself; a second value would change how the body is read.
+_RESERVED_HEADERS: Final = frozenset(
+    {"accept-encoding", "connection", "content-encoding", "content-length", "content-type"}
+    | {"host", "transfer-encoding"}
+)
+
+Price = Annotated[Decimal, Field(ge=0, allow_inf_nan=False)]
+
+
+class OpenAIOptions(BaseModel):
+    """Options of ``openai:<model>``. Those marked ``KeepsVectors`` stay out of the fingerprint.
+
+    ``api_key``: a string, or a callable that is asked before each request, for tokens that expire.
+    Without one, only servers on loopback or private addresses are called (no key is sent), and
+    those for which ``headers`` carries ``Authorization`` or ``api-key``.
+
+    ``timeout`` is in seconds, for one attempt as a whole; ``connect_timeout`` for reaching the
+    server. ``headers`` are sent with each request; their values are treated as secrets.
+
+    ``dimensions`` is sent only when set. ``encoding``: how vectors travel; a float list is
+    understood either way.
+
+    ``base_model``: the OpenAI model behind a deployment's name; gives price, tokenizer, limits and
+    the name expected in replies. ``price`` and ``batch_price``: US dollars per million tokens,
+    instead of the table's; 0 for an own server. ``max_…`` replace the model's limits.
+    ``reply_models``: further model names that a reply may carry; ``["*"]`` for any.
+
+    ``server_errors_billed`` is an assumption, since no document says it: a 500, 503 or 529 with
+    the server's own error body was not billed ("no"). Set "unknown" to charge such requests to
+    the budget.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    api_key: Annotated[
+        SecretStr | Callable[[], str] | None,
+        Field(repr=False),
+        FromEnvironment(KEY_VARIABLE),
+        KeepsVectors(),
+    ] = None
+    base_url: Annotated[str, FromEnvironment("OPENAI_BASE_URL")] = DEFAULT_BASE_URL
+    organization: Annotated[str | None, FromEnvironment("OPENAI_ORG_ID"), KeepsVectors()] = None
+    project: Annotated[str | None, FromEnvironment("OPENAI_PROJECT_ID"), KeepsVectors()] = None
+    headers: Annotated[Mapping[str, SecretStr], Field(repr=False), KeepsVectors()] = Field(
+        default_factory=dict
+    )
+
+    dimensions: PositiveInt | None = None
+    encoding: Annotated[Literal["base64", "float"], KeepsVectors()] = "base64"
+
+    base_model: str | None = None
+    reply_models: tuple[str, ...] = ()
+    max_input_tokens: PositiveInt | None = None
+    max_texts_per_request: Annotated[PositiveInt | None, KeepsVectors()] = None
+    max_tokens_per_request: Annotated[PositiveInt | None, KeepsVectors()] = None
+    max_concurrency: Annotated[PositiveInt | None, KeepsVectors()] = None
+    price: Annotated[Price | None, KeepsVectors()] = None
+    batch_price: Annotated[Price | None, KeepsVectors()] = None
+    server_errors_billed: Annotated[Literal["no", "unknown"], KeepsVectors()] = "no"
+
+    timeout: Annotated[PositiveFloat, Field(allow_inf_nan=False), KeepsVectors()] = 60.0
+    connect_timeout: Annotated[PositiveFloat, Field(allow_inf_nan=False), KeepsVectors()] = 5.0
+    allow_plaintext: Annotated[bool, KeepsVectors()] = False
+
+    @field_validator("base_url", mode="before")
+    @classmethod
+    def _normalise(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        # An exported but empty variable means that none was set.
+        return endpoint.parse(value.strip()).url if value.strip() else DEFAULT_BASE_URL
+
+    @field_validator("organization", "project")
+    @classmethod
+    def _sendable(cls, value: str | None) -> str | None:
+        if value is not None and value.strip() and not _HEADER_VALUE.fullmatch(value):
+            raise ValueError("must be printable ASCII without line breaks: it is sent as a header")
+        return value if value and value.strip() else None
+
+    @field_validator("headers")
+    @classmethod
+    def _safe_headers(cls, value: Mapping[str, SecretStr]) -> Mapping[str, SecretStr]:
+        for name, secret in value.items():
+            if not _HEADER_NAME.fullmatch(name) or name.lower() in _RESERVED_HEADERS:
+                raise ValueError(f"{name!r} is not a header that can be set here")
+            if not _HEADER_VALUE.fullmatch(secret.get_secret_value()):
+                raise ValueError(
+                    f"the value of {name!r} must be printable ASCII without line breaks"
+                )
+        return value
+
+    @model_validator(mode="after")
+    def _plaintext_only_nearby(self) -> Self:
+        where = self.endpoint
+        if where.plaintext and where.reach == "public" and not self.allow_plaintext:
+            raise ConfigurationError(
+                f"base_url uses http:// to the public host {where.host}: texts and key would "
+                "travel unencrypted. Use https://, or set allow_plaintext = true"
+            )
+        return self
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return endpoint.parse(self.base_url)
+
+    @property
+    def own_authentication(self) -> bool:
+        """True when ``headers`` carries a key of its own."""
+        return any(name.lower() in ("authorization", "api-key") for name in self.headers)
+
+    def __getstate__(self) -> dict[Any, Any]:
+        # Pickles end up in caches, queues and files: no secret goes into one.
+        state = super().__getstate__()
+        public = {**state["__dict__"], "api_key": None, "headers": {}}
+        return {**state, "__dict__": public}
