@@ -1,0 +1,98 @@
+"""How does a file take its place only when it is complete, and what is said when it cannot?"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from embedcore.errors import StorageError, StorageFull, StorageReadOnly
+
+_FULL = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
+_READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+_NO_FOLDER_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
+
+
+def display(path: str | os.PathLike[str]) -> str:
+    """A path fit for messages and JSON: bytes that are not UTF-8 are replaced."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """The file that belongs to ``path`` and has its whole name plus ``suffix``."""
+    return path.with_name(path.name + suffix)
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Whatever the system refuses while ``path`` is written, as a ``StorageError``."""
+    try:
+        yield
+    except OSError as error:
+        raise _translated(error, path) from error
+
+
+def _translated(error: OSError, path: Path) -> StorageError:
+    cause = error.strerror or str(error)
+    if error.errno in _FULL:
+        return StorageFull(
+            f"{display(path)} cannot be written: {cause}. Free some space or choose another "
+            "folder, then run the same again"
+        )
+    if error.errno in _READ_ONLY:
+        return StorageReadOnly(
+            f"{display(path)} cannot be written: {cause}. Choose a folder that you may write to"
+        )
+    return StorageError(f"{display(path)} cannot be written: {cause}")
+
+
+@contextmanager
+def replacing(*paths: Path) -> Iterator[list[BinaryIO]]:
+    """Files that take the places of ``paths`` together when the block ends without an error.
+
+    They are written under temporary names in the same folder, synced to disk, and only when all of
+    them are complete are they renamed, in the order given. On an error nothing of them is left.
+    """
+    with ExitStack() as stack:
+        temporaries = [beside(path, ".partial") for path in paths]
+        files: list[BinaryIO] = []
+        for temporary in temporaries:
+            stack.callback(_discard, temporary)
+            file: BinaryIO = temporary.open("wb")
+            stack.callback(_close_quietly, file)
+            files.append(file)
+        yield files
+        for file in files:
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+        for temporary, path in zip(temporaries, paths, strict=True):
+            temporary.replace(path)
+        sync_folder(paths[0].parent)
+
+
+def _close_quietly(file: BinaryIO) -> None:
+    with suppress(OSError):
+        file.close()
+
+
+def _discard(temporary: Path) -> None:
+    with suppress(OSError):
+        temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and new names in ``folder`` survive a power cut, where the system can."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,192 @@
+"""How are several files, standard input and iterables read as one sequence of rows, twice?"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import copyfileobj
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from embedcore.errors import ConfigurationError, InputRejected
+from embedcore.files.decoding import decoded_lines
+from embedcore.files.disk import display, storage_errors
+from embedcore.files.readers import INPUT_SUFFIXES, Record, read_records
+from embedcore.files.types import Columns, InputFormat, JsonValue, Row, Source
+
+STDIN = "-"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Input:
+    path: Path
+    name: str
+    columns: Columns
+    input_format: InputFormat
+
+
+class Inputs:
+    """Every row of the sources, in order, as often as asked. Use as a context manager.
+
+    A source is a path, "-" for standard input, or an iterable of ``Row`` or of texts. What can be
+    read only once (standard input, a pipe, an iterable) is copied to a temporary file first. Files
+    whose suffix is not known, and standard input, need or take ``input_format``.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        *,
+        columns: Columns,
+        input_format: InputFormat | None = None,
+        stdin: BinaryIO | None = None,
+    ) -> None:
+        if isinstance(sources, str | os.PathLike):
+            raise ConfigurationError("inputs must be a list of files, not one path: use [path]")
+        self._sources = list(sources)
+        self._columns = columns
+        self._input_format = input_format
+        self._stdin = stdin
+        self._temporary = ExitStack()
+        self._inputs: list[_Input] = []
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files that are read, temporary copies included."""
+        return [source.path for source in self._inputs]
+
+    @property
+    def keep(self) -> tuple[str, ...]:
+        """The columns that every row keeps."""
+        return self._columns.keep
+
+    def __enter__(self) -> Self:
+        if sum(source == STDIN for source in self._sources) > 1:
+            raise ConfigurationError("standard input (-) can be read only once; name it once")
+        with self._temporary as cleanup_on_error:
+            self._inputs = [self._prepared(source) for source in self._sources]
+            self._temporary = cleanup_on_error.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._temporary.close()
+
+    def rows(self) -> Iterator[Row]:
+        """Read everything again from the start.
+
+        Raises ``InputRejected`` naming file and line; its ``position`` is that of the row.
+        """
+        position = 0
+        for source in self._inputs:
+            try:
+                for number, row_id, text, kept in _records(source):
+                    yield Row(
+                        id=str(position) if row_id is None else row_id,
+                        text=text,
+                        kept=kept,
+                        position=position,
+                        where=f"{source.name}:{number}",
+                    )
+                    position += 1
+            except InputRejected as error:
+                if error.position is None:
+                    error.position = position
+                raise
+
+    def _prepared(self, source: Source) -> _Input:
+        if source == STDIN:
+            stream = self._stdin if self._stdin is not None else sys.stdin.buffer
+            copy = self._spooled_stream(stream)
+            return self._described(copy, "<stdin>", self._input_format or "txt")
+        if isinstance(source, str | os.PathLike):
+            return self._file(Path(source))
+        columns = Columns(keep=self._columns.keep)
+        copy = self._spooled_rows(source)
+        return _Input(path=copy, name="<rows>", columns=columns, input_format="jsonl")
+
+    def _file(self, path: Path) -> _Input:
+        name = display(path)
+        if not path.exists():
+            raise ConfigurationError(f"{name}: there is no such file")
+        if path.is_dir():
+            raise ConfigurationError(f"{name} is a folder: name the files in it")
+        input_format = self._input_format or INPUT_SUFFIXES.get(path.suffix.lower())
+        if input_format is None:
+            raise ConfigurationError(
+                f"{name}: {path.suffix or 'no suffix'} says nothing about the format; readable are "
+                f"{', '.join(INPUT_SUFFIXES)}, or name the format with input_format"
+            )
+        if not path.is_file():
+            with _opened(path, name) as stream:
+                path = self._spooled_stream(stream)
+        return self._described(path, name, input_format)
+
+    def _described(self, path: Path, name: str, input_format: InputFormat) -> _Input:
+        return _Input(path=path, name=name, columns=self._columns, input_format=input_format)
+
+    def _spooled_stream(self, stream: BinaryIO) -> Path:
+        path = self._temporary_file()
+        with storage_errors(path), path.open("wb") as copy:
+            copyfileobj(stream, copy)
+        return path
+
+    def _spooled_rows(self, rows: Iterable[Row | str]) -> Path:
+        path = self._temporary_file()
+        with path.open("wb") as copy:
+            for position, row in enumerate(rows):
+                line = _spooled_row(row, position, self._columns.keep)
+                with storage_errors(path):
+                    copy.write(line)
+        return path
+
+    def _temporary_file(self) -> Path:
+        descriptor, name = tempfile.mkstemp(prefix="embedcore-input-")
+        os.close(descriptor)
+        path = Path(name)
+        self._temporary.callback(path.unlink, missing_ok=True)
+        return path
+
+
+def _spooled_row(given: object, position: int, keep: tuple[str, ...]) -> bytes:
+    row = Row(text=given) if isinstance(given, str) else given
+    if not isinstance(row, Row):
+        reason = f"a row must be a text or a Row, not {type(given).__name__}"
+        raise InputRejected(f"<rows>:{position + 1}: {reason}", position=position, reason=reason)
+    fields: dict[str, JsonValue] = {column: row.kept.get(column) for column in keep}
+    fields |= {"text": row.text} | ({"id": row.id} if row.id else {})
+    try:
+        # ASCII escapes carry a lone surrogate to the reader, which names it like in any other file.
+        return json.dumps(fields, allow_nan=False).encode() + b"\n"
+    except (TypeError, ValueError) as error:
+        raise InputRejected(
+            f"<rows>:{position + 1}: a kept value is not JSON ({error})", position=position
+        ) from None
+
+
+def _opened(path: Path, name: str) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise ConfigurationError(f"{name} cannot be read: {error.strerror or error}") from error
+
+
+def _records(source: _Input) -> Iterator[Record]:
+    with _opened(source.path, source.name) as stream:
+        lines = decoded_lines(stream, source.name)
+        try:
+            yield from read_records(lines, source.name, source.columns, source.input_format)
+        except OSError as error:
+            raise ConfigurationError(
+                f"{source.name} cannot be read: {error.strerror or error}"
+            ) from error

@@ -1,0 +1,265 @@
+"""What was bought by a run that has not finished? An append-only file beside the output.
+
+Header: magic, version, header size, JSON size, the origin as JSON, padding, CRC-32; then records
+of one size: 32 bytes SHA-256 of the text, tokens cut (uint32), the vector (float32), CRC-32; all
+little-endian. A record's CRC starts from that of the header, so that it belongs to this journal
+only. A torn tail is cut off, and a record whose CRC is wrong is not there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedcore.errors import ConfigurationError, InvalidResponse
+from embedcore.files.digests import SIZE, DigestIndex, as_digests
+from embedcore.files.disk import display, storage_errors, sync_folder
+from embedcore.files.types import Origin
+
+if TYPE_CHECKING:
+    from embedcore.files.types import Digests, Vectors
+
+_MAGIC: Final = b"EMBCJRNL"
+_VERSION: Final = 1
+_FIXED = struct.Struct("<8sIII")
+_CRC = struct.Struct("<I")
+_ALIGNMENT = 64
+_MAX_HEADER = 1 << 20
+_RECORDS_AT_ONCE = 1024
+
+_log = logging.getLogger("embedcore")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JournalContent:
+    """A journal as it was found. ``digests`` has 32 zero bytes where a record is damaged."""
+
+    origin: Origin
+    header: bytes
+    digests: bytearray
+
+    @property
+    def intact(self) -> Digests:
+        """The digests of the records that can be trusted."""
+        digests = as_digests(self.digests)
+        intact: Digests = digests[digests != b""]
+        return intact
+
+
+def read_journal(path: Path) -> JournalContent | None:
+    """What a journal holds, or None if there is none, or none that can be trusted.
+
+    Raises ``ConfigurationError`` for a file that is something else, or of a newer version.
+    """
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return None
+    with storage_errors(path), file:
+        header = _read_header(file, path)
+        if header is None:
+            _log.warning("%s is damaged at its start: nothing in it is used", display(path))
+            return None
+        origin = _origin_in(header)
+        records = bytearray().join(_checked_digests(file, header, origin))
+    return JournalContent(origin=origin, header=header, digests=records)
+
+
+class Journal:
+    """Appends bought vectors so that they survive any crash, and reads them back by number.
+
+    Only one process may have it open. ``origin.dimensions`` may be None until the first vectors.
+    """
+
+    def __init__(self, path: Path, origin: Origin, found: JournalContent | None) -> None:
+        """Take up what was ``found`` at ``path``; None: begin anew with the first vectors."""
+        self.path = path
+        self.origin = origin
+        self._file: BinaryIO | None = None
+        self._header = b""
+        self._digests = bytearray()
+        if found is not None:
+            width = origin.dimensions or found.origin.dimensions
+            self.origin = replace(origin, dimensions=width)
+            self._header, self._digests = found.header, found.digests
+
+    def __len__(self) -> int:
+        """Records, damaged ones included."""
+        return len(self._digests) // SIZE
+
+    def index(self) -> DigestIndex:
+        """Finds the number of a text's record."""
+        return DigestIndex(as_digests(bytes(self._digests)))
+
+    def append(
+        self,
+        digests: Digests,
+        cuts: NDArray[np.uint32],
+        vectors: Vectors,
+        *,
+        durable: bool = True,
+    ) -> None:
+        """Add records; on return they are on the disk, unless not ``durable``.
+
+        After an error, or an interrupt at any point, the same call may be made again. Raises
+        ``InvalidResponse`` for vectors of another width than before, ``StorageError`` for the disk.
+        """
+        if not len(digests):
+            return
+        self._require_width(vectors.shape[1])
+        with storage_errors(self.path):
+            file = self._file or self._opened(vectors.shape[1])
+            records = self._records(digests, cuts, vectors)
+            file.seek(len(self._header) + len(self) * self._size)
+            file.truncate()
+            _write_all(file, records)
+            if durable:
+                os.fsync(file.fileno())
+        self._digests += digests.tobytes()
+
+    def read(self, numbers: NDArray[np.intp]) -> tuple[NDArray[np.uint32], Vectors]:
+        """Tokens cut, shape (n,), and vectors, shape (n, d), of these records."""
+        if not len(numbers):
+            width = self.origin.dimensions or 0
+            return np.empty(0, dtype=np.uint32), np.empty((0, width), dtype=np.float32)
+        # Mapped anew each time: a map that stays would count as memory of this process.
+        with storage_errors(self.path):
+            records = np.memmap(
+                self.path,
+                dtype=_record_type(self.origin.dimensions or 0),
+                mode="r",
+                offset=len(self._header),
+                shape=(len(self),),
+            )
+        cuts = np.asarray(records["cut"][numbers], dtype=np.uint32)
+        vectors = np.asarray(records["vector"][numbers], dtype=np.float32)
+        return cuts, vectors
+
+    def close(self) -> None:
+        """Release the file. What was appended stays."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def remove(self) -> None:
+        """Close and delete it: the output holds all of it now."""
+        self.close()
+        with storage_errors(self.path):
+            self.path.unlink(missing_ok=True)
+
+    @property
+    def _size(self) -> int:
+        return _record_type(self.origin.dimensions or 0).itemsize
+
+    def _require_width(self, width: int) -> None:
+        known = self.origin.dimensions
+        if known and known != width:
+            raise InvalidResponse(
+                f"{self.origin.model} answered with {width} dimensions after {known}: "
+                "vectors of two widths cannot be in one output"
+            )
+
+    def _opened(self, width: int) -> BinaryIO:
+        """The file, open for writing; with its header on the disk."""
+        self.origin = replace(self.origin, dimensions=width)
+        header = self._header or _packed_header(self.origin)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        file = os.fdopen(descriptor, "r+b", buffering=0)
+        if not self._header:
+            try:
+                file.truncate(0)
+                _write_all(file, header)
+                os.fsync(file.fileno())
+                sync_folder(self.path.parent)
+            except BaseException:
+                file.close()
+                raise
+            self._header = header
+        self._file = file
+        return file
+
+    def _records(self, digests: Digests, cuts: NDArray[np.uint32], vectors: Vectors) -> bytearray:
+        records = np.empty(len(digests), dtype=_record_type(vectors.shape[1]))
+        records["digest"], records["cut"], records["vector"] = digests, cuts, vectors
+        raw, size, seed = bytearray(records.tobytes()), records.itemsize, _seed(self._header)
+        view = memoryview(raw)
+        for end in range(size - _CRC.size, len(raw), size):
+            start = end + _CRC.size - size
+            _CRC.pack_into(raw, end, zlib.crc32(view[start:end], seed))
+        return raw
+
+
+def _record_type(width: int) -> np.dtype[np.void]:
+    return np.dtype(
+        [("digest", f"S{SIZE}"), ("cut", "<u4"), ("vector", "<f4", (width,)), ("crc", "<u4")]
+    )
+
+
+def _packed_header(origin: Origin) -> bytes:
+    body = json.dumps(asdict(origin)).encode()
+    used = _FIXED.size + len(body) + _CRC.size
+    size = -(-used // _ALIGNMENT) * _ALIGNMENT
+    start = _FIXED.pack(_MAGIC, _VERSION, size, len(body)) + body
+    content = start.ljust(size - _CRC.size, b"\0")
+    return content + _CRC.pack(zlib.crc32(content))
+
+
+def _read_header(file: BinaryIO, path: Path) -> bytes | None:
+    fixed = file.read(_FIXED.size)
+    if not fixed.startswith(_MAGIC[: len(fixed)]):
+        raise ConfigurationError(
+            f"{display(path)} is not a journal of embedcore: move it away, or choose another output"
+        )
+    if len(fixed) < _FIXED.size:
+        return None
+    _, version, size, _ = _FIXED.unpack(fixed)
+    if not _FIXED.size < size <= _MAX_HEADER:
+        return None
+    header = fixed + file.read(size - len(fixed))
+    content, crc = header[: -_CRC.size], header[-_CRC.size :]
+    if len(header) < size or zlib.crc32(content) != _CRC.unpack(crc)[0]:
+        return None
+    if version != _VERSION:
+        raise ConfigurationError(
+            f"{display(path)} was written by a newer version of embedcore: finish that run with it"
+        )
+    return header
+
+
+def _origin_in(header: bytes) -> Origin:
+    length = _FIXED.unpack_from(header)[3]
+    return Origin(**json.loads(header[_FIXED.size : _FIXED.size + length]))
+
+
+def _seed(header: bytes) -> int:
+    seed: int = _CRC.unpack(header[-_CRC.size :])[0]
+    return seed
+
+
+def _checked_digests(file: BinaryIO, header: bytes, origin: Origin) -> Iterator[bytes]:
+    """For each whole record its digest, or zeros where its CRC is wrong."""
+    size = _record_type(origin.dimensions or 0).itemsize
+    seed = _seed(header)
+    while len(chunk := file.read(size * _RECORDS_AT_ONCE)) >= size:
+        view = memoryview(chunk)
+        for start in range(0, len(chunk) - size + 1, size):
+            end = start + size - _CRC.size
+            sound = zlib.crc32(view[start:end], seed) == _CRC.unpack_from(chunk, end)[0]
+            yield chunk[start : start + SIZE] if sound else bytes(SIZE)
+
+
+def _write_all(file: BinaryIO, data: bytes | bytearray) -> None:
+    # An unbuffered file may write less than asked, for instance where the disk becomes full.
+    rest = memoryview(data)
+    while len(rest):
+        rest = rest[file.write(rest) :]

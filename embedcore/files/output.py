@@ -1,0 +1,113 @@
+"""How is the finished output written and put in place?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedcore.files.digests import content_digest
+from embedcore.files.disk import replacing, storage_errors
+from embedcore.files.formats import Layout, RowWriter
+from embedcore.files.inputs import Inputs
+from embedcore.files.journal import Journal
+from embedcore.files.jsonl import json_line
+from embedcore.files.resume import Target
+from embedcore.files.scan import Scan, all_rows, blocks
+from embedcore.files.types import Row
+
+_ROWS_AT_ONCE = 2048
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Written:
+    """Rows in the output, of which ``truncated`` were cut, and rows left out as ``failed``."""
+
+    rows: int
+    truncated: int
+    failed: int
+
+
+def write_output(
+    target: Target,
+    inputs: Inputs,
+    scan: Scan,
+    journal: Journal,
+    reasons: Mapping[bytes, str],
+    *,
+    keep_text: bool,
+    on_rows: Callable[[int], None],
+) -> Written:
+    """Write every row that has a vector, in the order of the input; list the others as failed.
+
+    An existing output stays as it is until the new one is complete and on the disk. Raises
+    ``StorageError``, and ``InputRejected`` if the input is not the one that was scanned.
+    """
+    numbers = journal.index().find(scan.digests)
+    numbers[scan.empty] = -1
+    failed = int((numbers < 0).sum())
+    layout = Layout(
+        origin=journal.origin,
+        rows=scan.rows - failed,
+        kinds=scan.kinds,
+        keep_text=keep_text,
+    )
+    paths = target.format.paths(target.path)
+    listed = (target.failed,) if failed else ()
+    truncated = 0
+    with storage_errors(target.path), replacing(*paths, *listed) as files:
+        writer = target.format.writer(files[: len(paths)], layout)
+        try:
+            for rows in blocks(all_rows(inputs, scan), max_rows=_ROWS_AT_ONCE):
+                start, end = rows[0].position, rows[0].position + len(rows)
+                truncated += _write_block(writer, rows, scan, journal, numbers[start:end])
+                if failed:
+                    _write_failed(files[-1], rows, numbers[start:end], reasons)
+                on_rows(end)
+            writer.finish()
+        except BaseException:
+            writer.abandon()
+            raise
+    with storage_errors(target.failed):
+        if not failed:
+            target.failed.unlink(missing_ok=True)
+    return Written(rows=layout.rows, truncated=truncated, failed=failed)
+
+
+def _write_block(
+    writer: RowWriter, rows: list[Row], scan: Scan, journal: Journal, numbers: NDArray[np.intp]
+) -> int:
+    there = np.flatnonzero(numbers >= 0)
+    if not len(there):
+        return 0
+    cuts, vectors = journal.read(numbers[there])
+    writer.write(
+        [rows[i] for i in there],
+        scan.digests[rows[0].position + there],
+        cuts,
+        vectors,
+    )
+    return int(np.count_nonzero(cuts))
+
+
+def _write_failed(
+    file: BinaryIO, rows: list[Row], numbers: NDArray[np.intp], reasons: Mapping[bytes, str]
+) -> None:
+    for i in np.flatnonzero(numbers < 0):
+        row = rows[i]
+        digest = content_digest(row.text)
+        reason = reasons.get(digest, "no vector came back") if row.text else "empty text"
+        file.write(
+            json_line(
+                {
+                    "id": row.id,
+                    "position": row.position,
+                    "where": row.where,
+                    "text_sha256": digest.hex(),
+                    "reason": reason.encode("utf-8", "replace").decode(),
+                }
+            )
+        )

@@ -1,0 +1,154 @@
+"""Which of the texts were bought before? Those in the previous output, and those in the journal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedcore.errors import ConfigurationError
+from embedcore.files.digests import SIZE, DigestIndex
+from embedcore.files.disk import beside, display, storage_errors
+from embedcore.files.formats import OutputFormat, output_format
+from embedcore.files.inputs import Inputs
+from embedcore.files.journal import Journal, read_journal
+from embedcore.files.origin import require_same_maker
+from embedcore.files.scan import Scan
+from embedcore.files.types import RESERVED_COLUMNS, Origin
+
+if TYPE_CHECKING:
+    from embedcore.files.types import Digests
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """An output and the files beside it. ``path`` is resolved: a link stays a link."""
+
+    path: Path
+    format: OutputFormat
+
+    @classmethod
+    def at(cls, output: Path) -> Target:
+        """Check the name before any work. Raises ``ConfigurationError``."""
+        path = output.resolve()
+        if path.exists() and not path.is_file():
+            raise ConfigurationError(f"{display(output)} is not a file that can be replaced")
+        if not path.parent.is_dir():
+            raise ConfigurationError(f"{display(path.parent)}: there is no such folder; create it")
+        return cls(path=path, format=output_format(path))
+
+    @property
+    def journal(self) -> Path:
+        return beside(self.path, ".journal")
+
+    @property
+    def lock(self) -> Path:
+        return beside(self.path, ".lock")
+
+    @property
+    def failed(self) -> Path:
+        return beside(self.path, ".failed.jsonl")
+
+    def require_apart_from(self, inputs: Inputs) -> None:
+        """Raise ``ConfigurationError`` if the run would overwrite what it reads."""
+        written = [*self.format.paths(self.path), self.journal, self.lock, self.failed]
+        for path in inputs.paths:
+            if any(other.exists() and path.samefile(other) for other in written):
+                raise ConfigurationError(
+                    f"{display(path)} is an input and would be overwritten: choose another output"
+                )
+
+
+def require_free_names(keep: tuple[str, ...]) -> None:
+    """Raise ``ConfigurationError`` for kept columns that an output could not hold."""
+    taken = sorted(RESERVED_COLUMNS.intersection(keep))
+    if taken:
+        raise ConfigurationError(
+            f"the column {taken[0]!r} cannot be kept: outputs use that name themselves; rename it"
+        )
+    if len(set(keep)) < len(keep):
+        raise ConfigurationError("a column is named twice in keep; name it once")
+
+
+class Bought:
+    """The vectors that exist for this origin beside ``target``.
+
+    Building it changes nothing. Raises ``ConfigurationError`` if the output or the journal is of
+    another model, or the output damaged or not ours; with ``overwrite`` such are left aside.
+    """
+
+    def __init__(self, target: Target, origin: Origin, *, overwrite: bool) -> None:
+        self._target = target
+        self._origin = origin
+        self._overwrite = overwrite
+        self._journal = read_journal(target.journal)
+        if self._journal is not None:
+            made_by, name = self._journal.origin, display(target.journal)
+            if not self._tolerate(lambda: require_same_maker(name, made_by, origin)):
+                self._journal = None
+        self._in_output: Digests = np.empty(0, dtype=f"S{SIZE}")
+        self._tolerate(self._read_output)
+
+    def missing(self, scan: Scan) -> NDArray[np.intp]:
+        """Positions of the first row of each text that is in neither."""
+        positions = scan.firsts
+        journal = [] if self._journal is None else [self._journal.intact]
+        for digests in [self._in_output, *journal]:
+            found = DigestIndex(digests).find(scan.digests[positions])
+            positions = positions[found < 0]
+        return positions
+
+    def collect(self, scan: Scan) -> Journal:
+        """The journal with every vector that the scanned rows need and that exists already."""
+        if self._journal is None:
+            with storage_errors(self._target.journal):
+                self._target.journal.unlink(missing_ok=True)
+        journal = Journal(self._target.journal, self._origin, self._journal)
+        try:
+            self._tolerate(lambda: self._carry_over(scan, journal))
+        except BaseException:
+            journal.close()
+            raise
+        return journal
+
+    def _tolerate(self, read: Callable[[], None]) -> bool:
+        """Whether ``read`` found what it reads usable; not so is an error without ``overwrite``."""
+        try:
+            read()
+        except ConfigurationError:
+            if not self._overwrite:
+                raise
+            return False
+        return True
+
+    def _read_output(self) -> None:
+        path, reader = self._target.path, self._target.format
+        found = reader.origin(path) if path.exists() else None
+        if found is not None:
+            require_same_maker(display(path), found, self._origin)
+            blocks = reader.blocks(path, vectors=False)
+            parts = [block.digests[block.sound] for block in blocks]
+            self._in_output = np.concatenate([self._in_output, *parts])
+
+    def _carry_over(self, scan: Scan, journal: Journal) -> None:
+        needed = scan.digests[scan.firsts]
+        needed = needed[journal.index().find(needed) < 0]
+        index = DigestIndex(needed)
+        lacking = index.find(self._in_output) >= 0
+        open_places = np.ones(len(needed), dtype=bool)
+        blocks = self._target.format.blocks(self._target.path) if lacking.any() else ()
+        for block in blocks:
+            sound = np.flatnonzero(block.sound)
+            places, firsts = np.unique(index.find(block.digests[sound]), return_index=True)
+            wanted = (places >= 0) & open_places[places]
+            open_places[places[wanted]] = False
+            rows = sound[firsts[wanted]]
+            if block.vectors is not None:
+                # Not synced: until the new output is complete the old one still has them.
+                journal.append(
+                    block.digests[rows], block.cuts[rows], block.vectors[rows], durable=False
+                )

@@ -1,0 +1,203 @@
+"""How do files become vectors, so that a run can be killed at any moment and nothing is paid twice?
+
+read and check everything → what was bought before → the plan, and leave to go on
+→ embed what is missing, block by block, each into the journal before the next
+→ write the output in the order of the input → put it in place → drop the journal
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from embedcore import Spending
+from embedcore.errors import ConfigurationError
+from embedcore.events import Progress
+from embedcore.files.disk import display
+from embedcore.files.inputs import Inputs
+from embedcore.files.journal import Journal
+from embedcore.files.lock import output_lock
+from embedcore.files.origin import origin_of
+from embedcore.files.output import Written, write_output
+from embedcore.files.plan import DEFAULT_BLOCK, planned
+from embedcore.files.purchase import Purchase
+from embedcore.files.resume import Bought, Target, require_free_names
+from embedcore.files.scan import Scan, blocks, rows_at, scan
+from embedcore.files.types import (
+    Columns,
+    FilePlan,
+    FileProgress,
+    InputFormat,
+    OnError,
+    RunReport,
+    Source,
+    Stage,
+)
+
+if TYPE_CHECKING:
+    from embedcore import EmbeddingClient
+
+
+def embed_files(
+    client: EmbeddingClient,
+    inputs: Sequence[Source],
+    output: str | PathLike[str],
+    *,
+    text_column: str = "text",
+    id_column: str | None = None,
+    keep: Sequence[str] = (),
+    keep_text: bool = True,
+    input_type: str | None = None,
+    input_format: InputFormat | None = None,
+    on_error: OnError = "raise",
+    on_empty: OnError = "raise",
+    overwrite: bool = False,
+    block: int = DEFAULT_BLOCK,
+    on_plan: Callable[[FilePlan], bool] | None = None,
+    on_progress: Callable[[FileProgress], None] | None = None,
+    stdin: BinaryIO | None = None,
+) -> RunReport:
+    """Embed every row of ``inputs`` into ``output`` (.parquet, .jsonl or .npy), paying once.
+
+    Texts whose vectors are in ``output`` or in its journal already are not embedded again. Rows
+    that fail are left out and listed in ``<output>.failed.jsonl``; with ``on_error="raise"`` the
+    first of them ends the run instead. Empty texts are refused, or fail with ``on_empty="keep"``.
+    ``overwrite`` allows replacing an output of another model. ``block`` texts at most go to the
+    client in one call: what a kill can lose. ``on_plan`` is asked before anything is sent.
+
+    Raises ``ConfigurationError`` and ``InputRejected`` before anything is sent, ``StorageBusy``
+    while another run writes the same output, and what the client raises. Whatever ends a run early,
+    the vectors bought so far stay in ``<output>.journal``, and a note on the error says so.
+    """
+    started = time.monotonic()
+    columns = Columns(text=text_column, id=id_column, keep=tuple(keep))
+    _check_arguments(columns, block)
+    target = Target.at(Path(output))
+    with (
+        Inputs(inputs, columns=columns, input_format=input_format, stdin=stdin) as rows,
+        output_lock(target.lock, target.path),
+    ):
+        target.require_apart_from(rows)
+        told = _Told(on_progress)
+        bought = Bought(target, origin_of(client, input_type), overwrite=overwrite)
+        found = scan(rows, on_empty=on_empty, on_rows=told.reading)
+        if on_plan is not None:
+            missing = bought.missing(found)
+            plan = planned(client, rows, found, missing, input_type=input_type, block=block)
+            if not on_plan(plan):
+                return _declined(target, plan)
+        with _kept(bought.collect(found), target) as journal:
+            purchase = Purchase(client, journal, input_type=input_type, on_error=on_error)
+            _embed_missing(purchase, rows, found, journal, block, told)
+            written = write_output(
+                target,
+                rows,
+                found,
+                journal,
+                purchase.reasons,
+                keep_text=keep_text,
+                on_rows=lambda done: told.at("writing", done, found.rows, purchase.usage),
+            )
+            journal.remove()
+    report = _report(target, found, purchase, written)
+    return replace(report, seconds=time.monotonic() - started)
+
+
+def _check_arguments(columns: Columns, block: int) -> None:
+    require_free_names(columns.keep)
+    if block < 1:
+        raise ConfigurationError(f"block = {block}: it must be at least 1")
+
+
+def _embed_missing(
+    purchase: Purchase, inputs: Inputs, found: Scan, journal: Journal, block: int, told: _Told
+) -> None:
+    positions = found.firsts
+    positions = positions[journal.index().find(found.digests[positions]) < 0]
+    done = 0
+    for rows in blocks(rows_at(inputs, found, positions), max_rows=block):
+        within = told.within(done, len(positions), purchase.usage)
+        within(Progress(done=0, total=len(rows), tokens=0, picodollars=0))
+        purchase.embed(rows, progress=within)
+        done += len(rows)
+    told.at("embedding", done, len(positions), purchase.usage)
+
+
+@contextmanager
+def _kept(journal: Journal, target: Target) -> Iterator[Journal]:
+    """The journal for the block; an error that leaves it says what was kept."""
+    try:
+        yield journal
+    except BaseException as error:
+        if len(journal):
+            error.add_note(
+                f"{len(journal):,} vectors are kept in {display(target.journal)}: run the same "
+                "again, and only what is missing is embedded"
+            )
+        raise
+    finally:
+        journal.close()
+
+
+class _Told:
+    """Passes on how far the run is."""
+
+    def __init__(self, on_progress: Callable[[FileProgress], None] | None) -> None:
+        self._on_progress = on_progress
+
+    def reading(self, done: int) -> None:
+        self.at("reading", done, 0, Spending())
+
+    def within(self, done: int, total: int, usage: Spending) -> Callable[[Progress], None]:
+        """Passes on the progress of one call of the client, which begins where ``done`` is."""
+
+        def tell(progress: Progress) -> None:
+            now = Spending(tokens=progress.tokens, picodollars=progress.picodollars)
+            self.at("embedding", done + progress.done, total, usage + now)
+
+        return tell
+
+    def at(self, stage: Stage, done: int, total: int, usage: Spending) -> None:
+        if self._on_progress is not None:
+            self._on_progress(
+                FileProgress(
+                    stage=stage,
+                    done=done,
+                    total=total,
+                    tokens=usage.tokens,
+                    picodollars=usage.picodollars,
+                )
+            )
+
+
+def _declined(target: Target, plan: FilePlan) -> RunReport:
+    return RunReport(
+        output=target.path,
+        rows=plan.rows,
+        empty=plan.empty,
+        duplicates=plan.duplicates,
+        reused=plan.reused,
+        declined=True,
+    )
+
+
+def _report(target: Target, found: Scan, purchase: Purchase, written: Written) -> RunReport:
+    empty = int(found.empty.sum())
+    texts = len(found.firsts)
+    return RunReport(
+        output=target.path,
+        rows=found.rows,
+        empty=empty,
+        duplicates=found.rows - empty - texts,
+        reused=texts - purchase.bought - len(purchase.reasons),
+        bought=purchase.bought,
+        truncated=written.truncated,
+        failed=written.failed,
+        failed_path=target.failed if written.failed else None,
+        usage=purchase.usage,
+    )

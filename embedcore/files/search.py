@@ -1,0 +1,126 @@
+"""Which rows of an output are nearest to a question? Exact cosine, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from embedcore.errors import ConfigurationError
+from embedcore.files.disk import display
+from embedcore.files.formats import not_ours, output_format
+from embedcore.files.origin import describe, origin_of, same_space
+from embedcore.files.types import Block, JsonValue, Origin, StoredRow
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from embedcore import EmbeddingClient
+    from embedcore.files.types import Vectors
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hit:
+    """A row found. ``score``: its cosine, from -1 to 1; ``position``: its place in the output.
+
+    ``text`` is None where the output was written without texts.
+    """
+
+    score: float
+    position: int = 0
+    id: str = ""
+    text: str | None = None
+    kept: Mapping[str, JsonValue] = field(default_factory=dict)
+
+
+def search(
+    client: EmbeddingClient,
+    questions: Sequence[str],
+    output: str | PathLike[str],
+    *,
+    limit: int = 10,
+    input_type: str | None = None,
+) -> list[list[Hit]]:
+    """For each question the ``limit`` nearest rows of ``output``, best first; ties by position.
+
+    Raises ``ConfigurationError``, before anything is sent, for a file that was made by another
+    model or is not an output; and what the client raises for the questions.
+    """
+    path = Path(output)
+    if limit < 1:
+        raise ConfigurationError(f"limit = {limit}: it must be at least 1")
+    if isinstance(questions, str):
+        raise ConfigurationError("questions must be a list of texts, not one text: use [question]")
+    if not path.is_file():
+        raise ConfigurationError(f"{display(path)}: there is no such file")
+    found = output_format(path).origin(path)
+    if found is not None:
+        _require_same_space(path, found, origin_of(client, input_type))
+    if not questions:
+        return []
+    vectors = client.embed(questions, input_type=input_type).vectors
+    return nearest(vectors, path, limit=limit)
+
+
+def nearest(questions: Vectors, output: Path, *, limit: int) -> list[list[Hit]]:
+    """The same for vectors of shape (q, d) that were made before, by the model of ``output``."""
+    best: list[list[Hit]] = [[] for _ in questions]
+    directions = _unit(np.asarray(questions, dtype=np.float32))
+    start = 0
+    for block in output_format(output).blocks(output):
+        for at, scores in enumerate(_scores(block, directions, output)):
+            found = [
+                _hit(float(scores[i]), start + i, block.row(i))
+                for i in _top(scores, best[at], limit)
+            ]
+            best[at] = sorted(best[at] + found, key=lambda hit: (-hit.score, hit.position))[:limit]
+        start += len(block.digests)
+    return best
+
+
+def _require_same_space(path: Path, found: Origin, asked: Origin) -> None:
+    if not same_space(found, asked):
+        raise ConfigurationError(
+            f"{display(path)} holds vectors of {describe(found)}, and the question would be one of "
+            f"{describe(asked)}: their distances mean nothing. Ask with the model of the file"
+        )
+
+
+def _scores(block: Block, directions: Vectors, output: Path) -> Vectors:
+    """Cosines of shape (q, n)."""
+    if block.vectors is None or not block.sound.all():
+        raise not_ours(output, "a vector does not belong to its row; embed the input again")
+    if block.vectors.shape[1] != directions.shape[1]:
+        raise ConfigurationError(
+            f"{display(output)} holds vectors of {block.vectors.shape[1]} dimensions, and the "
+            f"question has {directions.shape[1]}"
+        )
+    scores: Vectors = np.clip(directions @ _unit(block.vectors).T, -1, 1)
+    return scores
+
+
+def _unit(vectors: Vectors) -> Vectors:
+    """Scaled to length 1; a zero vector stays, and is at cosine 0 from everything."""
+    # Scaled by the largest component first: squares of large or tiny numbers leave float32.
+    largest = np.abs(vectors).max(axis=1, keepdims=True, initial=0)
+    scaled = np.divide(vectors, largest, out=np.zeros_like(vectors), where=largest > 0)
+    lengths = np.linalg.norm(scaled, axis=1, keepdims=True)
+    unit: Vectors = np.divide(scaled, lengths, out=scaled, where=lengths > 0)
+    return unit
+
+
+def _top(scores: Vectors, best: Sequence[Hit], limit: int) -> list[int]:
+    """The at most ``limit`` places in the block that can be among the best so far."""
+    floor = best[-1].score if len(best) == limit else -np.inf
+    if len(scores) > limit:
+        floor = max(floor, np.partition(scores, -limit)[-limit])
+    places = np.flatnonzero(scores >= floor)
+    return [int(i) for i in places[np.argsort(-scores[places], kind="stable")][:limit]]
+
+
+def _hit(score: float, position: int, row: StoredRow) -> Hit:
+    return Hit(score=score, position=position, id=row.id, text=row.text, kept=row.kept)

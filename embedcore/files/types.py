@@ -1,0 +1,171 @@
+"""Which values do the readers, the outputs and a run pass to each other?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from embedcore import Spending
+from embedcore.provider.types import PICODOLLARS_PER_DOLLAR
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Vectors: TypeAlias = NDArray[np.float32]
+    Digests: TypeAlias = NDArray[np.bytes_]
+
+JsonValue: TypeAlias = "str | int | float | bool | list[JsonValue] | dict[str, JsonValue] | None"
+InputFormat: TypeAlias = Literal["txt", "jsonl", "csv"]
+OnError: TypeAlias = Literal["raise", "keep"]
+Stage: TypeAlias = Literal["reading", "embedding", "writing"]
+
+RESERVED_COLUMNS = frozenset(
+    {
+        "id",
+        "text_sha256",
+        "model",
+        "fingerprint",
+        "input_type",
+        "tokens_cut",
+        "vector",
+        "vector_crc32",
+        "text",
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One text of the input. ``position``: its place over all inputs, from 0; ``where``: file:line.
+
+    ``id`` may be left empty by a caller who supplies rows: it becomes the position.
+    """
+
+    id: str = ""
+    text: str = ""
+    kept: Mapping[str, JsonValue] = field(default_factory=dict)
+    position: int = 0
+    where: str = ""
+
+
+Source: TypeAlias = str | PathLike[str] | Iterable[Row | str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Columns:
+    """Where a row's parts are. ``id`` None: column "id" if there is one, else the position."""
+
+    text: str = "text"
+    id: str | None = None
+    keep: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """What made a set of vectors. Sets of different origin never mix.
+
+    ``model`` is "provider:model"; ``dimensions`` None: not known yet.
+    """
+
+    model: str = ""
+    fingerprint: str = ""
+    input_type: str | None = None
+    dimensions: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredRow:
+    """A row as an output holds it. ``text`` is None where the texts were left out."""
+
+    id: str = ""
+    text: str | None = None
+    kept: Mapping[str, JsonValue] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Block:
+    """Some consecutive rows of an output.
+
+    ``digests`` (n,) of 32 bytes; ``cuts`` (n,) tokens cut; ``vectors`` (n, d) float32, None when
+    not asked for; ``sound`` (n,): the vector is finite and belongs to its row. ``row(i)`` reads
+    the rest.
+    """
+
+    digests: Digests
+    cuts: NDArray[np.uint32]
+    vectors: Vectors | None
+    sound: NDArray[np.bool_]
+    row: Callable[[int], StoredRow]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FilePlan:
+    """What a run would do. ``rows`` = ``empty`` + ``duplicates`` + ``reused`` + ``missing``.
+
+    ``duplicates``: rows whose text an earlier row has; ``reused``: distinct texts that were bought
+    before; ``missing``: distinct texts to embed. ``tokens`` is an upper bound unless ``exact``;
+    ``picodollars`` None: the price is not known; ``truncated``: texts that will be cut.
+    """
+
+    rows: int = 0
+    empty: int = 0
+    duplicates: int = 0
+    reused: int = 0
+    missing: int = 0
+    tokens: int = 0
+    exact: bool = True
+    picodollars: int | None = 0
+    requests: int = 0
+    truncated: int = 0
+
+    @property
+    def texts(self) -> int:
+        """Distinct texts that are not empty."""
+        return self.reused + self.missing
+
+    @property
+    def cost(self) -> Decimal | None:
+        """US dollars, or None where the price is not known."""
+        if self.picodollars is None:
+            return None
+        return Decimal(self.picodollars) / PICODOLLARS_PER_DOLLAR
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileProgress:
+    """``done`` of ``total`` rows (reading, writing; total 0: not known) or texts (embedding)."""
+
+    stage: Stage
+    done: int = 0
+    total: int = 0
+    tokens: int = 0
+    picodollars: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunReport:
+    """What a run did.
+
+    ``bought`` and ``reused`` count distinct texts; ``rows``, ``duplicates``, ``empty``,
+    ``truncated`` and ``failed`` (empty ones included) count rows. ``failed_path`` lists the failed
+    rows, if any.
+    ``declined``: ``on_plan`` answered False; nothing was sent or written.
+    """
+
+    output: Path
+    rows: int = 0
+    empty: int = 0
+    duplicates: int = 0
+    reused: int = 0
+    bought: int = 0
+    truncated: int = 0
+    failed: int = 0
+    failed_path: Path | None = None
+    usage: Spending = field(default_factory=Spending)
+    seconds: float = 0.0
+    declined: bool = False
