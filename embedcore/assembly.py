@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from pydantic import BaseModel, SecretStr
+from pydantic import BaseModel, SecretStr, ValidationError
 
-from embedcore.config import Config, Profile
-from embedcore.configfile import policy_budget, state_folder, validated
+from embedcore.config import Config, Profile, Retry
+from embedcore.configfile import layered, state_folder, validated
 from embedcore.errors import ConfigurationError, StorageReadOnly, UnsafeStorage
 from embedcore.events import Event, Observer
 from embedcore.observers import log
@@ -25,13 +26,12 @@ from embedcore.provider.options import (
     OptionLayer,
     ResolvedOptions,
     embedder_fingerprint,
-    is_secret,
     options_fingerprint,
     resolve_options,
+    without_secrets,
 )
 from embedcore.storage.database import Database
 from embedcore.storage.ledger import Ledger
-from embedcore.storage.schema import STATE, STATE_VERSION
 
 if TYPE_CHECKING:
     from embedcore.provider.hookspecs import Provider
@@ -59,26 +59,66 @@ class Choice:
     def limits(self) -> tuple[Limit, ...]:
         return self.config.limits(self.profile, self.scope)
 
+    @property
+    def retry(self) -> Retry:
+        """The profile's settings over those of the configuration, one by one."""
+        own = self.profile.retry
+        table = own.model_dump(exclude_unset=True) if own is not None else {}
+        return self.config.retry.model_copy(update=table)
+
+    @property
+    def patience(self) -> float:
+        """Seconds to wait while others hold more than they will need."""
+        return self.config.budget.tightened_by(self.profile.budget).wait
+
     def resolve(self, provider: Provider) -> ResolvedOptions:
         """This choice's options for its provider, from every layer."""
         config = self.config
         # Settings made in Python may hold a key; those read from a file must not.
         by_hand = not config.origins
-        where = "the configuration"
         return resolve_options(
             provider,
             [
                 OptionLayer(
-                    origin=config.origins.get(f"options.{self.provider}", where),
+                    origin=_origin(config, f"options.{self.provider}."),
                     values=config.options.get(self.provider, {}),
                     plain_keys=by_hand,
                 ),
                 OptionLayer(
-                    origin=f"{where}, profile", values=self.profile.options, plain_keys=by_hand
+                    origin=_origin(config, "profiles."),
+                    values=self.profile.options,
+                    plain_keys=by_hand,
                 ),
                 OptionLayer(origin="Python", values=self.options, plain_keys=True),
             ],
         )
+
+    def without_keys(self) -> Choice:
+        """The same to be pickled: of the settings only those this choice needs, and no key."""
+        kind = registry.load(self.provider).options
+        config = self.config.model_copy(
+            update={
+                "options": {
+                    name: without_secrets(kind, values)
+                    for name, values in self.config.options.items()
+                    if name == self.provider
+                },
+                "profiles": {},
+            }
+        )
+        options = without_secrets(kind, self.profile.options)
+        return replace(
+            self,
+            config=config,
+            profile=self.profile.model_copy(update={"options": options}),
+            options=without_secrets(kind, self.options),
+        )
+
+
+def _origin(config: Config, prefix: str) -> str:
+    """The file that the settings under ``prefix`` were read from."""
+    found = (origin for path, origin in config.origins.items() if path.startswith(prefix))
+    return next(found, "the configuration")
 
 
 def choose(
@@ -94,7 +134,7 @@ def choose(
     provider, name = registry.split_model(profile.model, default_provider=settings.provider)
     chosen_scope = scope or profile.scope or settings.scope
     if scope is not None:
-        _check_scope(scope)
+        check_scope(scope)
     return Choice(
         config=settings,
         profile=profile,
@@ -106,15 +146,15 @@ def choose(
 
 
 def as_config(config: Config | Mapping[str, Any] | Path | str | None) -> Config:
-    """A ``Config`` from whatever the caller has; the machine's policy holds over every one."""
+    """A ``Config`` from whatever the caller has.
+
+    Settings made in Python take the place of the files and the environment, except that the limits
+    of the machine, the user and the environment hold as well.
+    """
     if config is None or isinstance(config, (Path, str)):
         return Config.load(config)
     settings = config if isinstance(config, Config) else validated(config, "config argument")
-    if not settings._layers:
-        policy = policy_budget()
-        if policy is not None:
-            settings._layers.append(policy)
-    return settings
+    return layered(settings)
 
 
 def checked_options(choice: Choice, provider: Provider) -> BaseModel | None:
@@ -122,11 +162,10 @@ def checked_options(choice: Choice, provider: Provider) -> BaseModel | None:
     resolved = choice.resolve(provider)
     if resolved.missing:
         return None
-    options: BaseModel = registry.validate_options(provider, resolved.values)
-    return options
+    return _valid_options(provider, resolved)
 
 
-def create_embedder(choice: Choice) -> tuple[Embedder, str, tuple[str, ...]]:
+def create_embedder(choice: Choice) -> tuple[Embedder, str, _Secrets]:
     """The embedder, its fingerprint, and the secrets that must never be shown."""
     provider = registry.load(choice.provider)
     resolved = choice.resolve(provider)
@@ -136,29 +175,40 @@ def create_embedder(choice: Choice) -> tuple[Embedder, str, tuple[str, ...]]:
             f"{name} of provider {choice.provider!r} is ${variable} "
             f"({resolved.origins[name]}), and that variable is not set: export {variable}=…"
         )
-    options = registry.validate_options(provider, resolved.values)
+    options = _valid_options(provider, resolved)
     embedder = registry.build(provider, choice.model, options)
     fingerprint = options_fingerprint(choice.provider, choice.model, options, embedder.info)
     return embedder, fingerprint, _secrets(options)
+
+
+def _valid_options(provider: Provider, resolved: ResolvedOptions) -> BaseModel:
+    try:
+        return provider.options.model_validate(resolved.values)
+    except ValidationError as error:
+        sources = ", ".join(sorted(set(resolved.origins.values())))
+        where = f"options of provider {provider.name!r} ({sources})"
+        message = registry.explain_validation(error, where, provider.options)
+    # Outside of the handler: the original error quotes values, and one may be a key.
+    raise ConfigurationError(message)
 
 
 def build_engine(
     choice: Choice, embedder: Embedder | None, observers: Sequence[Observer]
 ) -> tuple[Engine, Ledger | None]:
     """Everything a recipe needs, and the ledger to close with it."""
-    secrets: tuple[str, ...] = ()
+    secrets = _Secrets()
     if embedder is None:
         embedder, fingerprint, secrets = create_embedder(choice)
     else:
         fingerprint = embedder_fingerprint(embedder.info)
     info, config, profile = embedder.info, choice.config, choice.profile
     ledger = None if info.local else open_ledger(config, choice.limits)
-    retry = (profile.retry or config.retry).settings()
+    retry = choice.retry.settings()
     concurrency = profile.concurrency or config.concurrency or info.max_concurrency
     engine = Engine(
         embedder=embedder,
         account=Account(
-            ledger=ledger, scope=choice.scope, limits=choice.limits, wait=config.budget.wait
+            ledger=ledger, scope=choice.scope, limits=choice.limits, wait=choice.patience
         ),
         pool=Pool(max(min(concurrency, info.max_concurrency), 1)),
         gate=gate_for(info.endpoint or f"{info.provider}:{info.model}"),
@@ -192,6 +242,9 @@ def open_ledger(config: Config, limits: Sequence[Limit]) -> Ledger:
 
     Where it cannot be kept safely and there is no limit to keep, the books are in memory.
     """
+    # Loads sqlite-utils: a client that is only built needs none of it.
+    from embedcore.storage.schema import STATE, STATE_VERSION
+
     path = state_folder(config) / STATE_FILE
     database = Database(
         path,
@@ -209,34 +262,25 @@ def open_ledger(config: Config, limits: Sequence[Limit]) -> Ledger:
     return Ledger(database, zone=config.timezone)
 
 
-def without_keys(config: Config, provider: str) -> Config:
-    """A copy for pickling: no key, no callable; references by name stay."""
-    kind = registry.load(provider).options
-    clean = {name: _clean(values, kind) for name, values in config.options.items()}
-    profiles = {
-        name: profile.model_copy(update={"options": _clean(profile.options, kind)})
-        for name, profile in config.profiles.items()
-    }
-    return config.model_copy(update={"options": clean, "profiles": profiles})
+class _Secrets(tuple[str, ...]):
+    """Keys to look for in what is shown; not shown themselves, not even among local variables."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} secrets>"
 
 
-def _clean(options: Mapping[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
-    return {
-        name: value
-        for name, value in options.items()
-        if not (callable(value) or isinstance(value, SecretStr))
-        and not (is_secret(kind, name) and not str(value).startswith("$"))
-    }
-
-
-def _secrets(options: BaseModel) -> tuple[str, ...]:
-    values = (getattr(options, name) for name in type(options).model_fields)
-    return tuple(
+def _secrets(options: BaseModel) -> _Secrets:
+    values = [getattr(options, name) for name in type(options).model_fields]
+    tables = [value.values() for value in values if isinstance(value, Mapping)]
+    return _Secrets(
         value.get_secret_value()
-        for value in values
+        for value in chain(values, *tables)
         if isinstance(value, SecretStr) and value.get_secret_value()
     )
 
 
-def _check_scope(scope: str) -> None:
+def check_scope(scope: str) -> None:
+    """Raise ``ConfigurationError`` for a name that no scope may have."""
     validated({"scope": scope}, "scope argument")

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import os
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from embedcore import assembly
+from embedcore.awaiting import AwaitedForms
 from embedcore.errors import ConfigurationError
-from embedcore.events import Event, Observer, Progress
-from embedcore.observers import ProgressLine
+from embedcore.events import Observer, Progress
+from embedcore.observers import with_progress
+from embedcore.opening import Opened
 from embedcore.policy.engine import Engine, Stop
 from embedcore.policy.immediate import Plan, embed_now, plan_now
 from embedcore.policy.result import EmbeddingResult
 from embedcore.provider import registry
+from embedcore.provider.options import HiddenValues
 
 if TYPE_CHECKING:
     from embedcore.config import Config
@@ -27,15 +27,13 @@ if TYPE_CHECKING:
     from embedcore.provider.types import ModelInfo
     from embedcore.storage.ledger import Ledger
 
-Answer = TypeVar("Answer")
 logger = logging.getLogger("embedcore")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Running:
-    """What a client holds open, in the process that opened it."""
+    """What a client holds open."""
 
-    process: int
     engine: Engine
     ledger: Ledger | None
 
@@ -46,7 +44,7 @@ class _Running:
             self.ledger.database.close()
 
 
-class EmbeddingClient:
+class EmbeddingClient(AwaitedForms):
     """Embeds texts with one model, in as many requests as it takes, inside a budget.
 
     - ``model``: a profile's name, ``provider:model``, or a model of the default provider; default
@@ -76,9 +74,11 @@ class EmbeddingClient:
         options: Mapping[str, Any] | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
-        given = dict(options or {})
+        given = HiddenValues(options or {})
         if api_key is not None:
             given["api_key"] = api_key
+        # What is raised below must not carry a key among the variables of this frame.
+        api_key = options = None
         if embedder is not None and (model is not None or given):
             raise ConfigurationError(
                 "embedder= is ready to use: model, api_key and options belong to a provider"
@@ -86,8 +86,7 @@ class EmbeddingClient:
         self._choice = assembly.choose(model, config=config, scope=scope, options=given)
         self._embedder = embedder
         self._observers = tuple(observers)
-        self._lock = threading.Lock()
-        self._running: _Running | None = None
+        self._opened: Opened[_Running] = Opened()
         self._told_of_batch = False
         if embedder is None:
             assembly.checked_options(self._choice, registry.load(self._choice.provider))
@@ -132,7 +131,7 @@ class EmbeddingClient:
         ``check_budget=False`` keeps no limit, and still records what is spent. Raises any
         ``EmbeddingError``; what was bought before it is in its ``.partial``.
         """
-        result = embed_now(self._engine, texts, check_budget=check_budget)
+        result = self._embed(texts, check_budget=check_budget)
         vectors: list[list[float]] = result.vectors.tolist()
         return vectors
 
@@ -159,7 +158,7 @@ class EmbeddingClient:
         are used up, instead of raising; everything else is raised in any case. ``progress``: shown
         on the terminal or in the log, or given to a callable.
         """
-        return self._embed(texts, input_type, on_error, progress, None)
+        return self._embed(texts, input_type=input_type, on_error=on_error, progress=progress)
 
     def plan(
         self, texts: Iterable[str], *, input_type: str | None = None, exact: bool = True
@@ -186,50 +185,10 @@ class EmbeddingClient:
         self._tell_of_batch(fallback)
         return self.embed_texts(texts)
 
-    async def aembed(
-        self,
-        texts: Iterable[str],
-        *,
-        input_type: str | None = None,
-        on_error: Literal["raise", "keep"] = "raise",
-        progress: bool | Callable[[Progress], None] = False,
-    ) -> EmbeddingResult:
-        """``embed`` without blocking the event loop. Cancelling it sends nothing more."""
-        return await _in_thread(
-            lambda stop: self._embed(texts, input_type, on_error, progress, stop)
-        )
-
-    async def aembed_text(self, text: str) -> list[float]:
-        """``embed_text`` without blocking the event loop."""
-        return (await self.aembed_texts([text]))[0]
-
-    async def aembed_texts(
-        self, texts: Iterable[str], check_budget: bool = True
-    ) -> list[list[float]]:
-        """``embed_texts`` without blocking the event loop."""
-        result = await _in_thread(
-            lambda stop: embed_now(self._engine, texts, check_budget=check_budget, stop=stop)
-        )
-        vectors: list[list[float]] = result.vectors.tolist()
-        return vectors
-
-    async def aembed_documents(self, texts: Iterable[str]) -> list[list[float]]:
-        """``embed_documents`` without blocking the event loop."""
-        vectors: list[list[float]] = (
-            await self.aembed(texts, input_type="document")
-        ).vectors.tolist()
-        return vectors
-
-    async def aembed_query(self, text: str) -> list[float]:
-        """``embed_query`` without blocking the event loop."""
-        vector: list[float] = (await self.aembed([text], input_type="query")).vectors[0].tolist()
-        return vector
-
     def close(self) -> None:
         """Close connections and end the threads. The next call opens them again."""
-        with self._lock:
-            running, self._running = self._running, None
-        if running is not None and running.process == os.getpid():
+        running = self._opened.take()
+        if running is not None:
             running.close()
 
     def __enter__(self) -> Self:
@@ -247,39 +206,24 @@ class EmbeddingClient:
         return f"EmbeddingClient({self.provider}:{self.model}, scope={self.scope!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        choice = self._choice
-        if self._embedder is None:
-            config = assembly.without_keys(choice.config, choice.provider)
-            kept = {name: value for name, value in choice.options.items() if name != "api_key"}
-            choice = replace(choice, config=config, options=kept)
+        by_hand = self._embedder is not None
+        choice = self._choice if by_hand else self._choice.without_keys()
         return {"choice": choice, "embedder": self._embedder}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._choice = state["choice"]
         self._embedder = state["embedder"]
         self._observers = ()
-        self._lock = threading.Lock()
-        self._running = None
+        self._opened = Opened()
         self._told_of_batch = False
 
     @property
     def _engine(self) -> Engine:
-        running = self._running
-        if running is None or running.process != os.getpid():
-            running = self._open()
-        return running.engine
+        return self._opened.get(self._open).engine
 
     def _open(self) -> _Running:
-        if self._running is not None and self._running.process != os.getpid():
-            # After a fork: the parent's lock may be held by a thread that does not exist here.
-            self._lock = threading.Lock()
-        with self._lock:
-            if self._running is None or self._running.process != os.getpid():
-                engine, ledger = assembly.build_engine(
-                    self._choice, self._embedder, self._observers
-                )
-                self._running = _Running(process=os.getpid(), engine=engine, ledger=ledger)
-            return self._running
+        engine, ledger = assembly.build_engine(self._choice, self._embedder, self._observers)
+        return _Running(engine=engine, ledger=ledger)
 
     def _one(self, text: str, *, input_type: str | None) -> list[float]:
         vector: list[float] = self.embed([text], input_type=input_type).vectors[0].tolist()
@@ -288,19 +232,30 @@ class EmbeddingClient:
     def _embed(
         self,
         texts: Iterable[str],
-        input_type: str | None,
-        on_error: Literal["raise", "keep"],
-        progress: bool | Callable[[Progress], None],
-        stop: Stop | None,
+        *,
+        input_type: str | None = None,
+        on_error: Literal["raise", "keep"] = "raise",
+        progress: bool | Callable[[Progress], None] = False,
+        check_budget: bool = True,
+        stop: Stop | None = None,
     ) -> EmbeddingResult:
         if on_error not in ("raise", "keep"):
             raise ConfigurationError(f'on_error = {on_error!r} must be "raise" or "keep"')
         engine = self._engine
         if progress:
-            engine = replace(engine, observe=_with_progress(engine.observe, progress))
-        return embed_now(engine, texts, input_type=input_type, on_error=on_error, stop=stop)
+            engine = replace(engine, observe=with_progress(engine.observe, progress))
+        return embed_now(
+            engine,
+            texts,
+            input_type=input_type,
+            on_error=on_error,
+            check_budget=check_budget,
+            stop=stop,
+        )
 
     def _tell_of_batch(self, fallback: str) -> None:
+        if fallback not in ("immediate", "error"):
+            raise ConfigurationError(f'fallback = {fallback!r} must be "immediate" or "error"')
         info = self.info
         message = (
             f"{self.provider}:{self.model} has no batch strategy here: the texts are embedded at "
@@ -324,29 +279,3 @@ def _price_difference(info: ModelInfo) -> str:
         return "which costs nothing"
     batch = f" instead of ${price.batch}" if price.batch is not None else ""
     return f"at ${price.immediate}{batch} per million tokens"
-
-
-def _with_progress(observe: Observer, progress: bool | Callable[[Progress], None]) -> Observer:
-    show: Observer = ProgressLine() if progress is True else _only_progress(progress)
-
-    def both(event: Event) -> None:
-        observe(event)
-        registry.notify(show, event)
-
-    return both
-
-
-def _only_progress(callback: Any) -> Observer:
-    def tell(event: Event) -> None:
-        if isinstance(event, Progress):
-            callback(event)
-
-    return tell
-
-
-async def _in_thread(work: Callable[[Stop], Answer]) -> Answer:
-    stop = Stop()
-    try:
-        return await asyncio.to_thread(work, stop)
-    finally:
-        stop.set()

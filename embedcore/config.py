@@ -9,8 +9,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
+from embedcore.errors import ConfigurationError
 from embedcore.policy.retry import RetrySettings
 from embedcore.storage.amounts import ALL_SCOPES, Limit, Unit
 from embedcore.storage.calendar import PERIODS, Period
@@ -25,9 +26,20 @@ _PICODOLLARS = 10**12
 _LARGEST_TOKENS = 10**15
 _LARGEST_DOLLARS = 10**6
 
+
+def _number(value: object) -> object:
+    # Python counts True as 1; who wrote it meant something else.
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")
+    return value
+
+
 Tokens: TypeAlias = Annotated[int, Field(ge=0, le=_LARGEST_TOKENS, strict=True)]
 Dollars: TypeAlias = Annotated[Decimal, Field(ge=0, le=_LARGEST_DOLLARS, allow_inf_nan=False)]
-Seconds: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count: TypeAlias = Annotated[int, Field(ge=1), BeforeValidator(_number)]
+Number: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_number)]
+Share: TypeAlias = Annotated[Number, Field(le=1)]
+Seconds: TypeAlias = Number
 ScopeName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/@+-]{1,128}$")]
 
 
@@ -54,6 +66,14 @@ class Limits(_Model):
         dollars: Decimal | None = getattr(self, f"{name}_cost_limit")
         return None if dollars is None else int(dollars * _PICODOLLARS)
 
+    def _tightest(self, other: Limits) -> dict[str, Any]:
+        found = {}
+        for name in Limits.model_fields:
+            both = [one for one in (getattr(self, name), getattr(other, name)) if one is not None]
+            if both:
+                found[name] = min(both)
+        return found
+
 
 class Budget(Limits):
     """What may be spent. The limits written here hold for the scope that is in use.
@@ -66,8 +86,26 @@ class Budget(Limits):
 
     all_scopes: Limits = Limits()
     scopes: dict[ScopeName, Limits] = {}
-    query_share: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
+    query_share: Share = 0.0
     wait: Seconds = 30.0
+
+    def tightened_by(self, lower: Budget) -> Budget:
+        """This budget and one of a lower layer together: of each limit the tighter, of the query
+        shares the larger. ``wait`` is no limit: the lower layer decides.
+        """
+        scopes = {
+            name: Limits(
+                **self.scopes.get(name, Limits())._tightest(lower.scopes.get(name, Limits()))
+            )
+            for name in {**self.scopes, **lower.scopes}
+        }
+        return Budget(
+            **self._tightest(lower),
+            all_scopes=Limits(**self.all_scopes._tightest(lower.all_scopes)),
+            scopes=scopes,
+            query_share=max(self.query_share, lower.query_share),
+            wait=lower.wait if "wait" in lower.model_fields_set else self.wait,
+        )
 
     def limits(self, scope: str) -> list[Limit]:
         """Every limit of this budget that a call of ``scope`` must keep."""
@@ -104,14 +142,14 @@ class Retry(_Model):
       outage is so never answered with many times the load.
     """
 
-    attempts: Annotated[int, Field(ge=1, le=100)] = 3
+    attempts: Annotated[Count, Field(le=100)] = 3
     first_wait: Seconds = 0.5
     longest_wait: Seconds = 30.0
     longest_named_wait: Seconds = 300.0
-    request_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 120.0
-    deadline: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    quota: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 35.0
-    quota_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
+    request_timeout: Annotated[Seconds, Field(gt=0)] = 120.0
+    deadline: Annotated[Seconds, Field(gt=0)] | None = None
+    quota: Number = 35.0
+    quota_ratio: Share = 0.1
 
     def settings(self) -> RetrySettings:
         """The same as the plain value that the policy layer takes."""
@@ -131,7 +169,7 @@ class Rules(_Model):
     overlong: Overlong | None = None
     on_empty: OnEmpty | None = None
     on_zero: OnZero | None = None
-    concurrency: Annotated[int, Field(ge=1, le=1024)] | None = None
+    concurrency: Annotated[Count, Field(le=1024)] | None = None
 
 
 class Profile(Rules):
@@ -167,9 +205,10 @@ class Config(Rules):
     allow_network_filesystem: bool = False
     confirm_above: Dollars = Decimal(1)
 
-    # Where each value came from, by its path, and the limits of the layers above. Not settings.
+    # Where each value came from, by its path, and the budgets that ``budget`` was made from. Not
+    # settings.
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
-    _layers: list[tuple[str, Budget]] = PrivateAttr(default_factory=list)
+    _layers: tuple[tuple[str, Budget], ...] = PrivateAttr(default=())
 
     @classmethod
     def load(cls, path: Path | str | None = None) -> Config:
@@ -184,22 +223,25 @@ class Config(Rules):
 
     @property
     def origins(self) -> dict[str, str]:
-        """Path of each value that was set → the layer that set it."""
+        """Path of each value that was set → the layer that set it; of a limit, the tightest one."""
         return dict(self._origins)
+
+    @property
+    def layers(self) -> tuple[tuple[str, Budget], ...]:
+        """Where limits are set and to what, the highest layer first; ``budget`` is all of them."""
+        return self._layers
 
     def profile(self, name: str | None) -> Profile:
         """The profile of that name, or one made for a model's name."""
-        name = self.model if name is None else name
-        return self.profiles.get(name) or Profile(model=name)
+        chosen: object = self.model if name is None else name
+        if not isinstance(chosen, str) or not chosen:
+            raise ConfigurationError(f"model = {chosen!r} is not a model's name")
+        return self.profiles.get(chosen) or Profile(model=chosen)
 
     def limits(self, profile: Profile, scope: str) -> tuple[Limit, ...]:
-        """The tightest limit of all layers for each window and unit.
-
-        A lower layer can only tighten: that each layer's limits all hold is the whole rule.
-        """
-        budgets = [budget for _, budget in self._layers] + [self.budget, profile.budget]
+        """The tightest limit for each window and unit, those of the profile included."""
         tightest: dict[tuple[str, str, str], Limit] = {}
-        for limit in (limit for budget in budgets for limit in budget.limits(scope)):
+        for limit in self.budget.tightened_by(profile.budget).limits(scope):
             key = (limit.scope, limit.period, limit.unit)
             if key not in tightest or limit.amount < tightest[key].amount:
                 tightest[key] = limit

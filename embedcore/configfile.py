@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from embedcore.config import Budget, Config
+from embedcore.config import Budget, Config, Limits
 from embedcore.errors import ConfigurationError
 from embedcore.provider.registry import explain_validation
 
@@ -24,69 +25,86 @@ FILE_NAME: Final = "embedcore.toml"
 CONFIG_VARIABLE: Final = "EMBEDCORE_CONFIG"
 POLICY_VARIABLE: Final = "EMBEDCORE_POLICY"
 HOME_VARIABLE: Final = "EMBEDCORE_HOME"
-_BUDGET_FIELDS: Final = tuple(
-    f"{period}_{unit}_limit"
-    for period in ("daily", "monthly", "total")
-    for unit in ("token", "cost")
-)
-_VARIABLES: Final = {
-    "EMBEDCORE_MODEL": ("model",),
-    "EMBEDCORE_PROVIDER": ("provider",),
-    "EMBEDCORE_SCOPE": ("scope",),
-    "EMBEDCORE_TIMEZONE": ("timezone",),
-    "EMBEDCORE_OVERLONG": ("overlong",),
-    "EMBEDCORE_CONCURRENCY": ("concurrency",),
-    "EMBEDCORE_CONFIRM_ABOVE": ("confirm_above",),
-    HOME_VARIABLE: ("home",),
-    **{f"EMBEDCORE_{name.upper()}": ("budget", name) for name in _BUDGET_FIELDS},
+_TABLE: Final = " [tool.embedcore]"
+_SETTINGS: Final = {
+    "EMBEDCORE_MODEL": "model",
+    "EMBEDCORE_PROVIDER": "provider",
+    "EMBEDCORE_SCOPE": "scope",
+    "EMBEDCORE_TIMEZONE": "timezone",
+    "EMBEDCORE_OVERLONG": "overlong",
+    "EMBEDCORE_CONCURRENCY": "concurrency",
+    "EMBEDCORE_CONFIRM_ABOVE": "confirm_above",
+    HOME_VARIABLE: "home",
+}
+_LIMITS: Final = {
+    **{f"EMBEDCORE_{name.upper()}": (name,) for name in Limits.model_fields},
     **{
-        f"EMBEDCORE_ALL_SCOPES_{name.upper()}": ("budget", "all_scopes", name)
-        for name in _BUDGET_FIELDS
+        f"EMBEDCORE_ALL_SCOPES_{name.upper()}": ("all_scopes", name) for name in Limits.model_fields
     },
 }
-_INTEGERS: Final = frozenset({"concurrency", *(n for n in _BUDGET_FIELDS if "_token_" in n)})
+VARIABLES: Final = (*_SETTINGS, *_LIMITS, CONFIG_VARIABLE, POLICY_VARIABLE)
 
 
-def load(path: Path | str | None = None, environ: Mapping[str, str] = os.environ) -> Config:
+class _Policy(BaseModel):
+    """What an administrator may set for everybody: limits, and nothing else."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    budget: Budget = Budget()
+
+
+def load(path: Path | str | None = None) -> Config:
     """Read every layer. See ``Config.load``."""
-    origin, settings = _settings(path, environ)
-    origins = {".".join(keys): origin for keys in _leaves(settings)}
-    layers = list(_upper_layers(environ, origin))
-    if "budget" in settings:
-        # The file's limits stay in force beside those of the environment.
-        layers.append((origin, _budget(settings["budget"], origin)))
-    for variable, keys in _VARIABLES.items():
-        if environ.get(variable):
-            _put(settings, keys, _typed(variable, keys[-1], environ[variable]))
-            origins[".".join(keys)] = f"environment {variable}"
+    origin, settings = _settings(path)
     config = validated(settings, origin)
-    config._layers.extend(layers)
-    config._origins.update(origins)
+    origins = {".".join(keys): origin for keys in _leaves(settings)}
+    for variable, name in _SETTINGS.items():
+        if os.environ.get(variable):
+            value: object = os.environ[variable]
+            if name == "concurrency":
+                value = _whole_number(variable, os.environ[variable])
+            settings[name] = value
+            # One by one, so that a mistake is laid at the door of its own variable.
+            config = validated(settings, f"environment variable {variable}")
+            origins[name] = f"environment {variable}"
+    layers = [*_upper_layers(origin), (origin, config.budget), *_environment()]
+    budget, limit_origins = _tightest(layers)
+    config = config.model_copy(update={"budget": budget, "home": _absolute(config, origins)})
+    config._layers = tuple(layers)
+    config._origins = {**origins, **limit_origins}
+    return config
+
+
+def layered(config: Config) -> Config:
+    """Settings made in Python under the limits of the layers above them; the caller's stay as
+    they are."""
+    if config.layers:
+        return config
+    layers = [*_upper_layers(""), *_environment(), ("Python", config.budget)]
+    config = config.model_copy(update={"budget": _tightest(layers)[0]})
+    config._layers = tuple(layers)
     return config
 
 
 def validated(settings: Mapping[str, Any], origin: str) -> Config:
     """A ``Config`` of these settings, or ``ConfigurationError`` naming every mistake in them."""
-    try:
-        return Config.model_validate(settings)
-    except ValidationError as error:
-        raise ConfigurationError(explain_validation(error, origin, Config)) from None
+    return _valid(Config, settings, origin)
 
 
-def policy_budget(environ: Mapping[str, str] = os.environ) -> tuple[str, Budget] | None:
+def policy_budget() -> tuple[str, Budget] | None:
     """The limits that the machine's administrator set, if any."""
-    named = environ.get(POLICY_VARIABLE)
+    named = os.environ.get(POLICY_VARIABLE)
     path = Path(named) if named else _site_folder() / "policy.toml"
-    if not named and not path.is_file():
+    if not named and not _is_there(path):
         return None
-    settings = _read(path)
-    return str(path), _budget(settings.get("budget", {}), str(path))
+    return str(path), _valid(_Policy, _read(path), str(path)).budget
 
 
 def state_folder(config: Config) -> Path:
     """Where the ledger and all other state live."""
-    if config.home is not None:
-        return config.home.expanduser()
+    home = config.home or os.environ.get(HOME_VARIABLE)
+    if home:
+        return Path(home).expanduser()
     import platformdirs
 
     return Path(platformdirs.user_data_dir("embedcore", appauthor=False))
@@ -105,57 +123,105 @@ def _site_folder() -> Path:
     return Path(platformdirs.site_config_dir("embedcore", appauthor=False))
 
 
-def _settings(path: Path | str | None, environ: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
-    named = path or environ.get(CONFIG_VARIABLE)
+def _settings(path: Path | str | None) -> tuple[str, dict[str, Any]]:
+    named = path or os.environ.get(CONFIG_VARIABLE)
     if named:
-        return str(named), _read(Path(named))
-    for folder in _upwards():
-        if (folder / FILE_NAME).is_file():
-            return str(folder / FILE_NAME), _read(folder / FILE_NAME)
-    for folder in _upwards():
-        if (folder / "pyproject.toml").is_file():
-            table = _read(folder / "pyproject.toml").get("tool", {}).get("embedcore")
-            if table is not None:
-                return f"{folder / 'pyproject.toml'} [tool.embedcore]", table
-    if user_file().is_file():
+        return str(named), _read(Path(named).expanduser())
+    for path in _upwards(FILE_NAME):
+        return str(path), _read(path)
+    for path in _upwards("pyproject.toml"):
+        tool = _read(path).get("tool")
+        if isinstance(tool, dict) and "embedcore" in tool:
+            return f"{path}{_TABLE}", tool["embedcore"]
+    if _is_there(user_file()):
         return str(user_file()), _read(user_file())
     return "defaults", {}
 
 
-def _upwards() -> Iterator[Path]:
+def _upwards(name: str) -> Iterator[Path]:
+    """The files of that name in the working directory and above, the nearest first."""
     try:
         here = Path.cwd()
     except FileNotFoundError:
         return
-    yield here
-    yield from here.parents
+    for folder in (here, *here.parents):
+        if _is_there(folder / name):
+            yield folder / name
 
 
-def _upper_layers(environ: Mapping[str, str], origin: str) -> Iterator[tuple[str, Budget]]:
-    policy = policy_budget(environ)
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _upper_layers(origin: str) -> Iterator[tuple[str, Budget]]:
+    policy = policy_budget()
     if policy is not None:
         yield policy
     path = user_file()
-    if str(path) != origin and path.is_file():
-        yield str(path), _budget(_read(path).get("budget", {}), str(path))
+    if str(path) != origin and _is_there(path):
+        yield str(path), validated(_read(path), str(path)).budget
 
 
-def _budget(table: object, origin: str) -> Budget:
-    try:
-        return Budget.model_validate(table)
-    except ValidationError as error:
-        raise ConfigurationError(explain_validation(error, f"{origin}, budget", Budget)) from None
+def _environment() -> Iterator[tuple[str, Budget]]:
+    """The limits that the environment sets, each a layer of its own."""
+    for variable, keys in _LIMITS.items():
+        if os.environ.get(variable):
+            value: object = os.environ[variable]
+            if "_token_" in keys[-1]:
+                value = _whole_number(variable, os.environ[variable])
+            limit = {keys[-1]: value}
+            table = limit if len(keys) == 1 else {keys[0]: limit}
+            yield (
+                f"environment {variable}",
+                _valid(Budget, table, f"environment variable {variable}"),
+            )
+
+
+def _tightest(layers: Iterable[tuple[str, Budget]]) -> tuple[Budget, dict[str, str]]:
+    """What holds when every layer holds, and which layer each limit of it comes from."""
+    result, origins = Budget(), {}
+    for origin, budget in layers:
+        before = _limits_in(result)
+        result = result.tightened_by(budget)
+        for path, value in _limits_in(result).items():
+            if before.get(path) != value:
+                origins[f"budget.{path}"] = origin
+    return result, origins
+
+
+def _limits_in(budget: Budget) -> dict[str, object]:
+    table = budget.model_dump(exclude_none=True, exclude={"wait"})
+    return {".".join(keys): _at(table, keys) for keys in _leaves(table)}
+
+
+def _at(table: Any, keys: Sequence[str]) -> object:
+    return reduce(lambda inner, key: inner[key], keys, table)
+
+
+def _absolute(config: Config, origins: Mapping[str, str]) -> Path | None:
+    """A folder named in a file is meant from there, wherever the program was started."""
+    home = config.home and config.home.expanduser()
+    if home is None or home.is_absolute():
+        return home
+    origin = origins["home"].removesuffix(_TABLE)
+    start = Path() if origin.startswith("environment ") else Path(origin).expanduser().parent
+    return (start / home).absolute()
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigurationError(f"the configuration file {path} does not exist") from error
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        problem = f"the configuration file {path} does not exist"
     except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
+        problem = f"{path} cannot be read: {error.strerror}"
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} is not valid TOML: {error}") from error
+        problem = f"{path} is not valid TOML: {error}"
+    # Outside of the handler: the original error and its frames hold the whole text of the file.
+    raise ConfigurationError(problem)
 
 
 def _leaves(table: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -166,19 +232,22 @@ def _leaves(table: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tu
             yield (*path, key)
 
 
-def _put(settings: dict[str, Any], keys: tuple[str, ...], value: object) -> None:
-    for key in keys[:-1]:
-        inner = settings.setdefault(key, {})
-        if not isinstance(inner, dict):
-            return  # a table is missing here: validation says so with its path
-        settings = inner
-    settings[keys[-1]] = value
-
-
-def _typed(variable: str, name: str, text: str) -> object:
-    if name not in _INTEGERS:
-        return text
+def _whole_number(variable: str, text: str) -> int:
     try:
-        return int(text.replace("_", ""))
+        return int(text)
     except ValueError:
-        raise ConfigurationError(f"{variable} = {text!r} is not a whole number") from None
+        raise ConfigurationError(
+            f"environment variable {variable}: {text!r} is not a whole number"
+        ) from None
+
+
+Valid = TypeVar("Valid", bound=BaseModel)
+
+
+def _valid(kind: type[Valid], settings: object, origin: str) -> Valid:
+    try:
+        return kind.model_validate(settings)
+    except ValidationError as error:
+        message = explain_validation(error, origin, kind)
+    # Outside of the handler: the original error quotes values, and one may be a key.
+    raise ConfigurationError(message)

@@ -7,18 +7,20 @@ import sys
 import time
 from collections.abc import Callable
 from functools import singledispatch
-from typing import Final, TextIO
+from typing import Any, Final, TextIO
 
 from embedcore.events import (
     BoundViolated,
     Event,
     LimitNear,
+    Observer,
     Progress,
     Refused,
     RequestFailed,
     RequestFinished,
     Throttled,
 )
+from embedcore.provider.registry import notify
 
 logger = logging.getLogger("embedcore")
 
@@ -131,3 +133,22 @@ class ProgressLine:
             self._stream.flush()
         else:
             logger.info("%s", line)
+
+
+def with_progress(observe: Observer, progress: bool | Callable[[Progress], None]) -> Observer:
+    """``observe``, and after it a line of progress or the caller's own function, guarded."""
+    show: Observer = ProgressLine() if progress is True else _only_progress(progress)
+
+    def both(event: Event) -> None:
+        observe(event)
+        notify(show, event)
+
+    return both
+
+
+def _only_progress(callback: Any) -> Observer:
+    def tell(event: Event) -> None:
+        if isinstance(event, Progress):
+            callback(event)
+
+    return tell

@@ -1,0 +1,89 @@
+"""The forms of the client for asyncio: the same calls in a thread, ended when cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Literal
+
+from embedcore.policy.engine import Stop
+
+if TYPE_CHECKING:
+    from embedcore.events import Progress
+    from embedcore.policy.result import EmbeddingResult
+
+
+class AwaitedForms:
+    """What ``EmbeddingClient`` adds to itself by defining ``_embed``.
+
+    Cancelling a call sends nothing more of it; what was under way is accounted for.
+    """
+
+    def _embed(
+        self,
+        texts: Iterable[str],
+        *,
+        input_type: str | None = None,
+        on_error: Literal["raise", "keep"] = "raise",
+        progress: bool | Callable[[Progress], None] = False,
+        check_budget: bool = True,
+        stop: Stop | None = None,
+    ) -> EmbeddingResult:
+        raise NotImplementedError
+
+    async def aembed(
+        self,
+        texts: Iterable[str],
+        *,
+        input_type: str | None = None,
+        on_error: Literal["raise", "keep"] = "raise",
+        progress: bool | Callable[[Progress], None] = False,
+    ) -> EmbeddingResult:
+        """``embed`` without blocking the event loop."""
+        texts = _snapshot(texts)
+        return await _in_thread(
+            lambda stop: self._embed(
+                texts, input_type=input_type, on_error=on_error, progress=progress, stop=stop
+            )
+        )
+
+    async def aembed_text(self, text: str) -> list[float]:
+        """``embed_text`` without blocking the event loop."""
+        vector: list[float] = (await self.aembed([text])).vectors[0].tolist()
+        return vector
+
+    async def aembed_texts(
+        self, texts: Iterable[str], check_budget: bool = True
+    ) -> list[list[float]]:
+        """``embed_texts`` without blocking the event loop."""
+        texts = _snapshot(texts)
+        result = await _in_thread(
+            lambda stop: self._embed(texts, check_budget=check_budget, stop=stop)
+        )
+        vectors: list[list[float]] = result.vectors.tolist()
+        return vectors
+
+    async def aembed_documents(self, texts: Iterable[str]) -> list[list[float]]:
+        """``embed_documents`` without blocking the event loop."""
+        result = await self.aembed(texts, input_type="document")
+        vectors: list[list[float]] = result.vectors.tolist()
+        return vectors
+
+    async def aembed_query(self, text: str) -> list[float]:
+        """``embed_query`` without blocking the event loop."""
+        result = await self.aembed([text], input_type="query")
+        vector: list[float] = result.vectors[0].tolist()
+        return vector
+
+
+def _snapshot(texts: Iterable[str]) -> Iterable[str]:
+    # The caller's task goes on while a thread opens the client: its list may change meanwhile.
+    return list(texts) if isinstance(texts, list) else texts
+
+
+async def _in_thread(work: Callable[[Stop], EmbeddingResult]) -> EmbeddingResult:
+    stop = Stop()
+    try:
+        return await asyncio.to_thread(work, stop)
+    finally:
+        stop.set()

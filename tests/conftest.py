@@ -1,0 +1,80 @@
+"""What holds for every test: nothing of the developer's own settings, keys and state is seen."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pytest
+
+LARGEST_FAULT = 149
+_FOREIGN = ("EMBEDCORE_", "OPENAI_", "AZURE_OPENAI_")
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+
+
+def pytest_report_header() -> str:
+    from embedcore.storage.engine import driver, engine_version
+
+    python = ".".join(map(str, sys.version_info[:3]))
+    names = ("openai", "pluggy", "pydantic", "sqlite-utils")
+    libraries = ", ".join(f"{name} {_version(name)}" for name in names)
+    return f"python {python}, {libraries}, SQLite {engine_version()} ({driver().__name__})"
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for marker in item.iter_markers("fault"):
+            (number,) = marker.args
+            if type(number) is not int or not 1 <= number <= LARGEST_FAULT:
+                raise pytest.UsageError(f"{item.nodeid}: no fault row {number!r}")
+
+
+@pytest.fixture(autouse=True)
+def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """An empty state folder, no settings file in reach, and no variable that anybody exported."""
+    for name in list(os.environ):
+        if name.startswith(_FOREIGN) or name.upper() in _PROXIES:
+            monkeypatch.delenv(name)
+    empty = tmp_path_factory.mktemp("isolated")
+    for name in ("XDG_CONFIG_HOME", "XDG_CONFIG_DIRS", "XDG_DATA_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(empty / name.lower()))
+    monkeypatch.setenv("EMBEDCORE_HOME", str(empty / "home"))
+    (empty / "work").mkdir()
+    monkeypatch.chdir(empty / "work")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_shared() -> Iterator[None]:
+    """What is kept for the length of a process must not pass from one test to the next."""
+    yield
+    functions = sys.modules.get("embedcore.functions")
+    if functions is not None:
+        for made in (functions.default_client, functions.default_tracker):
+            if made.cache_info().currsize:
+                made().close()
+            made.cache_clear()
+    limiter = sys.modules.get("embedcore.policy.limiter")
+    if limiter is not None:
+        limiter.gate_for.cache_clear()
+
+
+@pytest.fixture
+def state_home() -> Path:
+    """The state folder of this test."""
+    return Path(os.environ["EMBEDCORE_HOME"])
+
+
+@pytest.fixture(scope="session")
+def canary() -> str:
+    """A key that must be seen nowhere but in a request."""
+    return "sk-CANARY4b1d9c7e2f8a4065b3d1"

@@ -1,0 +1,194 @@
+"""Does every module import only what its floor may? The table is in docs/architecture.md."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+
+import embedcore
+
+PACKAGE = Path(embedcore.__file__).parent
+TABLE = Path(__file__).parents[1] / "docs" / "architecture.md"
+LONGEST = 300
+# One drawing and its small classes: splitting them would hide the tree.
+LONGER = {"errors": 360}
+
+
+@dataclass(frozen=True)
+class Import:
+    """What a module takes from where; ``target`` is a module of ours as a path, or a library."""
+
+    line: int
+    target: str
+    ours: bool
+
+
+def modules() -> dict[str, Path]:
+    """Every module as a path without its ending; a package is its folder's ``__init__``."""
+    return {
+        path.relative_to(PACKAGE).with_suffix("").as_posix(): path
+        for path in sorted(PACKAGE.rglob("*.py"))
+    }
+
+
+def rows(heading: str) -> list[list[str]]:
+    """The cells of the table under the line that begins with ``heading``."""
+    text = TABLE.read_text(encoding="utf-8")
+    table = text[text.index(heading) :].partition("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in table]
+
+
+def quoted(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def floor_of(module: str) -> list[str]:
+    """The cell that says what ``module`` may import."""
+    return [
+        may
+        for _, names, may in rows("| Floor |")
+        if any(fnmatchcase(module, name) for name in quoted(names))
+    ]
+
+
+def allowed(module: str, target: str) -> bool:
+    (may,) = floor_of(module)
+    folder = module.rpartition("/")[0]
+    patterns = quoted(may) + ([f"{folder}/*"] if "own folder" in may else [])
+    return may == "everything" or any(fnmatchcase(target, one) for one in patterns)
+
+
+def run_time(nodes: Iterable[ast.AST]) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Every import but those for the type checker alone."""
+    for node in nodes:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            yield from run_time(node.orelse)
+        else:
+            yield from run_time(ast.iter_child_nodes(node))
+
+
+def imports(source: str, known: set[str]) -> list[Import]:
+    found = []
+    for node in run_time([ast.parse(source)]):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            assert not node.level, "imports are absolute"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            first, *rest = name.split(".")
+            target = nearest(rest, known) if first == "embedcore" else first
+            found.append(Import(node.lineno, target, first == "embedcore"))
+    return found
+
+
+def nearest(parts: list[str], known: set[str]) -> str:
+    """The module that holds the name; ``embedcore`` itself for a public name."""
+    for end in range(len(parts), 0, -1):
+        path = "/".join(parts[:end])
+        if path in known:
+            return path
+        if f"{path}/__init__" in known:
+            return f"{path}/__init__"
+    return "embedcore"
+
+
+@pytest.mark.parametrize("module", modules())
+def test_a_module_is_on_one_floor(module):
+    assert len(floor_of(module)) == 1, f"{module} is in {len(floor_of(module))} rows of {TABLE}"
+
+
+@pytest.mark.parametrize("module", modules())
+def test_a_module_imports_only_what_its_floor_may(module):
+    path = modules()[module]
+    found = imports(path.read_text(encoding="utf-8"), set(modules()))
+    too_high = [one for one in found if one.ours and not allowed(module, one.target)]
+    assert too_high == []
+
+
+@pytest.mark.parametrize("module", modules())
+def test_a_library_stays_behind_its_fence(module):
+    fences = {quoted(name)[0]: quoted(where) for name, where in rows("| Library |")}
+    path = modules()[module]
+    outside = [
+        one
+        for one in imports(path.read_text(encoding="utf-8"), set(modules()))
+        if one.target in fences
+        and not one.ours
+        and not any(fnmatchcase(module, where) for where in fences[one.target])
+    ]
+    assert outside == []
+
+
+@pytest.mark.parametrize("module", modules())
+def test_a_file_has_one_job(module):
+    lines = modules()[module].read_text(encoding="utf-8").count("\n")
+    assert lines <= LONGER.get(module, LONGEST)
+
+
+@pytest.mark.parametrize("module", modules())
+def test_a_module_says_what_it_is_for(module):
+    doc = ast.get_docstring(ast.parse(modules()[module].read_text(encoding="utf-8")))
+    assert doc
+    assert doc.splitlines()[0].endswith((".", "?", "::", '"'))
+
+
+def test_an_exception_is_still_needed():
+    for module, lines in LONGER.items():
+        count = modules()[module].read_text(encoding="utf-8").count("\n")
+        assert LONGEST < count <= lines
+
+
+def test_every_row_of_the_tables_is_about_something():
+    names = [name for _, cell, _ in rows("| Floor |") for name in quoted(cell)]
+    targets = [name for _, _, cell in rows("| Floor |") for name in quoted(cell)]
+    fences = [name for _, cell in rows("| Library |") for name in quoted(cell)]
+    for name in {*names, *targets, *fences} - {"embedcore"}:
+        assert any(fnmatchcase(module, name) for module in modules()), name
+
+
+SAMPLE = """
+from typing import TYPE_CHECKING
+import embedcore.storage.ledger
+from embedcore import EmbeddingClient
+from embedcore.provider import registry, types as t
+from embedcore.provider.tokens import utf8_length
+if TYPE_CHECKING:
+    from embedcore.client import EmbeddingClient as C
+    import openai
+else:
+    import rich
+def late():
+    try:
+        from openai import OpenAI
+    except ImportError:
+        import httpx.client
+"""
+
+
+def test_the_reader_of_imports_sees_them_all():
+    found = imports(SAMPLE, set(modules()))
+    assert [(one.target, one.ours) for one in found] == [
+        ("typing", False),
+        ("storage/ledger", True),
+        ("embedcore", True),
+        ("provider/registry", True),
+        ("provider/types", True),
+        ("provider/tokens", True),
+        ("rich", False),
+        ("openai", False),
+        ("httpx", False),
+    ]
+    assert not allowed("storage/ledger", "provider/types")
+    assert not allowed("errors", "events")
+    assert not allowed("policy/pool", "client")
+    assert not allowed("testing/fakes", "policy/retry")
+    assert allowed("files/run", "files/types")

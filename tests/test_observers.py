@@ -1,0 +1,359 @@
+"""What the log says, how often, and what it never says."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import logging
+import re
+import subprocess
+import sys
+import threading
+import typing
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+
+from embedcore import (
+    EmbeddingClient,
+    EmbeddingError,
+    OutcomeUnknown,
+    RateLimited,
+    TokenBudgetExceeded,
+    events,
+)
+from embedcore.events import (
+    BoundViolated,
+    Held,
+    LimitNear,
+    Progress,
+    Refused,
+    RequestFailed,
+    RequestFinished,
+    RequestSent,
+    Settled,
+    Throttled,
+)
+from embedcore.observers import ProgressLine, log, shown, with_progress
+from embedcore.testing import FakeEmbedder, FakeOpenAI
+from embedcore.testing.fakes import FAKE_INFO
+
+MODEL = "text-embedding-3-small"
+SDK_LOGGERS = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
+QUICK = {"retry": {"first_wait": 0.0, "attempts": 3}}
+
+EXAMPLES = [
+    (
+        RequestFinished(
+            provider="openai",
+            model=MODEL,
+            inputs=3,
+            tokens=42,
+            reported=True,
+            request_id="req_1",
+            seconds=0.125,
+        ),
+        logging.INFO,
+        f"openai:{MODEL}: 3 inputs, 42 tokens, request req_1, 0.12 s",
+    ),
+    (
+        RequestFinished(
+            provider="p", model="m", inputs=1, tokens=9, reported=False, request_id=None, seconds=2
+        ),
+        logging.INFO,
+        "p:m: 1 inputs, 9 tokens (not reported), request -, 2.00 s",
+    ),
+    (
+        RequestFailed(
+            provider="p",
+            model="m",
+            inputs=2,
+            error="RateLimited",
+            status=429,
+            request_id="r",
+            billed="no",
+            seconds=0.5,
+            wait=1.25,
+        ),
+        logging.INFO,
+        "p:m: 2 inputs, RateLimited (HTTP 429), billed: no, request r, 0.50 s; again in 1.25 s",
+    ),
+    (
+        RequestFailed(
+            provider="p",
+            model="m",
+            inputs=2,
+            error="OutcomeUnknown",
+            status=None,
+            request_id=None,
+            billed="unknown",
+            seconds=0.5,
+            wait=None,
+        ),
+        logging.INFO,
+        "p:m: 2 inputs, OutcomeUnknown, billed: unknown, request -, 0.50 s; not tried again",
+    ),
+    (
+        Throttled(endpoint="https://a.example", seconds=3),
+        logging.INFO,
+        "https://a.example closed the gate for 3.00 s",
+    ),
+    (
+        LimitNear(scope="s", period="day", unit="tokens", used=950, limit=1000),
+        logging.WARNING,
+        "95 % of the day tokens limit of scope s are used: 950 tokens of 1,000 tokens",
+    ),
+    (
+        LimitNear(scope="*", period="month", unit="cost", used=0, limit=0),
+        logging.WARNING,
+        "100 % of the month cost limit of scope * are used: $0.000000 of $0.000000",
+    ),
+    (Refused(scope="s", message="nothing was sent"), logging.ERROR, "scope s: nothing was sent"),
+    (
+        BoundViolated(provider="p", model="m", held=2, billed=3),
+        logging.WARNING,
+        "p:m billed 3 tokens where 2 were held: its count is wrong; more is held from now on",
+    ),
+    (RequestSent(provider="p", model="m", inputs=1, tokens=1, attempt=1), None, ""),
+    (Held(scope="s", tokens=1, picodollars=1), None, ""),
+    (Settled(scope="s", tokens=1, picodollars=1, uncertain=False), None, ""),
+    (Progress(done=1, total=2, tokens=3, picodollars=4), None, ""),
+]
+
+
+@pytest.mark.parametrize(("event", "level", "line"), EXAMPLES)
+def test_each_event_is_at_most_one_line(event, level, line, caplog):
+    with caplog.at_level(logging.DEBUG, logger="embedcore"):
+        log(event)
+    written = [(record.levelno, record.getMessage()) for record in caplog.records]
+    assert written == ([] if level is None else [(level, line)])
+
+
+def test_there_is_an_example_of_every_event():
+    assert {type(event) for event, _, _ in EXAMPLES} == set(typing.get_args(events.Event))
+
+
+def test_events_are_plain_frozen_values():
+    for event, _, _ in EXAMPLES:
+        fields = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
+        assert all(isinstance(value, str | int | float | None) for value in fields.values())
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(event, next(iter(fields)), "other")
+        assert replace(event) == event
+
+
+def test_amounts_have_a_unit():
+    assert shown("tokens", 1234567) == "1,234,567 tokens"
+    assert shown("cost", 1_500_000_000_000) == "$1.500000"
+
+
+@pytest.fixture
+def server(monkeypatch):
+    with FakeOpenAI() as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        monkeypatch.setenv("OPENAI_API_KEY", server.api_key)
+        yield server
+
+
+@pytest.fixture(params=[logging.DEBUG, logging.INFO])
+def everything(request, monkeypatch):
+    """The log of a program that wants every line of every library."""
+    for name in SDK_LOGGERS:
+        monkeypatch.setattr(logging.getLogger(name), "level", logging.NOTSET)
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logging.Formatter("%(levelname)s|%(name)s|%(message)s"))
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "level", request.param)
+    root.manager._clear_cache()  # type: ignore[attr-defined]
+    root.addHandler(handler)
+    yield stream
+    root.removeHandler(handler)
+    root.manager._clear_cache()  # type: ignore[attr-defined]
+
+
+def test_every_call_of_the_api_is_one_line(server, everything):
+    texts = ["the secret of the first text", "the secret of the second"]
+    with EmbeddingClient(config=QUICK) as client:
+        client.embed_texts(texts)
+        server.faults.push("status", status=500)
+        client.embed_texts(["a third secret"])
+    lines = everything.getvalue().splitlines()
+    ours = [line.split("|", 2) for line in lines if "|embedcore|" in line]
+    assert len(ours) == 3
+    assert all(level == "INFO" for level, _, _ in ours)
+    answered = re.compile(
+        rf"openai:{MODEL}: (\d+) inputs, (\d+) tokens, request req_[0-9a-f]+, \d+\.\d\d s"
+    )
+    first, failed, last = (line for _, _, line in ours)
+    assert answered.fullmatch(first).groups() == ("2", str(server.requests[0].billed_tokens))
+    assert answered.fullmatch(last)[1] == "1"
+    assert "HTTP 500" in failed
+    assert "again in" in failed
+    others = [line for line in lines if line.split("|")[1].partition(".")[0] in SDK_LOGGERS]
+    assert others == []
+    assert "secret" not in everything.getvalue()
+    assert server.api_key not in everything.getvalue()
+
+
+def test_a_closed_gate_is_one_line(server, everything):
+    server.faults.push("rate_limited", retry_after=0.01)
+    with EmbeddingClient(config=QUICK) as client:
+        client.embed_text("a")
+    assert f"INFO|embedcore|{server.base_url} closed the gate for 0.0" in everything.getvalue()
+
+
+def lines_at(caplog, level):
+    return [record.getMessage() for record in caplog.records if record.levelno == level]
+
+
+def test_a_refusal_is_one_error(caplog):
+    config = {"budget": {"daily_token_limit": 10}}
+    with EmbeddingClient(embedder=FakeEmbedder(), config=config, scope="team") as client:
+        for _ in range(2):
+            with pytest.raises(TokenBudgetExceeded) as caught:
+                client.embed_texts(["a rather private text", "x" * 40])
+    assert lines_at(caplog, logging.ERROR) == [f"scope team: {caught.value}"] * 2
+    assert "private" not in caplog.text
+
+
+def test_a_warning_once_per_window_over_threads_and_clients(caplog):
+    config = {"budget": {"daily_token_limit": 100, "monthly_token_limit": 105}}
+    clients = [EmbeddingClient(embedder=FakeEmbedder(), config=config) for _ in range(4)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: clients[n % 4].embed_text(f"t{n:03d}"), range(98)))
+    for client in clients:
+        client.close()
+    warnings = lines_at(caplog, logging.WARNING)
+    assert Counter(line.split(" limit of")[0].split("the ")[1] for line in warnings) == {
+        "day tokens": 1,
+        "month tokens": 1,
+    }
+
+
+def test_a_warning_once_per_window_over_processes():
+    program = (
+        "import logging; logging.basicConfig(level=logging.WARNING)\n"
+        "from embedcore import EmbeddingClient\n"
+        "from embedcore.testing import FakeEmbedder\n"
+        "config = {'budget': {'daily_token_limit': 100}}\n"
+        "with EmbeddingClient(embedder=FakeEmbedder(), config=config) as client:\n"
+        "    for n in range(33): client.embed_text(f't{n:03d}')\n"
+    )
+    running = [
+        subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    errors = [process.communicate(timeout=60)[1] for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0]
+    assert "".join(errors).count("of the day tokens limit") == 1
+
+
+def test_no_warning_without_a_limit_or_below_nine_tenths(caplog):
+    with EmbeddingClient(embedder=FakeEmbedder()) as client:
+        client.embed_text("x" * 4000)
+    with EmbeddingClient(
+        embedder=FakeEmbedder(), scope="s", config={"budget": {"daily_token_limit": 100}}
+    ) as client:
+        client.embed_text("x" * 4 * 89)
+        assert lines_at(caplog, logging.WARNING) == []
+        client.embed_text("x" * 4)
+        assert len(lines_at(caplog, logging.WARNING)) == 1
+
+
+@pytest.mark.fault(46)
+def test_a_bill_above_the_bound_is_told(caplog):
+    def dear(request, honest):
+        return replace(honest, tokens=honest.tokens + 1000)
+
+    from embedcore.testing.fakes import Outcome
+
+    with EmbeddingClient(embedder=FakeEmbedder(script=[Outcome(reply=dear)])) as client:
+        client.embed_text("a")
+    (warning,) = lines_at(caplog, logging.WARNING)
+    assert "billed 1001 tokens" in warning
+
+
+def test_events_tell_the_same_story_as_the_bill():
+    told: list[events.Event] = []
+    lock = threading.Lock()
+
+    def remember(event):
+        with lock:
+            told.append(event)
+
+    info = replace(FAKE_INFO, max_texts_per_request=5)
+    script = [RateLimited("slow down"), OutcomeUnknown("lost")]
+    fake = FakeEmbedder(info=info, script=script)
+    config = {**QUICK, "budget": {"daily_token_limit": 10_000}}
+    with EmbeddingClient(embedder=fake, config=config, observers=[remember]) as client:
+        result = client.embed([f"text number {n}" for n in range(23)])
+    kinds = Counter(type(event).__name__ for event in told)
+    assert kinds["RequestSent"] == len(fake.calls) == 7
+    assert kinds["RequestFinished"] == 5
+    assert kinds["RequestFailed"] == 2
+    assert kinds["Held"] == 1
+    settled = [event for event in told if isinstance(event, Settled)]
+    assert sum(event.tokens for event in settled) == result.usage.tokens >= fake.billed_tokens
+    assert [event.uncertain for event in settled].count(True) == 1
+    assert max(event.done for event in told if isinstance(event, Progress)) == 23
+
+
+def test_a_failing_observer_changes_nothing(caplog):
+    def broken(_):
+        raise KeyError("an observer's own trouble")
+
+    with EmbeddingClient(embedder=FakeEmbedder(), observers=[broken]) as client:
+        assert client.embed_text("a")
+    assert "an observer's own trouble" in caplog.text
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_on_a_terminal_is_one_line_written_over():
+    stream, now = Terminal(), [0.0]
+    line = ProgressLine(stream, monotonic=lambda: now[0])
+    for done in (1, 2, 3):
+        line(Progress(done=done, total=4, tokens=done * 10, picodollars=done * 10**12))
+        now[0] += 0.15
+    line(Held(scope="s", tokens=1, picodollars=1))
+    line(Progress(done=4, total=4, tokens=4000, picodollars=2 * 10**12))
+    parts = stream.getvalue().split("\r")[1:]
+    assert [part.split(" of")[0] for part in parts] == ["1", "3", "4"]
+    assert parts[-1] == "4 of 4 texts, 4,000 tokens, $2.0000\n"
+
+
+def test_progress_elsewhere_is_a_line_now_and_then(caplog):
+    now = [0.0]
+    line = ProgressLine(io.StringIO(), monotonic=lambda: now[0])
+    with caplog.at_level(logging.INFO, logger="embedcore"):
+        for done in range(1, 101):
+            line(Progress(done=done, total=100, tokens=done, picodollars=0))
+            now[0] += 0.5
+    assert len(caplog.records) == 6, "one every ten seconds, and the last"
+
+
+def test_a_callable_is_told_of_progress_alone():
+    told, heard = [], []
+    observe = with_progress(told.append, heard.append)
+    progress = Progress(done=1, total=1, tokens=0, picodollars=0)
+    for event in (Held(scope="s", tokens=1, picodollars=1), progress):
+        observe(event)
+    assert len(told) == 2
+    assert heard == [progress]
+
+
+def test_nothing_is_said_of_a_refused_text(caplog):
+    with (
+        caplog.at_level(logging.DEBUG),
+        EmbeddingClient(embedder=FakeEmbedder()) as client,
+        pytest.raises(EmbeddingError) as caught,
+    ):
+        client.embed_texts(["fine", "a private \ud800 text"])
+    assert "private" not in str(caught.value)
+    assert "private" not in caplog.text
