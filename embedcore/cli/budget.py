@@ -1,0 +1,128 @@
+"""``embedcore budget``: which limits hold, what is left of them, and is the clock right?"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from embedcore.cli.opening import books, set_by
+from embedcore.cli.options import model_option, talking
+from embedcore.cli.screen import Screen
+from embedcore.cli.text import dollars, duration, facts, table
+from embedcore.config import Config
+from embedcore.storage import usage
+from embedcore.storage.amounts import ALL_SCOPES
+from embedcore.storage.calendar import MICROSECONDS
+
+if TYPE_CHECKING:
+    from embedcore.storage.amounts import Unit
+    from embedcore.storage.windows import Used
+
+# What the books do not write down again is not yet a clock that runs wrong.
+CLOCK_TOLERANCE_SECONDS = 60.0
+_HEADS = ("LIMIT", "OF", "SPENT", "HELD", "LEFT", "RESETS", "SET BY")
+
+
+@click.group(name="budget", invoke_without_command=True)
+@model_option
+@click.option("--scope", metavar="NAME", help="The project to look at.")
+@talking
+@click.pass_context
+def command(ctx: click.Context, model: str | None, scope: str | None) -> None:
+    """The limits that a call must keep now, and which layer set each.
+
+    Limits of all layers hold together: a lower one can only tighten them.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    screen: Screen = ctx.obj
+    config = Config.load()
+    profile = config.profile(model)
+    whose = scope or profile.scope or config.scope
+    limits = config.limits(profile, whose)
+    with books(config, limits) as ledger:
+        found = usage.limits_now(ledger, whose, limits, "all")
+        today = usage.of_scope(ledger, whose)
+    screen.answer({"scope": whose, "limits": [_fields(one, config) for one in found]})
+    if not found:
+        screen.show(
+            f"no limit is set for scope {whose!r}; {today.spent.tokens:,} tokens "
+            f"({dollars(today.spent.cost)}) were spent today.\n"
+            "Set one with EMBEDCORE_DAILY_TOKEN_LIMIT=1000000, or in embedcore.toml:\n"
+            "  [budget]\n  daily_cost_limit = 5.00"
+        )
+        return
+    screen.show(table(_HEADS, [_row(one, config) for one in found], numbers={1, 2, 3, 4}))
+
+
+@command.command(name="clock")
+@click.option("--repair", is_flag=True, help="Take the books back to this computer's time.")
+@talking
+@click.pass_obj
+def clock(screen: Screen, repair: bool) -> None:
+    """The time of the books, which never goes back, beside that of this computer.
+
+    A computer whose clock was wrong once leaves them in the future: everything is then counted
+    there, until --repair takes them back, on the record.
+    """
+    with books(Config.load()) as ledger:
+        before = ledger.moment().now / MICROSECONDS
+        real = time.time()
+        if repair:
+            before, real = ledger.repair_clock()
+    ahead = max(before - real, 0.0)
+    wrong = ahead > CLOCK_TOLERANCE_SECONDS
+    screen.answer(
+        {"books": _utc(before), "computer": _utc(real), "ahead_seconds": ahead, "repaired": repair}
+    )
+    screen.show(facts([("books", _utc(before)), ("computer", _utc(real))]))
+    if repair:
+        screen.show(f"taken back by {duration(ahead)}" if ahead else "the books were right already")
+    elif wrong:
+        screen.show(
+            f"the books are {duration(ahead)} ahead. If this computer is right now: "
+            "embedcore budget clock --repair"
+        )
+
+
+def _utc(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, tz=UTC).isoformat(sep=" ", timespec="seconds")
+
+
+def _row(used: Used, config: Config) -> tuple[str, ...]:
+    limit = used.limit
+    whose = "all scopes" if limit.scope == ALL_SCOPES else limit.scope
+    period = "in total" if limit.period == "total" else f"per {limit.period}"
+    kept = f" ({_amount(limit.unit, used.reserved)} for queries)" if used.reserved else ""
+    return (
+        f"{limit.unit} {period}, {whose}",
+        _amount(limit.unit, limit.amount),
+        _amount(limit.unit, used.spent),
+        _amount(limit.unit, used.held),
+        f"{_amount(limit.unit, max(used.left, 0))}{kept}",
+        f"{used.ends:%Y-%m-%d %H:%M} UTC" if used.ends else "never",
+        set_by(limit, config),
+    )
+
+
+def _amount(unit: Unit, amount: int) -> str:
+    return f"{amount:,}" if unit == "tokens" else dollars(amount)
+
+
+def _fields(used: Used, config: Config) -> dict[str, Any]:
+    limit = used.limit
+    return {
+        "scope": limit.scope,
+        "period": limit.period,
+        "unit": "tokens" if limit.unit == "tokens" else "picodollars",
+        "limit": limit.amount,
+        "spent": used.spent,
+        "held": used.held,
+        "reserved_for_queries": used.reserved,
+        "left": max(used.left, 0),
+        "resets_at": used.ends.isoformat() if used.ends else None,
+        "set_by": set_by(limit, config),
+    }

@@ -1,0 +1,146 @@
+"""What will it cost, and may it? Said before anything is sent, and asked where it matters."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from embedcore.cli.opening import books
+from embedcore.cli.text import dollars, facts, plural
+from embedcore.provider.types import PICODOLLARS_PER_DOLLAR
+from embedcore.storage import usage
+from embedcore.storage.amounts import Amount
+
+if TYPE_CHECKING:
+    from embedcore.cli.opening import Opened
+    from embedcore.cli.screen import Screen
+    from embedcore.errors import BudgetExceeded
+    from embedcore.files.types import FilePlan
+    from embedcore.storage.amounts import Lane
+
+
+class NotConfirmed(click.ClickException):
+    """Somebody has to agree, and nobody did."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A plan, and the limits that will end it. ``certain``: it will, rather than may."""
+
+    plan: FilePlan
+    refusals: tuple[BudgetExceeded, ...] = ()
+
+    @property
+    def certain(self) -> bool:
+        return bool(self.refusals) and self.plan.exact
+
+    def fields(self, opened: Opened) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            "model": opened.name,
+            "fingerprint": opened.client.fingerprint,
+            **asdict(self.plan),
+            "limits_in_the_way": [str(refusal) for refusal in self.refusals],
+        }
+
+    def text(self, opened: Opened) -> str:
+        """For a person."""
+        plan = self.plan
+        pairs = [("model", opened.name), ("rows", _rows(plan))]
+        if plan.missing and opened.client.info.local:
+            pairs.append(("to embed", f"{plural(plan.missing, 'text')}, computed here for nothing"))
+        elif plan.missing:
+            pairs += [("to embed", _work(plan)), ("cost", _cost(plan, opened))]
+        else:
+            pairs += [("to embed", "nothing: every text was embedded before")]
+        verb = "will" if plan.exact else "may"
+        for refusal in self.refusals:
+            pairs.append(("limit", f"{verb} refuse: {_without_advice(refusal)}"))
+        return facts(pairs)
+
+
+def estimated(opened: Opened, plan: FilePlan, *, lane: Lane = "all") -> Estimate:
+    """The plan beside the limits as they are now."""
+    if not opened.limits or not plan.missing:
+        return Estimate(plan=plan)
+    amount = Amount(tokens=plan.tokens, cost=plan.picodollars or 0)
+    with books(opened.config, opened.limits) as ledger:
+        found = usage.limits_now(ledger, opened.client.scope, opened.limits, lane)
+    tight = [used for used in found if amount.of(used.limit.unit) > used.left]
+    return Estimate(plan=plan, refusals=tuple(used.refusal(amount) for used in tight))
+
+
+def agree(screen: Screen, opened: Opened, estimate: Estimate, *, yes: bool, ask_above: int) -> bool:
+    """Whether to go on. Asks on a terminal; elsewhere what needs an answer is an error.
+
+    ``ask_above``: picodollars. Asked as well: at a price that is not known, and where a limit will
+    end the run before its end.
+    """
+    reason = _reason(opened, estimate, ask_above)
+    if yes or reason is None or not estimate.plan.missing:
+        return True
+    if screen.interactive:
+        return click.confirm(f"{reason} Go on?", err=True)
+    if estimate.certain:
+        refusal = estimate.refusals[0]
+        refusal.add_note(
+            "With --yes it is begun nevertheless: what is bought until the limit is kept."
+        )
+        raise refusal
+    raise NotConfirmed(f"{reason} Nothing was sent; say --yes to go on.")
+
+
+def ask_above(opened: Opened) -> int:
+    """``confirm_above`` in picodollars."""
+    return int(opened.config.confirm_above * PICODOLLARS_PER_DOLLAR)
+
+
+def _reason(opened: Opened, estimate: Estimate, ask_above: int) -> str | None:
+    plan = estimate.plan
+    if estimate.certain:
+        return "A limit will end this before its end; what is bought until then is kept."
+    if plan.picodollars is None:
+        return (
+            f"The price of {opened.name} is not known (price = … in its options says it; 0 for a "
+            "server of your own)."
+        )
+    if plan.picodollars > ask_above:
+        up_to = "" if plan.exact else "up to "
+        return f"This costs {up_to}{dollars(plan.picodollars)}."
+    return None
+
+
+def _rows(plan: FilePlan) -> str:
+    parts = [
+        plural(plan.duplicates, "duplicate") if plan.duplicates else "",
+        f"{plan.reused:,} embedded before" if plan.reused else "",
+        f"{plan.empty:,} empty" if plan.empty else "",
+    ]
+    details = ", ".join(filter(None, parts))
+    return f"{plan.rows:,}" + (f" ({details})" if details else "")
+
+
+def _work(plan: FilePlan) -> str:
+    bound = "" if plan.exact else "at most "
+    cut = f"; {plan.truncated:,} will be cut to fit the model" if plan.truncated else ""
+    return (
+        f"{plural(plan.missing, 'text')}, {bound}{plural(plan.tokens, 'token')}, "
+        f"{plural(plan.requests, 'request')}{cut}"
+    )
+
+
+def _cost(plan: FilePlan, opened: Opened) -> str:
+    if plan.picodollars is None:
+        return "not known: the price of this model is not"
+    bound = "" if plan.exact or not plan.picodollars else "at most "
+    price = opened.client.info.price
+    each = f" (${price.immediate:f} per million tokens)" if price and not price.free else ""
+    return f"{bound}{dollars(plan.picodollars)}{each}"
+
+
+def _without_advice(refusal: BudgetExceeded) -> str:
+    return str(refusal).removeprefix("nothing was sent: ").partition(". Send less")[0]

@@ -1,0 +1,103 @@
+"""Texts from the command line as vectors on standard output."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from embedcore.cli.estimate import agree, ask_above, estimated
+from embedcore.cli.opening import Opened, opened
+from embedcore.cli.text import dollars, plural
+from embedcore.files.types import FilePlan
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from embedcore.cli.embed import Wish
+    from embedcore.cli.screen import Screen
+    from embedcore.policy.result import EmbeddingResult
+
+
+def embed_literally(screen: Screen, wish: Wish) -> int:
+    """``embedcore embed -c TEXT``: one JSON array per text, one a line; null for a failed one."""
+    screen.buying = False
+    with opened(wish.model, wish.scope) as ready:
+        estimate = estimated(
+            ready,
+            _plan(ready, wish),
+            lane="query" if wish.input_type == "query" else "all",
+        )
+        if wish.dry_run:
+            screen.answer({"plan": estimate.fields(ready)})
+            screen.show(estimate.text(ready))
+            return 0
+        if not agree(screen, ready, estimate, yes=wish.yes, ask_above=ask_above(ready)):
+            screen.complain("Nothing was sent.")
+            return 2
+        screen.buying = True
+        result = ready.client.embed(
+            list(wish.texts), input_type=wish.input_type, on_error=wish.on_error
+        )
+        screen.buying = None
+    _show(screen, result)
+    return int(bool(result.errors))
+
+
+def _plan(ready: Opened, wish: Wish) -> FilePlan:
+    plan = ready.client.plan(list(wish.texts), input_type=wish.input_type)
+    return FilePlan(
+        rows=plan.rows,
+        duplicates=plan.rows - plan.unique - plan.rejected,
+        missing=plan.unique,
+        empty=plan.rejected,
+        tokens=plan.tokens,
+        exact=plan.exact,
+        picodollars=plan.picodollars,
+        requests=plan.requests,
+        truncated=plan.truncated,
+    )
+
+
+def _show(screen: Screen, result: EmbeddingResult) -> None:
+    rows = [
+        _numbers(row) if ok else None for row, ok in zip(result.vectors, result.ok, strict=True)
+    ]
+    usage = result.usage
+    screen.answer(
+        {
+            "model": result.model,
+            "fingerprint": result.fingerprint,
+            "vectors": rows,
+            "errors": {row: str(error) for row, error in result.errors.items()},
+            "tokens_cut": dict(result.tokens_cut),
+            **_cost_fields(result),
+        }
+    )
+    for row in rows:
+        screen.show(json.dumps(row))
+    for error in result.errors.values():
+        screen.complain(str(error))
+    cut = sum(result.tokens_cut.values())
+    if cut:
+        screen.complain(f"{plural(len(result.tokens_cut), 'text')} cut by {plural(cut, 'token')}")
+    if usage.tokens:
+        requests = plural(usage.requests, "request")
+        cost = dollars(usage.picodollars)
+        screen.say(f"{result.model}: {plural(usage.tokens, 'token')} in {requests}, {cost}")
+
+
+def _cost_fields(result: EmbeddingResult) -> dict[str, Any]:
+    usage = result.usage
+    return {
+        "tokens": usage.tokens,
+        "picodollars": usage.picodollars,
+        "requests": usage.requests,
+        "uncertain_tokens": usage.uncertain_tokens,
+        "uncertain_picodollars": usage.uncertain_picodollars,
+    }
+
+
+def _numbers(vector: NDArray[np.float32]) -> list[float]:
+    # The shortest digits that give the same float32, instead of those of its double.
+    return [float(str(number)) for number in vector]

@@ -1,0 +1,163 @@
+"""How is progress shown? A bar on a terminal, now and then a line elsewhere."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Protocol, Self
+
+from embedcore.cli.text import dollars, duration, plural
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+    from embedcore.cli.screen import Screen
+    from embedcore.files.types import FileProgress
+
+LINE_SECONDS: Final = 10.0
+_VERBS: Final = {"reading": "Reading and counting", "embedding": "Embedding", "writing": "Writing"}
+
+
+class Display(Protocol):
+    """Shows how far a run is; told by one thread at a time."""
+
+    def draw(self, told: FileProgress) -> None: ...
+    def pause(self) -> None:
+        """Clear the way for a message or a question; the next ``draw`` goes on."""
+        ...
+
+
+class Bar:
+    """A bar for each stage: rows, tokens, dollars, and the time that is left."""
+
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
+        self._stage = ""
+        self._bar: RichProgress | None = None
+        self._task: TaskID | None = None
+
+    def draw(self, told: FileProgress) -> None:
+        if told.stage != self._stage or self._bar is None:
+            self.pause()
+            self._start(told)
+        if self._bar is not None and self._task is not None:
+            self._bar.update(
+                self._task,
+                completed=told.done,
+                total=told.total or None,
+                spent=_spent(told),
+                rows=_rows(told),
+            )
+
+    def pause(self) -> None:
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            bar.stop()
+            self._screen.over(None)
+
+    def _start(self, told: FileProgress) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._stage = told.stage
+        bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[rows]}"),
+            TextColumn("{task.fields[spent]}"),
+            TimeRemainingColumn(compact=True),
+            console=Console(stderr=True),
+            transient=told.stage != "embedding",
+            expand=True,
+        )
+        verb = _VERBS[told.stage]
+        self._task = bar.add_task(verb, total=told.total or None, rows="", spent="")
+        self._bar = bar
+        bar.start()
+        self._screen.over(lambda text: bar.console.print(text, markup=False, highlight=False))
+
+
+class Lines:
+    """A line of text every few seconds, for a log."""
+
+    def __init__(self, screen: Screen, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._screen = screen
+        self._monotonic = monotonic
+        self._stage = ""
+        self._began = (0.0, 0)
+        self._next = monotonic() + LINE_SECONDS
+
+    def draw(self, told: FileProgress) -> None:
+        now = self._monotonic()
+        if told.stage != self._stage:
+            self._stage, self._began = told.stage, (now, told.done)
+        if now < self._next:
+            return
+        self._next = now + LINE_SECONDS
+        self._screen.say(f"{_VERBS[told.stage]}: {self._line(told, now)}")
+
+    def pause(self) -> None:
+        """A line is in nobody's way."""
+
+    def _line(self, told: FileProgress, now: float) -> str:
+        if not told.total:
+            return plural(told.done, "row")
+        started, done = self._began
+        parts = [f"{told.done:,} of {told.total:,}", *filter(None, [_spent(told)])]
+        if told.done > done:
+            left = (now - started) / (told.done - done) * (told.total - told.done)
+            parts.append(f"about {duration(left)} left")
+        return ", ".join(parts)
+
+
+class Shown:
+    """A display for the length of the block; nothing with ``--quiet``."""
+
+    def __init__(self, screen: Screen) -> None:
+        self._lock = threading.RLock()
+        self._display: Display | None = None
+        if not screen.quiet:
+            self._display = Bar(screen) if screen.terminal else Lines(screen)
+
+    def draw(self, told: FileProgress) -> None:
+        if told.stage != "reading" and not told.total:
+            return
+        with self._lock:
+            if self._display is not None:
+                self._display.draw(told)
+
+    def pause(self) -> None:
+        with self._lock:
+            if self._display is not None:
+                self._display.pause()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # A request that was given up may still report: it must not draw over what follows.
+        with self._lock:
+            display, self._display = self._display, None
+            if display is not None:
+                display.pause()
+
+
+def _rows(told: FileProgress) -> str:
+    if told.total:
+        return f"{told.done:,}/{told.total:,}"
+    return f"{told.done:,}" if told.done else ""
+
+
+def _spent(told: FileProgress) -> str:
+    if not told.tokens:
+        return ""
+    cost = f", {dollars(told.picodollars)}" if told.picodollars else ""
+    return f"{told.tokens:,} tokens{cost}"

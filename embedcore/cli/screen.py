@@ -1,0 +1,129 @@
+"""Where does what go? Results to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import TextIO
+
+from embedcore.cli.text import command, printable, scrubbed
+
+
+class Screen:
+    """What a command says, for a person or as JSON.
+
+    ``buying``: money may be under way, so that an interrupt takes its time and says how to go on;
+    False: it was not yet; None: this command is not about that.
+    """
+
+    def __init__(self, arguments: Sequence[str] = ()) -> None:
+        self.json = False
+        self.quiet = False
+        self.verbose = False
+        self.buying: bool | None = None
+        self._arguments = list(arguments)
+        self._err: Callable[[str], None] = _write_error
+        self._answered = False
+        for stream in (sys.stdout, sys.stderr):
+            # What the terminal's encoding lacks is written as an escape rather than not at all.
+            if (reconfigure := getattr(stream, "reconfigure", None)) is not None:
+                reconfigure(errors="backslashreplace")
+
+    @property
+    def interactive(self) -> bool:
+        """Whether somebody is there to be asked."""
+        return _is_terminal(sys.stdin) and _is_terminal(sys.stderr)
+
+    @property
+    def terminal(self) -> bool:
+        """Whether standard error can show something that moves."""
+        return _is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
+
+    def show(self, text: str) -> None:
+        """A result for a person. Nothing with ``--json``. ``BrokenPipeError`` if nobody reads."""
+        if not self.json:
+            sys.stdout.write(f"{printable(text)}\n")
+
+    def answer(self, result: Mapping[str, object]) -> None:
+        """The result for a machine, with ``--json``: one object on standard output."""
+        if self.json:
+            self._answered = True
+            sys.stdout.write(json.dumps(result, default=str) + "\n")
+
+    def say(self, text: str) -> None:
+        """What a person should know meanwhile. Nothing with ``--quiet``."""
+        if not self.quiet:
+            self._err(printable(text))
+
+    def complain(self, text: str) -> None:
+        """What must be said in any case."""
+        self._err(printable(scrubbed(text)))
+
+    def fail(self, error: BaseException, message: str) -> None:
+        """The one message of an error that ends the command."""
+        self._trace(error)
+        self.complain(f"Error: {message}")
+        for note in getattr(error, "__notes__", ()):
+            self.complain(note)
+        if self.json and not self._answered:
+            self.answer({"error": _described(error, scrubbed(message))})
+
+    def stopped(self, error: BaseException) -> None:
+        """After an interrupt: what was kept, and how to go on."""
+        self._trace(error)
+        notes = getattr(error, "__notes__", None)
+        if not self.buying:
+            self.complain("Stopped." if self.buying is None else "Stopped; nothing was sent.")
+            return
+        self.complain("Stopped." if notes else "Stopped; nothing was kept.")
+        for note in notes or ():
+            self.complain(note)
+        self.complain(f"Go on with:\n  {self.repeat()}")
+
+    def repeat(self) -> str:
+        """The command that was given, to paste into a shell."""
+        return command(["embedcore", *self._arguments])
+
+    def over(self, write: Callable[[str], None] | None) -> None:
+        """Hand messages to what draws on the terminal now; None: nothing does any more."""
+        self._err = write or _write_error
+
+    def flush(self) -> None:
+        sys.stdout.flush()
+
+    def abandon_output(self) -> None:
+        """Nobody reads: what is still buffered goes nowhere, instead of failing at exit."""
+        with suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
+
+    def _trace(self, error: BaseException) -> None:
+        if self.verbose:
+            import traceback
+
+            self.complain("".join(traceback.format_exception(error)))
+
+
+def _described(error: BaseException, message: str) -> dict[str, object]:
+    return {
+        "type": type(error).__name__,
+        "message": message,
+        "notes": list(getattr(error, "__notes__", ())),
+        "retryable": bool(getattr(error, "retryable", False)),
+        "billed": getattr(error, "billed", "no"),
+    }
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and not stream.closed and stream.isatty()
+
+
+def _write_error(text: str) -> None:
+    # Nobody to talk to is no reason to lose what is being bought.
+    with suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()

@@ -1,0 +1,66 @@
+"""Are the books where they should be, sound, private, and on time?"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+from embedcore.assembly import STATE_FILE, open_ledger
+from embedcore.cli.budget import CLOCK_TOLERANCE_SECONDS
+from embedcore.cli.checks import Finding, Level
+from embedcore.cli.text import duration
+from embedcore.config import Config
+from embedcore.configfile import state_folder
+from embedcore.storage.calendar import MICROSECONDS
+from embedcore.storage.engine import driver, engine_version, wal_is_safe
+
+
+def state(config: Config) -> Iterator[Finding]:
+    """SQLite and the state file."""
+    engine, name = engine_version(), driver().__name__
+    yield _finding("SQLite", f"{engine} ({name})")
+    if not wal_is_safe(engine):
+        yield _finding(
+            "journal",
+            "TRUNCATE instead of WAL, correct but slower: this SQLite can corrupt a WAL file that "
+            "several processes write (mended in 3.51.3); pip install pysqlite3 brings a newer one",
+            "note",
+        )
+    folder = state_folder(config)
+    path = folder / STATE_FILE
+    yield _finding("folder", str(folder))
+    if not path.exists():
+        yield _finding("state file", "none yet: nothing was spent from here")
+        return
+    yield from _who_may_read(path)
+    limits = config.limits(config.profile(None), config.scope)
+    ledger = open_ledger(config, limits)
+    with closing(ledger.database):
+        yield _finding("state file", f"{path}, journal {ledger.database.journal_mode}")
+        moment = ledger.moment()
+    yield from _clock(moment.now / MICROSECONDS, moment.zone)
+
+
+def _who_may_read(path: Path) -> Iterator[Finding]:
+    if os.name == "posix" and path.stat().st_mode & 0o077:
+        yield _finding("state file", f"{path} can be read by others: chmod 600 {path}", "problem")
+
+
+def _clock(books: float, zone: str) -> Iterator[Finding]:
+    ahead = books - time.time()
+    if ahead > CLOCK_TOLERANCE_SECONDS:
+        yield _finding(
+            "clock",
+            f"the books are {duration(ahead)} ahead of this computer: everything is counted there. "
+            "If this computer is right: embedcore budget clock --repair",
+            "problem",
+        )
+    else:
+        yield _finding("clock", f"right; days begin at midnight in {zone}")
+
+
+def _finding(name: str, value: str, level: Level = "ok") -> Finding:
+    return Finding(section="state", name=name, value=value, level=level)

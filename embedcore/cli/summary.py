@@ -1,0 +1,86 @@
+"""What became of a run over files?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from embedcore.cli.text import command, dollars, duration, facts, plural, shown_path
+from embedcore.files.formats import output_format
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from embedcore.cli.opening import Opened
+    from embedcore.files.types import RunReport
+
+
+def report_text(report: RunReport, ready: Opened, path: Path) -> str:
+    """For a person: what was bought, what was not, where it is, and what to do next."""
+    rows = report.rows - report.failed
+    width = ready.client.dimensions
+    shape = f"{plural(rows, 'vector')} of {width} dimensions" if width else plural(rows, "vector")
+    return "\n".join(
+        [
+            f"{shown_path(path)}: {shape} by {ready.name}",
+            facts(list(_lines(report, local=ready.client.info.local)), indent="  "),
+            "Ask it something:",
+            f"  {next_command(path)}",
+        ]
+    )
+
+
+def next_command(path: Path) -> str:
+    """How to search the output."""
+    return command(["embedcore", "similar", "-c", "your question", "-i", str(path)])
+
+
+def report_fields(report: RunReport, ready: Opened) -> dict[str, Any]:
+    """For ``--json``."""
+    fields = asdict(report)
+    usage = fields.pop("usage")
+    return {
+        "model": ready.name,
+        "fingerprint": ready.client.fingerprint,
+        "dimensions": ready.client.dimensions,
+        **fields,
+        "tokens_cut": _tokens_cut(report.output) if report.truncated else 0,
+        **usage,
+    }
+
+
+def _tokens_cut(output: Path) -> int:
+    blocks = output_format(output).blocks(output, vectors=False)
+    return sum(int(block.cuts.sum(dtype="int64")) for block in blocks)
+
+
+def _lines(report: RunReport, *, local: bool) -> Iterator[tuple[str, str]]:
+    usage = report.usage
+    if report.bought and local:
+        yield "embedded", f"{plural(report.bought, 'text')}, computed here for nothing"
+    elif report.bought or usage.tokens:
+        yield (
+            "bought",
+            f"{plural(report.bought, 'text')}, {plural(usage.tokens, 'token')} in "
+            f"{plural(usage.requests, 'request')}, {dollars(usage.picodollars)}",
+        )
+    else:
+        yield "bought", "nothing: $0"
+    if report.reused:
+        yield "reused", f"{plural(report.reused, 'text')} embedded before, not paid for again"
+    if report.duplicates:
+        yield "duplicates", f"{plural(report.duplicates, 'row')}, paid once"
+    if report.truncated:
+        cut = plural(_tokens_cut(report.output), "token")
+        yield "truncated", f"{plural(report.truncated, 'row')} cut to fit the model, by {cut}"
+    if report.failed and report.failed_path is not None:
+        listed = shown_path(report.failed_path)
+        yield "failed", f"{plural(report.failed, 'row')}, listed in {listed}"
+    if usage.uncertain_tokens:
+        yield (
+            "uncertain",
+            f"{plural(usage.uncertain_tokens, 'token')}, {dollars(usage.uncertain_picodollars)} "
+            "of the cost: sent and not answered, so that nobody can say whether it is billed",
+        )
+    yield "took", duration(report.seconds)

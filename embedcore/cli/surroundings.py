@@ -1,0 +1,86 @@
+"""Which files and variables decide how embedcore behaves here?"""
+
+from __future__ import annotations
+
+import os
+import urllib.request
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Final
+
+from embedcore.cli.checks import Finding, Level
+from embedcore.cli.text import without_credentials
+from embedcore.config import Config
+from embedcore.configfile import VARIABLES, policy_budget, user_file
+from embedcore.errors import EmbeddingError
+from embedcore.provider.registry import LOAD_PLUGINS_VARIABLE
+
+_CERTIFICATES: Final = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+
+
+def configuration(config: Config, problem: EmbeddingError | None) -> Iterator[Finding]:
+    """The files that were read, what they choose, and variables that nothing reads."""
+    if problem is not None:
+        yield _setting("configuration", str(problem), "problem")
+    read = {origin.split(" [")[0] for origin in config.origins.values()}
+    files = sorted(origin for origin in read if not origin.startswith("environment"))
+    for file in files or ["none found: defaults and the environment hold"]:
+        yield _setting("file", file)
+    if user_file().is_file() and str(user_file()) not in files:
+        yield _setting("file", f"{user_file()} (its limits hold as well)")
+    policy = policy_budget()
+    if policy is not None:
+        yield _setting("policy", f"{policy[0]} (its limits hold over every setting)")
+    for file in files:
+        yield from _who_may_write(Path(file))
+    yield _setting("model", config.profile(None).model)
+    yield _setting("scope", config.scope)
+    yield from _unknown_variables()
+
+
+def network() -> Iterator[Finding]:
+    """Proxies and certificates, without the passwords in their addresses."""
+    proxies = urllib.request.getproxies()
+    for scheme, address in sorted(proxies.items()):
+        shown = address if scheme == "no" else without_credentials(address)
+        yield Finding(section="network", name=f"{scheme} proxy", value=shown)
+    if not proxies:
+        yield Finding(section="network", name="proxy", value="none")
+    for variable in _CERTIFICATES:
+        for path in filter(None, os.environ.get(variable, "").split(_separator(variable))):
+            there = Path(path).exists()
+            yield Finding(
+                section="network",
+                name=variable,
+                value=path if there else f"{path} does not exist",
+                level="ok" if there else "problem",
+            )
+
+
+def _separator(variable: str) -> str:
+    """OpenSSL takes several folders; a file's name may hold the separator."""
+    return os.pathsep if variable.endswith("_DIR") else "\0"
+
+
+def _who_may_write(path: Path) -> Iterator[Finding]:
+    if os.name != "posix" or not path.is_file():
+        return
+    mode = path.stat().st_mode
+    if mode & 0o022:
+        yield _setting("file", f"{path} can be changed by others: chmod go-w {path}", "problem")
+    elif mode & 0o004:
+        yield _setting("file", f"{path} can be read by everybody; it holds no keys", "note")
+
+
+def _unknown_variables() -> Iterator[Finding]:
+    known = {*VARIABLES, LOAD_PLUGINS_VARIABLE}
+    for variable in sorted(os.environ):
+        if variable.startswith("EMBEDCORE_") and variable not in known:
+            near = get_close_matches(variable, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            yield _setting("environment", f"nothing reads {variable}{hint}", "problem")
+
+
+def _setting(name: str, value: str, level: Level = "ok") -> Finding:
+    return Finding(section="settings", name=name, value=value, level=level)

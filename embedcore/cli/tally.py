@@ -1,0 +1,42 @@
+"""What has a run cost so far? Known at any moment, also when it ends in an error."""
+
+from __future__ import annotations
+
+import threading
+
+from embedcore.cli.text import dollars, plural
+from embedcore.events import Event, Settled
+
+
+class Tally:
+    """An observer of the client that adds up what its requests cost, from any thread."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.picodollars = 0
+        self.uncertain_tokens = 0
+        self.uncertain_picodollars = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, event: Event) -> None:
+        if not isinstance(event, Settled):
+            return
+        with self._lock:
+            self.tokens += event.tokens
+            self.picodollars += event.picodollars
+            if event.uncertain:
+                self.uncertain_tokens += event.tokens
+                self.uncertain_picodollars += event.picodollars
+
+    def text(self) -> str | None:
+        """For a run that did not finish; None if nothing was spent."""
+        if not self.tokens:
+            return None
+        said = f"Spent by this run: {plural(self.tokens, 'token')}, {dollars(self.picodollars)}"
+        if self.uncertain_tokens:
+            said += (
+                f", of which {plural(self.uncertain_tokens, 'token')}, "
+                f"{dollars(self.uncertain_picodollars)}, for requests that were sent and not "
+                "answered: nobody can say whether they are billed"
+            )
+        return f"{said}."

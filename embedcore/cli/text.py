@@ -1,0 +1,151 @@
+"""How are names, amounts, texts and tables written for a person?"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+import textwrap
+from collections.abc import Collection, Mapping, Sequence
+from decimal import Decimal
+from typing import Final
+from urllib.parse import urlsplit, urlunsplit
+
+_PER_DOLLAR: Final = 10**12
+_DIGITS_OF_CENTS: Final = 2
+_SHORTEST_SECRET: Final = 8
+
+# Whole sequences first, so that what they would have done does not stay behind as letters:
+# control strings (titles, hyperlinks, clipboard), then CSI, then the short ones.
+_SEQUENCES = re.compile(
+    r"(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?"
+    r"|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"
+    r"|\x1b[ -/]*[0-~]?"
+)
+# What is left of C0 and C1, and the marks that reorder text, so that it reads as something else.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
+_UNUSUAL = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
+)
+
+
+def printable(text: str) -> str:
+    """Without anything that a terminal would obey; line breaks and tabs stay."""
+    return _CONTROLS.sub("", _SEQUENCES.sub("", text))
+
+
+def one_line(text: str, width: int) -> str:
+    """Printable, on one line, cut to ``width`` characters."""
+    # Cut first as well: a long text needs no look at its whole length.
+    line = " ".join(printable(text[: width * 8]).split())
+    return line if len(line) <= width and len(text) <= width * 8 else f"{line[: width - 1]}…"
+
+
+def wrapped(text: str, *, width: int, lines: int, indent: str) -> str:
+    """The start of a text as a paragraph of at most so many lines."""
+    return textwrap.fill(
+        one_line(text, width * lines),
+        width,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        max_lines=lines,
+        placeholder="…",
+        break_on_hyphens=False,
+    )
+
+
+def dollars(picodollars: int | None) -> str:
+    """US dollars: cents from one dollar on, below it enough digits to tell it from nothing."""
+    if picodollars is None:
+        return "at a price that is not known"
+    amount = Decimal(picodollars) / _PER_DOLLAR
+    if not picodollars:
+        return "$0"
+    if amount >= 1:
+        return f"${amount:,.2f}"
+    places = max(-amount.adjusted() + 1, _DIGITS_OF_CENTS)
+    return f"${amount:.{places}f}"
+
+
+def plural(count: int, singular: str, several: str | None = None) -> str:
+    """``1 row``, ``2 rows``, ``1,000 rows``."""
+    return f"{count:,} {singular if count == 1 else several or singular + 's'}"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def shown_path(path: str | os.PathLike[str]) -> str:
+    """A path in a message. ``command`` is for one that is to be pasted."""
+    return printable(os.fsencode(path).decode("utf-8", "replace"))
+
+
+def command(arguments: Sequence[str]) -> str:
+    """A command to paste into a shell. It does what was done, whatever the names contain."""
+    if sys.platform == "win32":
+        import subprocess
+
+        return printable(subprocess.list2cmdline(arguments))
+    return " ".join(map(_quoted, arguments))
+
+
+def _quoted(argument: str) -> str:
+    if not _UNUSUAL.search(argument):
+        return shlex.quote(argument)
+    # $'…' of bash, zsh and POSIX 2024 names every byte, also those that no encoding has.
+    return "$'" + "".join(map(_byte, os.fsencode(argument))) + "'"
+
+
+def _byte(byte: int) -> str:
+    letter = chr(byte)
+    return letter if " " <= letter <= "~" and letter not in "'\\" else f"\\{byte:03o}"
+
+
+def table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Collection[int] = ()
+) -> str:
+    """Aligned columns; those at the places in ``numbers`` to the right."""
+    every = [tuple(heads), *(tuple(printable(cell) for cell in row) for row in rows)]
+    widths = [max(len(row[column]) for row in every) for column in range(len(heads))]
+    lines = []
+    for row in every:
+        cells = [
+            cell.rjust(width) if column in numbers else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def facts(pairs: Sequence[tuple[str, str]], *, indent: str = "") -> str:
+    """Names and what belongs to them, one a line."""
+    width = max((len(name) for name, _ in pairs), default=0)
+    return "\n".join(f"{indent}{name.ljust(width)}  {value}".rstrip() for name, value in pairs)
+
+
+def without_credentials(value: str) -> str:
+    """A URL without user, password and query; anything else as it is."""
+    if "@" not in value and "?" not in value:
+        return value
+    try:
+        parts = urlsplit(value if "://" in value else f"//{value}")
+        host = parts.netloc.rpartition("@")[2]
+    except ValueError:
+        return "(not a valid URL)"
+    clean = urlunsplit((parts.scheme, host, parts.path, "", ""))
+    return clean if "://" in value else clean.removeprefix("//")
+
+
+def scrubbed(text: str, environ: Mapping[str, str] = os.environ) -> str:
+    """Without the value of any environment variable whose name says that it is a secret."""
+    for name, value in environ.items():
+        if len(value) >= _SHORTEST_SECRET and _SECRET_NAME.search(name):
+            text = text.replace(value, "***")
+    return text

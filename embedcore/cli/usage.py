@@ -1,0 +1,153 @@
+"""``embedcore usage``: what was spent, by whom, on which model?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from embedcore.cli.opening import books
+from embedcore.cli.options import talking
+from embedcore.cli.screen import Screen
+from embedcore.cli.text import dollars, table
+from embedcore.config import Config
+from embedcore.storage import usage
+from embedcore.storage.amounts import ALL_SCOPES
+
+if TYPE_CHECKING:
+    from embedcore.storage.amounts import Amount
+    from embedcore.storage.usage import ModelUsage, Usage
+
+_PERIODS = {"day": "today", "month": "this month", "total": "in total"}
+_AUDIT_HEADS = ("SENT (UTC)", "STATE", "MODEL", "SCOPE", "INPUTS", "TOKENS", "COST", "REQUEST", "")
+
+
+@click.command(name="usage")
+@click.option("--scope", metavar="NAME", help="Only this project.")
+@click.option("--audit", is_flag=True, help="Every attempt that was sent, oldest first.")
+@click.option(
+    "--last", metavar="N", type=click.IntRange(min=1), help="With --audit: only the last N."
+)
+@talking
+@click.pass_obj
+def command(screen: Screen, scope: str | None, audit: bool, last: int | None) -> None:
+    """What was spent today, this month and in total: per scope and per model.
+
+    Uncertain is what was charged without proof that the provider billed it; estimated, what was
+    settled at the amount held because the provider named no figure. Both count as spent.
+    """
+    if last is not None and not audit:
+        raise click.UsageError("--last belongs to --audit")
+    with books(Config.load()) as ledger:
+        if audit:
+            attempts = usage.audit(ledger, last=last)
+            _show_audit(screen, [row for row in attempts if scope in (None, row["scope"])])
+            return
+        windows = usage.windows_now(ledger, scope)
+        models = usage.by_model(ledger) if scope is None else []
+        zone = ledger.moment().zone
+    screen.answer(
+        {
+            "timezone": zone,
+            "scopes": [_window_fields(one) for one in windows],
+            "models": [_model_fields(one) for one in models],
+        }
+    )
+    _show_windows(screen, windows, zone)
+    if models:
+        screen.show("")
+        _show_models(screen, models)
+
+
+def _show_windows(screen: Screen, windows: Sequence[Usage], zone: str) -> None:
+    if not any(one.requests or one.spent.tokens or one.held.tokens for one in windows):
+        screen.show("nothing was spent yet")
+        return
+    heads = ("WHEN", "SCOPE", "TOKENS", "COST", "REQUESTS", "HELD TOKENS", "HELD COST")
+    rows = [
+        (
+            _PERIODS[one.period],
+            "all scopes" if one.scope == ALL_SCOPES else one.scope,
+            f"{one.spent.tokens:,}",
+            dollars(one.spent.cost),
+            f"{one.requests:,}",
+            f"{one.held.tokens:,}",
+            dollars(one.held.cost),
+        )
+        for one in windows
+    ]
+    screen.show(table(heads, rows, numbers={2, 3, 4, 5, 6}))
+    screen.show(f"days and months begin at midnight in {zone}")
+
+
+def _show_models(screen: Screen, models: Sequence[ModelUsage]) -> None:
+    heads = ("WHEN", "MODEL", "TOKENS", "COST", "REQUESTS", "UNCERTAIN", "ESTIMATED")
+    rows = [
+        (
+            _PERIODS[one.period],
+            one.model or "(recorded by hand)",
+            f"{one.spent.tokens:,}",
+            dollars(one.spent.cost),
+            f"{one.requests:,}",
+            _both(one.uncertain),
+            _both(one.estimated),
+        )
+        for one in models
+    ]
+    screen.show(table(heads, rows, numbers={2, 3, 4, 5, 6}))
+
+
+def _both(amount: Amount) -> str:
+    return f"{amount.tokens:,} ({dollars(amount.cost)})" if amount.tokens or amount.cost else "-"
+
+
+def _show_audit(screen: Screen, attempts: Sequence[dict[str, Any]]) -> None:
+    screen.answer({"attempts": list(attempts)})
+    rows = [
+        (
+            (row["sent"] or "")[:19].replace("T", " "),
+            row["state"],
+            row["model"] or "-",
+            row["scope"],
+            f"{row['inputs']:,}",
+            f"{_actual(row, 'tokens'):,}",
+            dollars(_actual(row, "cost")),
+            row["request_id"] or "-",
+            row["note"] or "",
+        )
+        for row in attempts
+    ]
+    screen.show(table(_AUDIT_HEADS, rows, numbers={4, 5, 6}) if rows else "nothing was sent yet")
+
+
+def _actual(row: dict[str, Any], what: str) -> int:
+    """What it cost; while it is under way, what is held for it."""
+    actual = row[f"actual_{what}"]
+    return int(row[what] if actual is None else actual)
+
+
+def _window_fields(one: Usage) -> dict[str, Any]:
+    return {
+        "scope": one.scope,
+        "period": one.period,
+        "start": one.start or None,
+        "requests": one.requests,
+        **_money("spent", one.spent),
+        **_money("held", one.held),
+    }
+
+
+def _model_fields(one: ModelUsage) -> dict[str, Any]:
+    return {
+        "model": one.model,
+        "period": one.period,
+        "requests": one.requests,
+        **_money("spent", one.spent),
+        **_money("uncertain", one.uncertain),
+        **_money("estimated", one.estimated),
+    }
+
+
+def _money(name: str, amount: Amount) -> dict[str, Any]:
+    return {f"{name}_tokens": amount.tokens, f"{name}_picodollars": amount.cost}

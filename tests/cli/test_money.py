@@ -1,0 +1,191 @@
+"""Is nobody surprised by a bill: asked, refused, limited, and told what it cost?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from embedcore.assembly import open_ledger
+from embedcore.config import Config
+
+PAID = "text-embedding-3-small"
+
+
+@pytest.fixture
+def dear(texts_file, monkeypatch):
+    """Texts that cost more than may be spent without a question."""
+    monkeypatch.setenv("EMBEDCORE_CONFIRM_ABOVE", "0.000001")
+    return str(texts_file(100))
+
+
+def test_without_a_terminal_a_high_price_needs_yes(cli, server, dear):
+    run = cli("embed", dear, "-o", "out.npy")
+    assert run.code == 2
+    assert "--yes" in run.err
+    assert server.meter.requests == 0
+    assert not Path("out.npy").exists()
+    assert cli("embed", dear, "-o", "out.npy", "--yes").code == 0
+    assert server.meter.snapshot()["billed_texts"] == 100
+    again = cli("embed", dear, "-o", "out.npy")
+    assert again.code == 0, "what costs nothing needs no answer"
+
+
+def test_literal_texts_ask_as_well(cli, server, monkeypatch):
+    monkeypatch.setenv("EMBEDCORE_CONFIRM_ABOVE", "0")
+    assert cli("embed", "-c", "some text").code == 2
+    assert server.meter.requests == 0
+    assert cli("embed", "-c", "some text", "--yes").code == 0
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y", 0), ("n", 2), ("\r", 2)])
+def test_on_a_terminal_it_asks(terminal, server, dear, answer, code):
+    screen = terminal("embed", dear, "-o", "out.npy")
+    screen.wait_for(r"This costs \$0\.0000\d+\. Go on\? \[y/N\]")
+    assert server.meter.requests == 0
+    screen.send(f"{answer}\r")
+    assert screen.close() == code
+    assert server.meter.snapshot()["billed_texts"] == (100 if code == 0 else 0)
+
+
+def test_ctrl_c_at_the_question_sends_nothing(terminal, server, dear):
+    screen = terminal("embed", dear, "-o", "out.npy")
+    screen.wait_for(r"Go on\?")
+    screen.send("\x03")
+    assert screen.close() == 130
+    assert "nothing was sent" in screen.plain
+    assert server.meter.requests == 0
+
+
+def test_an_unknown_price_is_asked_about(cli, server, texts_file):
+    run = cli("embed", str(texts_file(2)), "-o", "out.npy", "-m", "a-model-of-my-own")
+    assert run.code == 2
+    assert "price of openai:a-model-of-my-own is not known" in run.err
+    assert "price" in run.err
+    assert server.meter.requests == 0
+
+
+@pytest.mark.fault(95)
+def test_a_limit_in_the_way_is_shown_and_refused_before_anything_is_sent(
+    cli, server, texts_file, monkeypatch
+):
+    file = str(texts_file(200))
+    monkeypatch.setenv("EMBEDCORE_DAILY_TOKEN_LIMIT", "300")
+    shown = cli("embed", file, "--dry-run")
+    assert shown.code == 0
+    assert "will refuse" in shown.out
+    run = cli("embed", file, "-o", "out.npy", "--json")
+    assert run.code == 3
+    assert run.json["error"]["type"] == "TokenBudgetExceeded"
+    assert "300 tokens per day" in run.err
+    assert server.meter.requests == 0
+
+
+def test_with_yes_the_ledger_still_refuses(cli, server, texts_file, monkeypatch):
+    monkeypatch.setenv("EMBEDCORE_DAILY_TOKEN_LIMIT", "300")
+    run = cli("embed", str(texts_file(200)), "-o", "out.npy", "--yes")
+    assert run.code == 3
+    assert server.meter.billed_tokens <= 300
+
+
+def test_a_cost_limit_is_kept(cli, server, texts_file, monkeypatch):
+    monkeypatch.setenv("EMBEDCORE_TOTAL_COST_LIMIT", "0.00001")
+    run = cli("embed", str(texts_file(500)), "-o", "out.npy", "--yes")
+    assert run.code == 3
+    assert server.meter.billed_tokens * 20_000 <= 10**7
+
+
+def test_a_local_model_needs_no_budget(cli, texts_file, monkeypatch):
+    monkeypatch.setenv("EMBEDCORE_DAILY_TOKEN_LIMIT", "0")
+    run = cli("embed", str(texts_file(10)), "-o", "out.npy", "-m", "hashing:8")
+    assert run.code == 0, run.err
+
+
+def test_usage_says_what_the_meter_says(cli, server, texts_file):
+    cli("embed", str(texts_file(30)), "-o", "out.npy", "--scope", "books")
+    cli("embed", "-c", "a question", "--scope", "web")
+    report = cli("usage", "--json").json
+    day = {one["scope"]: one for one in report["scopes"] if one["period"] == "day"}
+    assert day["*"]["spent_tokens"] == server.meter.billed_tokens
+    assert day["*"]["spent_picodollars"] == server.meter.billed_tokens * 20_000
+    assert day["*"]["requests"] == 2
+    assert day["books"]["spent_tokens"] + day["web"]["spent_tokens"] == day["*"]["spent_tokens"]
+    (model,) = [one for one in report["models"] if one["period"] == "day"]
+    assert model["model"] == f"openai:{PAID}"
+    assert model["spent_tokens"] == server.meter.billed_tokens
+    only = cli("usage", "--scope", "web", "--json").json["scopes"]
+    assert {one["scope"] for one in only} == {"web"}
+    shown = cli("usage").out
+    assert f"{server.meter.billed_tokens:,}" in shown
+    assert "all scopes" in shown
+
+
+def test_audit_lists_every_attempt(cli, server):
+    server.faults.push("status", status=500)
+    assert cli("embed", "-c", "one", "-v").code == 0
+    attempts = cli("usage", "--audit", "--json").json["attempts"]
+    assert len(attempts) == server.meter.requests == 2
+    assert sum(one["actual_tokens"] for one in attempts) == server.meter.billed_tokens
+    shown = cli("usage", "--audit").out
+    assert shown.count("openai:") == 2
+    assert cli("usage", "--audit", "--last", "1").out.count("openai:") == 1
+    assert cli("usage", "--last", "1").code == 2
+
+
+@pytest.mark.fault(29)
+def test_uncertain_money_is_named(cli, server, texts_file):
+    server.faults.push("reset_billed")
+    run = cli("embed", str(texts_file(5)), "-o", "out.npy")
+    assert run.code == 0, run.err
+    assert "nobody can say whether it is billed" in run.out
+    usage = cli("usage", "--json").json
+    assert usage["models"][0]["uncertain_tokens"] > 0
+    assert "uncertain" in cli("usage").out.lower()
+
+
+def test_budget_shows_limits_with_their_layers(cli, server, monkeypatch):
+    Path("embedcore.toml").write_text(
+        "[budget]\ndaily_token_limit = 5000\ntotal_cost_limit = 1.5\n"
+        "[budget.all_scopes]\nmonthly_token_limit = 9000\n"
+        "[budget.scopes.web]\ntotal_token_limit = 70\n"
+    )
+    monkeypatch.setenv("EMBEDCORE_DAILY_TOKEN_LIMIT", "4000")
+    cli("embed", "-c", "some words to pay for")
+    limits = cli("budget", "--json").json["limits"]
+    found = {(one["scope"], one["period"], one["unit"]): one for one in limits}
+    day = found["default", "day", "tokens"]
+    assert day["limit"] == 4000
+    assert day["set_by"] == "environment EMBEDCORE_DAILY_TOKEN_LIMIT"
+    assert day["spent"] == server.meter.billed_tokens
+    assert day["left"] == 4000 - server.meter.billed_tokens
+    assert day["resets_at"]
+    total = found["default", "total", "picodollars"]
+    assert total["set_by"].endswith("embedcore.toml")
+    assert total["resets_at"] is None
+    assert found["*", "month", "tokens"]["limit"] == 9000
+    assert "never" in cli("budget").out
+    web = cli("budget", "--scope", "web", "--json").json["limits"]
+    assert ("web", 70) in [(one["scope"], one["limit"]) for one in web]
+
+
+def test_budget_without_limits_says_how_to_set_one(cli):
+    run = cli("budget")
+    assert run.code == 0
+    assert "EMBEDCORE_DAILY_TOKEN_LIMIT" in run.out
+
+
+@pytest.mark.fault(91)
+def test_clock_of_the_books_is_shown_and_repaired(cli):
+    assert cli("embed", "-c", "x", "-m", "hashing:8").code == 0
+    ledger = open_ledger(Config.load(), ())
+    with ledger.database.transaction() as connection:
+        ledger.moment_in(connection)
+        connection.execute("UPDATE book SET clock = clock + 86400000000 * 40")
+    ledger.database.close()
+    assert cli("budget", "clock", "--json").json["ahead_seconds"] > 39 * 86400
+    assert "--repair" in cli("budget", "clock").out
+    doctor = cli("doctor")
+    assert doctor.code == 1
+    assert "budget clock --repair" in doctor.out
+    assert cli("budget", "clock", "--repair").code == 0
+    assert cli("budget", "clock", "--json").json["ahead_seconds"] < 1
