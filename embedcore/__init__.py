@@ -116,6 +116,9 @@ if TYPE_CHECKING:
         Plan as Plan,
     )
     from embedcore.policy.result import (
+        Arrival as Arrival,
+    )
+    from embedcore.policy.result import (
         EmbeddingResult as EmbeddingResult,
     )
     from embedcore.policy.result import (
@@ -133,6 +136,7 @@ if TYPE_CHECKING:
 
 # Loaded at first use: importing embedcore must cost a program nothing that it does not need.
 _HOMES = {
+    "Arrival": "embedcore.policy.result",
     "AuthenticationFailed": "embedcore.errors",
     "BatchEmbeddingFailed": "embedcore.errors",
     "BudgetExceeded": "embedcore.errors",
@@ -178,6 +182,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Arrival",
     "AuthenticationFailed",
     "BatchEmbeddingFailed",
     "BudgetExceeded",

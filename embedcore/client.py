@@ -17,7 +17,7 @@ from embedcore.observers import with_progress
 from embedcore.opening import Opened
 from embedcore.policy.engine import Engine, Stop
 from embedcore.policy.immediate import Plan, embed_now, plan_now
-from embedcore.policy.result import EmbeddingResult
+from embedcore.policy.result import EmbeddingResult, OnArrival
 from embedcore.provider import registry
 from embedcore.provider.options import HiddenValues
 
@@ -151,14 +151,23 @@ class EmbeddingClient(AwaitedForms):
         input_type: str | None = None,
         on_error: Literal["raise", "keep"] = "raise",
         progress: bool | Callable[[Progress], None] = False,
+        on_arrival: OnArrival | None = None,
     ) -> EmbeddingResult:
         """Vectors as an array, and what became of every row.
 
         ``on_error="keep"`` notes what is wrong with a row, and transient errors whose attempts
         are used up, instead of raising; everything else is raised in any case. ``progress``: shown
-        on the terminal or in the log, or given to a callable.
+        on the terminal or in the log, or given to a callable. ``on_arrival`` gets each request's
+        vectors while the others are under way, one ``Arrival`` at a time and in another thread:
+        whoever writes them down there loses no finished request to a crash.
         """
-        return self._embed(texts, input_type=input_type, on_error=on_error, progress=progress)
+        return self._embed(
+            texts,
+            input_type=input_type,
+            on_error=on_error,
+            progress=progress,
+            on_arrival=on_arrival,
+        )
 
     def plan(
         self, texts: Iterable[str], *, input_type: str | None = None, exact: bool = True
@@ -238,6 +247,7 @@ class EmbeddingClient(AwaitedForms):
         progress: bool | Callable[[Progress], None] = False,
         check_budget: bool = True,
         stop: Stop | None = None,
+        on_arrival: OnArrival | None = None,
     ) -> EmbeddingResult:
         if on_error not in ("raise", "keep"):
             raise ConfigurationError(f'on_error = {on_error!r} must be "raise" or "keep"')
@@ -251,6 +261,7 @@ class EmbeddingClient(AwaitedForms):
             on_error=on_error,
             check_budget=check_budget,
             stop=stop,
+            on_arrival=on_arrival,
         )
 
     def _tell_of_batch(self, fallback: str) -> None:

@@ -27,7 +27,7 @@ PROMISED = {
     "TokenBudgetExceeded",
     "BatchEmbeddingFailed",
 }
-BESIDE = {"Config", "Plan", "RowOutcome", "Spending"}
+BESIDE = {"Arrival", "Config", "Plan", "RowOutcome", "Spending"}
 REPOSITORY = Path(__file__).parents[1]
 
 

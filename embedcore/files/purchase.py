@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedcore import Spending
+from embedcore import Arrival, Spending
 from embedcore.errors import EmbeddingError, InputRejected, InvalidResponse, StorageError
 from embedcore.events import Progress
 from embedcore.files.digests import as_digests, content_digest
@@ -17,7 +18,7 @@ from embedcore.files.types import OnError, Row
 
 if TYPE_CHECKING:
     from embedcore import EmbeddingClient, EmbeddingResult
-    from embedcore.files.types import Digests, Vectors
+    from embedcore.files.types import Vectors
 
 
 class Purchase:
@@ -43,26 +44,35 @@ class Purchase:
         self.reasons: dict[bytes, str] = {}
 
     def embed(self, rows: Sequence[Row], *, progress: Callable[[Progress], None]) -> None:
-        """Buy one block; on return, or on any error, what was bought is on the disk.
+        """Buy one block; what was bought is on the disk, from each request on as it finishes.
 
         Raises what the client raises, with a note naming the row; the error of the first row that
         failed, unless failed rows are kept; ``StorageError`` with the vectors as its ``partial``.
         """
-        texts = [row.text for row in rows]
+        block = _Block(rows, self._journal)
         try:
             result = self._client.embed(
-                texts, input_type=self._input_type, on_error="keep", progress=progress
+                [row.text for row in rows],
+                input_type=self._input_type,
+                on_error="keep",
+                progress=progress,
+                on_arrival=block.arrived,
             )
         except BaseException as error:
             partial: EmbeddingResult | None = getattr(error, "partial", None)
             if partial is not None:
-                self._keep(rows, partial)
+                self._keep(block, partial)
             if isinstance(error, InputRejected) and error.position is not None:
                 _locate(error, rows[error.position])
             raise
-        self._keep(rows, result)
+        self._keep(block, result)
         for number in np.flatnonzero(~result.ok).tolist():
             self._failed(rows[number], result.errors.get(number))
+
+    def _keep(self, block: _Block, result: EmbeddingResult) -> None:
+        self.usage += result.usage
+        block.complete(result)
+        self.bought += int(np.count_nonzero(result.ok & ~result.reused))
 
     def _failed(self, row: Row, error: EmbeddingError | None) -> None:
         error = error or EmbeddingError("the client gave no reason")
@@ -72,37 +82,66 @@ class Purchase:
         reason = error.reason if isinstance(error, InputRejected) else str(error)
         self.reasons[content_digest(row.text)] = reason
 
-    def _keep(self, rows: Sequence[Row], result: EmbeddingResult) -> None:
-        self._require_sound(rows, result)
-        self.usage += result.usage
-        numbers = np.flatnonzero(result.ok).tolist()
-        digests = as_digests(b"".join(content_digest(rows[number].text) for number in numbers))
-        cuts = [result.tokens_cut.get(number, 0) for number in numbers]
-        try:
-            self._append(digests, np.array(cuts, dtype=np.uint32), result.vectors[numbers])
-        except StorageError as error:
-            error.partial = result
-            raise
-        self.bought += int(np.count_nonzero(result.ok & ~result.reused))
 
-    def _append(self, digests: Digests, cuts: NDArray[np.uint32], vectors: Vectors) -> None:
-        try:
-            self._journal.append(digests, cuts, vectors)
-        except KeyboardInterrupt:
-            # The block is paid for: it is written once more, then the interrupt goes on.
-            self._journal.append(digests, cuts, vectors)
-            raise
+class _Block:
+    """The rows of one call, and which of them are in the journal."""
 
-    def _require_sound(self, rows: Sequence[Row], result: EmbeddingResult) -> None:
-        vectors, ok = result.vectors, result.ok
-        if vectors.ndim != 2 or not len(rows) == len(vectors) == len(ok) == len(result.reused):
-            raise InvalidResponse(
-                f"{len(rows)} texts came back as vectors of shape {vectors.shape}; none is used"
-            )
-        if not np.isfinite(vectors[ok]).all():
-            raise InvalidResponse(
-                "a vector came back with numbers that are not finite; none is used"
-            )
+    def __init__(self, rows: Sequence[Row], journal: Journal) -> None:
+        self._rows = rows
+        self._journal = journal
+        self._written: NDArray[np.bool_] = np.zeros(len(rows), dtype=np.bool_)
+        self._complete = False
+        self._lock = threading.Lock()
+
+    def arrived(self, arrival: Arrival) -> None:
+        """Write down what one request brought. Called in a thread of the client's."""
+        with self._lock:
+            # A reply that comes after the end of the call is in its result, or was given up.
+            if not self._complete:
+                _require_sound(len(arrival.rows), arrival.vectors)
+                self._append(arrival.rows, arrival.vectors, arrival.tokens_cut)
+
+    def complete(self, result: EmbeddingResult) -> None:
+        """Write down what is not there yet. ``StorageError`` has the vectors as its ``partial``."""
+        with self._lock:
+            self._complete = True
+            if not len(self._rows) == len(result.ok) == len(result.reused):
+                raise _unsound(len(self._rows), result.vectors)
+            missing = np.flatnonzero(result.ok & ~self._written)
+            _require_sound(len(self._rows), result.vectors, missing)
+            try:
+                self._append(missing, result.vectors[missing], result.tokens_cut)
+            except KeyboardInterrupt:
+                # The block is paid for: it is written once more, then the interrupt goes on.
+                self._append(missing, result.vectors[missing], result.tokens_cut)
+                raise
+            except StorageError as error:
+                error.partial = result
+                raise
+
+    def _append(
+        self, numbers: NDArray[np.intp], vectors: Vectors, tokens_cut: Mapping[int, int]
+    ) -> None:
+        texts = (self._rows[number].text for number in numbers.tolist())
+        digests = as_digests(b"".join(map(content_digest, texts)))
+        cuts = [tokens_cut.get(number, 0) for number in numbers.tolist()]
+        self._journal.append(digests, np.array(cuts, dtype=np.uint32), vectors)
+        self._written[numbers] = True
+
+
+def _require_sound(
+    rows: int, vectors: Vectors, used: NDArray[np.intp] | slice = slice(None)
+) -> None:
+    if vectors.ndim != 2 or len(vectors) != rows:
+        raise _unsound(rows, vectors)
+    if not np.isfinite(vectors[used]).all():
+        raise InvalidResponse("a vector came back with numbers that are not finite; none is used")
+
+
+def _unsound(rows: int, vectors: Vectors) -> InvalidResponse:
+    return InvalidResponse(
+        f"{rows} texts came back as vectors of shape {vectors.shape}; none is used"
+    )
 
 
 def _locate(error: EmbeddingError, row: Row) -> None:

@@ -9,13 +9,14 @@ from typing import Any, Final, Literal
 
 from embedcore.errors import ConfigurationError, EmbeddingError, InputRejected, StorageError
 from embedcore.events import Progress
+from embedcore.policy.arrivals import Delivery
 from embedcore.policy.crew import Crew
 from embedcore.policy.engine import Engine, Stop
 from embedcore.policy.flights import Flight, Pause
 from embedcore.policy.planning import PlannedRequest
 from embedcore.policy.preparing import Prepared
 from embedcore.policy.purse import Purse
-from embedcore.policy.result import EmbeddingResult
+from embedcore.policy.result import EmbeddingResult, OnArrival
 from embedcore.policy.rows import Collected
 from embedcore.policy.sending import Sender, logger, may_be_kept
 from embedcore.policy.splitting import Splitter
@@ -48,15 +49,19 @@ def embed_now(
     on_error: Literal["raise", "keep"] = "raise",
     check_budget: bool = True,
     stop: Stop | None = None,
+    on_arrival: OnArrival | None = None,
 ) -> EmbeddingResult:
     """Intake → truncation → planning → hold → send → integrity → settle → rows in order.
 
     Raises ``BudgetExceeded`` before anything is sent if the call does not fit; any later error
-    carries in ``.partial`` what was bought until then.
+    carries in ``.partial`` what was bought until then. ``on_arrival`` gets the vectors of each
+    request as it finishes, in a thread of the pool; an error it raises ends the call.
     """
     if not check_budget:
         engine = replace(engine, account=replace(engine.account, limits=()))
-    call = _Call(engine, texts, input_type, keep=on_error == "keep", stop=stop)
+    call = _Call(
+        engine, texts, input_type, keep=on_error == "keep", stop=stop, on_arrival=on_arrival
+    )
     if not call.prepared.texts:
         return call.result()
     try:
@@ -105,6 +110,7 @@ class _Call:
         *,
         keep: bool,
         stop: Stop | None,
+        on_arrival: OnArrival | None,
     ) -> None:
         self.engine = engine
         self._keep = keep
@@ -132,6 +138,7 @@ class _Call:
             resolved,
             pause=pause,
             deadline=deadline,
+            deliver=None if on_arrival is None else Delivery(self.prepared, on_arrival),
         )
         self._splitter = Splitter(
             sender,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Literal, TypeAlias, overload
@@ -62,6 +62,23 @@ class RowOutcome:
     state: RowState = "ok"
     tokens_cut: int = 0
     error: EmbeddingError | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arrival:
+    """Vectors that just came, while the call they belong to goes on.
+
+    - ``rows``: the caller's rows they are for, shape (m,), intp.
+    - ``vectors``: float32, shape (m, d), vector i for ``rows[i]``.
+    - ``tokens_cut``: row → tokens cut off; only the rows that were cut.
+    """
+
+    rows: NDArray[np.intp]
+    vectors: Vectors
+    tokens_cut: Mapping[int, int] = field(default_factory=dict)
+
+
+OnArrival: TypeAlias = Callable[[Arrival], None]
 
 
 class _Outcomes(Sequence[RowOutcome]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
@@ -49,6 +49,7 @@ class Sender:
         *,
         pause: Pause,
         deadline: float | None,
+        deliver: Callable[[Sequence[int], Vectors], None] | None = None,
     ) -> None:
         self.engine = engine
         self.purse = purse
@@ -58,6 +59,7 @@ class Sender:
         self._input_type = input_type
         self._pause = pause
         self._deadline = deadline
+        self._deliver = deliver
 
     def send(self, request: PlannedRequest, *, after: EmbeddingError | None = None) -> None:
         """Attempts of one request until it has its vectors, or raise its last error.
@@ -174,7 +176,11 @@ class Sender:
         engine.learned.proven = True
         # Kept before it is paid for in the books: what can fail there must not lose the vectors.
         self.collected.put(request.indices, vectors)
-        actual = self.purse.settle(flight.attempt, tokens, identity(reply))
+        try:
+            if self._deliver is not None:
+                self._deliver(request.indices, vectors)
+        finally:
+            actual = self.purse.settle(flight.attempt, tokens, identity(reply))
         self._learn(actual, request)
         engine.observe(
             RequestFinished(

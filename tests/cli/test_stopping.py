@@ -78,24 +78,26 @@ def test_stopped_in_order_it_pays_nothing_twice(far_server, texts_file, read_out
 
 
 @pytest.mark.fault(144)
-def test_killed_it_loses_no_more_than_the_block_under_way(far_server, texts_file, read_output):
-    server = far_server(0.3)
-    texts_file(20_000)
+def test_killed_it_loses_no_more_than_the_requests_in_flight(far_server, texts_file, read_output):
+    server = far_server(0.1)
+    texts_file(3_000)
+    with Path("embedcore.toml").open("r+") as settings:
+        narrow = settings.read()
+        settings.seek(0)
+        settings.write(f"concurrency = 2\n{narrow}max_texts_per_request = 50\n")
     command = ["embed", "texts.jsonl", "-o", "out.jsonl"]
     run = start(*command)
-    server.wait_for(BLOCK + REQUEST)
+    server.wait_for(600)
     run.kill()
     run.communicate(timeout=60)
     time.sleep(0.5)
-    before = server.meter["billed_texts"]
     done = start(*command)
     _, said = done.communicate(timeout=120)
     assert done.returncode == 0, said
-    bought = server.meter["billed_texts"]
-    assert bought - before <= 20_000 - BLOCK
-    assert bought <= 20_000 + BLOCK
-    assert server.meter["distinct_texts"] == 20_000
-    check_output(read_output, 20_000)
+    # Two were under way, and two more may have been answered but not yet written down.
+    assert server.meter["billed_texts"] <= 3_000 + 4 * 50
+    assert server.meter["distinct_texts"] == 3_000
+    check_output(read_output, 3_000)
 
 
 @pytest.mark.fault(142)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedcore import EmbeddingResult, Plan, Spending
+from embedcore import Arrival, EmbeddingResult, Plan, Spending
 from embedcore.errors import EmbeddingError, InputRejected
 from embedcore.events import Progress
 
@@ -59,6 +59,7 @@ class FakeClient:
         input_type: str | None = None,
         on_error: str = "raise",
         progress: bool | Callable[[Progress], None] = False,
+        on_arrival: Callable[[Arrival], None] | None = None,
     ) -> EmbeddingResult:
         self.calls.append(list(texts))
         self.input_types.add(input_type)
@@ -71,12 +72,27 @@ class FakeClient:
             usage = result.usage
             tokens, money = usage.tokens, usage.picodollars
             progress(Progress(done=reached, total=len(texts), tokens=tokens, picodollars=money))
+        if on_arrival is not None:
+            self._deliver(result, on_arrival)
         if stop is not None:
             stop[1].partial = result  # type: ignore[attr-defined]
             raise stop[1]
         if on_error == "raise" and not result.ok.all():
             raise InputRejected("bad text", position=min(result.errors), partial=result)
         return result
+
+    def _deliver(self, result: EmbeddingResult, on_arrival: Callable[[Arrival], None]) -> None:
+        """Some rows come early, in parts and out of order; the others only with the result."""
+        early = np.flatnonzero(result.ok)[::-2]
+        for rows in np.array_split(early, 3):
+            cut = {row: result.tokens_cut[row] for row in rows.tolist() if row in result.tokens_cut}
+            if not len(rows):
+                continue
+            try:
+                on_arrival(Arrival(rows=rows, vectors=result.vectors[rows], tokens_cut=cut))
+            except BaseException as error:
+                error.partial = result  # type: ignore[attr-defined]
+                raise
 
     def _result(self, texts: Sequence[str], reached: int) -> EmbeddingResult:
         vectors = np.full((len(texts), self.width), np.nan, dtype=np.float32)

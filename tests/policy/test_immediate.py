@@ -50,6 +50,13 @@ def small(**options):
     return FakeEmbedder(info=options.pop("info", SMALL), **options)
 
 
+def until(true, seconds=20.0):
+    ends = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < ends, "waited in vain"
+        time.sleep(0.001)
+
+
 # What comes back
 
 
@@ -647,8 +654,7 @@ def test_one_threads_429_holds_all_of_them(desk):
     with first, second:
         thread = threading.Thread(target=lambda: first.embed(["a"]))
         thread.start()
-        while first.engine.gate.closed_for == 0:
-            time.sleep(0.001)
+        until(lambda: first.engine.gate.closed_for > 0)
         second.embed(texts(40))
         thread.join()
     assert min(arrivals[1:]) - arrivals[0] >= 0.3
@@ -658,8 +664,7 @@ def test_a_short_call_does_not_wait_for_a_long_one(desk):
     with desk(small(info=replace(SMALL, max_texts_per_request=1), latency=0.01), threads=2) as one:
         long = threading.Thread(target=lambda: one.embed(texts(150)))
         long.start()
-        while one.embedder.meter.requests < 4:
-            time.sleep(0.001)
+        until(lambda: one.embedder.meter.requests >= 4)
         one.embed(["a question"])
         assert one.embedder.meter.requests < 60
         long.join()
@@ -699,8 +704,7 @@ def test_a_client_closed_meanwhile_ends_the_call_with_a_typed_error(desk):
 
     thread = threading.Thread(target=go)
     thread.start()
-    while one.embedder.meter.requests < 4:
-        time.sleep(0.001)
+    until(lambda: one.embedder.meter.requests >= 4)
     one.engine.pool.close()
     thread.join(20)
     assert raised[0].partial.ok.sum() == one.embedder.meter.requests
