@@ -144,5 +144,5 @@ class EmbeddingResult:
         rows, width = self.vectors.shape
         return (
             f"EmbeddingResult({rows} rows × {width}, {int(self.ok.sum())} ok, "
-            f"model={self.model!r}, tokens={self.usage.tokens}, cost=${self.usage.cost})"
+            f"model={self.model!r}, tokens={self.usage.tokens}, cost=${self.usage.cost:f})"
         )

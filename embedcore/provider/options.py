@@ -159,7 +159,8 @@ def options_fingerprint(provider: str, model: str, options: BaseModel, info: Mod
     """A name for everything that decides the vectors, so that two sets never mix unnoticed.
 
     Every option counts, the base URL included, but secrets and those marked ``KeepsVectors``: a
-    mark that is forgotten costs a cache miss, never a mixed set.
+    mark that is forgotten costs a cache miss, never a mixed set. An option that is None does not
+    count, so that a provider may add one without renaming every set that exists.
     """
     kind = type(options)
     left_out = {
@@ -167,7 +168,8 @@ def options_fingerprint(provider: str, model: str, options: BaseModel, info: Mod
         for name, described in kind.model_fields.items()
         if is_secret(kind, name) or any(isinstance(m, KeepsVectors) for m in described.metadata)
     }
-    return _digest(provider, model, info, options.model_dump(mode="json", exclude=left_out))
+    counted = options.model_dump(mode="json", exclude=left_out, exclude_none=True)
+    return _digest(provider, model, info, counted)
 
 
 def embedder_fingerprint(info: ModelInfo) -> str:

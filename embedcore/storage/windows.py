@@ -77,7 +77,7 @@ class Used:
         ends = self.ends
         when = f"it resets at {ends:%Y-%m-%d %H:%M} UTC" if ends else "it never resets"
         return (
-            f"nothing was sent: the call needs {show(asked)}, and of {show(limit.amount)} {period} "
+            f"not sent: {show(asked)} would be needed, and of {show(limit.amount)} {period} "
             f"for {whom} {show(max(self.left, 0))} are left ({show(self.spent)} spent, "
             f"{show(self.held)} held{kept}); {when}. Send less, wait, or raise the limit"
         )
