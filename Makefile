@@ -15,7 +15,7 @@ help:
 	@echo "make test      the tests"
 	@echo "make check     lint, types and tests, as CI runs them"
 	@echo "make campaign  the long tests: many processes, kill -9 loops"
-	@echo "make benchmark the figures of the README"
+	@echo "make benchmark the benchmarks"
 
 demo: $(VENV)/.installed
 	@$(BIN)/embedcore demo
