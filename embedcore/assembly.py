@@ -1,18 +1,17 @@
-"""From settings to something that runs: which provider, which options, whose money."""
+"""From a choice to something that runs: an embedder, its rules, and whose money it is."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
 from itertools import chain
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 from pydantic import BaseModel, SecretStr, ValidationError
 
-from embedcore.config import Config, Profile, Retry
-from embedcore.configfile import layered, state_folder, validated
+from embedcore.choice import Choice
+from embedcore.config import Config
+from embedcore.configfile import state_folder
 from embedcore.errors import ConfigurationError, StorageReadOnly, UnsafeStorage
 from embedcore.events import Event, Observer
 from embedcore.observers import log
@@ -23,12 +22,9 @@ from embedcore.policy.purse import Account
 from embedcore.policy.retry import RetryQuota
 from embedcore.provider import registry
 from embedcore.provider.options import (
-    OptionLayer,
     ResolvedOptions,
     embedder_fingerprint,
     options_fingerprint,
-    resolve_options,
-    without_secrets,
 )
 from embedcore.storage.database import Database
 from embedcore.storage.ledger import Ledger
@@ -39,122 +35,8 @@ if TYPE_CHECKING:
     from embedcore.storage.amounts import Limit
 
 STATE_FILE: Final = "state.db"
-Key: TypeAlias = str | SecretStr | Callable[[], str]
 
 logger = logging.getLogger("embedcore")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Choice:
-    """What a client was asked for, before anything of it is built."""
-
-    config: Config
-    profile: Profile
-    provider: str
-    model: str
-    scope: str
-    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
-
-    @property
-    def limits(self) -> tuple[Limit, ...]:
-        return self.config.limits(self.profile, self.scope)
-
-    @property
-    def retry(self) -> Retry:
-        """The profile's settings over those of the configuration, one by one."""
-        own = self.profile.retry
-        table = own.model_dump(exclude_unset=True) if own is not None else {}
-        return self.config.retry.model_copy(update=table)
-
-    @property
-    def patience(self) -> float:
-        """Seconds to wait while others hold more than they will need."""
-        return self.config.budget.tightened_by(self.profile.budget).wait
-
-    def resolve(self, provider: Provider) -> ResolvedOptions:
-        """This choice's options for its provider, from every layer."""
-        config = self.config
-        # Settings made in Python may hold a key; those read from a file must not.
-        by_hand = not config.origins
-        return resolve_options(
-            provider,
-            [
-                OptionLayer(
-                    origin=_origin(config, f"options.{self.provider}."),
-                    values=config.options.get(self.provider, {}),
-                    plain_keys=by_hand,
-                ),
-                OptionLayer(
-                    origin=_origin(config, "profiles."),
-                    values=self.profile.options,
-                    plain_keys=by_hand,
-                ),
-                OptionLayer(origin="Python", values=self.options, plain_keys=True),
-            ],
-        )
-
-    def without_keys(self) -> Choice:
-        """The same to be pickled: of the settings only those this choice needs, and no key."""
-        kind = registry.load(self.provider).options
-        config = self.config.model_copy(
-            update={
-                "options": {
-                    name: without_secrets(kind, values)
-                    for name, values in self.config.options.items()
-                    if name == self.provider
-                },
-                "profiles": {},
-            }
-        )
-        options = without_secrets(kind, self.profile.options)
-        return replace(
-            self,
-            config=config,
-            profile=self.profile.model_copy(update={"options": options}),
-            options=without_secrets(kind, self.options),
-        )
-
-
-def _origin(config: Config, prefix: str) -> str:
-    """The file that the settings under ``prefix`` were read from."""
-    found = (origin for path, origin in config.origins.items() if path.startswith(prefix))
-    return next(found, "the configuration")
-
-
-def choose(
-    model: str | None,
-    *,
-    config: Config | Mapping[str, Any] | Path | str | None,
-    scope: str | None,
-    options: Mapping[str, Any],
-) -> Choice:
-    """Find the profile, the provider and the model that a name means."""
-    settings = as_config(config)
-    profile = settings.profile(model)
-    provider, name = registry.split_model(profile.model, default_provider=settings.provider)
-    chosen_scope = scope or profile.scope or settings.scope
-    if scope is not None:
-        check_scope(scope)
-    return Choice(
-        config=settings,
-        profile=profile,
-        provider=provider,
-        model=name,
-        scope=chosen_scope,
-        options=options,
-    )
-
-
-def as_config(config: Config | Mapping[str, Any] | Path | str | None) -> Config:
-    """A ``Config`` from whatever the caller has.
-
-    Settings made in Python take the place of the files and the environment, except that the limits
-    of the machine, the user and the environment hold as well.
-    """
-    if config is None or isinstance(config, (Path, str)):
-        return Config.load(config)
-    settings = config if isinstance(config, Config) else validated(config, "config argument")
-    return layered(settings)
 
 
 def checked_options(choice: Choice, provider: Provider) -> BaseModel | None:
@@ -279,8 +161,3 @@ def _secrets(options: BaseModel) -> _Secrets:
         for value in chain(values, *tables)
         if isinstance(value, SecretStr) and value.get_secret_value()
     )
-
-
-def check_scope(scope: str) -> None:
-    """Raise ``ConfigurationError`` for a name that no scope may have."""
-    validated({"scope": scope}, "scope argument")

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from embedcore import assembly
+from embedcore import assembly, choice
 from embedcore.awaiting import AwaitedForms
 from embedcore.errors import ConfigurationError
 from embedcore.events import Observer, Progress
@@ -66,7 +66,7 @@ class EmbeddingClient(AwaitedForms):
     def __init__(
         self,
         model: str | None = None,
-        api_key: assembly.Key | None = None,
+        api_key: choice.Key | None = None,
         *,
         embedder: Embedder | None = None,
         config: Config | Mapping[str, Any] | Path | str | None = None,
@@ -83,7 +83,7 @@ class EmbeddingClient(AwaitedForms):
             raise ConfigurationError(
                 "embedder= is ready to use: model, api_key and options belong to a provider"
             )
-        self._choice = assembly.choose(model, config=config, scope=scope, options=given)
+        self._choice = choice.choose(model, config=config, scope=scope, options=given)
         self._embedder = embedder
         self._observers = tuple(observers)
         self._opened: Opened[_Running] = Opened()

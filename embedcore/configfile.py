@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from functools import reduce
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -19,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from embedcore.config import Budget, Config, Limits
 from embedcore.errors import ConfigurationError
-from embedcore.provider.registry import explain_validation
+from embedcore.provider.registry import LOAD_PLUGINS_VARIABLE, explain_validation
 
 FILE_NAME: Final = "embedcore.toml"
 CONFIG_VARIABLE: Final = "EMBEDCORE_CONFIG"
@@ -167,6 +168,7 @@ def _upper_layers(origin: str) -> Iterator[tuple[str, Budget]]:
 
 def _environment() -> Iterator[tuple[str, Budget]]:
     """The limits that the environment sets, each a layer of its own."""
+    _check_spelling()
     for variable, keys in _LIMITS.items():
         if os.environ.get(variable):
             value: object = os.environ[variable]
@@ -178,6 +180,18 @@ def _environment() -> Iterator[tuple[str, Budget]]:
                 f"environment {variable}",
                 _valid(Budget, table, f"environment variable {variable}"),
             )
+
+
+def _check_spelling() -> None:
+    """A limit that is misspelt would not hold, and nobody would know."""
+    known = (*VARIABLES, LOAD_PLUGINS_VARIABLE)
+    for variable in os.environ:
+        if variable.startswith("EMBEDCORE_") and variable not in known:
+            near = get_close_matches(variable, known, n=1, cutoff=0.85)
+            if near:
+                raise ConfigurationError(
+                    f"the environment variable {variable} means nothing; did you mean {near[0]}?"
+                )
 
 
 def _tightest(layers: Iterable[tuple[str, Budget]]) -> tuple[Budget, dict[str, str]]:

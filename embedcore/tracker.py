@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from embedcore.assembly import as_config, check_scope, open_ledger
+from embedcore.assembly import open_ledger
+from embedcore.choice import as_config, check_scope
 from embedcore.errors import ConfigurationError
 from embedcore.observers import log
 from embedcore.opening import Opened

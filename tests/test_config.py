@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from embedcore import Config, ConfigurationError, EmbeddingClient
-from embedcore.assembly import as_config
+from embedcore.choice import as_config
 from embedcore.config import Budget, Limits, Profile, Retry
 from embedcore.policy.retry import RetrySettings
 from embedcore.storage.amounts import ALL_SCOPES

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedcore import Config, ConfigurationError, EmbeddingClient
-from embedcore.assembly import as_config
+from embedcore.choice import as_config
 from embedcore.config import Limits
 from embedcore.configfile import VARIABLES, state_folder, user_file
 from embedcore.storage.amounts import ALL_SCOPES
@@ -377,4 +377,18 @@ def test_the_working_directory_may_be_gone(monkeypatch, tmp_path):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
+    assert Config.load().model == "text-embedding-3-small"
+
+
+@pytest.mark.fault(129)
+def test_a_misspelt_limit_in_the_environment_is_refused(monkeypatch):
+    monkeypatch.setenv("EMBEDCORE_DAILY_TOKEN_LIMT", "5")
+    with pytest.raises(ConfigurationError, match="did you mean EMBEDCORE_DAILY_TOKEN_LIMIT"):
+        Config.load()
+    with pytest.raises(ConfigurationError, match="EMBEDCORE_DAILY_TOKEN_LIMT means nothing"):
+        as_config(Config())
+
+
+def test_a_variable_of_somebody_elses_is_left_alone(monkeypatch):
+    monkeypatch.setenv("EMBEDCORE_ACME_REGION", "eu")
     assert Config.load().model == "text-embedding-3-small"

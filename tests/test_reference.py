@@ -15,11 +15,13 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from embedcore import Config, TokenTracker, errors, events
-from embedcore.assembly import as_config
+from embedcore.choice import as_config
 from embedcore.config import Budget, Profile, Retry
 from embedcore.configfile import VARIABLES
+from embedcore.provider.hookspecs import Provider
 from embedcore.provider.options import environment_options
 from embedcore.provider.registry import LOAD_PLUGINS_VARIABLE, load
+from embedcore.provider.types import EmbedReply, EmbedRequest, ModelInfo, Price, RateLimits
 from embedcore.storage.engine import driver
 from embedcore.storage.schema import STATE_VERSION
 
@@ -187,6 +189,21 @@ def test_the_lines_of_the_log_are_those_that_are_written():
         assert f"| {level} |" in text
     for logger in ("openai", "httpx", "httpx2", "httpcore", "httpcore2"):
         assert f"`{logger}`" in text
+
+
+@pytest.mark.parametrize("kind", [ModelInfo, Price, EmbedRequest, EmbedReply, RateLimits, Provider])
+def test_every_field_of_a_providers_values_is_listed_with_its_default(kind):
+    def default(field):
+        if field.default is not dataclasses.MISSING:
+            value = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            value = field.default_factory()
+        else:
+            return "required"
+        return f"`{repr(value).translate({39: 34})}`"
+
+    listed = {name_in(row[0]): row[1] for row in rows("provider-values.md", kind.__name__)}
+    assert listed == {field.name: default(field) for field in dataclasses.fields(kind)}
 
 
 def links() -> list[tuple[Path, str]]:

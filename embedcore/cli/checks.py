@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Literal, TypeAlias
 
-from embedcore.assembly import choose
+from embedcore.choice import choose
 from embedcore.cli.providers import Found, found_providers, nothing_installed
 from embedcore.cli.settings import environment_settings
 from embedcore.config import Config

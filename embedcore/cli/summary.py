@@ -81,6 +81,6 @@ def _lines(report: RunReport, *, local: bool) -> Iterator[tuple[str, str]]:
         yield (
             "uncertain",
             f"{plural(usage.uncertain_tokens, 'token')}, {dollars(usage.uncertain_picodollars)} "
-            "of the cost: sent and not answered, so that nobody can say whether it is billed",
+            "of the cost: for requests that brought no vectors and may have been billed",
         )
     yield "took", duration(report.seconds)

@@ -70,7 +70,7 @@ def _who_may_write(path: Path) -> Iterator[Finding]:
     if mode & 0o022:
         yield _setting("file", f"{path} can be changed by others: chmod go-w {path}", "problem")
     elif mode & 0o004:
-        yield _setting("file", f"{path} can be read by everybody; it holds no keys", "note")
+        yield _setting("file", f"{path} can be read by everybody: keep keys out of it", "note")
 
 
 def _unknown_variables() -> Iterator[Finding]:

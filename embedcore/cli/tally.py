@@ -36,7 +36,7 @@ class Tally:
         if self.uncertain_tokens:
             said += (
                 f", of which {plural(self.uncertain_tokens, 'token')}, "
-                f"{dollars(self.uncertain_picodollars)}, for requests that were sent and not "
-                "answered: nobody can say whether they are billed"
+                f"{dollars(self.uncertain_picodollars)}, for requests that brought no vectors "
+                "and may have been billed"
             )
         return f"{said}."

@@ -56,7 +56,7 @@ class Crew:
                 self._add_hand()
             self._wait()
         except BaseException:
-            self._end("the call was interrupted", self._engine.grace)
+            self._end()
             raise
         if self._error is not None:
             raise self._error
@@ -122,19 +122,25 @@ class Crew:
             f"{self._engine.retry.deadline} s; the requests under way count as spent"
         )
 
-    def _end(self, why: str, grace: float) -> None:
+    def _end(self) -> None:
         """Send nothing more, wait a little for what is under way, give up the rest."""
         self._pause.end()
         self._flights.close()
+        why = "the call was interrupted"
         try:
-            if not self._is_late():
-                self._wait_for_flights(grace)
+            if self._is_late():
+                why = "the call's deadline passed"
+            else:
+                self._wait_for_flights()
         finally:
             for flight in self._flights.give_up():
                 self._engine.pool.replace(flight.thread)
                 self._abandon(flight, why)
-        self._wait_for_flights(grace)
+        # What has landed is being booked.
+        self._wait_for_flights()
 
-    def _wait_for_flights(self, grace: float) -> None:
+    def _wait_for_flights(self) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: not (self._hands and self._flights.under_way), grace)
+            self._changed.wait_for(
+                lambda: not (self._hands and self._flights.under_way), self._engine.grace
+            )

@@ -35,12 +35,14 @@ class Learned:
 
     - ``smaller``: the size of request to try, after one was refused for its size.
     - ``scale``: how many times the counted tokens the provider was seen to bill.
+    - ``always_count``: a text was billed at more tokens than bytes, as its count said.
     - ``proven``: it has answered with vectors, so that a refusal is about the texts.
     - ``width``: of the vectors.
     """
 
     smaller: Smaller | None = None
     scale: float = 1.0
+    always_count: bool = False
     proven: bool = False
     width: int | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)

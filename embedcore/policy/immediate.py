@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, Literal
 
-from embedcore.errors import ConfigurationError, EmbeddingError, InputRejected, StorageError
+from embedcore.errors import ConfigurationError, EmbeddingError, StorageError
 from embedcore.events import Progress
 from embedcore.policy.arrivals import Delivery
 from embedcore.policy.crew import Crew
@@ -183,10 +183,11 @@ class _Call:
 
     def _locate(self, indices: Sequence[int], error: EmbeddingError) -> None:
         """Name the caller's rows in the message, once."""
-        if error.position is not None and not isinstance(error, InputRejected):
+        if error.message.startswith(("row ", "rows ")):
             return
         taken = self.prepared.taken
-        error.position = first = taken.first_row(indices[0])
+        first = taken.first_row(indices[0])
+        error.position = first if len(indices) == 1 else None
         if len(indices) == 1:
             error.message = f"row {first}: {error.message}"
         elif len(indices) < len(self.prepared.texts):

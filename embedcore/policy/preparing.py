@@ -26,10 +26,11 @@ class Prepared:
         self._shortened: dict[int, int] = {}
         counted: dict[int, int] = {}
         limit = engine.info.max_input_tokens
-        if limit is not None and max(self.sizes, default=0) > limit:
+        per_byte = engine.info.tokens_per_byte
+        if limit is not None and max(self.sizes, default=0) * per_byte > limit:
             counted = self._cut_all(limit)
         # No tokenizer of bytes yields more tokens than bytes: until it is counted, that is it.
-        self._tokens = list(self.sizes)
+        self._tokens = [size * per_byte for size in self.sizes]
         self._uncounted = set(range(len(self.texts))) - set(counted)
         for index, tokens in counted.items():
             self._tokens[index] = tokens
@@ -56,11 +57,12 @@ class Prepared:
         Returns the tokens that had to be counted for it.
         """
         taken, tokenizer = self.taken, self._engine.tokenizer
+        per_byte = self._engine.info.tokens_per_byte
         places: dict[str, int] = {}
         cuts: dict[int, Cut] = {}
         moved: list[int] = []
         for index, (text, size) in enumerate(zip(taken.texts, taken.sizes, strict=True)):
-            cut = cut_overlong(text, size, limit, tokenizer)
+            cut = cut_overlong(text, size, limit, tokenizer, tokens_per_byte=per_byte)
             if cut is not None:
                 cuts[index] = cut
                 if self._engine.overlong == "reject" or not cut.kept:
@@ -130,7 +132,7 @@ class Prepared:
         learned = self._engine.learned
         return plan_requests(
             range(len(self.texts)),
-            self.measured(exact=exact),
+            self.measured(exact=exact or learned.always_count),
             self._engine.info,
             smaller=learned.smaller,
             scale=learned.scale,

@@ -67,7 +67,7 @@ class Sender:
         ``after``: the error of a larger request with the same texts. If that was charged, its
         money is gone, and this part of it needs new money.
         """
-        state = _Tries()
+        state = _Tries(began=self.engine.monotonic())
         if after is not None and after.billed != "no":
             state.fresh, state.last = True, after
 
@@ -195,8 +195,17 @@ class Sender:
         )
 
     def _learn(self, actual: Amount, request: PlannedRequest) -> None:
-        if actual.tokens > request.amount.tokens > 0:
-            self.engine.learned.billed(request.scale * actual.tokens / request.amount.tokens)
+        if not actual.tokens > request.amount.tokens > 0:
+            return
+        engine = self.engine
+        if engine.tokenizer.exact and not engine.learned.always_count:
+            counts = engine.tokenizer.count([self._texts[index] for index in request.indices])
+            overhead = engine.info.overhead_tokens_per_text * len(request)
+            if sum(counts) + overhead >= actual.tokens:
+                # The count is right, and only the bound by bytes is not.
+                engine.learned.always_count = True
+                return
+        engine.learned.billed(request.scale * actual.tokens / request.amount.tokens)
 
     def _failed(
         self, error: BaseException, flight: Flight, request: PlannedRequest, state: _Tries
@@ -231,9 +240,23 @@ class Sender:
     ) -> None:
         state.last = error
         self._tell_failed(error, wait, request, state)
+        if wait is None and not error.budget_blocked:
+            error.message += self._why_no_more(error, state)
         if wait is not None and isinstance(error, RateLimited):
             self.engine.gate.close(wait)
             self.engine.observe(Throttled(endpoint=self.engine.info.endpoint, seconds=wait))
+
+    def _why_no_more(self, error: TransientProviderError, state: _Tries) -> str:
+        """What was tried, and which setting decided that it was the last time."""
+        longest = self.engine.retry.longest_named_wait
+        if error.retry_after is not None and error.retry_after > longest:
+            return (
+                f"; it asks to wait {error.retry_after:,.0f} s, more than longest_named_wait = "
+                f"{longest:,.0f} s: try again then"
+            )
+        tries = "1 attempt" if state.number == 1 else f"{state.number} attempts"
+        seconds = self.engine.monotonic() - state.began
+        return f" (given up after {tries} in {seconds:.1f} s: try again later, or see [retry])"
 
     def _tell_failed(
         self, error: EmbeddingError, wait: float | None, request: PlannedRequest, state: _Tries
@@ -258,6 +281,7 @@ class Sender:
 class _Tries:
     """What the attempts of one request leave behind for the next."""
 
+    began: float
     fresh: bool = False
     number: int = 0
     seconds: float = 0.0

@@ -20,13 +20,15 @@ class Cut:
     tokens_cut: int
 
 
-def cut_overlong(text: str, size: int, limit: int | None, tokenizer: Tokenizer) -> Cut | None:
+def cut_overlong(
+    text: str, size: int, limit: int | None, tokenizer: Tokenizer, *, tokens_per_byte: int = 1
+) -> Cut | None:
     """The longest prefix of whole characters within ``limit`` tokens; None if the text fits.
 
-    ``size`` is the text's UTF-8 bytes: no text has more tokens than bytes, so that most never meet
-    the tokenizer. For a text of more than a megabyte ``tokens_cut`` is extrapolated from them.
+    ``size`` is the text's UTF-8 bytes, which bound its tokens, so that most never meet the
+    tokenizer. For a text of more than a megabyte ``tokens_cut`` is extrapolated from them.
     """
-    if limit is None or size <= limit:
+    if limit is None or size * tokens_per_byte <= limit:
         return None
     head, whole = _counted_part(text, size)
     tokens = tokenizer.count([head])[0]

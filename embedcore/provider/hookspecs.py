@@ -62,6 +62,7 @@ class Provider:
 
     ``options``: a pydantic model with ``extra="forbid"``; keys are ``SecretStr``. ``create`` gets
     the model's name and validated options and returns an ``Embedder`` without touching the network.
+    ``default_model``: used where the configuration names only the provider.
     ``models``: the models it knows by name, for ``embedcore models``; others may still work.
     """
 

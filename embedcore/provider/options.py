@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from embedcore.errors import ConfigurationError
+from embedcore.errors import ConfigurationError, PluginError
 from embedcore.provider.hookspecs import FromEnvironment, KeepsVectors
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from embedcore.provider.types import ModelInfo
 
 _REFERENCE: Final = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
+_KEY_NAME: Final = re.compile(r"(?:^|_)(?:key|secret|password|token)$")
 _FINGERPRINT_VERSION: Final = 1
 _FINGERPRINT_LENGTH: Final = 32
 
@@ -66,6 +67,9 @@ def resolve_options(provider: Provider, layers: Sequence[OptionLayer]) -> Resolv
     Raises ``ConfigurationError`` for a key written in plain in a file.
     """
     values, origins, missing = HiddenValues(), {}, {}
+    for each in layers:
+        for name in each.values:
+            _refuse_plain_key(provider, each, name)
     for name, variable in environment_options(provider.options):
         layer = next((one for one in reversed(layers) if name in one.values), None)
         if os.environ.get(variable) and (layer is None or layer.leaves_to_environment(name)):
@@ -75,7 +79,6 @@ def resolve_options(provider: Provider, layers: Sequence[OptionLayer]) -> Resolv
             if name in origins:
                 continue
             origins[name] = layer.origin
-            _refuse_plain_key(provider, layer, name)
             values[name], unset = _looked_up(layer.values[name])
             if unset is not None:
                 missing[name] = unset
@@ -112,6 +115,20 @@ def _looked_up(value: Any) -> tuple[Any, str | None]:
         return value, None
     text = os.environ.get(value[1:])
     return (text, None) if text else (None, value[1:])
+
+
+def require_secret_keys(options: type[BaseModel], origin: str) -> None:
+    """Refuse a provider whose option is named like a key and may be shown like any other.
+
+    Raises ``PluginError``.
+    """
+    for name, described in options.model_fields.items():
+        shown = described.annotation is str or str in typing.get_args(described.annotation)
+        if shown and _KEY_NAME.search(name) and not is_secret(options, name):
+            raise PluginError(
+                f"{origin}: its option {name!r} is named like a key and is a plain str, which "
+                "would be shown in messages and reports: declare it as pydantic.SecretStr"
+            )
 
 
 def without_secrets(options: type[BaseModel], values: Mapping[str, Any]) -> HiddenValues:

@@ -12,6 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Final
 
 from embedcore.errors import ConfigurationError, EmbeddingError, PluginError, UnknownProvider
+from embedcore.provider.options import require_secret_keys
 
 if TYPE_CHECKING:
     import pluggy
@@ -183,7 +184,9 @@ def _load(name: str, allowed: str | None) -> Provider:
     described = _describe(found[0])
     origin = f"provider {name!r} (distribution {described.distribution} {described.version})"
     plugin = _import(found[0], origin, described.distribution)
-    return _register(plugin, name, origin, described.distribution)
+    provider = _register(plugin, name, origin, described.distribution)
+    require_secret_keys(provider.options, origin)
+    return provider
 
 
 def _import(point: EntryPoint, origin: str, distribution: str) -> object:
@@ -248,11 +251,12 @@ def _unknown(name: str, allowed: str | None) -> UnknownProvider:
     names = [found.name for found in installed()]
     there = f"installed: {', '.join(names)}" if names else "no provider is installed"
     near = get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    hint = f"Did you mean {near[0]!r}?" if near else ""
     blocked = f" ({LOAD_PLUGINS_VARIABLE}={allowed!r} hides the others)" if allowed else ""
     return UnknownProvider(
-        f"provider {name!r} is not installed; {there}{blocked}. {hint}"
-        f"Install it with: {install_command(name)}",
+        # A mistyped name must not lead to a package of that name that nobody here knows.
+        f"provider {name!r} is not installed; {there}{blocked}. "
+        f"{hint or 'Install it with: ' + install_command(name)}",
         installed=names,
     )
 

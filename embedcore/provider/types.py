@@ -65,6 +65,9 @@ class ModelInfo:
       bytes are the UTF-8 bytes of the texts. None for no limit.
     - ``request_bytes_per_token``: the server gauges the size of a request as bytes divided by this,
       instead of counting tokens; the larger of both is held against ``max_tokens_per_request``.
+    - ``tokens_per_byte``: no text has more tokens than this times its UTF-8 bytes. 1 holds for
+      every tokenizer of bytes, characters or words; a service with other units must say so, or a
+      budget could be passed.
     - ``overhead_tokens_per_text``: billed on top of each text's own tokens.
     - ``max_concurrency``: requests in flight at once.
     - ``price``: None if unknown (then a limit in money refuses the model); ``Price()`` if free.
@@ -83,6 +86,7 @@ class ModelInfo:
     max_tokens_per_request: int | None = None
     max_bytes_per_request: int | None = None
     request_bytes_per_token: int | None = None
+    tokens_per_byte: int = 1
     overhead_tokens_per_text: int = 0
     max_concurrency: int = 8
     price: Price | None = None

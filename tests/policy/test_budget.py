@@ -232,6 +232,14 @@ def test_a_limit_of_nothing_and_no_limit_at_all(server, connect, books):
     assert books().spent.tokens == server.meter.billed_tokens == 1
 
 
+def test_what_is_computed_here_needs_no_budget(home):
+    from embedcore import EmbeddingClient
+
+    config = {"home": home, "budget": {"daily_token_limit": 0, "daily_cost_limit": 0}}
+    with EmbeddingClient("hashing:64", config=config) as client:
+        assert len(client.embed_text("free of charge")) == 64
+
+
 @pytest.mark.fault(96)
 def test_scopes_have_budgets_of_their_own(server, connect, books):
     text = WORD * 9 + "end"

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, SecretBytes, SecretStr
 
-from embedcore import ConfigurationError
+from embedcore.errors import ConfigurationError, PluginError
 from embedcore.provider.hookspecs import FromEnvironment, KeepsVectors, Provider
 from embedcore.provider.options import (
     HiddenValues,
@@ -229,3 +229,24 @@ def test_an_embedder_built_by_hand_is_named_by_its_info():
     }
     assert len(names) == 5
     assert embedder_fingerprint(replace(INFO, max_concurrency=99)) == embedder_fingerprint(INFO)
+
+
+@pytest.mark.fault(131)
+@pytest.mark.parametrize("name", ["key", "api_key", "access_token", "client_secret", "password"])
+def test_an_option_named_like_a_key_must_be_a_secret(name):
+    from pydantic import create_model
+
+    from embedcore.provider.options import require_secret_keys
+
+    with pytest.raises(PluginError, match=f"option '{name}' is named like a key"):
+        require_secret_keys(create_model("Options", **{name: (str | None, None)}), "acme 1.0")
+    require_secret_keys(create_model("Options", **{name: (SecretStr | None, None)}), "acme 1.0")
+
+
+@pytest.mark.parametrize("name", ["tokens_per_minute", "keyboard", "max_tokens", "base_url"])
+def test_other_names_may_be_plain(name):
+    from pydantic import create_model
+
+    from embedcore.provider.options import require_secret_keys
+
+    require_secret_keys(create_model("Options", **{name: (str, "x")}), "acme 1.0")

@@ -1,0 +1,167 @@
+"""What was asked for: which profile, provider and model a name means, and with which options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from pydantic import SecretStr
+
+from embedcore.config import DEFAULT_PROVIDER, Config, Profile, Retry
+from embedcore.configfile import layered, validated
+from embedcore.errors import ConfigurationError
+from embedcore.provider import registry
+from embedcore.provider.options import (
+    OptionLayer,
+    ResolvedOptions,
+    resolve_options,
+    without_secrets,
+)
+
+if TYPE_CHECKING:
+    from embedcore.provider.hookspecs import Provider
+    from embedcore.storage.amounts import Limit
+
+Key: TypeAlias = str | SecretStr | Callable[[], str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """What a client was asked for, before anything of it is built."""
+
+    config: Config
+    profile: Profile
+    provider: str
+    model: str
+    scope: str
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        return self.config.limits(self.profile, self.scope)
+
+    @property
+    def retry(self) -> Retry:
+        """The profile's settings over those of the configuration, one by one."""
+        own = self.profile.retry
+        table = own.model_dump(exclude_unset=True) if own is not None else {}
+        return self.config.retry.model_copy(update=table)
+
+    @property
+    def patience(self) -> float:
+        """Seconds to wait while others hold more than they will need."""
+        return self.config.budget.tightened_by(self.profile.budget).wait
+
+    def resolve(self, provider: Provider) -> ResolvedOptions:
+        """This choice's options for its provider, from every layer."""
+        config = self.config
+        # Settings made in Python may hold a key; those read from a file must not.
+        by_hand = not config.origins
+        return resolve_options(
+            provider,
+            [
+                OptionLayer(
+                    origin=_origin(config, f"options.{self.provider}."),
+                    values=config.options.get(self.provider, {}),
+                    plain_keys=by_hand,
+                ),
+                OptionLayer(
+                    origin=_origin(config, "profiles."),
+                    values=self.profile.options,
+                    plain_keys=by_hand,
+                ),
+                OptionLayer(origin="Python", values=self.options, plain_keys=True),
+            ],
+        )
+
+    def without_keys(self) -> Choice:
+        """The same to be pickled: of the settings only those this choice needs, and no key."""
+        kind = registry.load(self.provider).options
+        config = self.config.model_copy(
+            update={
+                "options": {
+                    name: without_secrets(kind, values)
+                    for name, values in self.config.options.items()
+                    if name == self.provider
+                },
+                "profiles": {},
+            }
+        )
+        options = without_secrets(kind, self.profile.options)
+        return replace(
+            self,
+            config=config,
+            profile=self.profile.model_copy(update={"options": options}),
+            options=without_secrets(kind, self.options),
+        )
+
+
+def _origin(config: Config, prefix: str) -> str:
+    """The file that the settings under ``prefix`` were read from."""
+    found = (origin for path, origin in config.origins.items() if path.startswith(prefix))
+    return next(found, "the configuration")
+
+
+def choose(
+    model: str | None,
+    *,
+    config: Config | Mapping[str, Any] | Path | str | None,
+    scope: str | None,
+    options: Mapping[str, Any],
+) -> Choice:
+    """Find the profile, the provider and the model that a name means."""
+    settings = as_config(config)
+    profile = settings.profile(_default_name(settings) if model is None else model)
+    _check_not_a_provider(profile.model)
+    provider, name = registry.split_model(profile.model, default_provider=settings.provider)
+    chosen_scope = scope or profile.scope or settings.scope
+    if scope is not None:
+        check_scope(scope)
+    return Choice(
+        config=settings,
+        profile=profile,
+        provider=provider,
+        model=name,
+        scope=chosen_scope,
+        options=options,
+    )
+
+
+def _default_name(settings: Config) -> str | None:
+    """The configured model; where only a provider is configured, that provider's own default."""
+    if "model" in settings.model_fields_set or settings.provider == DEFAULT_PROVIDER:
+        return None
+    default = registry.load(settings.provider).default_model
+    if default is None:
+        raise ConfigurationError(
+            f"provider = {settings.provider!r} has no default model: set model = "
+            f'"{settings.provider}:MODEL" as well (embedcore models {settings.provider} lists them)'
+        )
+    return f"{settings.provider}:{default}"
+
+
+def _check_not_a_provider(name: str) -> None:
+    if any(name == found.name for found in registry.installed()):
+        raise ConfigurationError(
+            f"{name!r} is a provider: name one of its models as well, as {name}:MODEL "
+            f"(embedcore models {name} lists them)"
+        )
+
+
+def as_config(config: Config | Mapping[str, Any] | Path | str | None) -> Config:
+    """A ``Config`` from whatever the caller has.
+
+    Settings made in Python take the place of the files and the environment, except that the limits
+    of the machine, the user and the environment hold as well.
+    """
+    if config is None or isinstance(config, (Path, str)):
+        return Config.load(config)
+    settings = config if isinstance(config, Config) else validated(config, "config argument")
+    return layered(settings)
+
+
+def check_scope(scope: str) -> None:
+    """Raise ``ConfigurationError`` for a name that no scope may have."""
+    validated({"scope": scope}, "scope argument")
