@@ -53,6 +53,10 @@ class ContractBase:
         """Tokens billed so far by the server behind the embedder; None if it cannot be asked."""
         return None
 
+    def server_requests(self) -> int | None:
+        """Requests that reached the server so far, those of the broken embedder among them."""
+        return None
+
     @pytest.fixture
     def embedder(self) -> Iterator[Embedder]:
         embedder = self.make_embedder()
@@ -99,9 +103,9 @@ class ContractBase:
         assert apart <= self.tolerance, f"{why} (1 - cosine is {apart:.2g})"
 
 
-def embed(embedder: Embedder, texts: Sequence[str]) -> Vectors:
+def embed(embedder: Embedder, texts: Sequence[str], input_type: str | None = None) -> Vectors:
     """The vectors of one request, sure to be one row per text."""
-    vectors = embedder.embed(EmbedRequest(texts=list(texts))).vectors
+    vectors = embedder.embed(EmbedRequest(texts=list(texts), input_type=input_type)).vectors
     assert isinstance(vectors, np.ndarray), (
         f"EmbedReply.vectors must be a numpy array, not {type(vectors).__name__}"
     )

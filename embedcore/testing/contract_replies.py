@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import fields
 from decimal import Decimal
@@ -16,8 +17,10 @@ from embedcore.testing.strategies import ODD_TEXTS, text_lists
 
 if TYPE_CHECKING:
     from embedcore.provider.protocol import Embedder
+    from embedcore.provider.types import Vectors
 
-_POSITIVE = ("max_texts_per_request", "max_concurrency")
+_SMALL_REQUEST = 64
+_POSITIVE = ("max_texts_per_request", "max_concurrency", "tokens_per_byte")
 _POSITIVE_OR_NONE = (
     "dimensions",
     "max_input_tokens",
@@ -131,18 +134,47 @@ class RepliesContract(ContractBase):
 
     def test_row_i_belongs_to_text_i(self, embedder: Embedder) -> None:
         texts = several(embedder)
-        alone = {text: embed(embedder, [text])[0] for text in texts}
         orders = (texts, texts[::-1], texts[1:] + texts[:1], texts[::2] + texts[1::2])
-        for order in orders:
-            for place, row in enumerate(embed(embedder, order)):
-                nearest = min(alone, key=lambda text: distance(row, alone[text]))
-                assert nearest == order[place], (
-                    f"row {place} is the vector of another text of the request (text "
-                    f"{order.index(nearest)}): put rows in order by the reply's own index"
-                )
-                self.assert_same(
-                    row, alone[order[place]], f"text {place} has another vector in company"
-                )
+        for kind in (None, *embedder.info.input_types):
+            alone = {text: embed(embedder, [text], kind)[0] for text in texts}
+            for order in orders:
+                self._check_order(alone, order, embed(embedder, order, kind), kind)
+
+    def _check_order(
+        self, alone: dict[str, Vectors], order: list[str], rows: Vectors, kind: str | None
+    ) -> None:
+        of_kind = "" if kind is None else f' for input_type="{kind}"'
+        for place, row in enumerate(rows):
+            nearest = min(alone, key=lambda text: distance(row, alone[text]))
+            assert nearest == order[place], (
+                f"row {place} is the vector of another text of the request (text "
+                f"{order.index(nearest)}){of_kind}: put rows in order by the reply's own index"
+            )
+            self.assert_same(
+                row, alone[order[place]], f"text {place} has another vector in company{of_kind}"
+            )
+
+    def test_no_input_type_is_accepted(self, embedder: Embedder) -> None:
+        try:
+            embed(embedder, PROBES[:1])
+        except Exception as error:
+            raise AssertionError(
+                f"a request with input_type=None raised {type(error).__name__}: {error}. None must "
+                f"be accepted, for callers that name no input type: if the service requires one, "
+                f"send the one that suits texts which are stored"
+            ) from error
+
+    def test_input_types_make_a_difference(self, embedder: Embedder) -> None:
+        by_kind = {
+            kind: [embed(embedder, [text], kind)[0] for text in PROBES]
+            for kind in embedder.info.input_types
+        }
+        for (one, left), (other, right) in itertools.combinations(by_kind.items(), 2):
+            apart = max(map(distance, left, right))
+            assert apart > self.tolerance, (
+                f"input types {one!r} and {other!r} of info.input_types give the same vectors: "
+                f"send request.input_type to the service, or list only types that differ"
+            )
 
     def test_one_text_or_many(self, embedder: Embedder) -> None:
         most = min(embedder.info.max_texts_per_request, 40)
@@ -152,9 +184,16 @@ class RepliesContract(ContractBase):
     def test_largest_request_is_accepted(self, embedder: Embedder) -> None:
         texts = _fitting(embedder, [f"text number {n}" for n in range(_most(embedder))])
         vectors = embed(embedder, texts)
-        for place in {0, len(texts) // 2, len(texts) - 1}:
-            alone = embed(embedder, [texts[place]])[0]
-            self.assert_same(vectors[place], alone, f"row {place} of {len(texts)} is wrong")
+        # Every so many-th text in one request: none keeps its place, unless it is the first.
+        step = max(2, math.ceil(len(texts) / _SMALL_REQUEST))
+        for first in range(min(step, len(texts))):
+            again = embed(embedder, texts[first::step])
+            for place, row in zip(range(first, len(texts), step), again, strict=True):
+                self.assert_same(
+                    vectors[place],
+                    row,
+                    f"row {place} of {len(texts)} is not what its text has in a smaller request",
+                )
 
     @pytest.mark.parametrize("name", ODD_TEXTS)
     def test_odd_text(self, embedder: Embedder, name: str) -> None:

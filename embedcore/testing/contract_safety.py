@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import logging
 import math
+import sys
 import threading
+import time
 import traceback
 from typing import TYPE_CHECKING
 
@@ -17,13 +19,17 @@ from embedcore.provider.types import BatchLimits, EmbedRequest
 from embedcore.testing.contract_base import PROBES, ContractBase, distance, embed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from types import FrameType
+
+    from _typeshed import TraceFunction
 
     from embedcore.provider.protocol import Embedder
     from embedcore.provider.types import Vectors
 
 _THREADS = 8
 _ROUNDS = 4
+_CANARY = "The patient in room 217 is called Wilhelmina Oddington."
 
 
 class SafetyContract(ContractBase):
@@ -82,6 +88,34 @@ class SafetyContract(ContractBase):
         }
         _assert_hidden(marks, shown)
 
+    def test_secret_is_not_in_plain_attributes(self, embedder: Embedder) -> None:
+        embed(embedder, PROBES[:1])
+        _assert_hidden(self._marks(), {f"embedder.{k}": v for k, v in _attributes(embedder, 2)})
+
+    def test_texts_are_not_in_errors(self, broken_embedder: Embedder) -> None:
+        error = _failure(broken_embedder, _CANARY)
+        shown = {
+            "the error's text": str(error),
+            "its attributes": repr(vars(error)),
+            "its traceback, with what caused it": "".join(traceback.format_exception(error)),
+        }
+        for place, text in shown.items():
+            assert _CANARY not in text, (
+                f"the text that was sent is in {place}: texts are private, and errors are logged; "
+                f"leave out what the server sends back, and errors that repeat their input"
+            )
+
+    def test_failed_request_is_sent_once(self, broken_embedder: Embedder) -> None:
+        before = self.server_requests()
+        _failure(broken_embedder)
+        after = self.server_requests()
+        if before is None or after is None:
+            pytest.skip("define server_requests() to have it seen that nothing is tried again")
+        assert after - before <= 1, (
+            f"one call of embed sent {after - before} requests: do not retry in a provider (SDKs "
+            f"have a setting for it); embedcore does, within the budget and the rate limits"
+        )
+
     def test_texts_are_not_changed(self, embedder: Embedder) -> None:
         texts = list(PROBES[: embedder.info.max_texts_per_request])
         request = EmbedRequest(texts=texts)
@@ -121,11 +155,7 @@ class SafetyContract(ContractBase):
             except Exception as error:  # noqa: BLE001 - told to the author below
                 wrong.append(f"a thread raised {type(error).__name__}: {error}")
 
-        threads = [threading.Thread(target=work, args=(number,)) for number in range(_THREADS)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        _run_in_threads(work, package=type(embedder).__module__.partition(".")[0])
         assert not wrong, (
             f"{_THREADS} threads at once, and {wrong[0]}: an embedder is called from several "
             f"threads, so keep what belongs to one request out of self"
@@ -171,10 +201,54 @@ def _share(embedder: Embedder, number: int) -> list[str]:
     return list(turned[: min(1 + number % 3, embedder.info.max_texts_per_request)])
 
 
-def _failure(broken: Embedder) -> Exception:
+def _run_in_threads(work: Callable[[int], None], *, package: str) -> None:
+    """Run it in all threads at once; they take turns at every line of this package.
+
+    Left alone, the interpreter changes threads so seldom, and never between some lines, that most
+    races are never seen.
+    """
+
+    def take_turns(frame: FrameType, event: str, _: object) -> TraceFunction | None:
+        if frame.f_globals.get("__name__", "").partition(".")[0] != package:
+            return None
+        if event == "line":
+            time.sleep(0)
+        return take_turns
+
+    def traced(number: int) -> None:
+        before = sys.gettrace()
+        sys.settrace(take_turns)
+        try:
+            work(number)
+        finally:
+            sys.settrace(before)
+
+    threads = [threading.Thread(target=traced, args=(number,)) for number in range(_THREADS)]
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(usual)
+
+
+def _attributes(value: object, depth: int) -> Iterator[tuple[str, str]]:
+    """Name and repr of every attribute, and of every attribute of those, so many levels deep."""
+    for name, held in list(getattr(value, "__dict__", {}).items()):
+        if hasattr(held, "get_secret_value"):
+            continue  # a SecretStr, which hides what it holds from whoever does not ask
+        yield name, repr(held)
+        if depth > 1:
+            yield from ((f"{name}.{inner}", shown) for inner, shown in _attributes(held, depth - 1))
+
+
+def _failure(broken: Embedder, text: str = PROBES[0]) -> Exception:
     """What a request to a broken embedder raises."""
     try:
-        broken.embed(EmbedRequest(texts=[PROBES[0]]))
+        broken.embed(EmbedRequest(texts=[text]))
     except Exception as error:  # noqa: BLE001 - it is what is looked at
         return error
     raise AssertionError(
@@ -187,6 +261,6 @@ def _assert_hidden(marks: Sequence[str], shown: dict[str, str]) -> None:
     for place, text in shown.items():
         for mark in marks:
             assert mark not in text, (
-                f"the secret, or half of it, is in {place}: keep keys in a SecretStr or out of "
-                f"__repr__, and scrub what a server sends back"
+                f"the secret, or half of it, is in {place}: keep keys in a SecretStr until a "
+                f"request is sent, and out of __repr__; scrub what a server sends back"
             )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import strategies as st
 
 from embedcore.provider.types import EmbedRequest
-from embedcore.testing.contract_base import PROBES, ContractBase
+from embedcore.testing.contract_base import PROBES, ContractBase, embed
 from embedcore.testing.strategies import ODD_TEXTS, text_lists, texts, token_counts
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _SHORT = 200
 _SMALL_LIMITS = 12
+_LARGEST_TEXT = 1_000_000  # bytes
 
 
 class TokensContract(ContractBase):
@@ -97,6 +99,36 @@ class TokensContract(ContractBase):
             assert not prefix or within <= limit, f"prefix(text, {limit}) counts {within} tokens"
             assert beyond > limit, f"prefix(text, {limit}) could be one character longer"
 
+    def test_counts_stay_within_the_bytes(self, embedder: Embedder) -> None:
+        factor = embedder.info.tokens_per_byte
+
+        def within(text: str) -> None:
+            count, most = embedder.tokenizer.count([text])[0], factor * len(text.encode())
+            assert count <= most, (
+                f"{text[:40]!r} counts {count} tokens, more than the {most} that its UTF-8 bytes "
+                f"allow: money is set aside by bytes, so raise info.tokens_per_byte, or put what "
+                f"every text has on top into info.overhead_tokens_per_text"
+            )
+
+        for text in ODD_TEXTS.values():
+            within(text)
+        self.holds(within, texts())
+
+    def test_longest_text_is_accepted(self, embedder: Embedder) -> None:
+        limit = embedder.info.max_input_tokens
+        if limit is None:
+            pytest.skip("info.max_input_tokens is None: no text is too long")
+        text = _text_of(embedder, limit)
+        try:
+            embed(embedder, [text])
+        except Exception as error:
+            raise AssertionError(
+                f"a text of {embedder.tokenizer.count([text])[0]} tokens raised "
+                f"{type(error).__name__}, and info.max_input_tokens is {limit}: lower it; it is "
+                f"compared with the tokenizer's count alone, so what the service adds to each "
+                f"text must be taken off"
+            ) from error
+
     def test_counts_bound_the_bill(self, embedder: Embedder) -> None:
         cases = {**ODD_TEXTS, **{text[:20]: text for text in PROBES}}
         known = [self._check_bill(embedder, text, name) for name, text in cases.items()]
@@ -126,6 +158,29 @@ class TokensContract(ContractBase):
             f"counts {counted}: set exact = False, or mend the count or the overhead"
         )
         return True
+
+
+def _text_of(embedder: Embedder, limit: int) -> str:
+    """The longest beginning of plain text with so many tokens; skips what no request can hold."""
+    info = embedder.info
+    length = len(PROBES[0]) + 1
+    repeats = 1
+    while repeats * length <= _LARGEST_TEXT:
+        text = f"{PROBES[0]} " * repeats
+        if embedder.tokenizer.count([text])[0] >= limit:
+            text = embedder.tokenizer.prefix(text, limit)
+            break
+        repeats *= 2
+    else:
+        pytest.skip("a text of info.max_input_tokens tokens would be larger than a megabyte")
+    tokens = max(
+        embedder.tokenizer.count([text])[0] + info.overhead_tokens_per_text,
+        len(text) / (info.request_bytes_per_token or math.inf),
+    )
+    too_many = tokens > (info.max_tokens_per_request or math.inf)
+    if too_many or len(text) > (info.max_bytes_per_request or math.inf):
+        pytest.skip("a text of info.max_input_tokens tokens does not fit a request")
+    return text
 
 
 def _with_odd_texts(claim: Callable[[tuple[str, int]], None]) -> None:

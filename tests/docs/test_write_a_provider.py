@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import tomllib
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from embedcore import errors
 from embedcore.config import Config
 from embedcore.provider import protocol
 from embedcore.provider.tokens import EstimatingTokenizer
+from embedcore.testing.contract_base import ContractBase
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -62,9 +66,37 @@ def test_every_python_block_is_the_templates_or_runs(
     ]
     for block in alone:
         compile(block, "write-a-provider.md", "exec")
-    # One is run below, the other by tests/test_third_party_provider.py.
-    first_lines = [block.splitlines()[0] for block in alone]
-    assert first_lines == ["class CharacterTokenizer:", "import json"]
+    # Three are run below, the last by tests/test_third_party_provider.py.
+    first_lines = [block.splitlines()[0].partition("(")[0] for block in alone]
+    assert first_lines == [
+        "price = Price",
+        "def info_of",
+        "class CharacterTokenizer:",
+        "import json",
+    ]
+
+
+def test_the_price_and_the_models_of_the_page_are_valid(page: str, plugin: Any) -> None:
+    names: dict[str, Any] = {**vars(plugin), "Decimal": Decimal, "date": date}
+    for block in blocks(page, "python"):
+        if block.startswith(("price = ", "def info_of")):
+            exec(block, names)
+    assert names["price"].picodollars(1_000_000) == 10**11
+    assert names["acme"].default_model in names["acme"].models
+    assert {name: info.model for name, info in names["acme"].models.items()} == {
+        "v1": "v1",
+        "v2": "v2",
+    }
+
+
+def test_every_hook_of_the_contract_is_listed(page: str) -> None:
+    hooks = {
+        name
+        for name, value in vars(ContractBase).items()
+        if name in ContractBase.__annotations__
+        or (inspect.isfunction(value) and name.startswith(("make_", "server_")))
+    }
+    assert {row.partition("(")[0] for row in table(page, "Hook")} == hooks
 
 
 def test_the_page_shows_all_of_the_template(page: str, source: str) -> None:

@@ -12,29 +12,47 @@ import time
 
 import numpy as np
 
-from embedcore.errors import AuthenticationFailed
+from embedcore.errors import AuthenticationFailed, RequestRejected
+from embedcore.provider.protocol import Tokenizer
 from embedcore.provider.tokens import EstimatingTokenizer
 from embedcore.provider.types import EmbedReply, EmbedRequest, ModelInfo
-from embedcore.testing import EmbedderContract, FakeEmbedder, FakeTokenizer, tokens_of
+from embedcore.testing import EmbedderContract, FakeEmbedder, FakeTokenizer, tokens_of, vectors_of
+from embedcore.testing.fakes import FAKE_INFO
 
 SECRET = "canary-5d41402abc4b2a76"
 
 
+INFO = dataclasses.replace(FAKE_INFO, input_types=("query", "document"))
+
+
 class Sound(FakeEmbedder):
     """Nothing is wrong with it: what the others are compared with."""
+
+    def __init__(self, *, info: ModelInfo = INFO, tokenizer: Tokenizer | None = None) -> None:
+        super().__init__(info=info, tokenizer=tokenizer)
 
     def vectors(self, request: EmbedRequest, honest: np.ndarray) -> np.ndarray:
         return honest
 
     def embed(self, request: EmbedRequest) -> EmbedReply:
         reply = super().embed(request)
-        return dataclasses.replace(reply, vectors=self.vectors(request, reply.vectors))
+        honest = vectors_of(request.texts, 32, salt=self.salt_of(request.input_type))
+        return dataclasses.replace(reply, vectors=self.vectors(request, honest))
+
+    def salt_of(self, input_type: str | None) -> str:
+        return input_type or "document-by-default"
 
 
 class Refusing(Sound):
     """A broken embedder that fails as it should."""
 
+    requests = 0
+
+    def send(self, request: EmbedRequest) -> None:
+        self.requests += 1
+
     def embed(self, request: EmbedRequest) -> EmbedReply:
+        self.send(request)
         raise AuthenticationFailed("the key is wrong: set ACME_KEY", status=401)
 
 
@@ -50,7 +68,11 @@ class Checked(EmbedderContract):
         return self.Kind()
 
     def make_broken_embedder(self):
-        return self.Broken()
+        self.broken = self.Broken()
+        return self.broken
+
+    def server_requests(self):
+        return getattr(self.broken, "requests", None)
 
 
 class TestSound(Checked):
@@ -67,6 +89,42 @@ class TestSwappedOnlyInLargeRequests(Checked):
     class Kind(Sound):
         def vectors(self, request, honest):
             return np.ascontiguousarray(honest[::-1]) if len(honest) > 50 else honest
+
+
+class TestSwapsTwoRowsOfAFullRequest(Checked):
+    class Kind(Sound):
+        def vectors(self, request, honest):
+            if len(honest) == self.info.max_texts_per_request:
+                honest[[3, 7]] = honest[[7, 3]]
+            return honest
+
+
+class TestSwapsTwoRowsOfEveryLongRequest(Checked):
+    class Kind(Sound):
+        def vectors(self, request, honest):
+            if len(honest) > 8:
+                honest[[3, 7]] = honest[[7, 3]]
+            return honest
+
+
+class TestReversesQueries(Checked):
+    class Kind(Sound):
+        def vectors(self, request, honest):
+            return np.ascontiguousarray(honest[::-1]) if request.input_type == "query" else honest
+
+
+class TestIgnoresTheInputType(Checked):
+    class Kind(Sound):
+        def salt_of(self, input_type):
+            return ""
+
+
+class TestNeedsAnInputType(Checked):
+    class Kind(Sound):
+        def embed(self, request):
+            if request.input_type is None:
+                raise RequestRejected("input_type is required", status=400, billed="no")
+            return super().embed(request)
 
 
 class TestDoublePrecision(Checked):
@@ -176,6 +234,20 @@ class TestNotThreadSafe(Checked):
             return dataclasses.replace(reply, vectors=reply.vectors.copy())
 
 
+class TestNarrowRace(Checked):
+    class Kind(Sound):
+        def embed(self, request):
+            self.reply = super().embed(request)
+            return self.reply
+
+
+class TestNarrowRaceBeforeSending(Checked):
+    class Kind(Sound):
+        def embed(self, request):
+            self.request = request
+            return super().embed(self.request)
+
+
 class TestOwnedByOneThread(Checked):
     class Kind(Sound):
         def __init__(self):
@@ -244,6 +316,27 @@ class TestCallsABoundExact(Checked):
             super().__init__(tokenizer=self.Claims())
 
 
+class TestCountsMoreThanItsBytes(Checked):
+    class Kind(Sound):
+        class Marks(FakeTokenizer):
+            def count(self, texts):
+                return [2 * len(text.encode()) for text in texts]
+
+            def prefix(self, text, max_tokens):
+                return text.encode()[: max_tokens // 2].decode(errors="ignore")
+
+        def __init__(self):
+            super().__init__(tokenizer=self.Marks(exact=False))
+
+
+class TestLimitTwoTooHigh(Checked):
+    class Kind(Sound):
+        def embed(self, request):
+            if max(map(tokens_of, request.texts)) > self.info.max_input_tokens - 2:
+                raise RequestRejected("too long", status=400, billed="no")
+            return super().embed(request)
+
+
 class TestCutsInsideACharacter(Checked):
     class Kind(Sound):
         class Cuts(FakeTokenizer):
@@ -294,6 +387,49 @@ class TestKeyInError(Checked):
                 raise ValueError(f"401 for Bearer {SECRET}")
             except ValueError as error:
                 raise AuthenticationFailed("the key is wrong", status=401) from error
+
+
+class TestKeyInAnAttribute(Checked):
+    class Kind(Sound):
+        def __init__(self):
+            super().__init__()
+            self.key = SECRET
+
+
+class TestKeyInTheSessionsHeaders(Checked):
+    class Kind(Sound):
+        class Session:
+            def __init__(self):
+                self.headers = {"Authorization": f"Bearer {SECRET}"}
+
+        def __init__(self):
+            super().__init__()
+            self.session = self.Session()
+
+
+class TestTextInError(Checked):
+    class Broken(Refusing):
+        def embed(self, request):
+            self.send(request)
+            raise RequestRejected(f"refused: {list(request.texts)}", status=400, billed="no")
+
+
+class TestTextInTheCauseOfAnError(Checked):
+    class Broken(Refusing):
+        def embed(self, request):
+            self.send(request)
+            try:
+                raise ValueError(f"the body was {request.texts[0]}")
+            except ValueError as error:
+                raise RequestRejected("refused", status=400, billed="no") from error
+
+
+class TestRetries(Checked):
+    class Broken(Refusing):
+        def embed(self, request):
+            for _ in range(2):
+                self.send(request)
+            return super().embed(request)
 
 
 class TestRawError(Checked):

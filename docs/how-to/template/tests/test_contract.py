@@ -7,26 +7,38 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from embedcore_acme.plugin import AcmeEmbedder, AcmeOptions
 
-from embedcore.testing.contract import EmbedderContract
-from embedcore.testing.vectors import tokens_of, vectors_of
+from embedcore.testing import EmbedderContract, tokens_of, vectors_of
 
 KEY = "acme-0123456789abcdef"
 
 
 class Acme(BaseHTTPRequestHandler):
-    """Vectors that are a function of the text, and a bill that is known."""
+    """Vectors that are a function of the text, and a bill that is known.
+
+    Below ``/broken`` it is down, and repeats all it was sent, as some services do.
+    """
 
     def do_POST(self):
-        question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        right = self.headers["Authorization"] == f"Bearer {KEY}" and self.path == "/embed"
-        texts = question["texts"]
-        answer = {
-            "model": question["model"],
-            "vectors": vectors_of(texts, 16).tolist(),
-            "tokens": sum(map(tokens_of, texts)),
-        }
-        body = json.dumps(answer if right else {}).encode()
-        self.send_response(200 if right else 401)
+        sent = self.rfile.read(int(self.headers["Content-Length"]))
+        with self.server.lock:
+            self.server.requests += 1
+        if self.path == "/broken/embed":
+            self.reply(503, bytes(self.headers) + sent)
+        elif self.path != "/embed" or self.headers["Authorization"] != f"Bearer {KEY}":
+            self.reply(401, b"{}")
+        else:
+            self.reply(200, self.answer(json.loads(sent)))
+
+    def answer(self, question):
+        tokens = sum(map(tokens_of, question["texts"]))
+        with self.server.lock:
+            self.server.billed_tokens += tokens
+        vectors = vectors_of(question["texts"], 16).tolist()
+        answer = {"model": question["model"], "vectors": vectors, "tokens": tokens}
+        return json.dumps(answer).encode()
+
+    def reply(self, status, body):
+        self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -36,19 +48,30 @@ class Acme(BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def url():
+def server():
     with ThreadingHTTPServer(("127.0.0.1", 0), Acme) as server:
+        server.lock, server.requests, server.billed_tokens = threading.Lock(), 0, 0
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield server
         server.shutdown()
 
 
 class TestAcme(EmbedderContract):
     secret = KEY
 
-    @pytest.fixture
-    def embedder(self, url):
-        return AcmeEmbedder("v1", AcmeOptions(base_url=url, api_key=KEY))
+    @pytest.fixture(autouse=True)
+    def _server(self, server):
+        self.server = server
+        self.url = f"http://127.0.0.1:{server.server_port}"
+
+    def make_embedder(self):
+        return AcmeEmbedder("v1", AcmeOptions(base_url=self.url, api_key=KEY))
 
     def make_broken_embedder(self):
-        return AcmeEmbedder("v1", AcmeOptions(base_url="http://127.0.0.1:9", api_key=KEY))
+        return AcmeEmbedder("v1", AcmeOptions(base_url=f"{self.url}/broken", api_key=KEY))
+
+    def server_bill(self):
+        return self.server.billed_tokens
+
+    def server_requests(self):
+        return self.server.requests

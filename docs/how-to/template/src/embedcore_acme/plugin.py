@@ -39,10 +39,10 @@ class AcmeEmbedder(BaseEmbedder):
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise errors.InvalidResponse("acme's answer holds no vectors", billed="yes") from error
 
-    def _post(self, question: str, timeout: float) -> bytes:
+    def _post(self, body: str, timeout: float) -> bytes:
         url, key = self.options.base_url, self.options.api_key.get_secret_value()
         if not (key and key.isascii() and key.isprintable()):
-            raise errors.ConfigurationError("acme needs a key: set ACME_API_KEY")
+            raise errors.ConfigurationError(f"ACME_API_KEY is {'unusable' if key else 'not set'}")
         headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
         connect = HTTPSConnection if url.scheme == "https" else HTTPConnection
         with closing(connect(url.host or "", url.port, timeout=timeout)) as connection:
@@ -50,10 +50,10 @@ class AcmeEmbedder(BaseEmbedder):
             try:
                 connection.connect()
                 billed = "unknown"  # whatever happens from here on, acme may have done the work
-                connection.request("POST", "/embed", question, headers)
-                response = connection.getresponse()
-                if response.status == 200:
-                    return response.read()
+                connection.request("POST", (url.path or "").rstrip("/") + "/embed", body, headers)
+                with connection.getresponse() as response:
+                    if response.status == 200:
+                        return response.read()
             except (OSError, HTTPException) as error:
                 raise errors.ProviderUnavailable(f"acme: {error!r}", billed=billed) from error
         raise failure(response.status, response.headers.get("Retry-After", ""))
@@ -62,7 +62,7 @@ class AcmeEmbedder(BaseEmbedder):
 def failure(status: int, wait: str) -> errors.ProviderError:
     message = f"acme answered {status}"
     if status in LATER:
-        seconds = float(wait) if wait.isdecimal() else None
+        seconds = float(wait) if wait.replace(".", "", 1).isdecimal() else None
         return LATER[status](message, retry_after=seconds, billed="no", status=status)
     if 300 <= status < 500 and status not in (408, 409):  # redirects too: none is followed
         return NEVER.get(status, errors.RequestRejected)(message, billed="no", status=status)
