@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from embedcore.cli.opening import Opened
     from embedcore.files.types import RunReport
+    from embedcore.provider.types import ModelInfo
 
 
 def report_text(report: RunReport, ready: Opened, path: Path) -> str:
@@ -24,7 +25,7 @@ def report_text(report: RunReport, ready: Opened, path: Path) -> str:
     return "\n".join(
         [
             f"{shown_path(path)}: {shape} by {ready.name}",
-            facts(list(_lines(report, local=ready.client.info.local)), indent="  "),
+            facts(list(_lines(report, ready.client.info)), indent="  "),
             "Ask it something:",
             f"  {next_command(path)}",
         ]
@@ -55,15 +56,16 @@ def _tokens_cut(output: Path) -> int:
     return sum(int(block.cuts.sum(dtype="int64")) for block in blocks)
 
 
-def _lines(report: RunReport, *, local: bool) -> Iterator[tuple[str, str]]:
+def _lines(report: RunReport, info: ModelInfo) -> Iterator[tuple[str, str]]:
     usage = report.usage
-    if report.bought and local:
+    if report.bought and info.local:
         yield "embedded", f"{plural(report.bought, 'text')}, computed here for nothing"
     elif report.bought or usage.tokens:
         yield (
             "bought",
             f"{plural(report.bought, 'text')}, {plural(usage.tokens, 'token')} in "
-            f"{plural(usage.requests, 'request')}, {dollars(usage.picodollars)}",
+            f"{plural(usage.requests, 'request')}, "
+            f"{dollars(usage.picodollars if info.price is not None else None)}",
         )
     else:
         yield "bought", "nothing: $0"

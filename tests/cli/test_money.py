@@ -65,6 +65,21 @@ def test_an_unknown_price_is_asked_about(cli, server, texts_file):
     assert server.meter.requests == 0
 
 
+def test_a_price_nobody_knows_is_not_shown_as_nothing():
+    from embedcore import Spending
+    from embedcore.cli.summary import _lines
+    from embedcore.files.types import RunReport
+    from embedcore.provider.types import ModelInfo, Price
+
+    usage = Spending(tokens=119, requests=1)
+    report = RunReport(
+        output=Path("out.npy"), rows=5, empty=0, duplicates=0, reused=0, bought=5, usage=usage
+    )
+    bought = dict(_lines(report, ModelInfo(price=None)))["bought"]
+    assert bought.endswith("1 request, at a price that is not known")
+    assert dict(_lines(report, ModelInfo(price=Price())))["bought"].endswith("$0")
+
+
 @pytest.mark.fault(95)
 def test_a_limit_in_the_way_is_shown_and_refused_before_anything_is_sent(
     cli, server, texts_file, monkeypatch
