@@ -25,10 +25,11 @@ class Pool:
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._threads: set[threading.Thread] = set()
+        self._busy: set[threading.Thread] = set()
         # Threads without a task; below zero, tasks without a thread.
         self._free = 0
         self._closed = False
-        self._finalizer = weakref.finalize(self, _end, self._tasks, size)
+        self._finalizer = weakref.finalize(self, self._tasks.put, None)
 
     def submit(self, task: Task) -> None:
         """Run the task as soon as a thread is free. Raises ``ConfigurationError`` when closed."""
@@ -45,10 +46,10 @@ class Pool:
     def replace(self, thread: threading.Thread) -> None:
         """That thread hangs in a provider, perhaps for good: another takes its place.
 
-        If it comes back after all, it ends.
+        If it comes back after all, it ends. Nothing is done if it is back already.
         """
         with self._lock:
-            if thread in self._threads and not self._closed:
+            if thread in self._threads and thread in self._busy and not self._closed:
                 self._threads.discard(thread)
                 self._free += self._start_thread()
 
@@ -67,7 +68,10 @@ class Pool:
     def _start_thread(self) -> bool:
         """False: the system has no more threads; those that there are must do."""
         thread = threading.Thread(
-            target=_serve, args=(self._tasks, weakref.ref(self)), name="embedcore", daemon=True
+            target=_serve,
+            args=(self._tasks, self._busy, weakref.ref(self)),
+            name="embedcore",
+            daemon=True,
         )
         self._threads.add(thread)
         try:
@@ -78,16 +82,18 @@ class Pool:
         return True
 
 
-def _serve(tasks: queue.SimpleQueue[Task | None], pool: weakref.ref[Pool]) -> None:
+def _serve(
+    tasks: queue.SimpleQueue[Task | None], busy: set[threading.Thread], pool: weakref.ref[Pool]
+) -> None:
+    thread = threading.current_thread()
     while (task := tasks.get()) is not None:
+        busy.add(thread)
         task()
         del task
+        busy.discard(thread)
         owner = pool()
-        if owner is None or not owner.goes_on(threading.current_thread()):
+        if owner is None or not owner.goes_on(thread):
             return
         del owner
-
-
-def _end(tasks: queue.SimpleQueue[Task | None], size: int) -> None:
-    for _ in range(size):
-        tasks.put(None)
+    # The end is for all of them, however many there are.
+    tasks.put(None)

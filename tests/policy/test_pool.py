@@ -169,6 +169,23 @@ def test_replacing_a_thread_twice_or_a_stranger_changes_nothing():
     pool.close()
 
 
+@pytest.mark.fault(127)
+def test_a_thread_that_is_back_before_it_is_replaced_stays():
+    """Given up at the very moment when its answer came: the pool must not lose count."""
+    for _ in range(20):
+        pool, crowd = Pool(2), Crowd()
+        stuck, release = hang_in(pool, 2)
+        release.set()
+        if random.random() < 0.5:
+            time.sleep(0.001)
+        for thread in stuck:
+            pool.replace(thread)
+        pool.submit(crowd.task())
+        assert crowd.wait_for(1)
+        pool.close()
+        assert until(lambda: threads_of(None) == 0)
+
+
 def test_closing_lets_what_was_submitted_finish_and_refuses_more():
     pool, crowd = Pool(2), Crowd()
     for _ in range(20):

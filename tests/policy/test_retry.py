@@ -205,7 +205,7 @@ def test_no_wait_reaches_beyond_the_deadline(settings, seconds, named):
 
 
 @pytest.mark.fault(26)
-@hypothesis_settings(deadline=None)
+@hypothesis_settings(deadline=None, max_examples=30)
 @given(st.integers(1, 500), st.integers(0, 50), st.floats(0, 1), st.randoms())
 def test_retries_never_outnumber_the_quota_and_its_share_of_successes(calls, most, ratio, chance):
     shared, requests, successes = RetryQuota(float(most), ratio), 0, 0
