@@ -143,7 +143,8 @@ def _default_name(settings: Config) -> str | None:
 
 
 def _check_not_a_provider(name: str) -> None:
-    if any(name == found.name for found in registry.installed()):
+    # With a colon it is no provider's name, and the installed ones need not be looked through.
+    if ":" not in name and any(name == found.name for found in registry.installed()):
         raise ConfigurationError(
             f"{name!r} is a provider: name one of its models as well, as {name}:MODEL "
             f"(embedcore models {name} lists them)"

@@ -44,6 +44,7 @@ _LIMITS: Final = {
     },
 }
 VARIABLES: Final = (*_SETTINGS, *_LIMITS, CONFIG_VARIABLE, POLICY_VARIABLE)
+_READ: Final = (*VARIABLES, LOAD_PLUGINS_VARIABLE)
 
 
 class _Policy(BaseModel):
@@ -184,14 +185,24 @@ def _environment() -> Iterator[tuple[str, Budget]]:
 
 def _check_spelling() -> None:
     """A limit that is misspelt would not hold, and nobody would know."""
-    known = (*VARIABLES, LOAD_PLUGINS_VARIABLE)
-    for variable in os.environ:
-        if variable.startswith("EMBEDCORE_") and variable not in known:
-            near = get_close_matches(variable, known, n=1, cutoff=0.85)
-            if near:
-                raise ConfigurationError(
-                    f"the environment variable {variable} means nothing; did you mean {near[0]}?"
-                )
+    for variable in unread_variables():
+        near = nearest_variable(variable, cutoff=0.85)
+        if near is not None:
+            raise ConfigurationError(
+                f"the environment variable {variable} means nothing; did you mean {near}?"
+            )
+
+
+def unread_variables() -> list[str]:
+    """The ``EMBEDCORE_*`` variables of this process that embedcore does not read, sorted."""
+    return sorted(
+        name for name in os.environ if name.startswith("EMBEDCORE_") and name not in _READ
+    )
+
+
+def nearest_variable(variable: str, *, cutoff: float = 0.6) -> str | None:
+    """The variable that may have been meant; ``cutoff`` as for ``difflib.get_close_matches``."""
+    return next(iter(get_close_matches(variable, _READ, n=1, cutoff=cutoff)), None)
 
 
 def _tightest(layers: Iterable[tuple[str, Budget]]) -> tuple[Budget, dict[str, str]]:

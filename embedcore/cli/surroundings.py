@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import urllib.request
 from collections.abc import Iterator
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Final
 
 from embedcore.cli.checks import Finding, Level
 from embedcore.cli.text import without_credentials
 from embedcore.config import Config
-from embedcore.configfile import VARIABLES, policy_budget, user_file
+from embedcore.configfile import nearest_variable, policy_budget, unread_variables, user_file
 from embedcore.errors import EmbeddingError
-from embedcore.provider.registry import LOAD_PLUGINS_VARIABLE
 
 _CERTIFICATES: Final = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
@@ -74,12 +72,10 @@ def _who_may_write(path: Path) -> Iterator[Finding]:
 
 
 def _unknown_variables() -> Iterator[Finding]:
-    known = {*VARIABLES, LOAD_PLUGINS_VARIABLE}
-    for variable in sorted(os.environ):
-        if variable.startswith("EMBEDCORE_") and variable not in known:
-            near = get_close_matches(variable, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            yield _setting("environment", f"nothing reads {variable}{hint}", "problem")
+    for variable in unread_variables():
+        near = nearest_variable(variable)
+        hint = f"; did you mean {near}?" if near else ""
+        yield _setting("environment", f"nothing reads {variable}{hint}", "problem")
 
 
 def _setting(name: str, value: str, level: Level = "ok") -> Finding:
