@@ -7,12 +7,16 @@ import gzip
 import hashlib
 import logging
 import random
+import sys
 import time
 import tracemalloc
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 from embedcore_openai import tokenizer, vocabulary
+from embedcore_openai.engines import TiktokenEngine
 from embedcore_openai.tokenizer import Cl100kTokenizer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -23,6 +27,23 @@ NASTY += ["你", "好", "，", "。", "한", "क", "ा", "é", "e\u0301", "İ"
 NASTY += ["\u200d", "👨‍👩‍👧", "🏳️‍🌈", "<|endoftext|>", "<|fim_prefix|>", "\U0010ffff", "\U00031350"]
 
 nasty_texts = st.lists(st.sampled_from(NASTY), max_size=40).map("".join) | st.text(max_size=60)
+
+
+@pytest.fixture(scope="module", autouse=True, params=["tiktoken", "splintr"])
+def _engine(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Everything here holds with and without the extra ``fast``."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "tiktoken":
+            patch.setitem(sys.modules, "splintr", None)
+        else:
+            pytest.importorskip("splintr", reason="splintr has no wheel here")
+        patch.setattr(vocabulary, "_engine", None)
+        yield
+
+
+@cache
+def _reference() -> TiktokenEngine:
+    return vocabulary.tiktoken()
 
 
 def longest_by_trying(text: str, max_tokens: int) -> str:
@@ -94,7 +115,10 @@ def test_cutting_at_long_white_space_changes_no_count(
 ) -> None:
     run = (unit * (70_000 // len(unit))) + " " * extra
     text = before + run + after + run + "!" + run
-    assert vocabulary.encode(text) == vocabulary.load().encode_ordinary(text)
+    reference = _reference()
+    tokens = reference.encode(text)
+    assert tokens == reference._ordinary(text)
+    assert list(vocabulary.encode(text)) == tokens
 
 
 @pytest.mark.parametrize("tail", ["x", "!", "\nx", ""])
@@ -143,7 +167,7 @@ def test_nothing_is_downloaded_and_no_cache_is_read(
 
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
-    monkeypatch.setattr(vocabulary, "_encoder", None)
+    monkeypatch.setattr(vocabulary, "_engine", None)
     assert Cl100kTokenizer().count(["hello world"]) == [2]
     assert not list(tmp_path.iterdir())
 
@@ -176,7 +200,7 @@ def test_without_the_vocabulary_bytes_bound_the_count(
     if damage in contents:
         file.write_bytes(contents[damage])
     monkeypatch.setattr(vocabulary, "ranks_file", lambda: file)
-    monkeypatch.setattr(vocabulary, "_encoder", None)
+    monkeypatch.setattr(vocabulary, "_engine", None)
     monkeypatch.setattr(tokenizer, "_warned", False)
     one, other = Cl100kTokenizer(), Cl100kTokenizer()
     with caplog.at_level(logging.WARNING):
@@ -192,5 +216,5 @@ def test_a_missing_vocabulary_is_not_called_exact(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(vocabulary, "ranks_file", lambda: tmp_path / "none.gz")
-    monkeypatch.setattr(vocabulary, "_encoder", None)
+    monkeypatch.setattr(vocabulary, "_engine", None)
     assert not Cl100kTokenizer().exact

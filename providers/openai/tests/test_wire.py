@@ -67,6 +67,49 @@ def test_rows_follow_the_index_whatever_the_order(
 
 
 @pytest.mark.fault(43)
+@given(st.data())
+def test_decoding_many_texts_at_once_is_decoding_each(data: st.DataObject) -> None:
+    """Among rows whose base64 needs no padding, one that is damaged has the fate it has alone."""
+    count, width = data.draw(st.integers(2, 70)), data.draw(st.sampled_from([3, 12, 15]))
+    vectors = [vector_of(f"text {index}", width) for index in range(count)]
+    texts = [packed(vector) for vector in vectors]
+    bad, at = data.draw(st.integers(0, count - 1)), data.draw(st.integers(0, 4 * width // 3))
+    junk = data.draw(st.text(st.sampled_from("A/+=_- \n\x00é"), min_size=1, max_size=4))
+    keep_length = data.draw(st.booleans())
+    texts[bad] = texts[bad][:at] + junk + texts[bad][at + len(junk) * keep_length :]
+    raw = body([item(index, text) for index, text in enumerate(texts)])
+    try:
+        decoded = np.frombuffer(base64.b64decode(texts[bad], validate=True), "<f4")
+        understood = decoded.shape == (width,) and bool(np.isfinite(decoded).all())
+    except ValueError:
+        understood = False
+    if not understood:
+        refused(raw, count=count, dimensions=width)
+        return
+    vectors[bad] = decoded.tolist()
+    reply = parse_reply(raw, count=count, dimensions=width)
+    assert reply.vectors.tobytes() == np.array(vectors, dtype=np.float32).tobytes()
+
+
+@pytest.mark.fault(43)
+@pytest.mark.parametrize("at", [0, 31, 32, 39])
+@pytest.mark.parametrize("width", [3, 12])
+def test_padding_that_shortens_a_row_is_refused_wherever_it_is(width: int, at: int) -> None:
+    texts = [packed(vector_of(str(index), width)) for index in range(40)]
+    texts[at] = texts[at][:-4] + "AAA="
+    raw = body([item(index, text) for index, text in enumerate(texts)])
+    assert f"{4 * width - 1} bytes" in refused(raw, count=40, dimensions=width)
+
+
+@pytest.mark.fault(55)
+@pytest.mark.parametrize("first", [b"x", b"\\n"])
+def test_a_repeated_key_behind_much_else_is_refused(first: bytes) -> None:
+    """A backslash, and the reply is read in one piece."""
+    document = b'{"data":[{"index":0,"embedding":[1.0]}],"a":"' + first + b'","b":1'
+    assert "twice" in refused(document + b" " * 1_000_000 + b',"b":2}')
+
+
+@pytest.mark.fault(43)
 def test_base64_is_little_endian_whatever_this_machine_is() -> None:
     raw = body([item(0, base64.b64encode(b"\x00\x00\x80\x3f\x00\x00\x00\xc0").decode())])
     assert parse_reply(raw, count=1, dimensions=2).vectors.tolist() == [[1.0, -2.0]]

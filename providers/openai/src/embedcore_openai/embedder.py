@@ -25,6 +25,7 @@ from embedcore_openai.tokenizer import Cl100kTokenizer
 
 if TYPE_CHECKING:
     from embedcore.provider.protocol import BatchStrategy, Tokenizer
+    from embedcore.provider.types import Vectors
     from embedcore_openai.errors import Context
     from embedcore_openai.transport import Answer, Transport
 
@@ -119,7 +120,10 @@ class OpenAIEmbedder:
         answer = self._exchange(body, key, request, context)
         if isinstance(answer, EmbeddingError):
             return answer
-        return self._understood(answer, context)
+        try:
+            return self._understood(answer, context, request.into)
+        finally:
+            answer.release()
 
     def _nothing(self) -> EmbedReply:
         import numpy as np
@@ -223,14 +227,19 @@ class OpenAIEmbedder:
                 )
             return self._transport
 
-    def _understood(self, answer: Answer, context: Context) -> EmbedReply | EmbeddingError:
+    def _understood(
+        self, answer: Answer, context: Context, into: Vectors | None
+    ) -> EmbedReply | EmbeddingError:
         from embedcore_openai import errors, headers, wire
 
         if not 200 <= answer.status < 300:
             return errors.from_answer(answer, context)
         try:
             reply = wire.parse_reply(
-                answer.body, count=len(context.texts), dimensions=self._info.dimensions
+                answer.body,
+                count=len(context.texts),
+                dimensions=self._info.dimensions,
+                into=into,
             )
         except wire.BadReply as bad:
             return errors.from_bad_reply(bad, answer, context)

@@ -91,7 +91,7 @@ class Context:
 
 def from_answer(answer: Answer, context: Context) -> EmbeddingError:
     """The error for an HTTP answer that is not a success."""
-    body = read_body(answer.body)
+    body = read_body(bytes(answer.body))
     if 300 <= answer.status < 400:
         return _redirected(answer, context)
     if answer.status == 407:
@@ -251,12 +251,12 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 def from_bad_reply(reply: BadReply, answer: Answer, context: Context) -> InvalidResponse:
     """The error for a success whose body is not one."""
-    body = read_body(answer.body)
+    body = read_body(bytes(answer.body))
     said = ""
     if body.own:
         said = f"; it says: {context.shown(body.message)}"
     elif reply.not_json:
-        start = answer.body[:2_000].decode("utf-8", "replace")
+        start = bytes(answer.body[:2_000]).decode("utf-8", "replace")
         content = scrub.clean(answer.headers.get("content-type", "of unknown type"))[:60]
         said = f"; {content}: {context.shown(start)[:200]}"
     return InvalidResponse(

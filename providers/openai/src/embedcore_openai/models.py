@@ -20,6 +20,11 @@ DEFAULT_MODEL: Final = "text-embedding-3-small"
 _MAX_INPUT_TOKENS: Final = 8_191
 _MAX_TEXTS: Final = 2_048
 _MAX_TOKENS: Final = 300_000
+# A reply of 1 to 2 MB, in base64 8 kB for 1,536 dimensions, is the cheapest to read: larger ones
+# need fresh pages of memory every time (measured by benchmarks/compare). What is under way at once
+# takes memory as well.
+_BEST_REPLY_BYTES: Final = 1_400_000
+_BYTES_PER_COMPONENT: Final = 16 / 3
 # The gate of 300,000 is measured as a quarter of the UTF-8 bytes (timescale/pgai, issue 728).
 _BYTES_PER_TOKEN: Final = 4
 
@@ -78,6 +83,7 @@ def describe(model: str, options: OpenAIOptions) -> ModelInfo:
     return replace(
         info,
         model=model,
+        best_texts_per_request=_best_texts(info),
         max_input_tokens=options.max_input_tokens or info.max_input_tokens,
         max_texts_per_request=options.max_texts_per_request or info.max_texts_per_request,
         max_tokens_per_request=options.max_tokens_per_request or info.max_tokens_per_request,
@@ -86,6 +92,13 @@ def describe(model: str, options: OpenAIOptions) -> ModelInfo:
         reply_models=_reply_models(info, model, options),
         endpoint=options.base_url,
     )
+
+
+def _best_texts(info: ModelInfo) -> int | None:
+    if info.dimensions is None:
+        return None
+    best = round(_BEST_REPLY_BYTES / (info.dimensions * _BYTES_PER_COMPONENT))
+    return min(max(best, 1), info.max_texts_per_request)
 
 
 def counts_like_openai(model: str, options: OpenAIOptions) -> bool:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Final
 from unicodedata import ucd_3_2_0
 
@@ -93,15 +91,24 @@ def _longest_prefix(text: str, max_tokens: int) -> str:
     head, tokens = _enough_of(text, max_tokens)
     if len(tokens) <= max_tokens and len(head) == len(text):
         return text
-    ends = list(accumulate(vocabulary.token_lengths(tokens[: max_tokens + 1])))
     # As far as the first max_tokens tokens reach; up to any boundary beyond, it costs more.
-    reached = len(utf8_prefix(head, ends[max_tokens - 1]))
+    size = len(vocabulary.decode(tokens[:max_tokens]))
+    reached = len(utf8_prefix(head, size))
     start, stop = _boundary_before(head, reached), _boundary_after(head, reached)
-    left = max_tokens - bisect_right(ends, utf8_length(head[:start]))
+    left = _tokens_between(tokens, max_tokens, size - utf8_length(head[:start]))
     return head[:start] + _fit(head[start:stop], left, reached - start)
 
 
-def _enough_of(text: str, max_tokens: int) -> tuple[str, list[int]]:
+def _tokens_between(tokens: Sequence[int], stop: int, size: int) -> int:
+    """How many tokens before ``stop`` reach into the last ``size`` bytes of what they spell."""
+    number = 0
+    while size > 0:
+        number += 1
+        size -= len(vocabulary.decode(tokens[stop - number : stop - number + 1]))
+    return number
+
+
+def _enough_of(text: str, max_tokens: int) -> tuple[str, Sequence[int]]:
     """A head of the text that surely contains the prefix, and its tokens.
 
     It is longer than the prefix by so much that what follows it does not matter.

@@ -8,17 +8,21 @@ that both have.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 import weakref
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib import import_module
+from mmap import mmap
 from typing import Any, Final
 
 import openai
 from openai import DefaultHttpxClient, Omit
+
+from embedcore_openai.buffers import Buffers
 
 _ERROR_BYTES: Final = 1_000_000
 _LOGGERS: Final = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
@@ -27,17 +31,35 @@ _WINDOW_BITS: Final = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBIT
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """Any HTTP answer, whatever its status. ``headers`` does not mind upper and lower case."""
+    """Any HTTP answer, whatever its status. ``headers`` does not mind upper and lower case.
+
+    ``body`` may be lent: it must not be looked at after ``release()``.
+    """
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes = b""
+    body: bytes | memoryview = b""
+    release: Callable[[], None] = lambda: None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Limits:
+@dataclass(kw_only=True, slots=True)
+class _Exchange:
+    """What goes down to ``send`` and what comes back past the SDK."""
+
     max_bytes: int
     deadline: float
+    body: memoryview | None = None
+    buffer: mmap | None = None
+    has_turn: bool = False
+
+    def release(self) -> None:
+        """The body has been read: its memory may be used again."""
+        if self.has_turn:
+            self.has_turn = False
+            _turns.release()
+        if self.buffer is not None:
+            buffer, self.buffer, self.body = self.buffer, None, None
+            _buffers.give(buffer)
 
 
 class UnreadableBody(openai.OpenAIError):
@@ -45,20 +67,25 @@ class UnreadableBody(openai.OpenAIError):
 
 
 # How an argument reaches ``send`` through the SDK, which builds and passes on the request.
-_limits: ContextVar[_Limits] = ContextVar("embedcore_openai_limits")
+_exchange: ContextVar[_Exchange] = ContextVar("embedcore_openai_exchange")
+_buffers: Final = Buffers()
+# More bodies at once in memory than there are processors to read them make nothing faster; but a
+# body that comes slowly must not keep the others out for longer than this.
+_turns: Final = threading.BoundedSemaphore(4)
+_PATIENCE_SECONDS: Final = 0.05
 
 
 class CappedClient(DefaultHttpxClient):
     """Reads every body itself, up to a number of decoded bytes and a moment in time."""
 
     def send(self, request: Any, **kwargs: Any) -> Any:
-        limits = _limits.get()
+        exchange = _exchange.get()
         response = super().send(request, **{**kwargs, "stream": True, "follow_redirects": False})
         try:
             # The read time-out counts from each packet: give the body only what is left.
-            left = max(limits.deadline - time.monotonic(), 0.001)
+            left = max(exchange.deadline - time.monotonic(), 0.001)
             request.extensions.get("timeout", {})["read"] = left
-            body = _read(response, limits, request)
+            body = _read(response, exchange, request)
         finally:
             response.close()
         headers = [
@@ -69,9 +96,15 @@ class CappedClient(DefaultHttpxClient):
         return type(response)(response.status_code, headers=headers, content=body, request=request)
 
 
-def _read(response: Any, limits: _Limits, request: Any) -> bytes:
+def _read(response: Any, exchange: _Exchange, request: Any) -> bytes:
+    """The body; empty if it went into a buffer."""
     failed = response.status_code >= 300
-    cap = _ERROR_BYTES if failed else limits.max_bytes
+    if not failed:
+        exchange.has_turn = _turns.acquire(timeout=_PATIENCE_SECONDS)
+        if size := _announced(response, exchange.max_bytes):
+            _read_into_buffer(response, size, exchange, request)
+            return b""
+    cap = _ERROR_BYTES if failed else exchange.max_bytes
     parts, size, late = [], 0, False
     for part in _decoded(response, cap + 1):
         if late:
@@ -83,8 +116,29 @@ def _read(response: Any, limits: _Limits, request: Any) -> bytes:
                 break
             raise UnreadableBody(f"it is larger than {cap:,} bytes")
         # Checked with the next part: a reply that is complete is kept, however late.
-        late = time.monotonic() > limits.deadline
+        late = time.monotonic() > exchange.deadline
     return b"".join(parts)
+
+
+def _announced(response: Any, most: int) -> int:
+    """The length of a body that is neither packed nor too long; 0 if that is not known."""
+    length = response.headers.get("content-length", "")
+    plain = response.headers.get("content-encoding", "identity").strip().lower() in ("", "identity")
+    size = int(length) if plain and length.isascii() and length.isdigit() else 0
+    return size if size <= most else 0
+
+
+def _read_into_buffer(response: Any, size: int, exchange: _Exchange, request: Any) -> None:
+    exchange.buffer = _buffers.take(size)
+    at, late = 0, False
+    for part in response.iter_raw():
+        if late:
+            raise openai.APITimeoutError(request=request)
+        exchange.buffer[at : at + len(part)] = part
+        at += len(part)
+        # Checked with the next part: a reply that is complete is kept, however late.
+        late = time.monotonic() > exchange.deadline
+    exchange.body = memoryview(exchange.buffer)[:at]
 
 
 def _decoded(response: Any, cap: int) -> Iterator[bytes]:
@@ -155,7 +209,8 @@ class Transport:
         Without ``Authorization`` in ``headers``, none is sent. Raises the exceptions of the openai
         package where there is no HTTP answer, and ``UnreadableBody``.
         """
-        token = _limits.set(_Limits(max_bytes=max_bytes, deadline=time.monotonic() + timeout))
+        exchange = _Exchange(max_bytes=max_bytes, deadline=time.monotonic() + timeout)
+        token = _exchange.set(exchange)
         try:
             response = self._client.post(
                 "/embeddings",
@@ -168,9 +223,17 @@ class Transport:
             )
         except openai.APIStatusError as error:
             response = error.response
+        except BaseException:
+            exchange.release()
+            raise
         finally:
-            _limits.reset(token)
-        return Answer(status=response.status_code, headers=response.headers, body=response.content)
+            _exchange.reset(token)
+        return Answer(
+            status=response.status_code,
+            headers=response.headers,
+            body=response.content if exchange.body is None else exchange.body,
+            release=exchange.release,
+        )
 
     def close(self) -> None:
         self._client.close()

@@ -9,16 +9,21 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 import numpy as np
 import orjson
 import pybase64
 
+from embedcore_openai.payloads import apart, payload_of
+
 if TYPE_CHECKING:
     from embedcore.provider.types import Vectors
 
 _FLOAT_BYTES: Final = 4
+# Rows decoded, and bytes searched, at a time: enough for few calls, little enough for the caches.
+_BLOCK_ROWS: Final = 32
+_BLOCK_BYTES: Final = 262_144
 # Larger numbers of tokens are no numbers of tokens, and do not fit a database column.
 _MOST_TOKENS: Final = 2**63 - 1
 _NUMBERS: Final = frozenset({int, float})
@@ -75,11 +80,28 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def parse_reply(body: bytes, *, count: int, dimensions: int | None) -> Reply:
+def parse_reply(
+    body: bytes | memoryview, *, count: int, dimensions: int | None, into: Vectors | None = None
+) -> Reply:
     """Vectors for ``count`` texts, of width ``dimensions`` where that is known.
 
-    Raises ``BadReply``.
+    They are written to ``into`` where that has their shape. Raises ``BadReply``.
     """
+    found = apart(body)
+    if found is not None:
+        skeleton, payloads = found
+        try:
+            document, rows = _read(skeleton, count)
+            if (filled := _filled(rows, payloads)) is not None:
+                return _reply(document, filled, dimensions, into)
+        except BadReply:
+            # Read as a whole, it may say better what is wrong.
+            pass
+    document, rows = _read(bytes(body), count)
+    return _reply(document, rows, dimensions, into)
+
+
+def _read(body: bytes, count: int) -> tuple[dict[str, Any], list[Any]]:
     document = _document(body)
     items = document.get("data")
     if not isinstance(items, list):
@@ -87,9 +109,23 @@ def parse_reply(body: bytes, *, count: int, dimensions: int | None) -> Reply:
     if len(items) != count:
         raise BadReply(f"it has {len(items)} embeddings for {count} texts")
     _refuse_repeated_keys(body, document, items)
-    rows = _rows_in_order(items)
+    return document, _rows_in_order(items)
+
+
+def _filled(rows: list[Any], payloads: list[memoryview]) -> list[Any] | None:
+    """The rows with their payloads; None if a payload is anywhere but in one row."""
+    found = [payload_of(row, payloads) for row in rows]
+    used = [one for one in found if one is not None]
+    if len(used) != len(payloads):
+        return None
+    return [row if one is None else one for row, one in zip(rows, found, strict=True)]
+
+
+def _reply(
+    document: dict[str, Any], rows: list[Any], dimensions: int | None, into: Vectors | None
+) -> Reply:
     return Reply(
-        vectors=_vectors(rows, dimensions),
+        vectors=_vectors(rows, dimensions, into),
         tokens=_tokens(document.get("usage")),
         model=_name(document.get("model")),
     )
@@ -115,16 +151,27 @@ def _refuse_repeated_keys(body: bytes, document: dict[str, Any], items: list[Any
     for item in items:
         if not isinstance(item, dict):
             raise BadReply("an entry of 'data' is not an object")
-        embedding = item.get("embedding")
-        strings += _strings_in({**item, "embedding": None}) + isinstance(embedding, str)
-        if isinstance(embedding, list) and not _NUMBERS.issuperset(map(type, embedding)):
-            raise BadReply("an embedding has components that are not numbers")
-    if body.count(b'"') == 2 * strings:
+        strings += len(item)
+        for name, value in item.items():
+            if type(value) is str:
+                strings += 1
+            elif name != "embedding":
+                strings += _strings_in(value)
+            elif type(value) is list and not _NUMBERS.issuperset(map(type, value)):
+                raise BadReply("an embedding has components that are not numbers")
+    if _quotation_marks(body) == 2 * strings:
         return
     try:
         json.loads(body, object_pairs_hook=_without_repetition, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         raise BadReply("its JSON is broken", not_json=True) from None
+
+
+def _quotation_marks(body: bytes) -> int:
+    """``body.count(b'"')`` at four times the speed."""
+    codes = np.frombuffer(body, dtype=np.uint8)
+    blocks = (codes[at : at + _BLOCK_BYTES] for at in range(0, len(codes), _BLOCK_BYTES))
+    return sum(int(np.count_nonzero(block == ord('"'))) for block in blocks)
 
 
 def _strings_in(value: object) -> int:
@@ -161,27 +208,64 @@ def _rows_in_order(items: list[dict[str, Any]]) -> list[Any]:
     return rows
 
 
-def _vectors(rows: list[Any], dimensions: int | None) -> Vectors:
+def _vectors(rows: list[Any], dimensions: int | None, wanted: Vectors | None) -> Vectors:
     if not rows:
         return np.empty((0, dimensions or 0), dtype=np.float32)
     first = _row(rows[0])
     width = first.shape[0]
     if dimensions is not None and width != dimensions:
         raise BadReply(f"its vectors have {width} dimensions instead of {dimensions}")
-    vectors = np.empty((len(rows), width), dtype=np.float32)
-    vectors[0] = first
-    for position in range(1, len(rows)):
-        row = _row(rows[position])
-        if row.shape[0] != width:
-            raise BadReply(f"it mixes vectors of {width} and {row.shape[0]} dimensions")
-        vectors[position] = row
+    shape = (len(rows), width)
+    vectors = wanted if _is_fit(wanted, shape) else np.empty(shape, dtype=np.float32)
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        block = rows[start : start + _BLOCK_ROWS]
+        into = vectors[start : start + _BLOCK_ROWS]
+        if not _decoded_together(block, into):
+            _decode_one_by_one(block, into)
     if not np.isfinite(vectors).all():
         raise BadReply("a vector has components that are not finite float32 numbers")
     return vectors
 
 
+def _is_fit(array: Vectors | None, shape: tuple[int, int]) -> TypeGuard[Vectors]:
+    return (
+        array is not None
+        and array.shape == shape
+        and array.dtype == np.dtype("<f4")
+        and array.flags.c_contiguous
+        and array.flags.writeable
+    )
+
+
+def _decoded_together(rows: list[Any], into: Vectors) -> bool:
+    """Decode base64 texts in one call; False where that is not the same as one by one.
+
+    It is when each text is as long as its row needs and none needs padding: then no group of four
+    digits belongs to two texts, and padding anywhere is an error or makes the result too short.
+    """
+    digits, padded = divmod(into.shape[1] * _FLOAT_BYTES * 4, 3)
+    if padded or not all(type(row) is memoryview and len(row) == digits for row in rows):
+        return False
+    try:
+        raw = pybase64.b64decode(b"".join(rows), validate=True)
+    except ValueError:
+        return False
+    if len(raw) != into.nbytes:
+        return False
+    into[:] = np.frombuffer(raw, dtype="<f4").reshape(into.shape)
+    return True
+
+
+def _decode_one_by_one(rows: list[Any], into: Vectors) -> None:
+    for position, embedding in enumerate(rows):
+        row = _row(embedding)
+        if row.shape != into.shape[1:]:
+            raise BadReply(f"it mixes vectors of {into.shape[1]} and {row.shape[0]} dimensions")
+        into[position] = row
+
+
 def _row(embedding: object) -> Vectors:
-    if isinstance(embedding, str):
+    if isinstance(embedding, (str, memoryview)):
         return _from_base64(embedding)
     if not isinstance(embedding, list):
         raise BadReply("an embedding is neither base64 text nor a list of numbers")
@@ -195,7 +279,7 @@ def _row(embedding: object) -> Vectors:
         raise BadReply("a component is too large for a float32 number") from None
 
 
-def _from_base64(text: str) -> Vectors:
+def _from_base64(text: str | memoryview) -> Vectors:
     try:
         raw = pybase64.b64decode(text, validate=True)
     except ValueError:

@@ -1,0 +1,63 @@
+"""Which bytes of a reply are vectors? Told apart without making a string of each of them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+_QUOTE: Final = ord('"')
+_BACKSLASH: Final = ord("\\")
+# Shorter texts stay where they are: names, and vectors of very few dimensions.
+_SHORTEST: Final = 64
+# In no base64 text; a body that has it anywhere else is left to the parser as a whole.
+_MARK: Final = b"#"
+_BLOCK: Final = 1 << 18
+
+
+def apart(body: bytes | memoryview) -> tuple[bytes, list[memoryview]] | None:
+    """The document with ``"#0"``, ``"#1"`` … for its long texts, and those texts.
+
+    None where quotation marks alone do not tell where a text ends, or a mark could be mistaken.
+    """
+    view = memoryview(body)
+    codes = np.frombuffer(view, dtype=np.uint8)
+    marks = _places(codes)
+    if marks is None or len(marks) % 2:
+        return None
+    begins, ends = marks[0::2] + 1, marks[1::2]
+    long = np.flatnonzero(ends - begins >= _SHORTEST)
+    parts: list[bytes] = []
+    payloads: list[memoryview] = []
+    at = 0
+    for number, (begin, end) in enumerate(
+        zip(begins[long].tolist(), ends[long].tolist(), strict=True)
+    ):
+        between = bytes(view[at:begin])
+        if _MARK in between:
+            return None
+        parts += (between, _MARK, b"%d" % number)
+        payloads.append(view[begin:end])
+        at = end
+    rest = bytes(view[at:])
+    if _MARK in rest:
+        return None
+    return b"".join((*parts, rest)), payloads
+
+
+def payload_of(text: object, payloads: list[memoryview]) -> memoryview | None:
+    """The long text that a mark stands for; None if it is no mark."""
+    if type(text) is not str or not text.startswith("#"):
+        return None
+    return payloads[int(text[1:])]
+
+
+def _places(codes: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> np.ndarray | None:
+    """Where the quotation marks are; None if a backslash may have taken the meaning of one."""
+    found = []
+    for start in range(0, len(codes), _BLOCK):
+        block = codes[start : start + _BLOCK]
+        if (block == _BACKSLASH).any():
+            return None
+        found.append(np.flatnonzero(block == _QUOTE) + start)
+    return np.concatenate(found) if found else None
