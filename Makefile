@@ -8,7 +8,7 @@ PROJECTS := pyproject.toml $(wildcard providers/*/pyproject.toml)
 # Tests in parallel: one process per core, at most four.
 JOBS   ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n)
 
-.PHONY: help demo test lint types format check test-openai2 test-pythons campaign benchmark clean
+.PHONY: help demo test lint types format check test-openai2 test-integrations test-pythons campaign benchmark clean
 
 help:
 	@echo "make demo      embed and search the standard library's docstrings: no key, no network"
@@ -39,6 +39,14 @@ check: lint types test
 # Both majors of the openai package are in use; .venv has the newest.
 test-openai2: .venv-openai2/.installed-dev
 	.venv-openai2/bin/python -m pytest -q -m "not campaign" providers/openai
+
+# The adapters and recipes, with what they adapt: too much for .venv. Pytest's options are those
+# that LangChain's own tests need.
+test-integrations: .venv-integrations/.installed-dev
+	.venv-integrations/bin/mypy embedcore/adapters
+	.venv-integrations/bin/python -m pytest -q -m "not campaign" \
+	  -o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=function \
+	  $(wildcard tests/adapters tests/recipes)
 
 # Those of 3.11, 3.12 and 3.13 that are on this machine.
 test-pythons:
@@ -76,4 +84,8 @@ $(VENV)/.installed-dev: $(PROJECTS) | $(BIN)/python
 
 .venv-openai2/.installed-dev: $(PROJECTS) | .venv-openai2/bin/python
 	@.venv-openai2/bin/python -m pip --disable-pip-version-check --quiet install -e ".[dev]" $(LOCAL) "openai==2.54.0"
+	@touch $@
+
+.venv-integrations/.installed-dev: $(PROJECTS) | .venv-integrations/bin/python
+	@.venv-integrations/bin/python -m pip --disable-pip-version-check --quiet install -e ".[dev,integrations]" $(LOCAL)
 	@touch $@

@@ -112,8 +112,17 @@ if TYPE_CHECKING:
     from embedcore.functions import (
         record_usage as record_usage,
     )
-    from embedcore.policy.immediate import (
+    from embedcore.policy.asyncstream import (
+        AsyncEmbeddingStream as AsyncEmbeddingStream,
+    )
+    from embedcore.policy.blocks import (
+        Block as Block,
+    )
+    from embedcore.policy.estimate import (
         Plan as Plan,
+    )
+    from embedcore.policy.outlet import (
+        StoppedAt as StoppedAt,
     )
     from embedcore.policy.result import (
         Arrival as Arrival,
@@ -127,6 +136,9 @@ if TYPE_CHECKING:
     from embedcore.policy.result import (
         Spending as Spending,
     )
+    from embedcore.policy.stream import (
+        EmbeddingStream as EmbeddingStream,
+    )
     from embedcore.provider.tokens import (
         estimate_tokens as estimate_tokens,
     )
@@ -137,8 +149,10 @@ if TYPE_CHECKING:
 # Loaded at first use: importing embedcore must cost a program nothing that it does not need.
 _HOMES = {
     "Arrival": "embedcore.policy.result",
+    "AsyncEmbeddingStream": "embedcore.policy.asyncstream",
     "AuthenticationFailed": "embedcore.errors",
     "BatchEmbeddingFailed": "embedcore.errors",
+    "Block": "embedcore.policy.blocks",
     "BudgetExceeded": "embedcore.errors",
     "Config": "embedcore.config",
     "ConfigurationError": "embedcore.errors",
@@ -146,6 +160,7 @@ _HOMES = {
     "EmbeddingClient": "embedcore.client",
     "EmbeddingError": "embedcore.errors",
     "EmbeddingResult": "embedcore.policy.result",
+    "EmbeddingStream": "embedcore.policy.stream",
     "InputRejected": "embedcore.errors",
     "InputTooLong": "embedcore.errors",
     "InvalidResponse": "embedcore.errors",
@@ -153,7 +168,7 @@ _HOMES = {
     "OutcomeUnknown": "embedcore.errors",
     "PermanentProviderError": "embedcore.errors",
     "PermissionDenied": "embedcore.errors",
-    "Plan": "embedcore.policy.immediate",
+    "Plan": "embedcore.policy.estimate",
     "PluginError": "embedcore.errors",
     "ProviderError": "embedcore.errors",
     "ProviderUnavailable": "embedcore.errors",
@@ -163,6 +178,7 @@ _HOMES = {
     "RequestTooLarge": "embedcore.errors",
     "RowOutcome": "embedcore.policy.result",
     "Spending": "embedcore.policy.result",
+    "StoppedAt": "embedcore.policy.outlet",
     "StorageBusy": "embedcore.errors",
     "StorageCorrupt": "embedcore.errors",
     "StorageError": "embedcore.errors",
@@ -183,8 +199,10 @@ _HOMES = {
 
 __all__ = [
     "Arrival",
+    "AsyncEmbeddingStream",
     "AuthenticationFailed",
     "BatchEmbeddingFailed",
+    "Block",
     "BudgetExceeded",
     "Config",
     "ConfigurationError",
@@ -192,6 +210,7 @@ __all__ = [
     "EmbeddingClient",
     "EmbeddingError",
     "EmbeddingResult",
+    "EmbeddingStream",
     "InputRejected",
     "InputTooLong",
     "InvalidResponse",
@@ -209,6 +228,7 @@ __all__ = [
     "RequestTooLarge",
     "RowOutcome",
     "Spending",
+    "StoppedAt",
     "StorageBusy",
     "StorageCorrupt",
     "StorageError",

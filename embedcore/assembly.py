@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pydantic import BaseModel, SecretStr, ValidationError
@@ -19,7 +20,9 @@ from embedcore.policy.engine import Engine
 from embedcore.policy.limiter import gate_for
 from embedcore.policy.pool import Pool
 from embedcore.policy.purse import Account
+from embedcore.policy.rates import Rates
 from embedcore.policy.retry import RetryQuota
+from embedcore.policy.shelf import Shelf
 from embedcore.provider import registry
 from embedcore.provider.options import (
     ResolvedOptions,
@@ -32,9 +35,13 @@ from embedcore.storage.ledger import Ledger
 if TYPE_CHECKING:
     from embedcore.provider.hookspecs import Provider
     from embedcore.provider.protocol import Embedder
+    from embedcore.provider.types import ModelInfo
     from embedcore.storage.amounts import Limit
+    from embedcore.storage.vectors import VectorStore
 
 STATE_FILE: Final = "state.db"
+VECTORS_FILE: Final = "vectors.db"
+DEFAULT_CACHE_CAP: Final = 10 * 10**9
 
 logger = logging.getLogger("embedcore")
 
@@ -82,29 +89,63 @@ def build_engine(
     if embedder is None:
         embedder, fingerprint, secrets = create_embedder(choice)
     else:
-        fingerprint = embedder_fingerprint(embedder.info)
-    info, config, profile = embedder.info, choice.config, choice.profile
+        fingerprint = embedder_fingerprint(embedder)
+    info, config = embedder.info, choice.config
     ledger = None if info.local else open_ledger(config, choice.limits)
-    retry = choice.retry.settings()
-    concurrency = profile.concurrency or config.concurrency or info.max_concurrency
+    retry, observe = choice.retry.settings(), told(observers)
+    concurrency = choice.setting("concurrency") or info.max_concurrency
     engine = Engine(
         embedder=embedder,
         account=Account(
             ledger=ledger, scope=choice.scope, limits=choice.limits, wait=choice.patience
         ),
         pool=Pool(max(min(concurrency, info.max_concurrency), 1)),
-        gate=gate_for(info.endpoint or f"{info.provider}:{info.model}"),
+        gate=gate_for(info.endpoint or info.provider, info.model),
+        rates=Rates(
+            requests_per_minute=choice.setting("requests_per_minute"),
+            tokens_per_minute=choice.setting("tokens_per_minute"),
+        ),
         quota=RetryQuota(retry.quota, retry.quota_ratio),
+        shelf=open_shelf(choice, info, observe),
         retry=retry,
-        overlong=profile.overlong or config.overlong or "truncate",
-        keep_empty=(profile.on_empty or config.on_empty) == "keep",
-        reject_zero=(profile.on_zero or config.on_zero) == "reject",
+        overlong=choice.setting("overlong") or "truncate",
+        keep_empty=choice.setting("on_empty") == "keep",
+        reject_zero=choice.setting("on_zero") == "reject",
         label=f"{info.provider}:{info.model}",
         fingerprint=fingerprint,
         secrets=secrets,
-        observe=told(observers),
+        observe=observe,
     )
     return engine, ledger
+
+
+def open_shelf(choice: Choice, info: ModelInfo, observe: Observer) -> Shelf | None:
+    """The store of bought vectors for this model; None if its vectors are not kept."""
+    if not keeps_vectors(choice, info):
+        return None
+    return Shelf(vector_store(choice), observe=observe)
+
+
+def keeps_vectors(choice: Choice, info: ModelInfo) -> bool:
+    """Whether bought vectors are kept: as the settings say, else if they cost money."""
+    wanted: bool | None = choice.setting("cache")
+    if wanted is not None:
+        return wanted
+    return not info.local and info.price is not None and not info.price.free
+
+
+def vector_store(choice: Choice) -> VectorStore:
+    """The file that this choice names, whether or not anything is to be kept in it."""
+    from embedcore.storage.vectors import VectorStore
+
+    config = choice.config
+    folder = choice.setting("cache_dir")
+    cap = choice.setting("cache_cap")
+    return VectorStore(
+        (Path(folder).expanduser() if folder else state_folder(config)) / VECTORS_FILE,
+        cap=DEFAULT_CACHE_CAP if cap is None else int(cap),
+        allow_network_filesystem=config.allow_network_filesystem,
+    )
 
 
 def told(observers: Sequence[Observer]) -> Observer:

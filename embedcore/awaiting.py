@@ -28,6 +28,7 @@ class AwaitedForms:
         progress: bool | Callable[[Progress], None] = False,
         check_budget: bool = True,
         stop: Stop | None = None,
+        cache: bool = True,
     ) -> EmbeddingResult:
         raise NotImplementedError
 
@@ -38,12 +39,18 @@ class AwaitedForms:
         input_type: str | None = None,
         on_error: Literal["raise", "keep"] = "raise",
         progress: bool | Callable[[Progress], None] = False,
+        cache: bool = True,
     ) -> EmbeddingResult:
         """``embed`` without blocking the event loop."""
         texts = _snapshot(texts)
         return await _in_thread(
             lambda stop: self._embed(
-                texts, input_type=input_type, on_error=on_error, progress=progress, stop=stop
+                texts,
+                input_type=input_type,
+                on_error=on_error,
+                progress=progress,
+                stop=stop,
+                cache=cache,
             )
         )
 

@@ -49,6 +49,11 @@ class Choice:
         table = own.model_dump(exclude_unset=True) if own is not None else {}
         return self.config.retry.model_copy(update=table)
 
+    def setting(self, rule: str) -> Any:
+        """One of ``Rules``: as the profile says, else as the configuration says, else None."""
+        own = getattr(self.profile, rule)
+        return getattr(self.config, rule) if own is None else own
+
     @property
     def patience(self) -> float:
         """Seconds to wait while others hold more than they will need."""

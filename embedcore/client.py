@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -13,13 +13,14 @@ from embedcore import assembly, choice
 from embedcore.awaiting import AwaitedForms
 from embedcore.errors import ConfigurationError
 from embedcore.events import Observer, Progress
-from embedcore.observers import with_progress
 from embedcore.opening import Opened
 from embedcore.policy.engine import Engine, Stop
-from embedcore.policy.immediate import Plan, embed_now, plan_now
+from embedcore.policy.estimate import Plan, plan_now
+from embedcore.policy.immediate import embed_now
 from embedcore.policy.result import EmbeddingResult, OnArrival
 from embedcore.provider import registry
 from embedcore.provider.options import HiddenValues
+from embedcore.streaming import StreamedForms, equipped
 
 if TYPE_CHECKING:
     from embedcore.config import Config
@@ -40,11 +41,13 @@ class _Running:
     def close(self) -> None:
         self.engine.pool.close()
         self.engine.embedder.close()
+        if self.engine.shelf is not None:
+            self.engine.shelf.store.close()
         if self.ledger is not None:
             self.ledger.database.close()
 
 
-class EmbeddingClient(AwaitedForms):
+class EmbeddingClient(AwaitedForms, StreamedForms):
     """Embeds texts with one model, in as many requests as it takes, inside a budget.
 
     - ``model``: a profile's name, ``provider:model``, or a model of the default provider; default
@@ -75,6 +78,8 @@ class EmbeddingClient(AwaitedForms):
         observers: Sequence[Observer] = (),
     ) -> None:
         given = HiddenValues(options or {})
+        if isinstance(config, Mapping):
+            config = HiddenValues(config)
         if api_key is not None:
             given["api_key"] = api_key
         # What is raised below must not carry a key among the variables of this frame.
@@ -152,6 +157,7 @@ class EmbeddingClient(AwaitedForms):
         on_error: Literal["raise", "keep"] = "raise",
         progress: bool | Callable[[Progress], None] = False,
         on_arrival: OnArrival | None = None,
+        cache: bool = True,
     ) -> EmbeddingResult:
         """Vectors as an array, and what became of every row.
 
@@ -159,7 +165,8 @@ class EmbeddingClient(AwaitedForms):
         are used up, instead of raising; everything else is raised in any case. ``progress``: shown
         on the terminal or in the log, or given to a callable. ``on_arrival`` gets each request's
         vectors while the others are under way, one ``Arrival`` at a time and in another thread:
-        whoever writes them down there loses no finished request to a crash.
+        whoever writes them down there loses no finished request to a crash. ``cache=False`` buys
+        everything anew and keeps nothing.
         """
         return self._embed(
             texts,
@@ -167,6 +174,7 @@ class EmbeddingClient(AwaitedForms):
             on_error=on_error,
             progress=progress,
             on_arrival=on_arrival,
+            cache=cache,
         )
 
     def plan(
@@ -248,14 +256,12 @@ class EmbeddingClient(AwaitedForms):
         check_budget: bool = True,
         stop: Stop | None = None,
         on_arrival: OnArrival | None = None,
+        cache: bool = True,
     ) -> EmbeddingResult:
         if on_error not in ("raise", "keep"):
             raise ConfigurationError(f'on_error = {on_error!r} must be "raise" or "keep"')
-        engine = self._engine
-        if progress:
-            engine = replace(engine, observe=with_progress(engine.observe, progress))
         return embed_now(
-            engine,
+            equipped(self._engine, progress=progress, cache=cache),
             texts,
             input_type=input_type,
             on_error=on_error,

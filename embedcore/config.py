@@ -9,7 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, PrivateAttr
 
 from embedcore.errors import ConfigurationError
 from embedcore.policy.retry import RetrySettings
@@ -164,12 +164,24 @@ class Rules(_Model):
     - ``on_zero``: a vector of zeros, which some servers return for texts they cannot handle, is
       passed on with a warning, or refused.
     - ``concurrency``: requests in flight at once; never more than the model allows.
+    - ``requests_per_minute``, ``tokens_per_minute``: no faster than that, whatever else is learned
+      of the provider's limits; counted in each process.
+    - ``cache``: keep bought vectors and use them again. Without it, models whose price is known
+      and not zero are kept.
+    - ``cache_dir``: the folder of their file; default: that of all state.
+    - ``cache_cap``: its largest size, as bytes or "20 GB"; beyond it no more are kept. Default
+      10 GB, about 1.5 million vectors of 1,536 dimensions.
     """
 
     overlong: Overlong | None = None
     on_empty: OnEmpty | None = None
     on_zero: OnZero | None = None
     concurrency: Annotated[Count, Field(le=1024)] | None = None
+    requests_per_minute: Count | None = None
+    tokens_per_minute: Count | None = None
+    cache: bool | None = None
+    cache_dir: Path | None = None
+    cache_cap: Annotated[ByteSize, Field(ge=0)] | None = None
 
 
 class Profile(Rules):

@@ -35,6 +35,8 @@ _SETTINGS: Final = {
     "EMBEDCORE_OVERLONG": "overlong",
     "EMBEDCORE_CONCURRENCY": "concurrency",
     "EMBEDCORE_CONFIRM_ABOVE": "confirm_above",
+    "EMBEDCORE_CACHE": "cache",
+    "EMBEDCORE_CACHE_DIR": "cache_dir",
     HOME_VARIABLE: "home",
 }
 _LIMITS: Final = {
@@ -71,7 +73,7 @@ def load(path: Path | str | None = None) -> Config:
             origins[name] = f"environment {variable}"
     layers = [*_upper_layers(origin), (origin, config.budget), *_environment()]
     budget, limit_origins = _tightest(layers)
-    config = config.model_copy(update={"budget": budget, "home": _absolute(config, origins)})
+    config = config.model_copy(update={"budget": budget, **_folders(config, origins)})
     config._layers = tuple(layers)
     config._origins = {**origins, **limit_origins}
     return config
@@ -226,14 +228,33 @@ def _at(table: Any, keys: Sequence[str]) -> object:
     return reduce(lambda inner, key: inner[key], keys, table)
 
 
-def _absolute(config: Config, origins: Mapping[str, str]) -> Path | None:
+def _folders(config: Config, origins: Mapping[str, str]) -> dict[str, Any]:
+    """The folders that the settings name, absolute."""
+    profiles = {
+        name: profile.model_copy(
+            update={
+                "cache_dir": _absolute(
+                    profile.cache_dir, origins.get(f"profiles.{name}.cache_dir", "")
+                )
+            }
+        )
+        for name, profile in config.profiles.items()
+    }
+    return {
+        "home": _absolute(config.home, origins.get("home", "")),
+        "cache_dir": _absolute(config.cache_dir, origins.get("cache_dir", "")),
+        "profiles": profiles,
+    }
+
+
+def _absolute(folder: Path | None, origin: str) -> Path | None:
     """A folder named in a file is meant from there, wherever the program was started."""
-    home = config.home and config.home.expanduser()
-    if home is None or home.is_absolute():
-        return home
-    origin = origins["home"].removesuffix(_TABLE)
+    folder = folder and folder.expanduser()
+    if folder is None or folder.is_absolute():
+        return folder
+    origin = origin.removesuffix(_TABLE)
     start = Path() if origin.startswith("environment ") else Path(origin).expanduser().parent
-    return (start / home).absolute()
+    return (start / folder).absolute()
 
 
 def _read(path: Path) -> dict[str, Any]:

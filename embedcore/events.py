@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TypeAlias
 
 
@@ -23,6 +24,7 @@ class RequestFinished:
     """One attempt was answered with vectors. ``tokens`` is what was billed, in ``seconds``.
 
     ``reported``: the provider named the tokens itself; otherwise they are the amount held.
+    ``endpoint``: where it was sent, without credentials.
     """
 
     provider: str
@@ -32,11 +34,12 @@ class RequestFinished:
     reported: bool
     request_id: str | None
     seconds: float
+    endpoint: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RequestFailed:
-    """One attempt ended in an error. ``wait``: seconds until it is tried again; None: it is not."""
+    """One attempt ended in an error. ``wait``: seconds until it is retried; None: it is not."""
 
     provider: str
     model: str
@@ -47,6 +50,7 @@ class RequestFailed:
     billed: str
     seconds: float
     wait: float | None
+    endpoint: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +59,34 @@ class Throttled:
 
     endpoint: str
     seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LimitsLearned:
+    """The provider named its limits, or changed them; None: it names no such limit."""
+
+    endpoint: str
+    model: str
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reused:
+    """Nothing is sent for these ``texts``: their vectors were bought before, or are being bought
+    by another call at this moment."""
+
+    provider: str
+    model: str
+    texts: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoreProblem:
+    """The store of bought vectors could not help or keep everything; the call went on without."""
+
+    path: str
+    message: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +117,16 @@ class Refused:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BudgetWait:
+    """A stream waits for its budget: until the window ends, or room is made. ``message`` is that
+    of the error."""
+
+    scope: str
+    until: datetime
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LimitNear:
     """A limit's used share passed the warning mark; told once per window."""
 
@@ -107,10 +149,11 @@ class BoundViolated:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """Rows of the running call that have their outcome, out of ``total``."""
+    """Texts of the running call that have their outcome, out of ``total``; None: of a stream whose
+    end is not known."""
 
     done: int
-    total: int
+    total: int | None
     tokens: int
     picodollars: int
 
@@ -120,9 +163,13 @@ Event: TypeAlias = (
     | RequestFinished
     | RequestFailed
     | Throttled
+    | LimitsLearned
+    | Reused
+    | StoreProblem
     | Held
     | Settled
     | Refused
+    | BudgetWait
     | LimitNear
     | BoundViolated
     | Progress

@@ -11,13 +11,17 @@ from typing import Any, Final, TextIO
 
 from embedcore.events import (
     BoundViolated,
+    BudgetWait,
     Event,
     LimitNear,
+    LimitsLearned,
     Observer,
     Progress,
     Refused,
     RequestFailed,
     RequestFinished,
+    Reused,
+    StoreProblem,
     Throttled,
 )
 from embedcore.provider.registry import notify
@@ -71,6 +75,41 @@ def _(event: Throttled) -> None:
 
 
 @log.register
+def _(event: LimitsLearned) -> None:
+    logger.info(
+        "%s, %s: %s requests and %s tokens per minute are allowed",
+        event.endpoint or "provider",
+        event.model,
+        _limit(event.requests_per_minute),
+        _limit(event.tokens_per_minute),
+    )
+
+
+def _limit(amount: int | None) -> str:
+    return "any number of" if amount is None else f"{amount:,}"
+
+
+@log.register
+def _(event: BudgetWait) -> None:
+    logger.warning(
+        "scope %s: waiting for its budget until %s: %s",
+        event.scope,
+        event.until.isoformat(sep=" ", timespec="seconds"),
+        event.message,
+    )
+
+
+@log.register
+def _(event: Reused) -> None:
+    logger.info("%s:%s: %d inputs not paid for again", event.provider, event.model, event.texts)
+
+
+@log.register
+def _(event: StoreProblem) -> None:
+    logger.warning("the store of bought vectors: %s", event.message)
+
+
+@log.register
 def _(event: LimitNear) -> None:
     logger.warning(
         "%d %% of the %s limit of scope %s are used: %s of %s",
@@ -120,12 +159,14 @@ class ProgressLine:
     def __call__(self, event: Event) -> None:
         if not isinstance(event, Progress):
             return
-        now, finished = self._monotonic(), event.done >= event.total
+        now = self._monotonic()
+        finished = event.total is not None and event.done >= event.total
         if now < self._next and not finished:
             return
         self._next = now + (_LINE_SECONDS if self._terminal else _LOG_SECONDS)
+        total = "" if event.total is None else f" of {event.total:,}"
         line = (
-            f"{event.done:,} of {event.total:,} texts, {event.tokens:,} tokens, "
+            f"{event.done:,}{total} texts, {event.tokens:,} tokens, "
             f"${event.picodollars / _PICODOLLARS:.4f}"
         )
         if self._terminal:

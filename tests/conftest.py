@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -66,6 +67,13 @@ def _nothing_shared() -> Iterator[None]:
     limiter = sys.modules.get("embedcore.policy.limiter")
     if limiter is not None:
         limiter.gate_for.cache_clear()
+    claims = sys.modules.get("embedcore.policy.claims")
+    if claims is not None:
+        claims.claims_for.cache_clear()
+    # A command of the test showed the log on its own screen.
+    log = logging.getLogger("embedcore")
+    log.handlers.clear()
+    log.setLevel(logging.NOTSET)
 
 
 @pytest.fixture

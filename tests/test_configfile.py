@@ -114,10 +114,13 @@ def test_a_path_in_python_goes_over_the_variable(monkeypatch, tmp_path):
         ("EMBEDCORE_CONCURRENCY", "3", "concurrency", 3),
         ("EMBEDCORE_CONFIRM_ABOVE", "2.50", "confirm_above", Decimal("2.50")),
         ("EMBEDCORE_HOME", "/srv/state", "home", Path("/srv/state")),
+        ("EMBEDCORE_CACHE", "false", "cache", False),
+        ("EMBEDCORE_CACHE_DIR", "/srv/cache", "cache_dir", Path("/srv/cache")),
     ],
 )
 def test_the_environment_goes_over_the_file(monkeypatch, variable, text, name, value):
     file = {"concurrency": 9, "confirm_above": 5, "overlong": "truncate"}
+    file |= {"cache": True, "cache_dir": "/c"}
     settings = {"model": "m", "provider": "p", "scope": "s", "timezone": "UTC", "home": "/f"}
     path = write(Path("embedcore.toml"), {**settings, **file}).absolute()
     monkeypatch.delenv("EMBEDCORE_HOME")
@@ -136,7 +139,7 @@ def test_every_variable_of_the_settings_is_tested_above():
     limits = {f"EMBEDCORE_{name.upper()}" for name in Limits.model_fields}
     over_all = {f"EMBEDCORE_ALL_SCOPES_{name.upper()}" for name in Limits.model_fields}
     others = {"MODEL", "PROVIDER", "SCOPE", "TIMEZONE", "OVERLONG", "CONCURRENCY", "HOME"}
-    others |= {"CONFIRM_ABOVE", "CONFIG", "POLICY"}
+    others |= {"CONFIRM_ABOVE", "CONFIG", "POLICY", "CACHE", "CACHE_DIR"}
     assert set(VARIABLES) == limits | over_all | {f"EMBEDCORE_{name}" for name in others}
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from embedcore import Config, TokenTracker, errors, events
+from embedcore.assembly import DEFAULT_CACHE_CAP
 from embedcore.choice import as_config
 from embedcore.config import Budget, Profile, Retry
 from embedcore.configfile import VARIABLES
@@ -23,7 +24,8 @@ from embedcore.provider.options import environment_options
 from embedcore.provider.registry import LOAD_PLUGINS_VARIABLE, load
 from embedcore.provider.types import EmbedReply, EmbedRequest, ModelInfo, Price, RateLimits
 from embedcore.storage.engine import driver
-from embedcore.storage.schema import STATE_VERSION
+from embedcore.storage.schema import STATE_VERSION, VECTORS_VERSION
+from embedcore.storage.vectors import VectorStore
 
 DOCS = Path(__file__).parents[1] / "docs"
 REFERENCE = DOCS / "reference"
@@ -52,6 +54,9 @@ WORDS = {
     ("Config", "on_empty"): 'none: `"reject"`',
     ("Config", "on_zero"): 'none: `"warn"`',
     ("Config", "concurrency"): "none: the model's",
+    ("Config", "cache"): "none: if it costs",
+    ("Config", "cache_dir"): "none: `home`",
+    ("Config", "cache_cap"): 'none: `"10 GB"`',
     ("Profile", "budget"): "no limits",
     ("Budget", "all_scopes"): "no limits",
 }
@@ -87,6 +92,8 @@ def test_defaults_that_are_words_are_what_they_say():
         isinstance(value, int | Decimal) for value in vars(config.budget.all_scopes).values()
     )
     assert (config.overlong, config.on_empty, config.on_zero, config.concurrency) == (None,) * 4
+    assert (config.cache, config.cache_dir, config.cache_cap) == (None,) * 3
+    assert Config(cache_cap="10 GB").cache_cap == DEFAULT_CACHE_CAP
 
 
 def test_every_variable_is_listed_with_what_it_sets():
@@ -181,6 +188,31 @@ def test_the_state_file_is_as_described(state_home):
     assert version == STATE_VERSION
     assert f"`PRAGMA user_version` is {version}." in page("state-file.md")
     assert "state.db-wal" in page("state-file.md"), "how to copy it whole"
+
+
+def test_the_store_of_bought_vectors_is_as_described(tmp_path):
+    store = VectorStore(tmp_path / "vectors.db", cap=1)
+    store.database.open()
+    store.close()
+    connection = driver().connect(tmp_path / "vectors.db")
+    columns = [
+        f"{table}.{row[1]}"
+        for table in ("origin", "vector", "tally")
+        for row in connection.execute(f'PRAGMA table_info("{table}")')
+    ]
+    tables = connection.execute(
+        "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name NOT GLOB '[_s]*'"
+    ).fetchone()
+    version, pages, vacuum = (
+        connection.execute(f"PRAGMA {name}").fetchone()[0]
+        for name in ("user_version", "page_size", "auto_vacuum")
+    )
+    connection.close()
+    listed = [name_in(row[0]) for row in rows("state-file.md", "Column of `vectors.db`")]
+    assert (sorted(columns), tables) == (sorted(listed), (3,))
+    assert version == VECTORS_VERSION
+    assert f"`PRAGMA user_version` is {version} here" in page("state-file.md")
+    assert (pages, vacuum) == (32 * 1024, 2)
 
 
 def test_the_lines_of_the_log_are_those_that_are_written():

@@ -26,6 +26,7 @@ COMMANDS: Final = {
     "providers": ("providers", "The providers that are installed, and those that are broken."),
     "usage": ("usage", "What was spent: today, this month and in total."),
     "budget": ("budget", "The limits: what is left of them, and when they reset."),
+    "cache": ("cache", "The store of bought vectors: its size, and making room in it."),
     "config": ("settings", "Every setting, and with --explain the layer that set it."),
     "demo": ("demo", "Embed and search the docstrings of your own Python, offline."),
     "doctor": ("doctor", "Look at this installation for what is wrong or unusual."),

@@ -36,6 +36,7 @@ class Finding:
 
 def findings() -> Iterator[Finding]:
     """Everything, section by section. Never raises an ``EmbeddingError``."""
+    from embedcore.cli.cachechecks import cache
     from embedcore.cli.statechecks import state
     from embedcore.cli.surroundings import configuration, network
 
@@ -48,6 +49,7 @@ def findings() -> Iterator[Finding]:
         ("keys", lambda: _keys(config, providers)),
         ("network", network),
         ("state", lambda: state(config)),
+        ("cache", lambda: cache(config)),
     ]
     for section, check in checks:
         yield from _guarded(section, check)

@@ -17,7 +17,7 @@ TERMINATED: Final = 143
 
 MEANINGS: Final = {
     OK: "all is done",
-    FAILED: "rows failed, the provider refused, or doctor found a problem",
+    FAILED: "rows failed, the provider refused, or a check found a problem",
     USAGE: "wrong arguments, settings or input, or not confirmed; nothing was sent",
     BUDGET: "a limit of the budget refused",
     TRY_AGAIN: "the provider cannot serve now: the same again may succeed",

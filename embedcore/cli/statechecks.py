@@ -6,7 +6,9 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from embedcore.assembly import STATE_FILE, open_ledger
 from embedcore.cli.budget import CLOCK_TOLERANCE_SECONDS
@@ -16,6 +18,10 @@ from embedcore.config import Config
 from embedcore.configfile import state_folder
 from embedcore.storage.calendar import MICROSECONDS
 from embedcore.storage.engine import driver, engine_version, wal_is_safe
+from embedcore.storage.rates import named_rates
+
+if TYPE_CHECKING:
+    from embedcore.storage.ledger import Ledger
 
 
 def state(config: Config) -> Iterator[Finding]:
@@ -41,7 +47,27 @@ def state(config: Config) -> Iterator[Finding]:
     with closing(ledger.database):
         yield _finding("state file", f"{path}, journal {ledger.database.journal_mode}")
         moment = ledger.moment()
+        yield from _rates(ledger)
     yield from _clock(moment.now / MICROSECONDS, moment.zone)
+
+
+def _rates(ledger: Ledger) -> Iterator[Finding]:
+    for one in named_rates(ledger.database):
+        parts = [
+            f"{number:,} {what}"
+            for number, what in (
+                (one.requests_per_minute, "requests"),
+                (one.tokens_per_minute, "tokens"),
+            )
+            if number is not None
+        ]
+        day = datetime.fromtimestamp(one.named, UTC).date()
+        yield Finding(
+            section="rate limits",
+            name=one.model,
+            value=f"{' and '.join(parts) or 'none'} per minute, as {one.endpoint} said on {day}",
+            level="ok",
+        )
 
 
 def _who_may_read(path: Path) -> Iterator[Finding]:

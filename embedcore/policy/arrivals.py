@@ -32,6 +32,10 @@ class Delivery:
         repeats = [len(one) for one in rows]
         if max(repeats) > 1:
             vectors = np.repeat(vectors, repeats, axis=0)
+        else:
+            # They may be the call's own.
+            vectors = vectors.view()
+            vectors.flags.writeable = False
         with self._lock:
             cut = self._prepared.tokens_cut()
             flat = np.concatenate(rows)

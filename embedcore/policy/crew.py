@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -39,6 +40,8 @@ class Crew:
         self._pause = pause
         self._deadline = deadline
         self._abandon = abandon
+        # What is traced in the pool's threads belongs to the caller's trace.
+        self._context = contextvars.copy_context()
         self._tasks: deque[Task] = deque()
         self._changed = threading.Condition()
         self._hands = 0
@@ -74,7 +77,7 @@ class Crew:
         """One task, in a thread of the pool. Never raises."""
         try:
             if self._tasks and not self._pause.ended:
-                self._tasks.popleft()()
+                self._context.copy().run(self._tasks.popleft())
         except (Stopped, IndexError):
             # IndexError: another hand took the last one.
             pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -14,15 +15,20 @@ from embedcore.errors import EmbeddingError, ProviderError
 from embedcore.events import Event, Observer
 from embedcore.policy.counting import CheckedTokenizer
 from embedcore.policy.limiter import Gate
-from embedcore.policy.planning import Smaller
+from embedcore.policy.planning import PlannedRequest, Smaller
 from embedcore.policy.pool import Pool
 from embedcore.policy.purse import Account
+from embedcore.policy.rates import Rates
 from embedcore.policy.retry import RetryQuota, RetrySettings
+from embedcore.policy.shelf import Shelf
 from embedcore.provider.protocol import Embedder, Tokenizer
-from embedcore.provider.types import ModelInfo
+from embedcore.provider.types import ModelInfo, RateLimits
 
 _SHORTEST_SECRET: Final = 8
 _LARGEST_SCALE: Final = 100.0
+# Until something was billed: English has about four bytes to a token, other languages fewer.
+_FIRST_GUESS: Final = 0.3
+_WEIGHT: Final = 1_000_000
 
 
 def _nobody(_: Event) -> None:
@@ -36,15 +42,19 @@ class Learned:
     - ``smaller``: the size of request to try, after one was refused for its size.
     - ``scale``: how many times the counted tokens the provider was seen to bill.
     - ``always_count``: a text was billed at more tokens than bytes, as its count said.
-    - ``proven``: it has answered with vectors, so that a refusal is about the texts.
+    - ``served``: requests that were answered with vectors.
     - ``width``: of the vectors.
+    - ``limits``: what the provider last named as its requests and tokens per minute.
     """
 
     smaller: Smaller | None = None
     scale: float = 1.0
     always_count: bool = False
-    proven: bool = False
+    served: int = 0
     width: int | None = None
+    limits: tuple[int | None, int | None] = (None, None)
+    _tokens: float = _FIRST_GUESS * _WEIGHT
+    _bytes: float = _WEIGHT
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def shrink(self, *, texts: int, in_bytes: int) -> None:
@@ -57,6 +67,40 @@ class Learned:
         with self._lock:
             # One absurd bill must not make everything after it too dear to be tried.
             self.scale = min(max(self.scale, times), _LARGEST_SCALE)
+
+    @property
+    def proven(self) -> bool:
+        """It has answered with vectors, so that a refusal is about the texts."""
+        return self.served > 0
+
+    def was_served(self) -> None:
+        with self._lock:
+            self.served += 1
+
+    def cost(self, request: PlannedRequest, tokens: int) -> None:
+        """A request was billed at so many tokens."""
+        if request.in_bytes:
+            with self._lock:
+                # What was seen long ago counts less: the language of the texts may change.
+                fade = _WEIGHT / (_WEIGHT + request.in_bytes)
+                self._tokens = self._tokens * fade + tokens
+                self._bytes = self._bytes * fade + request.in_bytes
+
+    def expected_tokens(self, request: PlannedRequest) -> int:
+        """What a request will probably be billed at; never more than is held for it."""
+        guess = math.ceil(self.tokens_in(request.in_bytes))
+        return min(guess, request.amount.tokens) if guess else request.amount.tokens
+
+    def tokens_in(self, in_bytes: int) -> float:
+        """How many tokens texts of so many bytes were seen to have."""
+        return in_bytes * self._tokens / self._bytes
+
+    def is_news(self, limits: RateLimits) -> bool:
+        """Whether the provider names other limits than before."""
+        named = (limits.limit_requests, limits.limit_tokens)
+        with self._lock:
+            known, self.limits = self.limits, named
+            return known != named
 
     def agrees(self, width: int) -> bool:
         """Whether vectors of this width belong with all the others; the first ones decide."""
@@ -75,6 +119,8 @@ class Engine:
     pool: Pool
     gate: Gate
     quota: RetryQuota
+    shelf: Shelf | None = None
+    rates: Rates = field(default_factory=Rates)
     retry: RetrySettings = field(default_factory=RetrySettings)
     overlong: Literal["truncate", "reject"] = "truncate"
     keep_empty: bool = False

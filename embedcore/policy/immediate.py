@@ -2,43 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from embedcore.errors import ConfigurationError, EmbeddingError, StorageError
+from embedcore.errors import (
+    EmbeddingError,
+    StorageError,
+    TransientProviderError,
+)
 from embedcore.events import Progress
 from embedcore.policy.arrivals import Delivery
 from embedcore.policy.crew import Crew
 from embedcore.policy.engine import Engine, Stop
+from embedcore.policy.estimate import resolve_input_type
 from embedcore.policy.flights import Flight, Pause
 from embedcore.policy.planning import PlannedRequest
 from embedcore.policy.preparing import Prepared
 from embedcore.policy.purse import Purse
 from embedcore.policy.result import EmbeddingResult, OnArrival
-from embedcore.policy.rows import Collected
-from embedcore.policy.sending import Sender, logger, may_be_kept
+from embedcore.policy.reuse import Reuse
+from embedcore.policy.rows import Collected, may_be_kept
+from embedcore.policy.sending import Sender, logger
 from embedcore.policy.splitting import Splitter
 
-_PLAIN_INPUT_TYPES: Final = frozenset({"query", "document"})
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """What a call would do, without doing it.
-
-    ``tokens``: exact, or an upper bound. ``picodollars``: None if the price is not known.
-    """
-
-    rows: int
-    unique: int
-    rejected: int
-    truncated: int
-    requests: int
-    tokens: int
-    exact: bool
-    picodollars: int | None
+if TYPE_CHECKING:
+    from embedcore.provider.types import Vectors
 
 
 def embed_now(
@@ -50,53 +40,40 @@ def embed_now(
     check_budget: bool = True,
     stop: Stop | None = None,
     on_arrival: OnArrival | None = None,
+    first_row: int = 0,
+    on_held: Callable[[], None] | None = None,
 ) -> EmbeddingResult:
-    """Intake → truncation → planning → hold → send → integrity → settle → rows in order.
+    """Intake → truncation → store → planning → hold → send → integrity → store → settle → rows.
 
     Raises ``BudgetExceeded`` before anything is sent if the call does not fit; any later error
     carries in ``.partial`` what was bought until then. ``on_arrival`` gets the vectors of each
-    request as it finishes, in a thread of the pool; an error it raises ends the call.
+    request as it finishes, in a thread of the pool; an error it raises ends the call. Messages
+    name the first row by ``first_row``. ``on_held`` is called when the money is held.
     """
     if not check_budget:
         engine = replace(engine, account=replace(engine.account, limits=()))
     call = _Call(
-        engine, texts, input_type, keep=on_error == "keep", stop=stop, on_arrival=on_arrival
+        engine,
+        texts,
+        input_type,
+        keep=on_error == "keep",
+        stop=stop,
+        on_arrival=on_arrival,
+        first_row=first_row,
     )
-    if not call.prepared.texts:
-        return call.result()
     try:
-        call.send_all(call.hold())
+        requests = call.hold(call.missing(range(len(call.prepared.texts))))
+        if on_held is not None:
+            on_held()
+        call.send_all(requests)
+        while left := call.what_others_left():
+            call.send_all(call.hold(call.missing(left)))
     except BaseException as error:
         call.attach_partial(error)
         raise
     finally:
-        call.purse.close()
-    return call.result()
-
-
-def plan_now(
-    engine: Engine, texts: Iterable[object], *, input_type: str | None = None, exact: bool = True
-) -> Plan:
-    """The same steps without the wire: how many requests, tokens and dollars.
-
-    ``exact``: count with the tokenizer where it can; otherwise a bound is enough.
-    """
-    _resolve_input_type(engine, input_type)
-    prepared = Prepared(engine, texts, keep=True)
-    counted = exact and engine.tokenizer.exact
-    requests = prepared.plan(counted)
-    tokens = sum(request.amount.tokens for request in requests)
-    price = engine.info.price
-    return Plan(
-        rows=len(prepared.taken.rows),
-        unique=len(prepared.texts),
-        rejected=len(prepared.taken.rejected),
-        truncated=len(prepared.tokens_cut()),
-        requests=len(requests),
-        tokens=tokens,
-        exact=counted,
-        picodollars=None if price is None else sum(one.amount.cost for one in requests),
-    )
+        call.close()
+    return call.end()
 
 
 class _Call:
@@ -111,17 +88,27 @@ class _Call:
         keep: bool,
         stop: Stop | None,
         on_arrival: OnArrival | None,
+        first_row: int,
     ) -> None:
         self.engine = engine
         self._keep = keep
-        resolved = _resolve_input_type(engine, input_type)
-        self.prepared = Prepared(engine, texts, keep=keep)
+        resolved = resolve_input_type(engine, input_type)
+        self.prepared = Prepared(engine, texts, keep=keep, first_row=first_row)
         self._collected = Collected(
-            len(self.prepared.texts), engine.info.dimensions or engine.learned.width
+            self.prepared.taken.rows,
+            len(self.prepared.texts),
+            engine.info.dimensions or engine.learned.width,
         )
-        pause = Pause(stop)
+        self._delivery = None if on_arrival is None else Delivery(self.prepared, on_arrival)
+        self._reuse = (
+            None
+            if engine.shelf is None
+            else Reuse(engine, engine.shelf, self.prepared, resolved, receive=self._got_for_nothing)
+        )
+        pause = self._pause = Pause(stop)
         seconds = engine.retry.deadline
         deadline = None if seconds is None else engine.monotonic() + seconds
+        self._deadline = deadline
         self.purse = Purse(
             engine.account,
             engine.info,
@@ -133,12 +120,12 @@ class _Call:
         sender = Sender(
             engine,
             self.purse,
-            self._collected,
             self.prepared.texts,
             resolved,
+            keep=self._bought,
+            room_for=self._collected.room_for,
             pause=pause,
             deadline=deadline,
-            deliver=None if on_arrival is None else Delivery(self.prepared, on_arrival),
         )
         self._splitter = Splitter(
             sender,
@@ -148,10 +135,31 @@ class _Call:
         )
         self._crew = Crew(engine, sender.flights, pause, deadline=deadline, abandon=self._abandon)
 
-    def hold(self) -> list[PlannedRequest]:
-        """Set the money for the whole call aside; nothing is sent if it does not fit."""
+    def missing(self, wanted: Sequence[int]) -> Sequence[int]:
+        """Which of these texts must be bought? The others come from the store or another call."""
+        return wanted if self._reuse is None or not wanted else self._reuse.missing(wanted)
+
+    def what_others_left(self) -> list[int]:
+        """Wait for what other calls of this process buy; returns what they ended without."""
+        if self._reuse is None:
+            return []
+        # Those others may need the money that this call has left.
+        self.purse.release()
+        return self._reuse.others(self._look)
+
+    def _look(self, seconds: float) -> None:
+        self._pause(seconds)
+        if self._deadline is not None and self.engine.monotonic() > self._deadline:
+            raise TransientProviderError(
+                f"{self.engine.label}: another call of this program is still buying some of these "
+                f"texts, and the deadline of {self.engine.retry.deadline} s has passed",
+                billed="no",
+            )
+
+    def hold(self, missing: Sequence[int]) -> list[PlannedRequest]:
+        """Set the money for all of these aside; nothing is sent if it does not fit."""
         return self.purse.open(
-            self.prepared.plan,
+            partial(self.prepared.plan, indices=missing),
             exact=self.engine.tokenizer.exact,
             send_now=not self.engine.gate.closed_for,
         )
@@ -159,6 +167,28 @@ class _Call:
     def send_all(self, requests: Sequence[PlannedRequest]) -> None:
         """Send every request in the client's pool and wait for all of them."""
         self._crew.work([partial(self._do, request) for request in requests])
+
+    def close(self) -> None:
+        """Whatever happened: give back what is left of the money and of the claims."""
+        if self._reuse is not None:
+            self._reuse.close()
+        self.purse.close()
+
+    def _bought(
+        self, indices: Sequence[int], vectors: Vectors, model: str | None, late: bool
+    ) -> None:
+        if not late:
+            self._collected.put(indices, vectors)
+        if self._reuse is not None:
+            self._reuse.bought(indices, vectors, model)
+        if self._delivery is not None and not late:
+            self._delivery(indices, vectors)
+
+    def _got_for_nothing(self, indices: Sequence[int], vectors: Vectors) -> None:
+        self._collected.put(indices, vectors, reused=True)
+        if self._delivery is not None:
+            self._delivery(indices, vectors)
+        self._tell_progress()
 
     def _do(self, request: PlannedRequest) -> None:
         self._splitter.run(request)
@@ -178,6 +208,8 @@ class _Call:
         if may_be_kept(error):
             self._locate(indices, error)
         self._collected.fail(indices, error)
+        if self._reuse is not None:
+            self._reuse.failed(indices)
         if hopeless or not self._keep or not may_be_kept(error) or error.budget_blocked:
             raise error
 
@@ -204,6 +236,18 @@ class _Call:
             )
         )
 
+    def end(self) -> EmbeddingResult:
+        """The result of a call of which nothing is under way any more.
+
+        Its parts know each other: let go of here, they free the texts at once, and not when the
+        garbage collector comes by.
+        """
+        result = self.result()
+        for part in (self._reuse, self):
+            if part is not None:
+                vars(part).clear()
+        return result
+
     def attach_partial(self, error: BaseException) -> None:
         """Whatever ends the call, what was bought until then goes with it."""
         holder: Any = error
@@ -217,16 +261,3 @@ class _Call:
             model=self.engine.label,
             fingerprint=self.engine.fingerprint,
         )
-
-
-def _resolve_input_type(engine: Engine, input_type: str | None) -> str | None:
-    """What the provider is told: nothing if the model makes no difference between the types."""
-    known = engine.info.input_types
-    if input_type is None or input_type in known:
-        return input_type
-    if not known and input_type in _PLAIN_INPUT_TYPES:
-        return None
-    choices = ", ".join(known) or "query, document"
-    raise ConfigurationError(
-        f"{engine.label} knows no input_type {input_type!r}; it takes: {choices}"
-    )

@@ -19,34 +19,37 @@ class Intake:
     - ``sizes``: the UTF-8 bytes of each.
     - ``rows``: for each row of the caller its index in ``texts``, or -1 for a rejected row.
     - ``rejected``: row → why.
+    - ``number_of_first``: what the first row is called in messages.
     """
 
     texts: list[str] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     rejected: dict[int, EmbeddingError] = field(default_factory=dict)
+    number_of_first: int = 0
     _first_rows: dict[int, int] = field(default_factory=dict, repr=False)
 
     def first_row(self, index: int) -> int:
-        """The caller's first row of a text. To be asked only once ``rows`` is final."""
+        """What the first row of a text is called. To be asked only once ``rows`` is final."""
         if not self._first_rows:
             last = len(self.rows) - 1
             backwards = enumerate(reversed(self.rows))
             self._first_rows = {found: last - behind for behind, found in backwards}
-        return self._first_rows[index]
+        return self._first_rows[index] + self.number_of_first
 
 
-def take_in(texts: Iterable[object], *, keep_empty: bool, keep: bool) -> Intake:
+def take_in(texts: Iterable[object], *, keep_empty: bool, keep: bool, first_row: int = 0) -> Intake:
     """Snapshot, check and deduplicate. The caller may change its list at once afterwards.
 
-    ``keep``: a bad row is noted instead of raised; ``keep_empty``: only for empty texts.
-    Raises ``InputRejected`` with the position, the reason and no part of the text.
+    ``first_row``: the number by which the first row is named. ``keep``: a bad row is noted instead
+    of raised; ``keep_empty``: only for empty texts. Raises ``InputRejected`` with the position, the
+    reason and no part of the text.
     """
-    taken = Intake()
+    taken = Intake(number_of_first=first_row)
     known: dict[str, int] = {}
     for row, text in enumerate(_snapshot(texts)):
         try:
-            taken.rows.append(_index_of(row, text, known, taken))
+            taken.rows.append(_index_of(first_row + row, text, known, taken))
         except InputRejected as problem:
             if not (keep or (keep_empty and isinstance(text, str) and not str.__len__(text))):
                 raise

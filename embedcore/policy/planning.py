@@ -5,20 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from embedcore.provider.types import ModelInfo, Price
 from embedcore.storage.amounts import Amount
+
+_ANY: Final = 2**31
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedRequest:
     """Indices of texts that are sent together, in ascending order, and what is held for them.
 
-    ``scale``: the amount is that many times the counted tokens.
+    ``scale``: the amount is that many times the counted tokens. ``in_bytes``: of all the texts.
     """
 
     indices: tuple[int, ...]
     amount: Amount
+    in_bytes: int = 0
     scale: float = 1.0
 
     def __len__(self) -> int:
@@ -70,7 +74,12 @@ class Sizes:
         tokens = sum(self.tokens[index] for index in indices)
         tokens += info.overhead_tokens_per_text * len(indices)
         amount = priced(tokens, info.price, scale)
-        return PlannedRequest(indices=tuple(indices), amount=amount, scale=scale)
+        return PlannedRequest(
+            indices=tuple(indices),
+            amount=amount,
+            in_bytes=sum(self.in_bytes[index] for index in indices),
+            scale=scale,
+        )
 
 
 def priced(tokens: int, price: Price | None, scale: float = 1.0) -> Amount:
@@ -86,13 +95,19 @@ def plan_requests(
     *,
     smaller: Smaller | None = None,
     scale: float = 1.0,
+    texts: int | None = None,
 ) -> list[PlannedRequest]:
     """Pack texts in order into as few requests as the model's limits allow.
 
     Nothing is lost and nothing reordered; a text that is over a limit by itself goes alone.
-    ``smaller``: a limit below the model's, learned from a refusal.
+    ``smaller``: a limit below the model's, learned from a refusal. ``texts``: no more in one
+    request, by default those that are cheapest.
     """
-    groups = _groups(indices, sizes, info, smaller)
+    most = min(texts or info.best_texts_per_request or _ANY, info.max_texts_per_request)
+    # Two equal halves are done sooner than a full request and a small rest.
+    requests = max(-(-len(indices) // most), 1)
+    most = max(-(-len(indices) // requests), 1)
+    groups = _groups(indices, sizes, replace(info, max_texts_per_request=most), smaller)
     return [sizes.request(group, info, scale) for group in groups]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from embedcore.errors import InputTooLong
@@ -17,10 +18,12 @@ if TYPE_CHECKING:
 class Prepared:
     """Texts, byte sizes and counts by index; ``taken.rows`` has the index of each of the rows."""
 
-    def __init__(self, engine: Engine, texts: Iterable[object], *, keep: bool) -> None:
+    def __init__(
+        self, engine: Engine, texts: Iterable[object], *, keep: bool, first_row: int = 0
+    ) -> None:
         self._engine = engine
         self.keep = keep
-        self.taken = take_in(texts, keep_empty=engine.keep_empty, keep=keep)
+        self.taken = take_in(texts, keep_empty=engine.keep_empty, keep=keep, first_row=first_row)
         self.texts, self.sizes = self.taken.texts, self.taken.sizes
         self._cut_rows: dict[int, int] = {}
         self._shortened: dict[int, int] = {}
@@ -94,7 +97,7 @@ class Prepared:
                 errors[index] = self.taken.rejected[row] = error
 
     def _too_long(self, row: int, cut: Cut, limit: int) -> InputTooLong:
-        over = cut.tokens_cut
+        over, row = cut.tokens_cut, row + self.taken.number_of_first
         return InputTooLong(
             f"row {row} is {over} tokens over the {limit} that {self._engine.label} takes: split "
             'it, or set overlong = "truncate". Nothing of it was sent',
@@ -118,22 +121,47 @@ class Prepared:
         self._tokens[index] = after
         return True
 
-    def measured(self, *, exact: bool) -> Sizes:
-        """Bytes and tokens of every text; ``exact`` runs the tokenizer over those not counted."""
-        if exact and self._uncounted:
-            missing = sorted(self._uncounted)
+    def was_shortened(self, index: int) -> bool:
+        """Whether the server's refusal led to a cut that the text as given does not show."""
+        return index in self._shortened
+
+    def measured(self, *, exact: bool, indices: Sequence[int] | None = None) -> Sizes:
+        """Bytes and tokens of the texts; ``exact`` runs the tokenizer over those not counted.
+
+        ``indices``: the texts that matter, by default all of them.
+        """
+        wanted = self._uncounted if indices is None else self._uncounted.intersection(indices)
+        if exact and wanted:
+            missing = sorted(wanted)
             counts = self._engine.tokenizer.count([self.texts[index] for index in missing])
             for index, tokens in zip(missing, counts, strict=True):
                 self._tokens[index] = tokens
-            self._uncounted = set()
+            self._uncounted -= wanted
         return Sizes(in_bytes=self.sizes, tokens=self._tokens)
 
-    def plan(self, exact: bool) -> list[PlannedRequest]:
+    def plan(self, exact: bool, indices: Sequence[int] | None = None) -> list[PlannedRequest]:
+        """The requests for these texts, by default for all of them."""
         learned = self._engine.learned
+        chosen = range(len(self.texts)) if indices is None else indices
         return plan_requests(
-            range(len(self.texts)),
-            self.measured(exact=exact or learned.always_count),
+            chosen,
+            self.measured(exact=exact or learned.always_count, indices=chosen),
             self._engine.info,
             smaller=learned.smaller,
             scale=learned.scale,
+            texts=self._best_texts(chosen),
         )
+
+    def _best_texts(self, chosen: Sequence[int]) -> int | None:
+        """How many texts to put into one request; None: as many as go.
+
+        Larger ones than are cheapest where the requests per minute would be used up before the
+        tokens are.
+        """
+        best = self._engine.info.best_texts_per_request
+        requests, tokens = self._engine.learned.limits
+        if best is None or not requests or not tokens or not chosen:
+            return best
+        in_bytes = sum(self.sizes[index] for index in chosen)
+        per_text = self._engine.learned.tokens_in(in_bytes) / len(chosen)
+        return max(best, math.ceil(tokens / requests / max(per_text, 1.0)))

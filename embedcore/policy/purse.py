@@ -92,9 +92,10 @@ class Purse:
         ``plan(counted)`` packs the texts by their bytes or by the tokenizer's counts; the bytes are
         used while they take less than half of what is left. ``exact``: the counts are exact, and
         not only a tighter bound. ``send_now``: a single request is about to leave, and needs one
-        commit instead of two.
+        commit instead of two. May be called again, once all of the requests before have ended.
         """
         requests = plan(False)
+        self.release()
         if self._account.ledger is None or not requests:
             return requests
         try:
@@ -204,9 +205,17 @@ class Purse:
             self._account.ledger.renew(self._grant)
 
     def close(self) -> None:
-        """Release what was not used. Never raises: the vectors of the call are worth more."""
+        """Release what was not used, for good. Never raises, as ``release``."""
         with self._lock:
             self._closed = True
+        self.release()
+
+    def release(self) -> None:
+        """Release what was not used, once all requests have ended; ``open`` may hold anew.
+
+        Never raises: the vectors of the call are worth more.
+        """
+        with self._lock:
             grant, self._grant = self._grant, None
             first, self._first = self._first, None
         if grant is None or self._account.ledger is None:

@@ -21,6 +21,8 @@ Reply = TypeVar("Reply")
 
 # A provider that names a time every time and never serves must end a call at last.
 _MOST_NAMED_WAITS: Final = 20
+# Others share the limit, and take what becomes free in turns with us.
+_PATIENCE: Final = 2
 _LONGEST_JITTER: Final = 1.0
 _JITTER_SHARE: Final = 0.1
 
@@ -62,7 +64,10 @@ class RetryQuota:
 
 
 class Retrier:
-    """Runs the attempts of one request. Make one for each request."""
+    """Runs the attempts of one request. Make one for each request.
+
+    ``served``: how many requests to the same place were answered so far.
+    """
 
     def __init__(
         self,
@@ -70,6 +75,7 @@ class Retrier:
         quota: RetryQuota,
         *,
         deadline: float | None = None,
+        served: Callable[[], int] = lambda: 0,
         monotonic: Callable[[], float] = time.monotonic,
         jitter: Callable[[float, float], float] = random.uniform,
     ) -> None:
@@ -78,6 +84,9 @@ class Retrier:
         self._deadline = deadline
         self._monotonic = monotonic
         self._jitter = jitter
+        self._served = served
+        self._served_before = served()
+        self._unserved = 0
         self._tries = 0
         self._named_waits = 0
 
@@ -102,13 +111,19 @@ class Retrier:
             on_failure(error, wait)
             return wait is not None
 
-        reply = tenacity.Retrying(
+        retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(again),
             wait=lambda _: wait or 0.0,
             stop=tenacity.stop_never,
             sleep=pause,
             reraise=True,
-        )(attempt)
+        )
+        try:
+            reply = retrying(attempt)
+        finally:
+            # It refers to itself, and through ``again`` to all the vectors of the call: without
+            # this they would stay in memory until the garbage collector comes by.
+            vars(retrying).clear()
         self._quota.earn()
         return reply
 
@@ -116,15 +131,31 @@ class Retrier:
         """Seconds until the next try, or None: this was the last one."""
         if error.budget_blocked:
             return None
-        named = _named(error)
-        wait = self._own_wait() if named is None else self._named_wait(error, named)
+        named = named_wait(error)
+        if named is not None:
+            wait = self._named_wait(error, named)
+        elif isinstance(error, RateLimited):
+            wait = self._gate_wait()
+        else:
+            wait = self._own_wait()
         if wait is None:
             return None
         if self._deadline is not None and self._monotonic() + wait >= self._deadline:
             return None
         # Waiting at a gate that the provider closed adds no load, and so costs no quota.
-        waits_at_gate = named is not None and isinstance(error, RateLimited)
-        return wait if waits_at_gate or self._quota.take() else None
+        return wait if isinstance(error, RateLimited) or self._quota.take() else None
+
+    def _gate_wait(self) -> float | None:
+        """Too fast, and no time was named: the gate finds a pace at which it goes on.
+
+        It counts as a try only while no other request gets through either.
+        """
+        self._named_waits += 1
+        served = self._served()
+        self._unserved = 1 if served != self._served_before else self._unserved + 1
+        self._served_before = served
+        hopeless = self._unserved >= self._settings.attempts * _PATIENCE
+        return None if hopeless or self._named_waits > _MOST_NAMED_WAITS else 0.0
 
     def _named_wait(self, error: TransientProviderError, named: float) -> float | None:
         if named > self._settings.longest_named_wait:
@@ -152,7 +183,7 @@ def _later(seconds: float) -> datetime:
         return datetime.max.replace(tzinfo=UTC)
 
 
-def _named(error: TransientProviderError) -> float | None:
+def named_wait(error: TransientProviderError) -> float | None:
     """The time that the provider asked for, if it makes sense."""
     seconds: object = error.retry_after
     if isinstance(seconds, bool) or not isinstance(seconds, Real):

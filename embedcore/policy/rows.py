@@ -6,7 +6,15 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from embedcore.errors import EmbeddingError
+from embedcore.errors import (
+    EmbeddingError,
+    InputRejected,
+    InvalidResponse,
+    ProviderError,
+    RequestRejected,
+    RequestTooLarge,
+    TransientProviderError,
+)
 from embedcore.policy.result import EmbeddingResult, Spending
 
 if TYPE_CHECKING:
@@ -18,35 +26,57 @@ if TYPE_CHECKING:
 
 
 class Collected:
-    """One vector or one error for each different text."""
+    """One vector or one error for each different text.
 
-    def __init__(self, texts: int, dimensions: int | None) -> None:
+    ``rows``: for each row of the caller the index of its text, or -1. The array has room for all
+    rows; text i is at place i until the result is asked for, and is moved to its rows then.
+    """
+
+    def __init__(self, rows: Sequence[int], texts: int, dimensions: int | None) -> None:
         import numpy as np
 
-        self._texts = texts
+        self._rows: NDArray[np.intp] = np.asarray(rows, dtype=np.intp)
         self._width = dimensions
         self._lock = threading.Lock()
         self._vectors: Vectors | None = None
+        self._in_rows = False
         self._done: NDArray[np.bool_] = np.zeros(texts, dtype=np.bool_)
+        self._reused: NDArray[np.bool_] = np.zeros(texts, dtype=np.bool_)
         self._errors: dict[int, EmbeddingError] = {}
 
-    def put(self, indices: Sequence[int], vectors: Vectors) -> None:
-        """Keep vector j as that of text ``indices[j]``, each text once."""
+    def room_for(self, indices: Sequence[int]) -> Vectors | None:
+        """Where vector j of text ``indices[j]`` may be written, if they are neighbours and the
+        width is known. What is there counts only once it is ``put``."""
+        if self._width is None or not indices or indices[-1] - indices[0] + 1 != len(indices):
+            return None
+        return self._array(self._width)[indices[0] : indices[-1] + 1]
+
+    def put(self, indices: Sequence[int], vectors: Vectors, *, reused: bool = False) -> None:
+        """Keep vector j as that of text ``indices[j]``, each text once. ``reused``: for nothing."""
         import numpy as np
 
         places = np.asarray(indices, dtype=np.intp)
+        kept = self._array(vectors.shape[1])
+        room = kept[places[0] : places[-1] + 1]
+        # No two threads have the same text: the copying needs no lock.
+        if len(room) != len(places) or not (np.diff(places) == 1).all():
+            kept[places] = vectors
+        elif not _is_same(room, vectors):
+            room[:] = vectors
         with self._lock:
-            if self._vectors is None:
-                self._width = vectors.shape[1]
-                self._vectors = np.empty((self._texts, self._width), dtype=np.float32)
-            # A request is nearly always a run of neighbours, and a slice copies faster.
-            if (np.diff(places) == 1).all():
-                self._vectors[places[0] : places[-1] + 1] = vectors
-            else:
-                self._vectors[places] = vectors
             self._done[places] = True
+            self._reused[places] = reused
             for index in self._errors.keys() & set(indices):
                 del self._errors[index]
+
+    def _array(self, width: int) -> Vectors:
+        import numpy as np
+
+        with self._lock:
+            if self._vectors is None:
+                self._width = width
+                self._vectors = np.empty((len(self._rows), width), dtype=np.float32)
+            return self._vectors
 
     def fail(self, indices: Sequence[int], error: EmbeddingError) -> None:
         """Note why these texts have no vector; those that have one keep it."""
@@ -74,15 +104,17 @@ class Collected:
         import numpy as np
 
         with self._lock:
-            rows = np.asarray(taken.rows, dtype=np.int64)
+            rows = self._rows
             ok = np.zeros(len(rows), dtype=np.bool_)
             ok[rows >= 0] = self._done[rows[rows >= 0]]
+            reused = _repeated(rows) & ok
+            reused[ok] |= self._reused[rows[ok]]
             errors = dict(taken.rejected)
             errors.update(self._errors_of_rows(rows))
             return EmbeddingResult(
-                vectors=self._matrix(rows, ok),
+                vectors=self._matrix(ok),
                 ok=ok,
-                reused=_repeated(rows) & ok,
+                reused=reused,
                 usage=spending,
                 model=model,
                 fingerprint=fingerprint,
@@ -90,18 +122,23 @@ class Collected:
                 errors=errors,
             )
 
-    def _matrix(self, rows: NDArray[np.int64], ok: NDArray[np.bool_]) -> Vectors:
+    def _matrix(self, ok: NDArray[np.bool_]) -> Vectors:
         import numpy as np
 
         if self._vectors is None:
-            return np.full((len(rows), self._width or 0), np.nan, dtype=np.float32)
-        if ok.all() and len(rows) == self._texts and (rows == np.arange(len(rows))).all():
+            return np.full((len(ok), self._width or 0), np.nan, dtype=np.float32)
+        if self._in_rows:
             return self._vectors
-        matrix = np.full((len(rows), self._vectors.shape[1]), np.nan, dtype=np.float32)
-        matrix[ok] = self._vectors[rows[ok]]
-        return matrix
+        vectors, whole = self._vectors, bool(self._done.all())
+        if not whole:
+            # What is still under way may yet write into the other.
+            vectors = vectors.copy()
+        _move_to_rows(vectors, self._rows)
+        vectors[~ok] = np.nan
+        self._in_rows = whole
+        return vectors
 
-    def _errors_of_rows(self, rows: NDArray[np.int64]) -> dict[int, EmbeddingError]:
+    def _errors_of_rows(self, rows: NDArray[np.intp]) -> dict[int, EmbeddingError]:
         if not self._errors:
             return {}
         return {
@@ -111,10 +148,46 @@ class Collected:
         }
 
 
-def _repeated(rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _is_same(room: Vectors, vectors: Vectors) -> bool:
+    """Whether the provider has written the vectors where they belong."""
+    return (
+        vectors.shape == room.shape
+        and vectors.ctypes.data == room.ctypes.data
+        and vectors.strides == room.strides
+    )
+
+
+def _move_to_rows(vectors: Vectors, rows: NDArray[np.intp]) -> None:
+    """Make row i what was at place ``rows[i]``, in place.
+
+    Texts are numbered in the order of their first rows, so that no row is before its text's place:
+    from the last row to the first, what is overwritten is needed no more.
+    """
+    import numpy as np
+
+    ends = np.flatnonzero((np.diff(rows) != 1) | (rows[:-1] < 0)) + 1
+    for run in reversed(np.split(np.arange(len(rows)), ends)):
+        if len(run) and rows[run[0]] >= 0 and rows[run[0]] != run[0]:
+            first = rows[run[0]]
+            vectors[run[0] : run[-1] + 1] = vectors[first : first + len(run)]
+
+
+def _repeated(rows: NDArray[np.intp]) -> NDArray[np.bool_]:
     """True for each row whose text an earlier row had already."""
     import numpy as np
 
     repeated = np.ones(len(rows), dtype=np.bool_)
     repeated[np.unique(rows, return_index=True)[1]] = False
     return repeated
+
+
+def may_be_kept(error: EmbeddingError) -> bool:
+    """Whether ``on_error="keep"`` may turn this into failed rows instead of raising it."""
+    kept = (
+        InputRejected,
+        TransientProviderError,
+        RequestRejected,
+        RequestTooLarge,
+        InvalidResponse,
+    )
+    return isinstance(error, kept) or type(error) is ProviderError

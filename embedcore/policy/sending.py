@@ -5,61 +5,65 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 from embedcore.errors import (
     BudgetExceeded,
     EmbeddingError,
-    InputRejected,
     InvalidResponse,
     ProviderError,
     RateLimited,
-    RequestRejected,
-    RequestTooLarge,
     StorageError,
     TransientProviderError,
 )
-from embedcore.events import RequestFailed, RequestFinished, RequestSent, Throttled
 from embedcore.policy.flights import Flight, Flights, Pause, Stopped
 from embedcore.policy.integrity import billed_tokens, checked_vectors, identity
 from embedcore.policy.planning import PlannedRequest
-from embedcore.policy.retry import Retrier
-from embedcore.provider.types import EmbedReply, EmbedRequest
+from embedcore.policy.retry import Retrier, named_wait
+from embedcore.policy.telling import Teller
+from embedcore.provider.types import EmbedReply, EmbedRequest, RateLimits
 
 if TYPE_CHECKING:
     from embedcore.policy.engine import Engine
     from embedcore.policy.purse import Purse
-    from embedcore.policy.rows import Collected
+    from embedcore.policy.rates import Pass
     from embedcore.provider.types import Vectors
     from embedcore.storage.amounts import Amount, Attempt
 
 logger = logging.getLogger("embedcore")
 
+Keep: TypeAlias = "Callable[[Sequence[int], Vectors, str | None, bool], None]"
+
 
 class Sender:
-    """Sends the requests of one call. ``send`` runs in any number of threads at once."""
+    """Sends the requests of one call, in any number of threads.
+
+    ``keep(indices, vectors, model, late)`` gets what was bought and under which model's name it
+    came; ``late``: after the call had given it up.
+    """
 
     def __init__(
         self,
         engine: Engine,
         purse: Purse,
-        collected: Collected,
         texts: Sequence[str],
         input_type: str | None,
         *,
+        keep: Keep,
+        room_for: Callable[[Sequence[int]], Vectors | None],
         pause: Pause,
         deadline: float | None,
-        deliver: Callable[[Sequence[int], Vectors], None] | None = None,
     ) -> None:
         self.engine = engine
         self.purse = purse
-        self.collected = collected
         self.flights = Flights()
+        self._teller = Teller(engine)
         self._texts = texts
         self._input_type = input_type
         self._pause = pause
         self._deadline = deadline
-        self._deliver = deliver
+        self._keep = keep
+        self._room_for = room_for
 
     def send(self, request: PlannedRequest, *, after: EmbeddingError | None = None) -> None:
         """Attempts of one request until it has its vectors, or raise its last error.
@@ -81,31 +85,33 @@ class Sender:
             self.engine.retry,
             self.engine.quota,
             deadline=self._deadline,
+            served=lambda: self.engine.learned.served,
             monotonic=self.engine.monotonic,
             jitter=self.engine.jitter,
         ).run(once, pause=self._pause, on_failure=on_failure)
 
     def _attempt(self, request: PlannedRequest, state: _Tries) -> None:
         engine = self.engine
-        engine.gate.wait(self._pause, meanwhile=self.purse.renew)
-        self._pause(0.0)
-        request = request.at_scale(engine.learned.scale, engine.info.price)
-        attempt = self._take_money(request, state)
-        flight = Flight(attempt=attempt, indices=request.indices, started=engine.monotonic())
+        tokens = engine.learned.expected_tokens(request)
+        state.leave = engine.gate.admit(
+            tokens, self._pause, meanwhile=self.purse.renew, rates=engine.rates
+        )
+        try:
+            self._pause(0.0)
+            request = request.at_scale(engine.learned.scale, engine.info.price)
+            self._depart(request, self._take_money(request, state), state)
+        finally:
+            # Nothing happens if its end was told already.
+            engine.gate.lost(state.leave)
+
+    def _depart(self, request: PlannedRequest, attempt: Attempt | None, state: _Tries) -> None:
+        flight = Flight(attempt=attempt, indices=request.indices, started=self.engine.monotonic())
         if not self.flights.start(flight):
             self.purse.not_sent(attempt)
             raise Stopped
         state.number += 1
         try:
-            engine.observe(
-                RequestSent(
-                    provider=engine.info.provider,
-                    model=engine.info.model,
-                    inputs=len(request),
-                    tokens=request.amount.tokens,
-                    attempt=state.number,
-                )
-            )
+            self._teller.sent(request, state.number)
             self._fly(flight, request, state)
         finally:
             self.flights.finish(flight)
@@ -118,8 +124,10 @@ class Sender:
                     texts=[self._texts[index] for index in request.indices],
                     input_type=self._input_type,
                     timeout=self._timeout(),
+                    into=self._room_for(request.indices),
                 )
             )
+            self._came_back(reply, state)
             vectors = self._checked(reply, len(request))
         except BaseException as error:  # noqa: BLE001 - accounted for, and raised again
             failure = error
@@ -127,6 +135,19 @@ class Sender:
         if failure is not None:
             self._failed(failure, flight, request, state)
         self._arrived(reply, vectors, flight, request)
+
+    def _came_back(self, reply: object, state: _Tries) -> None:
+        if isinstance(reply, EmbedReply) and state.leave is not None:
+            limits = reply.limits if isinstance(reply.limits, RateLimits) else None
+            self.engine.gate.answered(state.leave, limits, tokens=billed_tokens(reply))
+            if limits is not None and self.engine.learned.is_news(limits):
+                self._teller.learned(limits)
+
+    def _too_fast(self, error: RateLimited, state: _Tries) -> None:
+        """Close the gate for everybody, before anything else is done about it."""
+        if state.leave is not None:
+            limits = error.limits if isinstance(error.limits, RateLimits) else None
+            self.engine.gate.refused(state.leave, named_wait(error), limits)
 
     def _take_money(self, request: PlannedRequest, state: _Tries) -> Attempt | None:
         try:
@@ -171,27 +192,23 @@ class Sender:
         tokens = billed_tokens(reply)
         if not self.flights.land(flight):
             self.purse.correct(flight.attempt, tokens)
+            self._keep(request.indices, vectors, reply.model, True)
             raise Stopped
         engine = self.engine
-        engine.learned.proven = True
+        engine.learned.was_served()
         # Kept before it is paid for in the books: what can fail there must not lose the vectors.
-        self.collected.put(request.indices, vectors)
         try:
-            if self._deliver is not None:
-                self._deliver(request.indices, vectors)
+            self._keep(request.indices, vectors, reply.model, False)
         finally:
             actual = self.purse.settle(flight.attempt, tokens, identity(reply))
         self._learn(actual, request)
-        engine.observe(
-            RequestFinished(
-                provider=engine.info.provider,
-                model=engine.info.model,
-                inputs=len(request),
-                tokens=actual.tokens,
-                reported=tokens is not None,
-                request_id=identity(reply),
-                seconds=engine.monotonic() - flight.started,
-            )
+        engine.learned.cost(request, actual.tokens)
+        self._teller.finished(
+            request,
+            tokens=actual.tokens,
+            reported=tokens is not None,
+            request_id=identity(reply),
+            seconds=engine.monotonic() - flight.started,
         )
 
     def _learn(self, actual: Amount, request: PlannedRequest) -> None:
@@ -214,6 +231,8 @@ class Sender:
         passes = isinstance(error, (KeyboardInterrupt, GeneratorExit))
         typed = ProviderError(type(error).__name__) if passes else self.engine.typed(error)
         note = f"{type(typed).__name__} {getattr(typed, 'status', None) or ''}".strip()
+        if isinstance(typed, RateLimited):
+            self._too_fast(typed, state)
         landed = self.flights.land(flight)
         try:
             charged = self.purse.account_for(flight.attempt, typed, note=note, late=not landed)
@@ -228,7 +247,7 @@ class Sender:
         state.fresh = charged
         state.seconds = self.engine.monotonic() - flight.started
         if not isinstance(typed, TransientProviderError):
-            self._tell_failed(typed, None, request, state)
+            self._teller.failed(typed, request, seconds=state.seconds, wait=None)
         raise typed
 
     def _after_failure(
@@ -239,12 +258,11 @@ class Sender:
         state: _Tries,
     ) -> None:
         state.last = error
-        self._tell_failed(error, wait, request, state)
+        self._teller.failed(error, request, seconds=state.seconds, wait=wait)
         if wait is None and not error.budget_blocked:
             error.message += self._why_no_more(error, state)
         if wait is not None and isinstance(error, RateLimited):
-            self.engine.gate.close(wait)
-            self.engine.observe(Throttled(endpoint=self.engine.info.endpoint, seconds=wait))
+            self._teller.throttled(max(wait, self.engine.gate.closed_for))
 
     def _why_no_more(self, error: TransientProviderError, state: _Tries) -> str:
         """What was tried, and which setting decided that it was the last time."""
@@ -258,24 +276,6 @@ class Sender:
         seconds = self.engine.monotonic() - state.began
         return f" (given up after {tries} in {seconds:.1f} s: try again later, or see [retry])"
 
-    def _tell_failed(
-        self, error: EmbeddingError, wait: float | None, request: PlannedRequest, state: _Tries
-    ) -> None:
-        engine = self.engine
-        engine.observe(
-            RequestFailed(
-                provider=engine.info.provider,
-                model=engine.info.model,
-                inputs=len(request),
-                error=type(error).__name__,
-                status=getattr(error, "status", None),
-                request_id=getattr(error, "request_id", None),
-                billed=error.billed,
-                seconds=state.seconds,
-                wait=wait,
-            )
-        )
-
 
 @dataclass(kw_only=True, slots=True)
 class _Tries:
@@ -286,15 +286,4 @@ class _Tries:
     number: int = 0
     seconds: float = 0.0
     last: EmbeddingError | None = None
-
-
-def may_be_kept(error: EmbeddingError) -> bool:
-    """Whether ``on_error="keep"`` may turn this into failed rows instead of raising it."""
-    kept = (
-        InputRejected,
-        TransientProviderError,
-        RequestRejected,
-        RequestTooLarge,
-        InvalidResponse,
-    )
-    return isinstance(error, kept) or type(error) is ProviderError
+    leave: Pass | None = None

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from embedcore.provider.hookspecs import Provider
+    from embedcore.provider.protocol import Embedder
     from embedcore.provider.types import ModelInfo
 
 _REFERENCE: Final = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
@@ -189,9 +190,17 @@ def options_fingerprint(provider: str, model: str, options: BaseModel, info: Mod
     return _digest(provider, model, info, counted)
 
 
-def embedder_fingerprint(info: ModelInfo) -> str:
-    """The same for an embedder built by hand, of which only the ``ModelInfo`` is known."""
-    by_hand = {"dimensions": info.dimensions, "endpoint": info.endpoint}
+def embedder_fingerprint(embedder: Embedder) -> str:
+    """The same for an embedder built by hand, of which only class and ``ModelInfo`` are known.
+
+    The class, since a wrapper that adds a prefix to each text has the ``ModelInfo`` of the other.
+    """
+    kind, info = type(embedder), embedder.info
+    by_hand = {
+        "class": f"{kind.__module__}.{kind.__qualname__}",
+        "dimensions": info.dimensions,
+        "endpoint": info.endpoint,
+    }
     return _digest(info.provider, info.model, info, by_hand)
 
 

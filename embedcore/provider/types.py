@@ -63,6 +63,8 @@ class ModelInfo:
     - ``max_input_tokens``: longest single text, in its tokenizer's tokens; None for no limit.
     - ``max_texts_per_request``, ``max_tokens_per_request``, ``max_bytes_per_request``: one request;
       bytes are the UTF-8 bytes of the texts. None for no limit.
+    - ``best_texts_per_request``: so many make a request cheapest to send and to read, on the way to
+      the maximum; None: the maximum.
     - ``request_bytes_per_token``: the server gauges the size of a request as bytes divided by this,
       instead of counting tokens; the larger of both is held against ``max_tokens_per_request``.
     - ``tokens_per_byte``: no text has more tokens than this times its UTF-8 bytes. 1 holds for
@@ -83,6 +85,7 @@ class ModelInfo:
     dimensions: int | None = None
     max_input_tokens: int | None = None
     max_texts_per_request: int = 96
+    best_texts_per_request: int | None = None
     max_tokens_per_request: int | None = None
     max_bytes_per_request: int | None = None
     request_bytes_per_token: int | None = None
@@ -114,12 +117,15 @@ class EmbedRequest:
     """One HTTP request's worth of texts, within the model's limits.
 
     ``input_type``: None, or one of the model's ``input_types``. ``timeout``: seconds left for the
-    whole attempt, or None for the provider's own.
+    whole attempt, or None for the provider's own. ``into``: a C-contiguous float32 array of shape
+    (n, d) that the vectors may be written to; a reply that returns this very array saves a copy.
+    A provider may as well ignore it.
     """
 
     texts: Sequence[str] = ()
     input_type: str | None = None
     timeout: float | None = None
+    into: Vectors | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

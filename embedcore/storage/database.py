@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,8 @@ from embedcore.errors import (
     UnsafeStorage,
 )
 from embedcore.storage.engine import (
+    SPENDING,
+    Contents,
     damaged,
     driver,
     engine_version,
@@ -59,13 +61,16 @@ class Database:
         version: int,
         timeout: float = BUSY_TIMEOUT_SECONDS,
         allow_network_filesystem: bool = False,
+        at_creation: Sequence[str] = (),
+        contents: Contents = SPENDING,
     ) -> None:
-        # Absolute, since the program may change its directory while the file is open.
+        # The program may change its directory while the file is open.
         self.path = path and path.absolute()
         self._migrations = migrations
         self._version = version
         self._timeout = timeout
         self._allow_network_filesystem = allow_network_filesystem
+        self._at_creation, self._contents = at_creation, contents
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._inode: tuple[int, int] | None = None
@@ -159,7 +164,7 @@ class Database:
             if kind is not None:
                 raise UnsafeStorage(
                     f"{path} is on a network file system ({kind}), where file locks cannot be "
-                    "trusted with a budget: set EMBEDCORE_HOME to a local folder, or "
+                    f"trusted with {self._contents.what}: set EMBEDCORE_HOME to a local folder, or "
                     "allow_network_filesystem = true if only one machine uses it"
                 )
             self._check_what_is_there(path)
@@ -179,19 +184,23 @@ class Database:
         logs = [path.with_name(path.name + end) for end in ("-wal", "-journal")]
         left = [log for log in logs if size_of(log)]
         size = size_of(path)
-        if size or (size is None and not left):
+        # SQLite takes a file of a single byte for an empty one.
+        if (size or 0) > 1 or (size is None and not left):
             return
         what, which = (
             ("is gone but its log is not", left[0]) if size is None else ("is empty", path)
         )
         raise StorageCorrupt(
-            f"{path} {what}: restore a copy, or delete {which} to start with nothing spent"
+            f"{path} {what}: restore a copy, or delete {which} to start with "
+            f"{self._contents.without}"
         )
 
     def _fill(self, draft: Path) -> None:
         connection: sqlite3.Connection = driver().connect(draft, isolation_level=None)
         try:
             connection.execute("PRAGMA synchronous=FULL")
+            for pragma in self._at_creation:
+                connection.execute(f"PRAGMA {pragma}")
             self._migrate(connection)
         finally:
             connection.close()
@@ -261,7 +270,7 @@ class Database:
         if self.path is not None and _identity(self.path) != self._inode:
             raise StorageCorrupt(
                 f"{self.path} was deleted or replaced while it was open. Restore it if you can; "
-                "a new one starts with nothing spent. Then restart this program"
+                f"a new one starts with {self._contents.without}. Then restart this program"
             )
 
     @contextlib.contextmanager
@@ -269,10 +278,10 @@ class Database:
         try:
             yield
         except driver().Error as error:
-            raise from_sqlite(error, self.path) from error
+            raise from_sqlite(error, self.path, self._contents) from error
         except UnicodeDecodeError as error:
             # The driver's own messages quote what is in a damaged file.
-            raise damaged(error, self.path) from error
+            raise damaged(error, self.path, self._contents) from error
         except UnicodeEncodeError as error:
             raise ConfigurationError(
                 f"{error.object!r} cannot be stored: it is not valid Unicode text"
@@ -281,12 +290,11 @@ class Database:
             # A damaged file can hold what its columns forbid, such as NULL for a number.
             if connection is None or is_sound(connection):
                 raise
-            raise damaged(error, self.path) from error
+            raise damaged(error, self.path, self._contents) from error
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    try:
+    with contextlib.suppress(OSError):
         found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
+        return found.st_dev, found.st_ino
+    return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from embedcore.errors import (
     StorageBusy,
@@ -24,6 +24,18 @@ _FIXED: Final = (((3, 51, 3), (4,)), ((3, 50, 7), (3, 51)), ((3, 44, 6), (3, 45)
 _NO_ROOM: Final = frozenset(
     {"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC", "SQLITE_IOERR_SHMSIZE"}
 )
+
+
+class Contents(NamedTuple):
+    """What a file holds, in the words of the errors about it."""
+
+    what: str
+    without: str
+    loss: str
+
+
+SPENDING: Final = Contents("a budget", "nothing spent", "reset the budget")
+VECTORS: Final = Contents("bought vectors", "no bought vectors", "have them bought again")
 
 
 def driver() -> ModuleType:
@@ -61,7 +73,7 @@ def from_os_error(error: OSError, path: Path) -> StorageError:
     )
 
 
-def from_sqlite(error: sqlite3.Error, path: Path | None) -> StorageError:
+def from_sqlite(error: sqlite3.Error, path: Path | None, contents: Contents) -> StorageError:
     """SQLite's own error as one of ours, by its name rather than its text."""
     name = getattr(error, "sqlite_errorname", "")
     where = str(path) if path else "the in-memory ledger"
@@ -75,13 +87,14 @@ def from_sqlite(error: sqlite3.Error, path: Path | None) -> StorageError:
     if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
         return StorageReadOnly(f"{where} cannot be written: check its permissions ({error})")
     if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
-        return damaged(error, path)
+        return damaged(error, path, contents)
     return StorageError(f"{where}: {error}")
 
 
-def damaged(error: Exception, path: Path | None) -> StorageCorrupt:
+def damaged(error: Exception, path: Path | None, contents: Contents) -> StorageCorrupt:
+    """The file cannot be read as what it should be."""
     return StorageCorrupt(
-        f"{path} is damaged ({error}). It is not recreated, since that would reset the budget. "
+        f"{path} is damaged ({error}). It is not recreated, since that would {contents.loss}. "
         f"Repair it with: sqlite3 {path} .recover, or restore a copy"
     )
 

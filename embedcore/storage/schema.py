@@ -1,4 +1,4 @@
-"""The tables of the state file, as migrations: one function each, never changed once released."""
+"""The tables of both files, as migrations: one function each, never changed once released."""
 
 from __future__ import annotations
 
@@ -9,16 +9,34 @@ from sqlite_utils.migrations import Migrations
 if TYPE_CHECKING:
     from sqlite_utils import Database
 
-STATE_VERSION: Final = 1
+STATE_VERSION: Final = 2
 """``PRAGMA user_version`` after the last migration below; add one with each."""
 
 STATE: Final = Migrations("embedcore.state")
+
+VECTORS_VERSION: Final = 1
+"""The same for the file of bought vectors."""
+
+VECTORS: Final = Migrations("embedcore.vectors")
 
 
 @STATE()
 def ledger(database: Database) -> None:
     """The ledger: windows count, grants set aside, attempts are what was sent."""
     for statement in (_BOOK, _WINDOW, _GRANT, _ATTEMPT, _WARNING, *_INDEXES):
+        database.conn.execute(statement)
+
+
+@STATE()
+def rates(database: Database) -> None:
+    """The rate limits that providers named, for ``embedcore doctor``."""
+    database.conn.execute(_RATE)
+
+
+@VECTORS()
+def vectors(database: Database) -> None:
+    """Bought vectors, where they came from, and how often they were asked for."""
+    for statement in (_ORIGIN, _VECTOR, _TALLY):
         database.conn.execute(statement)
 
 
@@ -91,7 +109,48 @@ CREATE TABLE warning (
     PRIMARY KEY (window, unit, amount)
 ) STRICT, WITHOUT ROWID"""
 
+_RATE = """
+CREATE TABLE rate (
+    endpoint TEXT NOT NULL,
+    model TEXT NOT NULL,
+    requests INTEGER CHECK (requests >= 0), -- per minute; NULL: not named
+    tokens INTEGER CHECK (tokens >= 0),
+    named INTEGER NOT NULL,                 -- microseconds since 1970 UTC
+    PRIMARY KEY (endpoint, model)
+) STRICT, WITHOUT ROWID"""
+
 _INDEXES = (
     "CREATE INDEX attempt_open ON attempt (lease) WHERE state = 'sent'",
     "CREATE INDEX attempt_sent ON attempt (sent)",
 )
+
+_ORIGIN = """
+CREATE TABLE origin (
+    id INTEGER PRIMARY KEY,
+    model TEXT NOT NULL,                   -- provider:model
+    fingerprint TEXT NOT NULL,
+    input_type TEXT NOT NULL,              -- empty: none
+    answered_as TEXT NOT NULL,             -- the model's name in the latest reply, empty: none
+    vectors INTEGER NOT NULL DEFAULT 0 CHECK (vectors >= 0),
+    UNIQUE (model, fingerprint, input_type)
+) STRICT"""
+
+# The vector comes last: what lies behind it would have to be read past it.
+_VECTOR = """
+CREATE TABLE vector (
+    id INTEGER PRIMARY KEY,
+    key BLOB NOT NULL UNIQUE CHECK (length(key) = 32),
+    origin INTEGER NOT NULL REFERENCES origin (id),
+    stored INTEGER NOT NULL,               -- day, counted from 1970-01-01 UTC
+    keep_until INTEGER NOT NULL,           -- day; pruned only after it
+    width INTEGER NOT NULL CHECK (width > 0),
+    checksum INTEGER NOT NULL,
+    data BLOB NOT NULL                     -- little-endian float32, or float16 where it is exact
+) STRICT"""
+
+_TALLY = """
+CREATE TABLE tally (
+    day INTEGER PRIMARY KEY,
+    hits INTEGER NOT NULL CHECK (hits >= 0),
+    misses INTEGER NOT NULL CHECK (misses >= 0)
+) STRICT"""

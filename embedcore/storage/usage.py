@@ -93,6 +93,17 @@ WHERE sent >= ? AND state IN ('sent', 'settled', 'charged', 'returned', 'recorde
 GROUP BY model ORDER BY model"""
 
 
+def cost_of_texts(ledger: Ledger) -> dict[str, int]:
+    """Model → what one text cost on average until now, in picodollars, where it is known."""
+    with ledger.database.read() as connection:
+        return dict(
+            connection.execute(
+                "SELECT model, sum(actual_cost) / sum(inputs) FROM attempt "
+                "WHERE state = 'settled' AND inputs > 0 GROUP BY model"
+            ).fetchall()
+        )
+
+
 def limits_now(ledger: Ledger, scope: str, limits: Sequence[Limit], lane: Lane) -> list[Used]:
     """Each limit beside what its window holds now."""
     with ledger.database.transaction() as connection:

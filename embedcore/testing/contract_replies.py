@@ -154,6 +154,19 @@ class RepliesContract(ContractBase):
                 row, alone[order[place]], f"text {place} has another vector in company{of_kind}"
             )
 
+    def test_an_array_to_write_into_is_used_or_left_alone(self, embedder: Embedder) -> None:
+        texts = several(embedder)
+        plain = embed(embedder, texts)
+        into = np.full_like(plain, np.nan)
+        found = np.asarray(embedder.embed(EmbedRequest(texts=texts, into=into)).vectors)
+        for place, text in enumerate(texts):
+            self.assert_same(
+                found[place],
+                plain[place],
+                f"with EmbedRequest.into, {text[:40]!r} has another vector: write row i for text "
+                "i, or ignore it",
+            )
+
     def test_no_input_type_is_accepted(self, embedder: Embedder) -> None:
         try:
             embed(embedder, PROBES[:1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, TypeAlias
@@ -107,7 +107,7 @@ class FakeEmbedder(BaseEmbedder):
         reports_tokens: bool = True,
         batch: BatchStrategy | None = None,
     ) -> None:
-        self.info = info
+        self.info = replace(info, variant=f"{info.variant}{salt}") if salt else info
         self.tokenizer = tokenizer if tokenizer is not None else FakeTokenizer()
         self.batch = batch
         self.salt = salt

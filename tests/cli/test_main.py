@@ -127,6 +127,7 @@ def test_a_key_is_never_shown(cli, server, monkeypatch, canary, verbose, state_h
         ["models"],
         ["providers"],
         ["budget"],
+        ["cache"],
     ):
         run = cli(*command, *verbose)
         shown += run.out + run.err
@@ -153,7 +154,15 @@ def test_a_key_in_a_fault_of_our_own_is_hidden(cli, monkeypatch, canary):
 
 
 def test_json_answers_are_one_object_on_standard_output(cli, server):
-    for command in (["models"], ["providers"], ["usage"], ["budget"], ["config"], ["doctor"]):
+    for command in (
+        ["models"],
+        ["providers"],
+        ["usage"],
+        ["budget"],
+        ["cache"],
+        ["config"],
+        ["doctor"],
+    ):
         run = cli(*command, "--json")
         assert isinstance(run.json, dict), command
         assert run.err == ""

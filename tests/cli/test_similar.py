@@ -72,8 +72,8 @@ def test_the_question_is_embedded_as_a_query(cli, server, monkeypatch):
     Path("embedcore.toml").write_text(
         f"[budget]\ndaily_token_limit = {spent + 20}\nquery_share = 1.0\n"
     )
-    assert cli("embed", "-c", "one", "--yes").code == 3
-    assert cli("similar", "-c", "one", "-i", "o.npy").code == 0
+    assert cli("embed", "-c", "two", "--yes").code == 3
+    assert cli("similar", "-c", "two", "-i", "o.npy").code == 0
 
 
 @pytest.mark.parametrize(

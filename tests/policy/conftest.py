@@ -23,10 +23,20 @@ from embedcore.storage.amounts import Amount, Limit
 from embedcore.storage.database import Database
 from embedcore.storage.ledger import Ledger
 from embedcore.storage.schema import STATE, STATE_VERSION
+from embedcore.streaming import StreamedForms
 from embedcore.testing import FakeEmbedder, FakeOpenAI, vectors_of
 
 QUICK = RetrySettings(first_wait=0.001, longest_wait=0.002, longest_named_wait=1.0)
 SCOPE = "default"
+
+
+class _Front(StreamedForms):
+    """The streaming forms of a client, over any engine."""
+
+    _engine: Any = None
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
 
 
 class Desk:
@@ -54,7 +64,7 @@ class Desk:
                 ledger=None if local else self.ledger, scope=SCOPE, limits=limits, wait=wait
             ),
             pool=Pool(threads),
-            gate=engine.pop("gate", None) or Gate(),
+            gate=engine.pop("gate", None) or Gate(backoff=(0.001, 0.002)),
             quota=engine.pop("quota", None) or RetryQuota(1000.0, 1.0),
             retry=retry,
             label="fake:fake-embedding",
@@ -65,6 +75,12 @@ class Desk:
 
     def embed(self, texts: Any, **how: Any) -> Any:
         return embed_now(self.engine, texts, **how)
+
+    def stream(self, rows: Any, **how: Any) -> Any:
+        return _Front(self.engine).embed_iter(rows, **how)
+
+    def astream(self, rows: Any, **how: Any) -> Any:
+        return _Front(self.engine).aembed_iter(rows, **how)
 
     def limited(self, daily: int) -> None:
         account = replace(self.engine.account, limits=(day_limit(daily),))
@@ -170,6 +186,8 @@ def connect(server: FakeOpenAI, home: Any) -> Iterator[Any]:
                     "home": home,
                     "budget": {**budget, **config.pop("budget", {})},
                     "retry": waits,
+                    # Most of these tests count requests; the store has tests of its own.
+                    "cache": False,
                     **config,
                 },
             )

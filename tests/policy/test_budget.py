@@ -41,7 +41,13 @@ def settings_of(server, home):
     def settings_of(daily, **config):
         return {
             "options": {"base_url": server.base_url, "api_key": server.api_key, "dimensions": 8},
-            "config": {"home": str(home), "budget": {"daily_token_limit": daily}, **config},
+            "config": {
+                "home": str(home),
+                "budget": {"daily_token_limit": daily},
+                # What counts here are requests, and the store would save all but the first.
+                "cache": False,
+                **config,
+            },
         }
 
     return settings_of

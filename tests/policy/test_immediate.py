@@ -29,7 +29,7 @@ from embedcore.errors import (
     StorageFull,
 )
 from embedcore.events import BoundViolated, Progress, RequestFailed, RequestFinished, RequestSent
-from embedcore.policy.immediate import plan_now
+from embedcore.policy.estimate import plan_now
 from embedcore.policy.retry import RetryQuota, RetrySettings
 from embedcore.provider.types import EmbedReply, ModelInfo, Price
 from embedcore.storage.amounts import Amount
@@ -113,10 +113,10 @@ def test_events_tell_the_story(desk):
     with desk(small(script=[RateLimited("slow", retry_after=0.001)]), threads=1) as one:
         one.embed(texts(6))
         assert [event.attempt for event in one.told(RequestSent)] == [1, 2, 1]
-        assert [event.inputs for event in one.told(RequestFinished)] == [4, 2]
+        assert [event.inputs for event in one.told(RequestFinished)] == [3, 3]
         assert [event.wait is not None for event in one.told(RequestFailed)] == [True]
         progress = one.told(Progress)
-        assert [(event.done, event.total) for event in progress] == [(4, 6), (6, 6)]
+        assert [(event.done, event.total) for event in progress] == [(3, 6), (6, 6)]
         assert progress[-1].tokens == one.spent
 
 
@@ -238,9 +238,9 @@ def test_a_transient_error_names_the_rows_it_cost(desk):
     script = marked(ProviderUnavailable("overloaded", billed="no"))
     with desk(small(script=script)) as one:
         result = one.embed([*texts(5), "BAD"], on_error="keep")
-        assert sorted(result.errors) == [4, 5]
-        assert "rows 4 to 5: overloaded" in str(result.errors[4])
-        assert result.errors[4].position is None, "neither of the two is to blame"
+        assert sorted(result.errors) == [3, 4, 5]
+        assert "rows 3 to 5: overloaded" in str(result.errors[4])
+        assert result.errors[4].position is None, "none of the three is to blame"
 
 
 # Money

@@ -175,14 +175,16 @@ def test_a_429_that_names_too_long_a_time_is_an_error_at_once(server, connect):
 
 @pytest.mark.fault(20)
 @pytest.mark.fault(21)
-def test_waiting_for_named_times_uses_no_attempts_and_other_waits_do(server, connect, books):
+def test_waiting_for_the_gate_uses_no_attempts_and_other_waits_do(server, connect, books):
     client = connect(retry={"attempts": 2})
     server.faults.push("rate_limited", times=6, retry_after_ms=10)
     assert client.embed(ROWS).usage.requests == 7
+    server.faults.push("rate_limited", times=2)
+    assert client.embed(ROWS).usage.requests == 3
     server.faults.push("rate_limited", times=6)
     with pytest.raises(RateLimited):
         client.embed(ROWS)
-    assert server.meter.requests == 9
+    assert server.meter.requests == 7 + 3 + 4
     assert books().spent.tokens == server.meter.billed_tokens
 
 

@@ -45,6 +45,11 @@ def fits(group, texts, info):
     )
 
 
+def is_one_limit(info):
+    """Only the number of texts can end a request."""
+    return info.max_tokens_per_request is None and info.max_bytes_per_request is None
+
+
 @pytest.mark.fault(16)
 @settings(deadline=None)
 @given(TEXTS, LIMITS)
@@ -54,9 +59,32 @@ def test_nothing_is_lost_or_reordered_and_every_limit_is_kept(texts, info):
     assert list(chain(*groups)) == list(range(len(texts)))
     for group in groups:
         assert fits(group, texts, info) or len(group) == 1
+    fewest = -(-len(texts) // info.max_texts_per_request) or 1
+    equal = -(-len(texts) // fewest)
     for group, following in pairwise(groups):
-        # As few requests as the limits allow: the next text would not have fitted.
-        assert not fits((*group, following[0]), texts, info)
+        # The next text would not have fitted, or would have made the requests unequal.
+        assert len(group) == equal or not fits((*group, following[0]), texts, info)
+    if all(fits(group, texts, info) for group in groups) and is_one_limit(info):
+        assert len(groups) <= fewest
+
+
+@given(st.integers(0, 3000), st.integers(1, 40), st.none() | st.integers(1, 60))
+def test_requests_are_as_few_as_they_can_be_and_of_one_size(count, most, best):
+    info = ModelInfo(max_texts_per_request=most, best_texts_per_request=best)
+    requests = plan_requests(range(count), sizes_of([(1, 1)] * count), info)
+    lengths = [len(request) for request in requests]
+    limit = min(most, best or most)
+    assert len(lengths) == -(-count // limit)
+    assert max(lengths, default=0) <= limit
+    assert all(length == lengths[0] for length in lengths[:-1])
+    assert lengths == sorted(lengths, reverse=True)
+
+
+@given(st.integers(1, 100), st.integers(1, 40))
+def test_a_size_that_is_asked_for_goes_before_the_best_one(count, asked):
+    info = ModelInfo(max_texts_per_request=30, best_texts_per_request=2)
+    requests = plan_requests(range(count), sizes_of([(1, 1)] * count), info, texts=asked)
+    assert len(requests) == -(-count // min(asked, 30))
 
 
 @settings(deadline=None)

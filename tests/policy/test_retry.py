@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import random
 from datetime import UTC, datetime, timedelta
@@ -41,7 +42,16 @@ def quota(most=ENDLESS, ratio=1.0):
     return RetryQuota(most, ratio)
 
 
-def failing(error, settings, *, quota_of=None, clock=None, deadline=None, jitter=random.uniform):
+def failing(
+    error,
+    settings,
+    *,
+    quota_of=None,
+    clock=None,
+    deadline=None,
+    jitter=random.uniform,
+    served=lambda: 0,
+):
     """Runs an attempt that always fails: how often it was tried, and the waits between."""
     clock = clock or FakeClock()
     tries, told = [], []
@@ -57,6 +67,7 @@ def failing(error, settings, *, quota_of=None, clock=None, deadline=None, jitter
         settings,
         quota_of or quota(),
         deadline=deadline,
+        served=served,
         monotonic=clock.monotonic,
         jitter=jitter,
     )
@@ -70,13 +81,31 @@ def failing(error, settings, *, quota_of=None, clock=None, deadline=None, jitter
 @given(SETTINGS, st.randoms())
 def test_without_a_named_time_the_attempts_bound_the_tries(settings, chance):
     tries, waits, told, error = failing(
-        RateLimited("too fast"), settings, jitter=lambda low, high: chance.uniform(low, high)
+        OutcomeUnknown("?"), settings, jitter=lambda low, high: chance.uniform(low, high)
     )
     assert tries == settings.attempts
-    assert isinstance(error, RateLimited)
+    assert isinstance(error, OutcomeUnknown)
     assert told == [*waits, None]
     for number, wait in enumerate(waits):
         assert 0 <= wait <= min(settings.first_wait * 2**number, settings.longest_wait)
+
+
+@pytest.mark.fault(21)
+def test_too_fast_without_a_time_is_left_to_the_gate_and_ends_at_last():
+    tries, waits, told, error = failing(RateLimited("too fast"), RetrySettings(attempts=2))
+    assert isinstance(error, RateLimited)
+    assert tries == 4
+    assert waits == [0.0] * 3
+    assert told == [*waits, None]
+
+
+@pytest.mark.fault(21)
+def test_too_fast_for_one_is_no_failure_while_others_get_through():
+    served = itertools.count()
+    tries, waits, *_ = failing(
+        RateLimited("too fast"), RetrySettings(attempts=2), served=lambda: next(served)
+    )
+    assert (tries, len(waits)) == (21, 20)
 
 
 @pytest.mark.fault(21)
@@ -137,7 +166,7 @@ def test_any_named_time_is_obeyed_ignored_or_too_long(seconds, settings):
         and seconds > 0
     )
     if not usable:
-        assert tries == settings.attempts
+        assert tries == min(2 * settings.attempts, 21)
         assert error.retry_at is None
     elif seconds > settings.longest_named_wait:
         assert (tries, waits) == (1, [])

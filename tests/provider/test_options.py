@@ -216,9 +216,20 @@ def test_a_fingerprint_is_the_same_in_every_process_and_release():
     assert fingerprint() == "42a0f0a2d390bd7a84aa56b27ce3ea68"
 
 
-def test_an_embedder_built_by_hand_is_named_by_its_info():
+class ByHand:
+    """As little of an embedder as a fingerprint needs."""
+
+    def __init__(self, info):
+        self.info = info
+
+
+class WithAPrefix(ByHand):
+    """Says the same of itself, and has other vectors."""
+
+
+def test_an_embedder_built_by_hand_is_named_by_its_info_and_its_class():
     names = {
-        embedder_fingerprint(info)
+        embedder_fingerprint(ByHand(info))
         for info in (
             INFO,
             replace(INFO, model="n"),
@@ -227,8 +238,10 @@ def test_an_embedder_built_by_hand_is_named_by_its_info():
             replace(INFO, endpoint="https://a.example"),
         )
     }
-    assert len(names) == 5
-    assert embedder_fingerprint(replace(INFO, max_concurrency=99)) == embedder_fingerprint(INFO)
+    names.add(embedder_fingerprint(WithAPrefix(INFO)))
+    assert len(names) == 6
+    other = ByHand(replace(INFO, max_concurrency=99))
+    assert embedder_fingerprint(other) == embedder_fingerprint(ByHand(INFO))
 
 
 @pytest.mark.fault(131)

@@ -13,6 +13,7 @@ import pytest
 from embedcore.storage.database import Database
 from embedcore.storage.ledger import Ledger
 from embedcore.storage.schema import STATE, STATE_VERSION
+from embedcore.storage.vectors import VectorStore
 
 PRELUDE = """
 import contextlib, os, signal, sys, time
@@ -24,7 +25,10 @@ from embedcore.storage.amounts import Amount, Limit
 from embedcore.storage.database import Database
 from embedcore.storage.engine import driver
 from embedcore.storage.ledger import Ledger
+from embedcore.storage.keys import Keys, Origin
 from embedcore.storage.schema import STATE, STATE_VERSION
+from embedcore.storage.vectors import VectorStore
+from embedcore.testing import vectors_of
 
 driver()
 PATH = Path(sys.argv[1])
@@ -34,6 +38,16 @@ def new_ledger(path=PATH, *, timeout=60.0, **rest):
 
 def day_limit(amount, *, scope="s"):
     return (Limit(scope=scope, period="day", unit="tokens", amount=amount),)
+
+def new_store(path=PATH, *, cap=10**9, timeout=60.0, **rest):
+    return VectorStore(path, cap=cap, busy_timeout=timeout, **rest)
+
+def keys_of(texts):
+    return Keys(provider="p", model="m", fingerprint="f", input_type=None).of(texts)
+
+def buy(store, texts, *, width=8, salt=""):
+    store.put(keys_of(texts), vectors_of(texts, width, salt=salt),
+              Origin(model="p:m", fingerprint="f"))
 
 def wait_for(path):
     while not Path(path).exists():
@@ -95,7 +109,8 @@ def start_python(state_path: Path) -> Iterator[Callable[..., subprocess.Popen[st
     yield start
     for process in started:
         process.kill()
-        process.communicate()
+        if process.stdout is not None and not process.stdout.closed:
+            process.communicate()
 
 
 @pytest.fixture
@@ -109,3 +124,27 @@ def run_python(start_python: Callable[..., subprocess.Popen[str]]) -> Callable[.
         return printed.strip()
 
     return run
+
+
+@pytest.fixture
+def vectors_path(tmp_path: Path) -> Path:
+    return tmp_path / "vectors.db"
+
+
+@pytest.fixture
+def open_store(vectors_path: Path, clock: Clock) -> Iterator[Callable[..., VectorStore]]:
+    """Another store over the same file, with connections of its own."""
+    opened = []
+
+    def open_one(path: Path = vectors_path, *, cap: int = 10**9, **rest: Any) -> VectorStore:
+        opened.append(VectorStore(path, cap=cap, **{"busy_timeout": 5.0, "now": clock} | rest))
+        return opened[-1]
+
+    yield open_one
+    for store in opened:
+        store.database.close()
+
+
+@pytest.fixture
+def store(open_store: Callable[..., VectorStore]) -> VectorStore:
+    return open_store()

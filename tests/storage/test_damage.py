@@ -23,7 +23,7 @@ from embedcore.errors import (
 from embedcore.storage import usage
 from embedcore.storage.amounts import Amount
 from embedcore.storage.database import Database
-from embedcore.storage.engine import driver, from_sqlite
+from embedcore.storage.engine import SPENDING, driver, from_sqlite
 from embedcore.storage.ledger import Ledger
 from embedcore.storage.schema import STATE, STATE_VERSION
 
@@ -102,6 +102,7 @@ def test_flipped_bytes_are_a_typed_error_or_harmless(
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(share=st.floats(0, 1, exclude_max=True))
 @example(share=0.0)
+@example(share=2.7e-5)
 @example(share=1e-4)
 @example(share=0.5)
 def test_a_file_that_was_cut_off_does_not_start_a_new_budget(folder: Path, share: float) -> None:
@@ -379,6 +380,6 @@ def fill(path: Path) -> None:
 def test_errors_go_by_sqlites_names(name: str, expected: str) -> None:
     error = driver().OperationalError("said SQLite")
     error.sqlite_errorname = name
-    translated = from_sqlite(error, Path("state.db"))
+    translated = from_sqlite(error, Path("state.db"), SPENDING)
     assert type(translated).__name__ == expected
     assert "state.db" in str(translated)

@@ -107,6 +107,12 @@ class TestSwapsTwoRowsOfEveryLongRequest(Checked):
             return honest
 
 
+class TestReversesWhatItWritesInto(Checked):
+    class Kind(Sound):
+        def vectors(self, request, honest):
+            return honest if request.into is None else np.ascontiguousarray(honest[::-1])
+
+
 class TestReversesQueries(Checked):
     class Kind(Sound):
         def vectors(self, request, honest):

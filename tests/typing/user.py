@@ -14,15 +14,19 @@ from pydantic import SecretStr
 
 import embedcore
 from embedcore import (
+    AsyncEmbeddingStream,
+    Block,
     BudgetExceeded,
     Config,
     EmbeddingClient,
     EmbeddingError,
     EmbeddingResult,
+    EmbeddingStream,
     Plan,
     RateLimited,
     RowOutcome,
     Spending,
+    StoppedAt,
     TokenTracker,
 )
 from embedcore.events import Event, Progress
@@ -60,6 +64,29 @@ async def awaited(client: EmbeddingClient) -> None:
     assert_type(await client.aembed_documents(["a"]), list[list[float]])
     assert_type(await client.aembed_query("a"), list[float])
     assert_type(await client.aembed(["a"]), EmbeddingResult)
+
+
+def streamed(client: EmbeddingClient, rows: list[dict[str, str]]) -> None:
+    with client.embed_iter(rows, text="body", key="id", on_budget="stop", block_size=8) as stream:
+        assert_type(stream, EmbeddingStream)
+        for block in stream:
+            assert_type(block, Block)
+            assert_type(block.vectors, NDArray[np.float32])
+            assert_type(block.ok, NDArray[np.bool_])
+            assert_type(block.first, int)
+            assert_type(block.usage, Spending)
+            for _, vector in block:
+                assert_type(vector, NDArray[np.float32] | None)
+        assert_type(stream.stopped_at, StoppedAt | None)
+        assert_type(stream.salvaged, list[Block])
+        assert_type(stream.usage, Spending)
+
+
+async def streamed_and_awaited(client: EmbeddingClient) -> None:
+    async with client.aembed_iter(("key", "text") for _ in range(2)) as stream:
+        assert_type(stream, AsyncEmbeddingStream)
+        async for block in stream:
+            assert_type(block, Block)
 
 
 def show(progress: Progress) -> None:
@@ -117,5 +144,6 @@ def failures(client: EmbeddingClient) -> None:
 def refused_by_the_checker(client: EmbeddingClient) -> None:
     client.embed_texts([b"bytes"])  # type: ignore[list-item]
     client.embed(["a"], on_error="ignore")  # type: ignore[arg-type]
+    client.embed_iter(["a"], on_budget="pause")  # type: ignore[arg-type]
     client.embed(["a"], None)  # type: ignore[call-arg,misc,unused-ignore]
     EmbeddingClient(embeder=None)  # type: ignore[call-arg]

@@ -1,0 +1,281 @@
+"""``embedcore cache``: what is kept of what was bought, and how is room made for more?"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from embedcore.assembly import STATE_FILE, open_ledger, vector_store
+from embedcore.choice import Choice
+from embedcore.cli.cachechecks import chosen, whether_on
+from embedcore.cli.exits import FAILED, USAGE
+from embedcore.cli.opening import opened
+from embedcore.cli.options import model_option, quiet_option, scope_option, talking
+from embedcore.cli.progress import LINE_SECONDS
+from embedcore.cli.screen import Screen
+from embedcore.cli.text import dollars, facts, plural, shown_path, size, table
+from embedcore.config import Config
+from embedcore.configfile import state_folder
+from embedcore.errors import ConfigurationError
+from embedcore.policy.probing import PROBE_TEXT, probe
+from embedcore.storage import housekeeping, usage
+from embedcore.storage.housekeeping import Contents
+from embedcore.storage.vectors import DAY_SECONDS
+
+if TYPE_CHECKING:
+    from embedcore.storage.vectors import VectorStore
+
+_AGE: Final = re.compile(r"(\d+)\s*(d|w|)", re.IGNORECASE)
+_DAYS: Final = {"": 1, "d": 1, "w": 7}
+
+
+def _age(_: click.Context, __: click.Parameter, value: str | None) -> float | None:
+    """``90d`` or ``12w``, as seconds."""
+    if value is None:
+        return None
+    found = _AGE.fullmatch(value.strip())
+    if found is None:
+        raise click.BadParameter(f"{value!r}: write it in days or weeks, like 90d or 12w")
+    return int(found[1]) * _DAYS[found[2].lower()] * float(DAY_SECONDS)
+
+
+def _bytes(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
+    """``5GB``, as bytes."""
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        return None if value is None else int(TypeAdapter(ByteSize).validate_python(value))
+    except ValidationError as error:
+        raise click.BadParameter(f"{value!r}: write it like 500MB or 5GB") from error
+
+
+@click.group(name="cache", invoke_without_command=True)
+@model_option
+@talking
+@click.pass_context
+def command(ctx: click.Context, model: str | None) -> None:
+    """The store of bought vectors: how large it is, and how often it helped.
+
+    What was bought is not bought again while its vector is kept there.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    screen: Screen = ctx.obj
+    choice = chosen(model)
+    _, on = whether_on(choice)
+    store = vector_store(choice)
+    there = store.path.exists()
+    found = Contents(cap=store.cap)
+    if there:
+        with closing(store):
+            found = housekeeping.contents(store)
+    free = _disk_free(store)
+    screen.answer(
+        {"path": str(store.path), "exists": there, "on": on, "disk_free": free, **asdict(found)}
+    )
+    screen.show(facts(list(_lines(store, found, on, free, there))))
+    if found.vectors:
+        rows = [(name, f"{count:,}") for name, count in found.vectors.items()]
+        screen.show("\n" + table(("MODEL", "VECTORS"), rows, numbers={1}))
+
+
+@command.command(name="where")
+@model_option
+@talking
+@click.pass_obj
+def where(screen: Screen, model: str | None) -> None:
+    """The path of its file, whether or not it is there yet."""
+    path = vector_store(chosen(model)).path
+    screen.answer({"path": str(path)})
+    screen.show(str(path))
+
+
+@command.command(name="prune")
+@click.option(
+    "--older-than", callback=_age, metavar="AGE", help="Only those kept since before, 90d."
+)
+@click.option(
+    "--model", "-m", metavar="MODEL", help="Only those of one provider:model, or of a profile."
+)
+@click.option("--down-to", callback=_bytes, metavar="SIZE", help="No more than that needs, 5GB.")
+@click.option("--all", "everything", is_flag=True, help="All of them.")
+@click.option("--dry-run", is_flag=True, help="Show what would go, and stop.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@quiet_option
+@talking
+@click.pass_obj
+def prune(
+    screen: Screen,
+    older_than: float | None,
+    model: str | None,
+    down_to: int | None,
+    everything: bool,
+    dry_run: bool,
+    yes: bool,
+) -> int:
+    """Delete vectors, the oldest first, and give their space back.
+
+    They are bought again when their texts are embedded again. What a batch still needs stays.
+    """
+    if older_than is None and model is None and down_to is None and not everything:
+        raise click.UsageError("say which: --older-than, --model, --down-to, or --all")
+    choice, name = _choice(model)
+    rule: dict[str, Any] = {"older_than": older_than or 0.0, "model": name, "down_to": down_to}
+    with _there(screen, choice) as store:
+        if store is None:
+            return 0
+        going = housekeeping.prunable(store, **rule)
+        cost = _to_buy_again(choice.config, going)
+        if not going or dry_run:
+            answer = {"deleted": 0, "prunable": going, "picodollars_to_buy_again": cost}
+            screen.answer(answer)
+            screen.show(_what_goes(going, cost, down_to) if going else "nothing is to be pruned")
+            return 0
+        if not _agreed(screen, _what_goes(going, cost, down_to), yes=yes):
+            screen.complain("Nothing was deleted.")
+            return USAGE
+        deleted = housekeeping.prune(store, **rule)
+        used = store.used
+    screen.answer(
+        {"deleted": deleted, "prunable": going, "picodollars_to_buy_again": cost, "used": used}
+    )
+    screen.show(f"{plural(deleted, 'vector')} deleted; {size(used)} in use")
+    return 0
+
+
+@command.command(name="verify")
+@model_option
+@quiet_option
+@talking
+@click.pass_obj
+def verify(screen: Screen, model: str | None) -> int:
+    """Read every vector. What is damaged is deleted, to be bought again. Ends with 1 if any was."""
+    seen = damaged = 0
+    with _there(screen, chosen(model)) as store:
+        if store is None:
+            return 0
+        total = sum(housekeeping.contents(store).vectors.values())
+        following = time.monotonic() + LINE_SECONDS
+        for seen, damaged in housekeeping.verify(store):
+            if time.monotonic() >= following:
+                screen.say(f"{seen:,} of {plural(total, 'vector')} read, {damaged:,} damaged")
+                following = time.monotonic() + LINE_SECONDS
+    screen.answer({"read": seen, "damaged": damaged})
+    ending = f"{damaged:,} were damaged, and are deleted" if damaged else "none is damaged"
+    screen.show(f"{plural(seen, 'vector')} read: {ending}")
+    return FAILED if damaged else 0
+
+
+@command.command(name="probe")
+@click.argument("model", required=False)
+@scope_option
+@quiet_option
+@talking
+@click.pass_obj
+def probing(screen: Screen, model: str | None, scope: str | None) -> int:
+    """Ask whether a provider has put another model behind a name.
+
+    Buys the vector of one short text and compares it with the one of the first probe. Ends with 1
+    if it is another. The budget holds, as for everything that is bought.
+    """
+    with opened(model, scope) as ready:
+        client = ready.client
+        result = client.embed([PROBE_TEXT], cache=False)
+        with closing(vector_store(chosen(model, ready.config))) as store:
+            found = probe(store, client.info, client.fingerprint, result.vectors)
+    screen.answer({"model": ready.name, "cosine": found.cosine, "changed": found.changed})
+    if found.cosine is None:
+        screen.show(f"{ready.name}: its vector is kept; the next probe compares with it")
+    elif not found.changed:
+        screen.show(f"{ready.name}: the same model as before (cosine {found.cosine:.6f})")
+    else:
+        screen.show(
+            f"{ready.name}: another model than before (cosine {found.cosine:.6f}). Its vectors do "
+            f"not belong to those that are kept:\n  embedcore cache prune --model {ready.name}"
+        )
+    return FAILED if found.changed else 0
+
+
+@contextmanager
+def _there(screen: Screen, choice: Choice) -> Iterator[VectorStore | None]:
+    """The store, to be closed after the block; None if there is no file, which is said."""
+    store = vector_store(choice)
+    if not store.path.exists():
+        screen.answer({"path": str(store.path), "exists": False})
+        screen.show(f"nothing is kept yet in {shown_path(store.path)}")
+        yield None
+        return
+    with closing(store):
+        yield store
+
+
+def _lines(
+    store: VectorStore, found: Contents, on: str, free: int | None, there: bool
+) -> Iterator[tuple[str, str]]:
+    yield "vectors", on
+    yield "place", str(store.path) if there else f"{store.path} (not there yet)"
+    disk = "" if free is None else f"; {size(free)} free on the disk"
+    yield "size", f"{size(found.used)} of at most {size(found.cap)}{disk}"
+    asked = found.hits + found.misses
+    if asked:
+        share = f"{found.hits / asked:.1%}"
+        yield "reused", f"{share} of {plural(asked, 'text')} were found and not paid for again"
+
+
+def _disk_free(store: VectorStore) -> int | None:
+    folder = next(one for one in store.path.absolute().parents if one.exists())
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None
+
+
+def _choice(model: str | None) -> tuple[Choice, str | None]:
+    """Where to look, and for which ``provider:model``; None: for all."""
+    if model is None:
+        return chosen(None), None
+    try:
+        choice = chosen(model)
+    except ConfigurationError:
+        # A provider that is not installed any more may have left vectors.
+        if ":" in model:
+            return chosen(None), model
+        raise
+    return choice, f"{choice.provider}:{choice.model}"
+
+
+def _to_buy_again(config: Config, going: dict[str, int]) -> int | None:
+    """By what the texts of these models cost on average, as the books say; None if they do not."""
+    if not (state_folder(config) / STATE_FILE).exists():
+        return None
+    ledger = open_ledger(config, ())
+    with closing(ledger.database):
+        each = usage.cost_of_texts(ledger)
+    if any(model not in each for model in going):
+        return None
+    return sum(count * each[model] for model, count in going.items())
+
+
+def _what_goes(going: dict[str, int], cost: int | None, down_to: int | None) -> str:
+    about = "about " if down_to is not None else ""
+    price = (
+        "what they would cost again is not known"
+        if cost is None
+        else f"buying them again would cost about {dollars(cost)}"
+    )
+    return f"{about}{plural(sum(going.values()), 'vector')} would be deleted; {price}."
+
+
+def _agreed(screen: Screen, question: str, *, yes: bool) -> bool:
+    if yes:
+        return True
+    if not screen.interactive:
+        raise click.UsageError(f"{question} Nobody is here to be asked: --yes does it")
+    return click.confirm(f"{question} Go on?", err=True)

@@ -1,0 +1,151 @@
+"""What a stream takes and gives: rows with their keys, and blocks of them with their vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from embedcore.errors import ConfigurationError, InputRejected
+from embedcore.policy.result import Spending
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from embedcore.errors import EmbeddingError
+    from embedcore.provider.types import Vectors
+
+
+class Row(NamedTuple):
+    """One element of a stream: its key, its text, and the element as it was given.
+
+    ``problem``: why key or text could not be found in it, or None.
+    """
+
+    key: Any
+    text: Any
+    item: Any
+    problem: InputRejected | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Block:
+    """Some rows of a stream, in their order, with their vectors. Row i belongs to vector i.
+
+    - ``keys``: of each row, or its number in the stream where it has none.
+    - ``rows``: the elements as they were given.
+    - ``first``: number of the first row in the stream, from 0.
+    - ``vectors``: float32, shape (n, d); a failed row is NaN.
+    - ``ok``, ``reused``: bool, shape (n,), as in ``EmbeddingResult``.
+    - ``tokens_cut``, ``errors``: by place in the block; only the rows concerned.
+    - ``usage``: what this block cost.
+
+    Iterating gives ``(key, vector)`` of every row; the vector of a failed row is None.
+    """
+
+    keys: Sequence[Any]
+    rows: Sequence[Any]
+    first: int
+    vectors: Vectors
+    ok: NDArray[np.bool_]
+    reused: NDArray[np.bool_]
+    usage: Spending = field(default_factory=Spending)
+    tokens_cut: Mapping[int, int] = field(default_factory=dict)
+    errors: Mapping[int, EmbeddingError] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ok)
+
+    def __iter__(self) -> Iterator[tuple[Any, Vectors | None]]:
+        for key, vector, ok in zip(self.keys, self.vectors, self.ok.tolist(), strict=True):
+            yield key, vector if ok else None
+
+    def __repr__(self) -> str:
+        return (
+            f"Block(rows {self.first} to {self.first + len(self) - 1}, "
+            f"{int(self.ok.sum())} ok, tokens={self.usage.tokens}, cost=${self.usage.cost:f})"
+        )
+
+
+class RowReader:
+    """Tells key and text of each element of a stream, numbering them from 0.
+
+    Without ``text`` an element is a text, or a tuple ``(key, text)``. With it, the element is a
+    mapping, or anything else that can be indexed by ``text`` and by ``key``; a named tuple also by
+    the names of its fields.
+    """
+
+    def __init__(self, *, text: str | int | None, key: str | int | None) -> None:
+        if key is not None and text is None:
+            raise ConfigurationError(f"key = {key!r} names a column; name that of the text as well")
+        self._text = text
+        self._key = key
+        self._count = 0
+
+    def row(self, item: Any) -> Row:
+        """The next element; ``problem`` says what is wrong with one that has no key or text."""
+        number = self._count
+        self._count += 1
+        key: Any = number
+        try:
+            if self._text is None:
+                return _plain(item, number)
+            if self._key is not None:
+                key = _column(item, self._key, number)
+            return Row(key, _column(item, self._text, number), item)
+        except InputRejected as problem:
+            return Row(key, None, item, problem)
+
+
+def _plain(item: Any, number: int) -> Row:
+    if isinstance(item, tuple) and len(item) == 2:
+        return Row(item[0], item[1], item)
+    if isinstance(item, Mapping):
+        known = ", ".join(map(str, item))
+        raise InputRejected(
+            f"row {number} is a mapping with {known[:200]}: say which column is the text, as in "
+            'embed_iter(rows, text="…", key="…")',
+            position=number,
+            reason="a mapping, and text= is not given",
+        )
+    return Row(number, item, item)
+
+
+def _column(item: Any, column: str | int, number: int) -> Any:
+    # A text can be indexed as well, and gives one character.
+    if not isinstance(item, (str, bytes)):
+        try:
+            if isinstance(column, str) and column in getattr(item, "_fields", ()):
+                return getattr(item, column)
+            return item[column]
+        except (LookupError, TypeError):
+            pass
+    raise InputRejected(
+        f"row {number} has no {column!r}; it has: {_known_of(item)[:200]}",
+        position=number,
+        reason=f"no column {column!r}",
+    )
+
+
+def _known_of(item: Any) -> str:
+    if hasattr(item, "keys"):
+        return ", ".join(map(str, item.keys()))
+    return ", ".join(getattr(item, "_fields", ())) or type(item).__name__
+
+
+def elements(rows: object) -> Iterable[Any]:
+    """The elements of a stream; what has no order, or is one text, is refused."""
+    if isinstance(rows, (str, bytes, bytearray, set, frozenset, Mapping)):
+        raise InputRejected(
+            f"an iterable of rows is expected, not one {type(rows).__name__}",
+            reason="not an iterable of rows",
+        )
+    try:
+        return iter(rows)  # type: ignore[call-overload, no-any-return]
+    except TypeError:
+        pass
+    raise InputRejected(
+        f"an iterable of rows is expected, not {type(rows).__name__}",
+        reason="not an iterable of rows",
+    )

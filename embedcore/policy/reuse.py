@@ -1,0 +1,138 @@
+"""Which of a call's texts need not be bought? Those that were, and those that others are buying."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from embedcore.events import Reused
+from embedcore.policy.claims import Follower
+from embedcore.storage.keys import Keys, Origin
+
+if TYPE_CHECKING:
+    from embedcore.policy.engine import Engine
+    from embedcore.policy.preparing import Prepared
+    from embedcore.policy.shelf import Shelf
+    from embedcore.provider.types import Vectors
+
+
+class Reuse:
+    """The claims of one call and what it gets for nothing.
+
+    ``receive(indices, vectors)`` gets what need not be bought, in any thread.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        shelf: Shelf,
+        prepared: Prepared,
+        input_type: str | None,
+        *,
+        receive: Callable[[Sequence[int], Vectors], None],
+    ) -> None:
+        info = engine.info
+        self._engine = engine
+        self._shelf = shelf
+        self._prepared = prepared
+        self._input_type = input_type
+        self._receive = receive
+        self._keys = Keys(
+            provider=info.provider,
+            model=info.model,
+            fingerprint=engine.fingerprint,
+            input_type=input_type,
+        )
+        self._follower = Follower(receive)
+        self._lock = threading.Lock()
+        self._mine: dict[int, bytes] = {}
+
+    def missing(self, indices: Sequence[int]) -> list[int]:
+        """Claim these texts and look them up. Returns those that this call is to buy, in order."""
+        engine, width = self._engine, self._engine.info.dimensions or self._engine.learned.width
+        self._shelf.introduce(width)
+        keys = self._keys.of([self._prepared.texts[index] for index in indices])
+        # Noted before they are claimed: an interrupt in between must leave no claim behind.
+        with self._lock:
+            self._mine.update(zip(indices, keys, strict=True))
+        # Claimed before it is looked up: between the two another call might buy it and be done.
+        theirs = set(self._shelf.claims.take(keys, indices, self._follower))
+        mine = {index: key for index, key in zip(indices, keys, strict=True) if index not in theirs}
+        with self._lock:
+            for index in theirs:
+                self._mine.pop(index, None)
+        found = self._look_up(mine, width)
+        reused = len(theirs) + len(found)
+        if reused:
+            engine.observe(
+                Reused(provider=engine.info.provider, model=engine.info.model, texts=reused)
+            )
+        missing = [index for index in mine if index not in found]
+        if missing:
+            self._shelf.warn_of_size(len(missing), width)
+        return missing
+
+    def _look_up(self, mine: dict[int, bytes], width: int | None) -> set[int]:
+        indices, keys = list(mine), list(mine.values())
+        found: set[int] = set()
+
+        def take(places: Sequence[int], vectors: Vectors) -> None:
+            if not self._engine.learned.agrees(vectors.shape[1]):
+                return
+            chosen = [indices[place] for place in places]
+            found.update(chosen)
+            # To the others first: the caller may change what it is given.
+            self._settle(chosen, vectors)
+            self._receive(chosen, vectors)
+
+        self._shelf.get(keys, width, take)
+        return found
+
+    def bought(self, indices: Sequence[int], vectors: Vectors, answered_as: str | None) -> None:
+        """Keep what was bought, and hand it to the calls that wait for it.
+
+        A text that had to be shortened is kept as it was sent: whoever has the whole one must hear
+        of the cut himself.
+        """
+        texts = [self._prepared.texts[index] for index in indices]
+        with self._lock:
+            known = [self._mine.get(index) for index in indices]
+        whole = [not self._prepared.was_shortened(index) for index in indices]
+        keys = [
+            key if key is not None and fits else self._keys.of([text])[0]
+            for key, fits, text in zip(known, whole, texts, strict=True)
+        ]
+        origin = Origin(
+            model=self._engine.label,
+            fingerprint=self._engine.fingerprint,
+            input_type=self._input_type,
+            answered_as=answered_as,
+        )
+        self._shelf.put(keys, vectors, origin)
+        if all(whole):
+            self._settle(indices, vectors)
+        else:
+            self.failed(indices)
+
+    def _settle(self, indices: Sequence[int], vectors: Vectors) -> None:
+        with self._lock:
+            keys = [self._mine.pop(index, b"") for index in indices]
+        self._shelf.claims.fulfil(keys, vectors, self._follower)
+
+    def failed(self, indices: Sequence[int]) -> None:
+        """This call will not buy them: others may."""
+        with self._lock:
+            keys = [self._mine.pop(index) for index in indices if index in self._mine]
+        self._shelf.claims.release(keys, self._follower)
+
+    def others(self, pause: Callable[[float], None]) -> list[int]:
+        """Wait for what others are buying. Returns what they ended without."""
+        return self._follower.wait(pause)
+
+    def close(self) -> None:
+        """The call has ended; what it did not buy others may."""
+        with self._lock:
+            left = list(self._mine)
+        self.failed(left)
+        self._follower.close()

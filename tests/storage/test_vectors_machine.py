@@ -1,0 +1,192 @@
+"""Do two stores over one file agree with a dictionary, whatever happens in whatever order?"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from embedcore.errors import StorageFull
+from embedcore.storage.housekeeping import contents, prune, verify
+from embedcore.storage.keys import Keys, Origin
+from embedcore.storage.vectors import DAY_SECONDS, VectorStore
+from embedcore.testing import vectors_of
+
+WIDTH, LARGE, CAP = 8, 2**30, 10**9
+TEXTS = [f"text {number}" for number in range(12)]
+MODELS = ("m", "n")
+NOON = 20_000 * DAY_SECONDS + DAY_SECONDS // 2
+
+some_texts = st.lists(st.sampled_from(TEXTS), unique=True, max_size=8)
+which = st.integers(0, 1)
+models = st.sampled_from(MODELS)
+
+
+@dataclass
+class Row:
+    """What the file should hold of one text."""
+
+    salt: str
+    day: int
+    until: int = 0
+    damaged: bool = False
+
+
+class StoreMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self._folder = tempfile.TemporaryDirectory()
+        self.path = Path(self._folder.name) / "vectors.db"
+        self.now = float(NOON)
+        self.stores = [self.open(), self.open()]
+        self.rows: dict[tuple[str, str], Row] = {}
+        self.hits = self.misses = 0
+
+    def open(self) -> VectorStore:
+        return VectorStore(self.path, cap=CAP, busy_timeout=5.0, now=lambda: self.now)
+
+    def teardown(self) -> None:
+        for store in self.stores:
+            store.close()
+        self._folder.cleanup()
+
+    @property
+    def today(self) -> int:
+        return int(self.now // DAY_SECONDS)
+
+    def keys(self, model: str, texts: list[str]) -> list[bytes]:
+        return Keys(provider="p", model=model, fingerprint="f", input_type=None).of(texts)
+
+    @rule(who=which, model=models, texts=some_texts, salt=st.sampled_from("ab"), days=which)
+    def put(self, who: int, model: str, texts: list[str], salt: str, days: int) -> None:
+        until = self.now + days * 3 * DAY_SECONDS if days else 0.0
+        self.stores[who].put(
+            self.keys(model, texts),
+            vectors_of(texts, WIDTH, salt=salt),
+            Origin(model=f"p:{model}", fingerprint="f"),
+            keep_until=until,
+        )
+        for text in texts:
+            self.rows.setdefault(
+                (model, text), Row(salt, self.today, until=int(until // DAY_SECONDS))
+            )
+
+    @rule(who=which, model=models, texts=some_texts)
+    def get(self, who: int, model: str, texts: list[str]) -> None:
+        got: dict[str, bytes] = {}
+
+        def take(places: Any, vectors: Any) -> None:
+            got.update({texts[place]: vectors[j].tobytes() for j, place in enumerate(places)})
+
+        damaged = self.stores[who].get(self.keys(model, texts), WIDTH, take)
+        there = {text: self.rows[model, text] for text in texts if (model, text) in self.rows}
+        assert got == {
+            text: vectors_of([text], WIDTH, salt=row.salt).tobytes()
+            for text, row in there.items()
+            if not row.damaged
+        }
+        assert damaged == len(there) - len(got)
+        for text in there.keys() - got.keys():
+            del self.rows[model, text]
+        self.hits += len(got)
+        self.misses += len(texts) - len(got)
+
+    @rule(who=which, model=models, texts=some_texts, days=st.integers(0, 5))
+    def keep(self, who: int, model: str, texts: list[str], days: int) -> None:
+        until = self.now + days * DAY_SECONDS
+        self.stores[who].keep(self.keys(model, texts), until)
+        for text in texts:
+            row = self.rows.get((model, text))
+            if row is not None:
+                row.until = max(row.until, int(until // DAY_SECONDS))
+
+    @rule(who=which, model=st.none() | models, days=st.integers(0, 4), all_of_it=st.booleans())
+    def prune(self, who: int, model: str | None, days: int, all_of_it: bool) -> None:
+        gone = {
+            name
+            for name, row in self.rows.items()
+            if row.day <= self.today - days
+            and row.until < self.today
+            and model in (None, name[0])
+            and all_of_it
+        }
+        deleted = prune(
+            self.stores[who],
+            older_than=days * DAY_SECONDS,
+            model=None if model is None else f"p:{model}",
+            down_to=None if all_of_it else LARGE,
+        )
+        assert deleted == len(gone)
+        for name in gone:
+            del self.rows[name]
+
+    @rule(who=which, model=models, text=st.sampled_from(TEXTS), byte=st.integers(0, 4 * WIDTH - 1))
+    def damage(self, who: int, model: str, text: str, byte: int) -> None:
+        row = self.rows.get((model, text))
+        if row is None or row.damaged:
+            return
+        row.damaged = True
+        (key,) = self.keys(model, [text])
+        with self.stores[who].database.transaction() as connection:
+            (data,) = connection.execute("SELECT data FROM vector WHERE key = ?", (key,)).fetchone()
+            changed = bytearray(data)
+            changed[byte] ^= 0x40
+            connection.execute("UPDATE vector SET data = ? WHERE key = ?", (bytes(changed), key))
+
+    @rule(who=which)
+    def verify(self, who: int) -> None:
+        bad = [name for name, row in self.rows.items() if row.damaged]
+        steps = list(verify(self.stores[who]))
+        assert (steps[-1] if steps else (0, 0)) == (len(self.rows), len(bad))
+        for name in bad:
+            del self.rows[name]
+
+    @rule(who=which, texts=some_texts.filter(len))
+    def beyond_the_cap(self, who: int, texts: list[str]) -> None:
+        store = self.stores[who]
+        store.cap = store.used
+        with pytest.raises(StorageFull):
+            self.put(who, "m", texts, "c", 0)
+        store.cap = CAP
+
+    @rule(who=which)
+    def reopen(self, who: int) -> None:
+        self.stores[who].close()
+        if who:
+            self.stores[who] = self.open()
+
+    @rule(days=st.integers(0, 3))
+    def time_passes(self, days: int) -> None:
+        self.now += days * DAY_SECONDS
+
+    @invariant()
+    def the_counts_are_right(self) -> None:
+        counted = {model: n for model, n in contents(self.stores[0]).vectors.items() if n}
+        expected = {
+            f"p:{model}": n
+            for model in MODELS
+            if (n := sum(name[0] == model for name in self.rows))
+        }
+        assert counted == expected
+
+    @invariant()
+    def hits_are_counted(self) -> None:
+        contents(self.stores[1])
+        known = contents(self.stores[0])
+        assert (known.hits, known.misses) == (self.hits, self.misses)
+
+
+TestStore = StoreMachine.TestCase
+TestStore.settings = settings(
+    max_examples=60,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+TestStore.pytestmark = [pytest.mark.fault(119), pytest.mark.fault(116)]
