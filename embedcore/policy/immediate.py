@@ -103,7 +103,14 @@ class _Call:
         self._reuse = (
             None
             if engine.shelf is None
-            else Reuse(engine, engine.shelf, self.prepared, resolved, receive=self._got_for_nothing)
+            else Reuse(
+                engine,
+                engine.shelf,
+                self.prepared,
+                resolved,
+                receive=self._got_for_nothing,
+                room_for=self._collected.room_for,
+            )
         )
         pause = self._pause = Pause(stop)
         seconds = engine.retry.deadline

@@ -34,14 +34,18 @@ class Pool:
     def submit(self, task: Task) -> None:
         """Run the task as soon as a thread is free. Raises ``ConfigurationError`` when closed."""
         with self._lock:
-            if self._closed:
-                raise ConfigurationError("the client was closed while it was in use")
+            self.check_open()
             if self._free > 0 or len(self._threads) == self.size or not self._start_thread():
                 self._free -= 1
             if not self._threads:
                 self._free += 1
                 raise EmbeddingError("the system has no thread left to send from", retryable=True)
             self._tasks.put(task)
+
+    def check_open(self) -> None:
+        """Raises ``ConfigurationError`` when closed."""
+        if self._closed:
+            raise ConfigurationError("the client was closed while it was in use")
 
     def replace(self, thread: threading.Thread) -> None:
         """That thread hangs in a provider, perhaps for good: another takes its place.

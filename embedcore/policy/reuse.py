@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 class Reuse:
     """The claims of one call and what it gets for nothing.
 
-    ``receive(indices, vectors)`` gets what need not be bought, in any thread.
+    ``receive(indices, vectors)`` gets what need not be bought, in any thread; ``room_for`` tells
+    where it may be written before.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Reuse:
         input_type: str | None,
         *,
         receive: Callable[[Sequence[int], Vectors], None],
+        room_for: Callable[[Sequence[int]], Vectors | None],
     ) -> None:
         info = engine.info
         self._engine = engine
@@ -38,6 +40,7 @@ class Reuse:
         self._prepared = prepared
         self._input_type = input_type
         self._receive = receive
+        self._room_for = room_for
         self._keys = Keys(
             provider=info.provider,
             model=info.model,
@@ -86,7 +89,10 @@ class Reuse:
             self._settle(chosen, vectors)
             self._receive(chosen, vectors)
 
-        self._shelf.get(keys, width, take)
+        def room(places: Sequence[int]) -> Vectors | None:
+            return self._room_for([indices[place] for place in places])
+
+        self._shelf.get(keys, width, take, room=room)
         return found
 
     def bought(self, indices: Sequence[int], vectors: Vectors, answered_as: str | None) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from embedcore.errors import (
     EmbeddingError,
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     from embedcore.policy.intake import Intake
     from embedcore.provider.types import Vectors
+
+_LARGE_BYTES: Final = 1 << 20
 
 
 class Collected:
@@ -70,12 +73,11 @@ class Collected:
                 del self._errors[index]
 
     def _array(self, width: int) -> Vectors:
-        import numpy as np
 
         with self._lock:
             if self._vectors is None:
                 self._width = width
-                self._vectors = np.empty((len(self._rows), width), dtype=np.float32)
+                self._vectors = _fresh(len(self._rows), width)
             return self._vectors
 
     def fail(self, indices: Sequence[int], error: EmbeddingError) -> None:
@@ -146,6 +148,30 @@ class Collected:
             for row, index in enumerate(rows.tolist())
             if index in self._errors
         }
+
+
+def _fresh(rows: int, width: int) -> Vectors:
+    """An array of a call's own; a large one has pages of its own.
+
+    They go back to the system as soon as nobody has the array. What the heap of a thread gets back
+    it keeps, and a stream has a dozen threads that each make one array after the other.
+    """
+    import mmap
+
+    import numpy as np
+
+    size = rows * width * np.dtype(np.float32).itemsize
+    if size < _LARGE_BYTES:
+        return np.empty((rows, width), dtype=np.float32)
+    if hasattr(mmap, "MAP_PRIVATE"):
+        # Not shared: a child's changes must not be seen by its parent.
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    else:
+        pages = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(pages, dtype=np.float32).reshape(rows, width)
 
 
 def _is_same(room: Vectors, vectors: Vectors) -> bool:

@@ -92,6 +92,8 @@ class Sender:
 
     def _attempt(self, request: PlannedRequest, state: _Tries) -> None:
         engine = self.engine
+        # What was under way when the client was closed may be billed: it is not sent again.
+        engine.pool.check_open()
         tokens = engine.learned.expected_tokens(request)
         state.leave = engine.gate.admit(
             tokens, self._pause, meanwhile=self.purse.renew, rates=engine.rates

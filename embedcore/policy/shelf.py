@@ -16,7 +16,7 @@ from embedcore.policy.claims import Claims, claims_for
 if TYPE_CHECKING:
     from embedcore.provider.types import Vectors
     from embedcore.storage.keys import Origin
-    from embedcore.storage.vectors import Take, VectorStore
+    from embedcore.storage.vectors import Room, Take, VectorStore
 
 logger = logging.getLogger("embedcore")
 
@@ -91,7 +91,14 @@ class Shelf:
                 self.store.path,
             )
 
-    def get(self, keys: Sequence[bytes], width: int | None, take: Take) -> None:
+    def get(
+        self,
+        keys: Sequence[bytes],
+        width: int | None,
+        take: Take,
+        *,
+        room: Room | None = None,
+    ) -> None:
         """As ``VectorStore.get``; what cannot be read counts as not there.
 
         Raises what ``take`` raises.
@@ -108,7 +115,7 @@ class Shelf:
                 raise
 
         try:
-            damaged = self.store.get(keys, width, guarded)
+            damaged = self.store.get(keys, width, guarded, room=room)
         except StorageError as error:
             if error in not_ours:
                 raise

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     Vectors = NDArray[np.float32]
     Take = Callable[[Sequence[int], Vectors], None]
+    Room = Callable[[Sequence[int]], Vectors | None]
 
 DAY_SECONDS: Final = 86_400
 # Of the sizes that SQLite has, the one at which a vector of 1,536 wastes least: 6.6 kB for 6.1.
@@ -70,17 +71,25 @@ class VectorStore:
         self._lock = threading.Lock()
         self._hits = self._misses = 0
 
-    def get(self, keys: Sequence[bytes], width: int | None, take: Take) -> int:
+    def get(
+        self,
+        keys: Sequence[bytes],
+        width: int | None,
+        take: Take,
+        *,
+        room: Room | None = None,
+    ) -> int:
         """Give ``take`` what is there: places in ``keys``, ascending, and float32 (m, d).
 
         Called once for every few hundred keys, so that memory stays small. A row that is damaged
         or of another width is no hit and is deleted. Returns how many of those there were.
+        ``room(places)``: an array that their vectors may be written to, or None.
         """
         damaged: list[int] = []
         hits = 0
         for start in range(0, len(keys), _KEYS_PER_QUERY):
             chunk = keys[start : start + _KEYS_PER_QUERY]
-            places, vectors, bad = self._get(chunk, width)
+            places, vectors, bad = self._get(chunk, width, start, room)
             if places:
                 take([start + place for place in places], vectors)
             hits += len(places)
@@ -92,7 +101,7 @@ class VectorStore:
         return len(damaged)
 
     def _get(
-        self, keys: Sequence[bytes], width: int | None
+        self, keys: Sequence[bytes], width: int | None, start: int, room: Room | None
     ) -> tuple[list[int], Vectors, list[int]]:
         import numpy as np
 
@@ -115,7 +124,10 @@ class VectorStore:
         if not places:
             return [], np.empty((0, 0), dtype=np.float32), bad
         ids, blobs, sums, widths, found = zip(*(by_key[keys[one]] for one in places), strict=True)
-        vectors, sound = decode(blobs, sums, widths, found, width=width or max(widths))
+        into = None
+        if room is not None and width is not None:
+            into = room([start + place for place in places])
+        vectors, sound = decode(blobs, sums, widths, found, width=width or max(widths), into=into)
         if sound.all():
             return places, vectors, bad
         bad += [ids[place] for place in np.flatnonzero(~sound).tolist()]

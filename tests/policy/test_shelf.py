@@ -37,9 +37,9 @@ class Broken(VectorStore):
         if self.errors[what] is not None:
             raise self.errors[what]
 
-    def get(self, keys, width, take):
+    def get(self, keys, width, take, **how):
         self._ask("get")
-        return super().get(keys, width, take)
+        return super().get(keys, width, take, **how)
 
     def put(self, keys, vectors, origin, **rest):
         self._ask("put")

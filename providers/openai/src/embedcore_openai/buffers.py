@@ -29,10 +29,17 @@ class Buffers:
             for place, buffer in enumerate(self._free):
                 if len(buffer) >= size:
                     return self._free.pop(place)
-        return mmap.mmap(-1, -(-max(size, 1) // _STEP) * _STEP)
+        return _pages(-(-max(size, 1) // _STEP) * _STEP)
 
     def give(self, buffer: mmap.mmap) -> None:
         """Take back what was lent: nobody may look at it any more."""
         with self._lock:
             if len(self._free) < _KEPT and len(buffer) <= _LARGEST_KEPT:
                 self._free.append(buffer)
+
+
+def _pages(size: int) -> mmap.mmap:
+    if hasattr(mmap, "MAP_PRIVATE"):
+        # Not shared: after a fork parent and child read their own bodies.
+        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return mmap.mmap(-1, size)

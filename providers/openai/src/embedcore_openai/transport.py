@@ -8,6 +8,7 @@ that both have.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 import weakref
@@ -50,16 +51,16 @@ class _Exchange:
     deadline: float
     body: memoryview | None = None
     buffer: mmap | None = None
-    has_turn: bool = False
+    turns: threading.BoundedSemaphore | None = None
 
     def release(self) -> None:
         """The body has been read: its memory may be used again."""
-        if self.has_turn:
-            self.has_turn = False
-            _turns.release()
+        if self.turns is not None:
+            turns, self.turns = self.turns, None
+            turns.release()
         if self.buffer is not None:
             buffer, self.buffer, self.body = self.buffer, None, None
-            _buffers.give(buffer)
+            _memory.buffers.give(buffer)
 
 
 class UnreadableBody(openai.OpenAIError):
@@ -68,11 +69,23 @@ class UnreadableBody(openai.OpenAIError):
 
 # How an argument reaches ``send`` through the SDK, which builds and passes on the request.
 _exchange: ContextVar[_Exchange] = ContextVar("embedcore_openai_exchange")
-_buffers: Final = Buffers()
-# More bodies at once in memory than there are processors to read them make nothing faster; but a
-# body that comes slowly must not keep the others out for longer than this.
-_turns: Final = threading.BoundedSemaphore(4)
 _PATIENCE_SECONDS: Final = 0.05
+
+
+class _Memory:
+    """What the bodies of this process share."""
+
+    def __init__(self) -> None:
+        self.buffers = Buffers()
+        # More bodies at once in memory than there are processors to read them make nothing faster;
+        # but a body that comes slowly must not keep the others out for long.
+        self.turns = threading.BoundedSemaphore(4)
+
+
+_memory = _Memory()
+if hasattr(os, "register_at_fork"):
+    # A child must not inherit a lock that a thread of the parent was holding.
+    os.register_at_fork(after_in_child=_memory.__init__)  # type: ignore[misc]
 
 
 class CappedClient(DefaultHttpxClient):
@@ -100,7 +113,9 @@ def _read(response: Any, exchange: _Exchange, request: Any) -> bytes:
     """The body; empty if it went into a buffer."""
     failed = response.status_code >= 300
     if not failed:
-        exchange.has_turn = _turns.acquire(timeout=_PATIENCE_SECONDS)
+        turns = _memory.turns
+        if turns.acquire(timeout=_PATIENCE_SECONDS):
+            exchange.turns = turns
         if size := _announced(response, exchange.max_bytes):
             _read_into_buffer(response, size, exchange, request)
             return b""
@@ -129,7 +144,7 @@ def _announced(response: Any, most: int) -> int:
 
 
 def _read_into_buffer(response: Any, size: int, exchange: _Exchange, request: Any) -> None:
-    exchange.buffer = _buffers.take(size)
+    exchange.buffer = _memory.buffers.take(size)
     at, late = 0, False
     for part in response.iter_raw():
         if late:
