@@ -8,7 +8,7 @@ PROJECTS := pyproject.toml $(wildcard providers/*/pyproject.toml)
 # Tests in parallel: one process per core, at most four.
 JOBS   ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n)
 
-.PHONY: help demo test lint types format check test-openai2 test-integrations test-pythons campaign benchmark clean
+.PHONY: help demo test lint types format check test-openai2 test-integrations test-pythons campaign benchmark compare clean
 
 help:
 	@echo "make demo      embed and search the standard library's docstrings: no key, no network"
@@ -16,6 +16,7 @@ help:
 	@echo "make check     lint, types and tests, as CI runs them"
 	@echo "make campaign  the long tests: many processes, kill -9 loops"
 	@echo "make benchmark the benchmarks"
+	@echo "make compare   embedcore beside its peers, about 40 minutes"
 
 demo: $(VENV)/.installed
 	@$(BIN)/embedcore demo
@@ -64,6 +65,11 @@ benchmark: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/ledger.py
 	$(BIN)/python benchmarks/hashing_retrieval.py
+	$(BIN)/python benchmarks/tokenizers.py
+
+# Beside the peers: about 40 minutes, and an environment for each of them.
+compare: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/compare
 
 clean:
 	rm -rf .venv .venv-* build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
