@@ -85,7 +85,7 @@ def build_engine(
     choice: Choice, embedder: Embedder | None, observers: Sequence[Observer]
 ) -> tuple[Engine, Ledger | None]:
     """Everything a recipe needs, and the ledger to close with it."""
-    secrets = _Secrets()
+    secrets, by_hand = _Secrets(), embedder is not None
     if embedder is None:
         embedder, fingerprint, secrets = create_embedder(choice)
     else:
@@ -115,6 +115,7 @@ def build_engine(
         fingerprint=fingerprint,
         secrets=secrets,
         observe=observe,
+        lends_room=not by_hand,
     )
     return engine, ledger
 

@@ -33,9 +33,8 @@ class Delivery:
         if max(repeats) > 1:
             vectors = np.repeat(vectors, repeats, axis=0)
         else:
-            # They may be the call's own.
-            vectors = vectors.view()
-            vectors.flags.writeable = False
+            # They may be the call's own, which moves them when it ends.
+            vectors = vectors.copy()
         with self._lock:
             cut = self._prepared.tokens_cut()
             flat = np.concatenate(rows)

@@ -129,6 +129,7 @@ class Engine:
     fingerprint: str = ""
     secrets: tuple[str, ...] = field(default=(), repr=False)
     observe: Observer = _nobody
+    lends_room: bool = False
     learned: Learned = field(default_factory=Learned)
     monotonic: Callable[[], float] = time.monotonic
     jitter: Callable[[float, float], float] = random.uniform

@@ -130,7 +130,7 @@ class _Call:
             self.prepared.texts,
             resolved,
             keep=self._bought,
-            room_for=self._collected.room_for,
+            room_for=self._lend_room,
             pause=pause,
             deadline=deadline,
         )
@@ -190,6 +190,10 @@ class _Call:
             self._reuse.bought(indices, vectors, model)
         if self._delivery is not None and not late:
             self._delivery(indices, vectors)
+
+    def _lend_room(self, indices: Sequence[int]) -> Vectors | None:
+        # Whoever wraps a provider by hand may keep its replies: those must stay as they are.
+        return self._collected.room_for(indices) if self.engine.lends_room else None
 
     def _got_for_nothing(self, indices: Sequence[int], vectors: Vectors) -> None:
         self._collected.put(indices, vectors, reused=True)

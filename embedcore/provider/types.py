@@ -118,8 +118,8 @@ class EmbedRequest:
 
     ``input_type``: None, or one of the model's ``input_types``. ``timeout``: seconds left for the
     whole attempt, or None for the provider's own. ``into``: a C-contiguous float32 array of shape
-    (n, d) that the vectors may be written to; a reply that returns this very array saves a copy.
-    A provider may as well ignore it.
+    (n, d) that the vectors may be written to; a reply that returns this very array saves a copy,
+    and must not be kept. A provider may as well ignore it.
     """
 
     texts: Sequence[str] = ()

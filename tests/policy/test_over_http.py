@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from embedcore import EmbeddingClient
 from embedcore.errors import (
     AuthenticationFailed,
     ConfigurationError,
@@ -22,7 +23,9 @@ from embedcore.errors import (
     RequestTooLarge,
 )
 from embedcore.events import BoundViolated
+from embedcore.provider.base import WrapperEmbedder
 from embedcore.storage.amounts import Amount
+from embedcore.testing import vectors_of
 from embedcore.testing.modes import MODES
 
 ROWS = ["one text", "two words", "three more words", "four of them", "five is the last"]
@@ -318,3 +321,33 @@ def test_a_bill_above_what_was_held_is_recorded_and_told(server, connect, books)
     violations = [event for event in told if isinstance(event, BoundViolated)]
     assert [(event.held, event.billed) for event in violations] == [(4, 9)]
     assert books().spent.tokens == 18
+
+
+def test_what_arrived_stays_as_it_was_when_the_call_ends(connect):
+    """The provider writes into the call's own array, and that is moved at the end."""
+    texts = [f"text {number // 2}" for number in range(40)]
+    kept = []
+    client = connect(options={"max_texts_per_request": 5, "dimensions": 64})
+    result = client.embed(texts, on_arrival=kept.append)
+    assert (result.vectors == vectors_of(texts, 64)).all()
+    for arrival in kept:
+        expected = vectors_of([texts[row] for row in arrival.rows.tolist()], 64)
+        assert (arrival.vectors == expected).all()
+    assert sum(len(arrival.rows) for arrival in kept) == len(texts)
+
+
+def test_a_provider_wrapped_by_hand_may_keep_its_replies(connect):
+    inner = connect(options={"dimensions": 64})._engine.embedder
+    replies = []
+
+    class Keeping(WrapperEmbedder):
+        def embed(self, request):
+            assert request.into is None
+            replies.append((request.texts, super().embed(request)))
+            return replies[-1][1]
+
+    texts = ["a", "b", "a", "c", "b"]
+    with EmbeddingClient(embedder=Keeping(inner), config={"cache": False}) as client:
+        assert (client.embed(texts).vectors == vectors_of(texts, 64)).all()
+    for sent, reply in replies:
+        assert (reply.vectors == vectors_of(sent, 64)).all()
