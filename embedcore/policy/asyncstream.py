@@ -182,8 +182,14 @@ class AsyncEmbeddingStream(AsyncIterator[Block]):
             self._ending.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
             await asyncio.shield(self._ending)
-        finally:
-            self._is_over = self._ending.done()
+        except asyncio.CancelledError:
+            # Even if it ended at this very moment: nobody has heard of it.
+            self._is_over = self._ending.cancelled()
+            raise
+        except BaseException:
+            self._is_over = True
+            raise
+        self._is_over = True
 
     async def _read(self) -> None:
         """Read what is there for the taking, until the source pauses, or for a short time."""

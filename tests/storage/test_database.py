@@ -259,7 +259,7 @@ def test_all_tables_are_strict_and_migrations_are_on_record(ledger: Ledger) -> N
         ).fetchall()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         applied = STATE.applied(ledger.database.utilities(connection))
-    assert {name for name, _ in tables} == {"book", "window", "grant", "attempt", "warning"}
+    assert {name for name, _ in tables} == {"book", "window", "grant", "attempt", "warning", "rate"}
     assert {strict for _, strict in tables} == {1}
     assert version == STATE_VERSION == len(applied)
 
