@@ -30,11 +30,8 @@ class Delivery:
 
         rows = [self._rows_of[index] for index in indices]
         repeats = [len(one) for one in rows]
-        if max(repeats) > 1:
-            vectors = np.repeat(vectors, repeats, axis=0)
-        else:
-            # They may be the call's own, which moves them when it ends.
-            vectors = vectors.copy()
+        # Always a copy: they may be the call's own, which moves them when it ends.
+        vectors = np.repeat(vectors, repeats, axis=0)
         with self._lock:
             cut = self._prepared.tokens_cut()
             flat = np.concatenate(rows)
