@@ -1,0 +1,1 @@
+"""embedcore and its peers, one after the other, against one fake OpenAI server."""
