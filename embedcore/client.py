@@ -20,7 +20,7 @@ from embedcore.policy.immediate import embed_now
 from embedcore.policy.result import EmbeddingResult, OnArrival
 from embedcore.provider import registry
 from embedcore.provider.options import HiddenValues
-from embedcore.streaming import StreamedForms, equipped
+from embedcore.streaming import StreamedForms, check_on_error, equipped
 
 if TYPE_CHECKING:
     from embedcore.config import Config
@@ -258,8 +258,7 @@ class EmbeddingClient(AwaitedForms, StreamedForms):
         on_arrival: OnArrival | None = None,
         cache: bool = True,
     ) -> EmbeddingResult:
-        if on_error not in ("raise", "keep"):
-            raise ConfigurationError(f'on_error = {on_error!r} must be "raise" or "keep"')
+        check_on_error(on_error)
         return embed_now(
             equipped(self._engine, progress=progress, cache=cache),
             texts,

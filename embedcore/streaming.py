@@ -110,9 +110,14 @@ def equipped(engine: Engine, *, progress: bool | Callable[[Progress], None], cac
     return engine
 
 
-def _check(on_error: str, on_budget: str, block_size: int | None) -> None:
+def check_on_error(on_error: str) -> None:
+    """Raises ``ConfigurationError`` for anything but the two that there are."""
     if on_error not in ("raise", "keep"):
         raise ConfigurationError(f'on_error = {on_error!r} must be "raise" or "keep"')
+
+
+def _check(on_error: str, on_budget: str, block_size: int | None) -> None:
+    check_on_error(on_error)
     if on_budget not in ("raise", "stop", "wait"):
         raise ConfigurationError(f'on_budget = {on_budget!r} must be "raise", "stop" or "wait"')
     if block_size is not None and not block_size > 0:

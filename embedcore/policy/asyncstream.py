@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from embedcore.policy.blocks import Block, RowReader, elements
 from embedcore.policy.feed import FLUSH_SECONDS, Feed
-from embedcore.policy.outlet import Outlet, StoppedAt
+from embedcore.policy.outlet import Outlet, OutletView
 from embedcore.policy.pieces import closed
-from embedcore.policy.result import Spending
 
 if TYPE_CHECKING:
     from embedcore.policy.pieces import OnBudget, OnError
@@ -55,7 +54,7 @@ class Bell:
         await self._event.wait()
 
 
-class AsyncEmbeddingStream(AsyncIterator[Block]):
+class AsyncEmbeddingStream(OutletView, AsyncIterator[Block]):
     """As ``EmbeddingStream``, without blocking the event loop.
 
     The source is read in the loop, a plain iterable for a hundredth of a second at a time; one that
@@ -89,18 +88,6 @@ class AsyncEmbeddingStream(AsyncIterator[Block]):
         self._ending: asyncio.Task[None] | None = None
         self._is_over = self._is_closing = False
         weakref.finalize(self, self._feed.leave).atexit = False
-
-    @property
-    def usage(self) -> Spending:
-        return self._outlet.usage
-
-    @property
-    def stopped_at(self) -> StoppedAt | None:
-        return self._outlet.stopped_at
-
-    @property
-    def salvaged(self) -> list[Block]:
-        return self._outlet.salvaged
 
     def __aiter__(self) -> Self:
         return self

@@ -88,3 +88,21 @@ class Outlet:
             rests = [rest for piece in pieces for rest in (piece.block(), piece.rest())]
             self.salvaged = [rest for rest in rests if rest is not None]
             self._is_closed = self.ended = True
+
+
+class OutletView:
+    """What both forms of a stream show of their outlet."""
+
+    _outlet: Outlet
+
+    @property
+    def usage(self) -> Spending:
+        return self._outlet.usage
+
+    @property
+    def stopped_at(self) -> StoppedAt | None:
+        return self._outlet.stopped_at
+
+    @property
+    def salvaged(self) -> list[Block]:
+        return self._outlet.salvaged

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from embedcore.errors import ConfigurationError
 from embedcore.policy.blocks import Block, RowReader
 from embedcore.policy.feed import FLUSH_SECONDS, Feed
-from embedcore.policy.outlet import Outlet, StoppedAt
+from embedcore.policy.outlet import Outlet, OutletView
 from embedcore.policy.pieces import closed
-from embedcore.policy.result import Spending
 
 if TYPE_CHECKING:
     from embedcore.policy.pieces import OnBudget, OnError
@@ -27,7 +26,7 @@ _READ_ON_SECONDS: Final = 0.05
 _PATIENCE_SECONDS: Final = 6.0
 
 
-class EmbeddingStream(Iterator[Block]):
+class EmbeddingStream(OutletView, Iterator[Block]):
     """Blocks of a stream, in order. Close it, or use it with ``with``, to end it early.
 
     The source is read in the thread that iterates, no further ahead than a few blocks. A block that
@@ -58,18 +57,6 @@ class EmbeddingStream(Iterator[Block]):
         self._inside = False
         # At the end of the program the pipeline does more than this would.
         weakref.finalize(self, self._feed.leave).atexit = False
-
-    @property
-    def usage(self) -> Spending:
-        return self._outlet.usage
-
-    @property
-    def stopped_at(self) -> StoppedAt | None:
-        return self._outlet.stopped_at
-
-    @property
-    def salvaged(self) -> list[Block]:
-        return self._outlet.salvaged
 
     def __next__(self) -> Block:
         self._pipeline.check_process()

@@ -15,15 +15,14 @@ import numpy as np
 import orjson
 import pybase64
 
-from embedcore_openai.payloads import apart, payload_of
+from embedcore_openai.payloads import apart, payload_of, quotation_marks
 
 if TYPE_CHECKING:
     from embedcore.provider.types import Vectors
 
 _FLOAT_BYTES: Final = 4
-# Rows decoded, and bytes searched, at a time: enough for few calls, little enough for the caches.
+# Rows decoded at a time: enough for few calls, little enough for the caches.
 _BLOCK_ROWS: Final = 32
-_BLOCK_BYTES: Final = 262_144
 # Larger numbers of tokens are no numbers of tokens, and do not fit a database column.
 _MOST_TOKENS: Final = 2**63 - 1
 _NUMBERS: Final = frozenset({int, float})
@@ -159,19 +158,12 @@ def _refuse_repeated_keys(body: bytes, document: dict[str, Any], items: list[Any
                 strings += _strings_in(value)
             elif type(value) is list and not _NUMBERS.issuperset(map(type, value)):
                 raise BadReply("an embedding has components that are not numbers")
-    if _quotation_marks(body) == 2 * strings:
+    if quotation_marks(body) == 2 * strings:
         return
     try:
         json.loads(body, object_pairs_hook=_without_repetition, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         raise BadReply("its JSON is broken", not_json=True) from None
-
-
-def _quotation_marks(body: bytes) -> int:
-    """``body.count(b'"')`` at four times the speed."""
-    codes = np.frombuffer(body, dtype=np.uint8)
-    blocks = (codes[at : at + _BLOCK_BYTES] for at in range(0, len(codes), _BLOCK_BYTES))
-    return sum(int(np.count_nonzero(block == ord('"'))) for block in blocks)
 
 
 def _strings_in(value: object) -> int:
