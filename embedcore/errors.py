@@ -20,7 +20,8 @@ EmbeddingError                   .retryable  .billed  .position  .partial  .budg
 │   │   ├── ModelNotFound
 │   │   ├── QuotaExhausted
 │   │   ├── RequestRejected
-│   │   └── RequestTooLarge
+│   │   ├── RequestTooLarge
+│   │   └── RemoteGone                 a batch job or its results, gone or another account's
 │   └── InvalidResponse              it answered, and the answer cannot be trusted; not retried
 ├── BatchEmbeddingFailed           .jobs .failures .result
 └── StorageError                   the state file
@@ -287,6 +288,12 @@ class RequestTooLarge(PermanentProviderError):
     """The provider refused the request for its size: smaller ones may pass."""
 
     billed = "no"
+
+
+class RemoteGone(PermanentProviderError):
+    """A batch job or its results are no longer there, or belong to another account."""
+
+    billed = "unknown"
 
 
 class InvalidResponse(ProviderError):

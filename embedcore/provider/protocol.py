@@ -42,23 +42,39 @@ class Tokenizer(Protocol):
 class BatchStrategy(Protocol):
     """Many texts as one remote job that outlives this process.
 
-    Every method may raise the errors under ``ProviderError``. Only ``create`` costs money, and the
-    core sends it once: an implementation must not retry it.
+    Every method may raise the errors under ``ProviderError``, and is callable from several threads.
+    Only ``create`` costs money, and the core sends it once: an implementation must not retry it.
+    The others may be retried. A job or a result that is no longer there, or belongs to another
+    account, is ``RemoteGone``.
     """
 
     @property
     def limits(self) -> BatchLimits: ...
 
+    def sizes(self, items: Sequence[BatchItem]) -> list[int]:
+        """Bytes that each item takes of ``limits.max_bytes``."""
+        ...
+
     def upload(self, items: Iterable[BatchItem], *, key: str) -> str:
-        """Store the input remotely and return its reference. Costs nothing."""
+        """Store the input remotely and return its reference. Costs nothing.
+
+        ``items`` is read once, as it is sent; an error that it raises ends the upload.
+        """
         ...
 
     def create(self, input_ref: str, *, key: str) -> str:
-        """Start the job, marked with ``key``, and return its id."""
+        """Start the job, marked with ``key``, and return its id.
+
+        An error with ``billed="no"`` is proof that there is no job; after any other one there may
+        be, and the core looks for it with ``find``.
+        """
         ...
 
     def find(self, *, key: str, input_ref: str, since: datetime) -> list[FoundJob]:
-        """Every job created since then that carries this key or this input."""
+        """Every job created since then that carries this key or this input, earliest first.
+
+        Complete, or an error: jobs that cannot all be listed are no proof that there is none.
+        """
         ...
 
     def discard(self, input_ref: str) -> None:
@@ -74,14 +90,18 @@ class BatchStrategy(Protocol):
         ...
 
     def results(self, job_id: str) -> Iterator[BatchOutcome]:
-        """What became of each item, streamed, in any order, readable again.
+        """What became of each item of a job that has ended, streamed, in any order.
 
-        A download that is cut off raises ``TransientProviderError``.
+        Readable again. Items that were not run may be missing. A download that is cut off raises
+        ``TransientProviderError``; an item is never given from half a line.
         """
         ...
 
     def cancel(self, job_id: str) -> None:
-        """Ask the provider to stop the job. What was done stays billed and readable."""
+        """Ask the provider to stop the job. What was done stays billed and readable.
+
+        That it has ended already is fine.
+        """
         ...
 
 

@@ -13,6 +13,8 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from embedcore.errors import Billed
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -78,6 +80,8 @@ class ModelInfo:
     - ``reply_models``: further names the provider may answer with; ``("*",)`` for any.
     - ``variant``: what else changes the vectors, for an embedder built by hand, without options.
     - ``endpoint``: where requests go, without credentials: requests to one endpoint share one gate.
+    - ``account``: who pays there, as far as the options say it, without credentials: batch jobs are
+      shared only within one account. A new key of the same account must not change it.
     """
 
     provider: str = ""
@@ -98,6 +102,7 @@ class ModelInfo:
     reply_models: tuple[str, ...] = ()
     variant: str = ""
     endpoint: str = ""
+    account: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,7 +154,12 @@ BatchState: TypeAlias = Literal["running", "completed", "failed", "expired", "ca
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchLimits:
-    """How large one remote job may be. ``window``: seconds within which it ends."""
+    """How large one remote job may be. None for no limit.
+
+    ``max_bytes``: of the whole input, as ``BatchStrategy.sizes`` counts them.
+    ``max_enqueued_tokens``: of all jobs of the account that have not ended. ``window``: seconds
+    within which a job ends.
+    """
 
     max_items: int | None = None
     max_bytes: int | None = None
@@ -170,7 +180,11 @@ class BatchItem:
 class BatchOutcome:
     """What became of one item: ``vector`` (float32, shape (d,)) or ``error``, never both.
 
-    ``tokens``: billed for this item, or None. ``retryable``: a new job may succeed with it.
+    ``tokens``: billed for this item, or None if that is not said. ``billed``: whether an item
+    without a vector and without ``tokens`` cost anything. ``model``: the name that was answered
+    with. ``retryable``: a new job may succeed with it. ``ran``: False if the job ended before it
+    came to this item, which does not count as a try. An ``id`` that no item has, such as "", is
+    counted and belongs to nobody.
     """
 
     id: str = ""
@@ -179,15 +193,20 @@ class BatchOutcome:
     model: str | None = None
     error: str | None = None
     code: str | None = None
+    billed: Billed = "no"
     retryable: bool = False
+    ran: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchStatus:
     """A job as the provider sees it. A state the provider's plugin does not know is "running".
 
+    ``detail``: the provider's own word for it. ``completed``, ``failed``, ``total``: items, where
+    it says so. ``tokens``: billed for the whole job, or None as long as that is not known.
     ``errors``: item id, or "" for the job as a whole → reason, for a job that failed validation.
-    ``queue_full``: it failed only because too much is enqueued already.
+    ``queue_full``: it failed only because too much is enqueued already; ``queue_limit``: the
+    tokens that may be enqueued, where it names them.
     """
 
     state: BatchState = "running"
@@ -198,6 +217,7 @@ class BatchStatus:
     tokens: int | None = None
     errors: dict[str, str] = field(default_factory=dict)
     queue_full: bool = False
+    queue_limit: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

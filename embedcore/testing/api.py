@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from embedcore.testing.wire import HttpReply, HttpRequest
@@ -85,14 +86,33 @@ class Answer:
     def written(self) -> HttpReply:
         if self.embeddings is None:
             reply = self.reply or HttpReply()
-            return HttpReply(
-                status=reply.status, headers={**self.headers, **reply.headers}, body=reply.body
-            )
+            return replace(reply, headers={**self.headers, **reply.headers})
         headers = {"content-type": "application/json", **self.headers}
         return HttpReply(headers=headers, body=self.embeddings().body())
 
 
+def check_key(request: HttpRequest, expected: str | None) -> None:
+    """Raises ``ApiError`` (401) unless the request has this key. None: no key is needed."""
+    if expected is None:
+        return
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    if scheme != "Bearer" or not key:
+        raise ApiError(401, "No API key was sent. It belongs in an Authorization header.")
+    if not hmac.compare_digest(key.encode(), expected.encode()):
+        masked = f"{key[:7]}****{key[-4:]}" if len(key) > 16 else "****"
+        message = (
+            f"Incorrect API key provided: {masked}. You can find your API key at "
+            "https://platform.openai.com/account/api-keys."
+        )
+        raise ApiError(401, message, code="invalid_api_key")
+
+
 Endpoint: TypeAlias = Callable[[HttpRequest, Mapping[str, str]], Answer]
+
+
+def path_pattern(path: str) -> re.Pattern[str]:
+    """Matches a path with values for its ``{names}``."""
+    return re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", path))
 
 
 class Router:
@@ -102,8 +122,7 @@ class Router:
         self._routes: list[tuple[str, re.Pattern[str], Endpoint]] = []
 
     def add(self, method: str, path: str, endpoint: Endpoint) -> None:
-        pattern = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", path)
-        self._routes.append((method, re.compile(pattern), endpoint))
+        self._routes.append((method, path_pattern(path), endpoint))
 
     def answer(self, request: HttpRequest) -> Answer:
         """The endpoint's answer; an ``ApiError`` of it, or of finding none, as its reply."""

@@ -1,11 +1,12 @@
 """How do other processes read the fake's meter and script its faults?
 
-- ``GET /_meter``: ``Meter.snapshot()`` as JSON.
+- ``GET /_meter``: ``Meter.snapshot()`` as JSON; under ``batches`` the bill of the Batch API.
 - ``POST /_faults``: ``{"clear": true, "push": [fault, …], "when": [rule, …], "always": fault}``, in
-  this order, each part optional. A fault is ``{"mode": …, "bills": …, "path": …, <options>}``; a
-  rule may have ``marker``, ``probability`` and ``times`` as well.
+  this order, each part optional. A fault is ``{"mode": …, "bills": …, "path": …, "effect": …}``
+  with its options; a rule may have ``marker``, ``probability`` and ``times`` as well.
+- ``/_batches``: see ``batchcontrol``.
 
-Neither needs a key, and neither shows in the meter.
+None needs a key, and none shows in the meter.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from embedcore.testing.api import json_reply
-from embedcore.testing.faults import Fault, Faults
+from embedcore.testing.faults import Fault, Faults, made
 
 if TYPE_CHECKING:
     from embedcore.testing.meter import Meter
@@ -24,10 +25,13 @@ _PARTS = {"clear", "push", "when", "always"}
 _RULE = {"marker", "probability", "times"}
 
 
-def control(request: HttpRequest, *, meter: Meter, faults: Faults) -> HttpReply:
-    """The reply to a request below ``/_``."""
+def control(
+    request: HttpRequest, *, meter: Meter, faults: Faults, bills: Mapping[str, Meter]
+) -> HttpReply:
+    """The reply to a request below ``/_``. ``bills``: further meters, by name."""
     if (request.method, request.path) == ("GET", "/_meter"):
-        return json_reply(meter.snapshot())
+        further = {name: bill.snapshot() for name, bill in bills.items()}
+        return json_reply({**meter.snapshot(), **further})
     if (request.method, request.path) == ("POST", "/_faults"):
         try:
             load(faults, request.json())
@@ -71,9 +75,7 @@ def _fault(given: object) -> Fault:
     path = options.pop("path", Fault().path)
     if not isinstance(mode, str) or not isinstance(path, str):
         raise TypeError("a fault has a mode, and its path is a string")
-    return Fault(
-        mode=mode, bills=bills if isinstance(bills, bool) else None, path=path, options=options
-    )
+    return made(mode, bills if isinstance(bills, bool) else None, path, options)
 
 
 def _object(given: object) -> Mapping[str, object]:

@@ -35,6 +35,17 @@ class Limits:
     max_request_tokens: int = 300_000
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What a request for embeddings asks, checked: ``width`` numbers for each text."""
+
+    model: str
+    texts: Sequence[str]
+    tokens: int
+    width: int
+    encoding: str
+
+
 @dataclass(kw_only=True, slots=True)
 class Embeddings:
     """The body of a successful reply, in pieces that a fault may change before it is written.
@@ -81,41 +92,51 @@ class EmbeddingsApi:
         self._models = models
         self._limits = limits or Limits()
         self._count = count or (lambda texts: [tokens_of(text) for text in texts])
-        self._salt = salt
+        self.salt = salt
 
     def register(self, router: Router) -> None:
         router.add("POST", EMBEDDINGS, self.create)
 
     def create(self, request: HttpRequest, parameters: Mapping[str, str]) -> Answer:  # noqa: ARG002
-        asked = _fields(request)
-        name = asked.get("model")
-        if not isinstance(name, str):
-            raise ApiError(400, "you must provide a model parameter")
-        model = model_named(self._models, name)
-        encoding = asked.get("encoding_format", "float")
-        if encoding not in ("float", "base64"):
-            raise ApiError(400, f"Invalid value: {encoding!r}.", param="encoding_format")
-        texts, counted = self._texts(asked.get("input"))
-        width = self._width(asked.get("dimensions"), model)
-        tokens = self._check_size(texts, counted)
+        asked = self.asked(_fields(request))
 
         def embeddings() -> Embeddings:
             return Embeddings(
-                vectors=vectors_of(texts, width, salt=self._salt),
-                encoding=str(encoding),
+                vectors=vectors_of(asked.texts, asked.width, salt=self.salt),
+                encoding=asked.encoding,
                 items=[
                     {"object": "embedding", "index": place, "embedding": place}
-                    for place in range(len(texts))
+                    for place in range(len(asked.texts))
                 ],
                 rest={
-                    "model": name,
-                    "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+                    "model": asked.model,
+                    "usage": {"prompt_tokens": asked.tokens, "total_tokens": asked.tokens},
                 },
             )
 
         return Answer(
-            embeddings=embeddings, texts=texts, tokens=tokens, headers={"openai-model": name}
+            embeddings=embeddings,
+            texts=asked.texts,
+            tokens=asked.tokens,
+            headers={"openai-model": asked.model},
         )
+
+    def asked(self, fields: Mapping[str, object]) -> Asked:
+        """The body of a request, read; raises ``ApiError`` for what the API would refuse."""
+        for field in fields:
+            if field not in _FIELDS:
+                raise ApiError(400, f"Unrecognized request argument supplied: {field}")
+        name = fields.get("model")
+        if not isinstance(name, str):
+            raise ApiError(400, "you must provide a model parameter")
+        model = model_named(self._models, name)
+        encoding = fields.get("encoding_format", "float")
+        if encoding not in ("float", "base64"):
+            raise ApiError(400, f"Invalid value: {encoding!r}.", param="encoding_format")
+        texts, counted = self._texts(fields.get("input"))
+        width = self._width(fields.get("dimensions"), model)
+        tokens = self._check_size(texts, counted)
+        return Asked(model=name, texts=texts, tokens=tokens, width=width, encoding=str(encoding))
 
     def _texts(self, given: object) -> tuple[list[str], list[int] | None]:
         """The texts, and their tokens where these were given instead.
@@ -185,9 +206,6 @@ def _fields(request: HttpRequest) -> Mapping[str, object]:
         asked = None
     if not isinstance(asked, dict):
         raise ApiError(400, "We could not parse the JSON body of your request.")
-    for name in asked:
-        if name not in _FIELDS:
-            raise ApiError(400, f"Unrecognized request argument supplied: {name}")
     return asked
 
 

@@ -11,39 +11,66 @@
 
 ``embedcore.testing.modes.table()`` lists the modes, what each bills and the options it takes;
 ``bills=True`` or ``bills=False`` overrides that for one fault. Faults meet requests to
-``/v1/embeddings`` unless ``path`` names another one.
+``/v1/embeddings`` unless ``path`` names another one: ``/v1/batches/{id}``, say, or
+``POST /v1/batches`` for one method only.
+
+On the Files and Batch API a fault also says whether the work is done::
+
+    server.faults.push("reset", path="POST /v1/batches", effect="before")   # nothing was done
+    server.faults.push("reset", path="POST /v1/batches", effect="after")    # done, answer lost
+    server.faults.push("reset", path="POST /v1/batches", effect="late", after_requests=2)
+
+By default a mode that bills means "after", any other one "before". A "late" effect happens before
+the request that follows ``after_requests`` further ones, ``after_seconds`` later, or, with neither,
+when ``server.batches.land()`` is called.
 """
 
 from __future__ import annotations
 
 import random
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from embedcore.testing import modes_contents, modes_refusals, modes_replies
+from embedcore.testing.api import path_pattern
 from embedcore.testing.modes import MODES, Mode
 from embedcore.testing.wire import HttpRequest
+
+if TYPE_CHECKING:
+    from embedcore.testing.listener import RequestHead
 
 Predicate: TypeAlias = Callable[[HttpRequest], bool]
 
 # Importing these registers their modes.
 CATALOGUES = (modes_refusals, modes_replies, modes_contents)
 UNREAD = "reset_unread"
+EFFECTS = ("before", "after", "late")
+_OWN = {"effect", "after_requests", "after_seconds"}  # fields of a fault, not options of its mode
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fault:
-    """A mode with its options. ``bills``: None for what the mode bills by itself."""
+    """A mode with its options. ``bills``: None for what the mode bills by itself.
+
+    ``effect``, ``after_requests`` and ``after_seconds``: see the module's docstring.
+    """
 
     mode: str = "ok"
     bills: bool | None = None
     path: str = "/v1/embeddings"
     options: Mapping[str, object] = field(default_factory=dict)
     marker: str | None = None
+    effect: str | None = None
+    after_requests: int | None = None
+    after_seconds: float | None = None
 
     def __post_init__(self) -> None:
+        if self.effect not in (None, *EFFECTS):
+            raise ValueError(f"no effect {self.effect!r}; there are {', '.join(EFFECTS)}")
         known = MODES.get(self.mode)
         if known is None:
             raise ValueError(f"no fault mode {self.mode!r}; there are: {', '.join(MODES)}")
@@ -60,6 +87,20 @@ class Fault:
     def is_billed(self) -> bool:
         return self.details.bills if self.bills is None else self.bills
 
+    @property
+    def works(self) -> str:
+        """When the work of a request is done: before, after or late, as in ``EFFECTS``."""
+        return self.effect or ("after" if self.is_billed else "before")
+
+    def is_for(self, request: HttpRequest | RequestHead) -> bool:
+        method, _, path = self.path.rpartition(" ")
+        return method in ("", request.method) and _pattern(path).fullmatch(request.path) is not None
+
+
+@cache
+def _pattern(path: str) -> re.Pattern[str]:
+    return path_pattern(path)
+
 
 @dataclass(kw_only=True, slots=True)
 class _Rule:
@@ -72,7 +113,7 @@ class _Rule:
         marker = self.fault.marker
         return (
             self.left != 0
-            and self.fault.path == request.path
+            and self.fault.is_for(request)
             and (marker is None or any(marker in text for text in texts))
             and (self.predicate is None or self.predicate(request))
             and chance < self.probability
@@ -105,7 +146,7 @@ class Faults:
         With several modes an option goes to those that take it.
         """
         faults = [
-            each if isinstance(each, Fault) else _fault(each, bills, path, options, len(modes) > 1)
+            each if isinstance(each, Fault) else made(each, bills, path, options, len(modes) > 1)
             for each in modes
         ]
         _check_used(faults, options)
@@ -121,7 +162,7 @@ class Faults:
         **options: object,
     ) -> None:
         """For every request that nothing else is for; None: no fault."""
-        fault = _fault(mode, bills, path, options) if isinstance(mode, str) else mode
+        fault = made(mode, bills, path, options) if isinstance(mode, str) else mode
         with self._lock:
             self._always = fault
 
@@ -141,7 +182,7 @@ class Faults:
 
         All that are given must hold. ``times``: only for that many. Rules are tried in order.
         """
-        fault = _fault(mode, bills, path, options) if isinstance(mode, str) else mode
+        fault = made(mode, bills, path, options) if isinstance(mode, str) else mode
         rule = _Rule(
             fault=replace(fault, marker=marker),
             predicate=predicate,
@@ -167,7 +208,7 @@ class Faults:
         """The fault that this request meets."""
         with self._lock:
             for place, fault in enumerate(self._queue):
-                if fault.path == request.path:
+                if fault.is_for(request):
                     return self._queue.pop(place)
             for rule in self._rules:
                 chance = self._random.random() if rule.probability < 1 else 0.0
@@ -175,33 +216,36 @@ class Faults:
                     rule.left = None if rule.left is None else rule.left - 1
                     return rule.fault
             always = self._always
-            return always if always is not None and always.path == request.path else None
+            return always if always is not None and always.is_for(request) else None
 
-    def take_unread(self, path: str) -> Fault | None:
+    def take_unread(self, head: RequestHead) -> Fault | None:
         """The fault that strikes before the body is read, if it is such a one's turn."""
         with self._lock:
             for place, fault in enumerate(self._queue):
-                if fault.path == path:
+                if fault.is_for(head):
                     return self._queue.pop(place) if fault.mode == UNREAD else None
             always = self._always
-            if always is not None and always.path == path and always.mode == UNREAD:
+            if always is not None and always.is_for(head) and always.mode == UNREAD:
                 return always
             return None
 
 
-def _fault(
+def made(
     mode: str,
     bills: bool | None,
     path: str,
     options: Mapping[str, object],
     only_known: bool = False,
 ) -> Fault:
-    known = MODES[mode].options if only_known and mode in MODES else options
-    taken = {name: value for name, value in options.items() if name in known}
-    return Fault(mode=mode, bills=bills, path=path, options=taken)
+    """A fault by its mode and everything else that may be said of it."""
+    own = {name: value for name, value in options.items() if name in _OWN}
+    known = MODES[mode].options if only_known and mode in MODES else set(options)
+    taken = {name: value for name, value in options.items() if name in known - _OWN}
+    fault = Fault(mode=mode, bills=bills, path=path, options=taken)
+    return replace(fault, **cast(dict[str, Any], own))
 
 
 def _check_used(faults: Sequence[Fault], options: Mapping[str, object]) -> None:
     for name in options:
-        if not any(name in fault.options for fault in faults):
+        if name not in _OWN and not any(name in fault.options for fault in faults):
             raise ValueError(f"none of these faults has an option {name!r}")

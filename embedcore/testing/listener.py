@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import socket
 import socketserver
+import tempfile
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
@@ -12,7 +14,9 @@ from typing import TYPE_CHECKING, Protocol, cast
 from embedcore.testing.wire import Connection, Delivery, HttpReply, HttpRequest, whole
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping
+
+_BLOCK = 1 << 20
 
 
 class Readable(Protocol):
@@ -24,6 +28,10 @@ class Readable(Protocol):
 
 class BadRequestLine(Exception):
     """What arrived is not HTTP."""
+
+
+class CutRequest(Exception):
+    """The client went away before its request was whole: there is nothing to answer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,16 +60,34 @@ def read_head(stream: Readable) -> RequestHead | None:
     return RequestHead(method=words[0], path=path, query=query, headers=headers)
 
 
-def read_body(stream: Readable, headers: Mapping[str, str]) -> bytes:
+def body_blocks(stream: Readable, headers: Mapping[str, str]) -> Iterator[bytes]:
+    """The body as it arrives; raises ``CutRequest`` if the client goes away in the middle of it."""
     if headers.get("transfer-encoding", "").lower() != "chunked":
-        return stream.read(int(headers.get("content-length", "0")))
-    parts = []
+        yield from _exactly(stream, int(headers.get("content-length", "0")))
+        return
     while size := int(stream.readline(100).split(b";")[0], 16):
-        parts.append(stream.read(size))
+        yield from _exactly(stream, size)
         stream.readline(3)
     while stream.readline(65537) not in (b"\r\n", b"\n", b""):
         pass
-    return b"".join(parts)
+
+
+def _exactly(stream: Readable, size: int) -> Iterator[bytes]:
+    while size:
+        block = stream.read(min(size, _BLOCK))
+        if not block:
+            raise CutRequest
+        size -= len(block)
+        yield block
+
+
+def spooled(blocks: Iterable[bytes]) -> mmap.mmap | None:
+    """A body in a temporary file that has no name; None for an empty one."""
+    with tempfile.TemporaryFile() as file:
+        for block in blocks:
+            file.write(block)
+        file.flush()
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if file.tell() else None
 
 
 class Application(Protocol):
@@ -69,6 +95,10 @@ class Application(Protocol):
 
     def unread(self, head: RequestHead) -> Delivery | None:
         """What to do before the body is read; None: read it."""
+        ...
+
+    def spools(self, head: RequestHead) -> bool:
+        """Whether the body is an upload, to be kept out of memory."""
         ...
 
     def answer(self, request: HttpRequest) -> HttpReply: ...
@@ -137,7 +167,7 @@ class _Handler(socketserver.StreamRequestHandler):
         server.keep(self.request)
         connection = Connection(self.request, server.closing)
         # A client that went away is its own business, here as on any server.
-        with contextlib.suppress(OSError, BadRequestLine, ValueError):
+        with contextlib.suppress(OSError, BadRequestLine, CutRequest, ValueError):
             while connection.open and self._exchange(connection, server.application):
                 pass
         server.forget(self.request)
@@ -150,7 +180,9 @@ class _Handler(socketserver.StreamRequestHandler):
         if early is not None:
             early(connection, HttpReply())
             return True
-        body = read_body(self.rfile, head.headers)
+        blocks = body_blocks(self.rfile, head.headers)
+        spool = spooled(blocks) if application.spools(head) else None
+        body = b"".join(blocks) if spool is None else b""
         reply = application.answer(
             HttpRequest(
                 method=head.method,
@@ -158,6 +190,7 @@ class _Handler(socketserver.StreamRequestHandler):
                 query=head.query,
                 headers=head.headers,
                 body=body,
+                spool=spool,
             )
         )
         (reply.deliver or whole)(connection, reply)

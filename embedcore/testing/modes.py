@@ -36,6 +36,10 @@ class Exchange:
         """The answer written as it is, by another delivery if one is given."""
         return replace(self.answer.written(), deliver=deliver)
 
+    def body(self) -> bytes:
+        """The honest reply's body, in memory."""
+        return b"".join(self.honest().blocks())
+
     def embeddings(self) -> Embeddings | None:
         """The honest reply in pieces; None if the request gets no embeddings anyway."""
         return self.answer.embeddings() if self.answer.embeddings else None

@@ -6,6 +6,7 @@ All of these bill: the work was done.
 from __future__ import annotations
 
 import gzip
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -73,14 +74,14 @@ def raw(exchange: Exchange) -> HttpReply:
 @mode(bills=True, options=("share",))
 def cut_json(exchange: Exchange) -> HttpReply:
     """A whole reply whose JSON stops after a ``share`` (0.5)."""
-    body = exchange.honest().body
+    body = exchange.body()
     return exchange.rewritten(body[: int(len(body) * exchange.number("share", 0.5))])
 
 
 @mode(bills=True)
 def broken_json(exchange: Exchange) -> HttpReply:
     """Honest but for a bracket in the wrong place."""
-    return exchange.rewritten(exchange.honest().body.replace(b"]", b"}", 1))
+    return exchange.rewritten(exchange.body().replace(b"]", b"}", 1))
 
 
 @mode(bills=True)
@@ -98,14 +99,14 @@ def wrong_type(exchange: Exchange) -> HttpReply:
     media = exchange.text("content_type", "text/plain")
     headers = {name: value for name, value in reply.headers.items() if name != "content-type"}
     headers |= {"content-type": media} if media else {}
-    return wire.HttpReply(status=reply.status, headers=headers, body=reply.body)
+    return replace(reply, headers=headers)
 
 
 @mode(bills=True, options=("size",))
 def gzip_bomb(exchange: Exchange) -> HttpReply:
     """The honest reply behind ``size`` bytes (256 MB) of white space, compressed a thousandfold."""
     size = int(exchange.number("size", 256 * _MEGABYTE))
-    body = _compressed_space(size) + gzip.compress(exchange.honest().body)
+    body = _compressed_space(size) + gzip.compress(exchange.body())
     return exchange.rewritten(body, **{"content-encoding": "gzip"})
 
 
@@ -119,12 +120,10 @@ def _compressed_space(size: int) -> bytes:
 @mode(bills=True)
 def leading_space(exchange: Exchange) -> HttpReply:
     """The honest reply behind white space, as keep-alive padding puts it there."""
-    return exchange.rewritten(b" \n" * 6 + exchange.honest().body)
+    return exchange.rewritten(b" \n" * 6 + exchange.body())
 
 
 @mode(bills=True)
 def duplicate_keys(exchange: Exchange) -> HttpReply:
     """An ``index`` twice in one object; a reader that takes the last one finds nothing amiss."""
-    return exchange.rewritten(
-        exchange.honest().body.replace(b'"index":0', b'"index":1,"index":0', 1)
-    )
+    return exchange.rewritten(exchange.body().replace(b'"index":0', b'"index":1,"index":0', 1))

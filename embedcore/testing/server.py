@@ -16,19 +16,26 @@ ends; ``embedcore.testing.control`` says how to read its meter and script its fa
 
 from __future__ import annotations
 
-import argparse
-import hmac
 import itertools
 import json
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
-from embedcore.testing.api import OPENAI_MODELS, Answer, ApiError, FakeModel, ModelsApi, Router
+from embedcore.testing.api import (
+    OPENAI_MODELS,
+    Answer,
+    ApiError,
+    FakeModel,
+    ModelsApi,
+    Router,
+    check_key,
+)
+from embedcore.testing.batchcontrol import PATH, control_batches
+from embedcore.testing.batches import BatchService
+from embedcore.testing.batches_api import FILES, BatchesApi, is_batch_path
 from embedcore.testing.control import control
 from embedcore.testing.embeddings_api import EMBEDDINGS, Count, EmbeddingsApi, Limits
 from embedcore.testing.faults import Fault, Faults
@@ -42,6 +49,8 @@ from embedcore.testing.wire import Delivery, HttpReply, HttpRequest, reset
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from embedcore.testing.batchsettings import BatchSettings
+
 FAKE_KEY = "sk-fake-0f1e2d3c4b5a69788796a5b4c3d2e1f0"
 
 
@@ -52,10 +61,12 @@ class FakeOpenAI:
     - ``limits``: the largest request. ``count``: tokens of each text; ``tokens_of`` by default.
     - ``salt``: gives its vectors another value, as another model would.
     - ``latency``: seconds before each reply. ``quota``: rate limits, enforced or only announced.
-    - ``record``: keep every request in ``requests``, bodies included.
+    - ``record``: keep every request in ``requests``, bodies included (but those of uploads).
+    - ``batch``: how the Batch API behaves.
 
-    ``meter`` is the truth about money and ``faults`` the script of what goes wrong. ``elsewhere``
-    lists what arrived at the second port, where the ``redirect`` fault points. An error in the fake
+    ``meter`` is the truth about money and ``faults`` the script of what goes wrong. ``batches`` is
+    the Batch API without HTTP, to be driven by hand, with a meter of its own. ``elsewhere``
+    lists what arrived at the second port, where the ``redirect`` fault points. An error of the fake
     itself is answered 500 and raised at ``close``.
     """
 
@@ -72,6 +83,7 @@ class FakeOpenAI:
         seed: int = 0,
         port: int = 0,
         record: bool = True,
+        batch: BatchSettings | None = None,
     ) -> None:
         self.api_key = api_key
         self.meter = Meter()
@@ -81,6 +93,10 @@ class FakeOpenAI:
         self.router = Router()
         ModelsApi(models).register(self.router)
         EmbeddingsApi(models=models, limits=limits, count=count, salt=salt).register(self.router)
+        self.batches = BatchService(
+            models=models, limits=limits, count=count, salt=salt, settings=batch
+        )
+        BatchesApi(self.batches).register(self.router)
         self._quota = quota or Quota()
         self._latency = latency
         self._record_requests = record
@@ -128,7 +144,7 @@ class FakeOpenAI:
         return ApiError(500, f"the fake itself failed: {error!r}").reply()
 
     def unread(self, head: RequestHead) -> Delivery | None:
-        fault = self.faults.take_unread(head.path)
+        fault = self.faults.take_unread(head)
         if fault is None:
             return None
         request = HttpRequest(
@@ -138,13 +154,21 @@ class FakeOpenAI:
         return reset
 
     def answer(self, request: HttpRequest) -> HttpReply:
+        if request.path == PATH:
+            return control_batches(request, self.batches)
         if request.path.startswith("/_"):
-            return control(request, meter=self.meter, faults=self.faults)
+            self.batches.refresh()
+            bills = {"batches": self.batches.meter}
+            return control(request, meter=self.meter, faults=self.faults, bills=bills)
         with self.meter.flight():
             if self._latency:
                 self._listener.closing.wait(self._latency)
-            answer = self.honest(request)
-            fault = self.faults.take(request, answer.texts)
+            if is_batch_path(request.path):
+                fault = self.faults.take(request, ())
+                answer = self._worked(request, fault)
+            else:
+                answer = self.honest(request)
+                fault = self.faults.take(request, answer.texts)
             # What it costs is on the meter before the client can see any of the reply.
             billed = self._settle(request, answer, fault)
             reply = self._reply(request, answer, fault)
@@ -154,7 +178,7 @@ class FakeOpenAI:
     def honest(self, request: HttpRequest, *, metered: bool = True) -> Answer:
         """The answer without any fault."""
         try:
-            self._authorise(request)
+            check_key(request, self.api_key)
         except ApiError as error:
             return Answer(reply=error.reply(), headers=self._headers())
         answer = self.router.answer(request)
@@ -162,7 +186,26 @@ class FakeOpenAI:
             wait, kind = self._quota.take(answer.tokens)
             if wait:
                 answer = Answer(reply=self._over_quota(wait, kind).reply())
-        return replace(answer, headers={**self._headers(), **answer.headers})
+        headers = self._headers(limited=not is_batch_path(request.path))
+        return replace(answer, headers={**headers, **answer.headers})
+
+    def _worked(self, request: HttpRequest, fault: Fault | None) -> Answer:
+        """The answer of an API that does something, if the fault lets it do it now."""
+        if fault is None or fault.works == "after":
+            return self.honest(request)
+        if fault.works == "late":
+            self.batches.defer(
+                lambda: self._landed(request),
+                requests=fault.after_requests,
+                seconds=fault.after_seconds,
+            )
+        else:
+            self.batches.refresh()
+        return Answer(reply=_undone().reply(), headers=self._headers(limited=False))
+
+    def _landed(self, request: HttpRequest) -> str:
+        body = self.honest(request).written().body
+        return str(json.loads(body).get("id", body.decode()))
 
     def _reply(self, request: HttpRequest, answer: Answer, fault: Fault | None) -> HttpReply:
         if fault is None:
@@ -191,33 +234,23 @@ class FakeOpenAI:
             name = fault.mode if fault else None
             self.requests.append(received(request, name, reply.status, billed))
 
-    def _authorise(self, request: HttpRequest) -> None:
-        if self.api_key is None:
-            return
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        if scheme != "Bearer" or not key:
-            raise ApiError(401, "No API key was sent. It belongs in an Authorization header.")
-        if not hmac.compare_digest(key.encode(), self.api_key.encode()):
-            masked = f"{key[:7]}****{key[-4:]}" if len(key) > 16 else "****"
-            message = (
-                f"Incorrect API key provided: {masked}. You can find your API key at "
-                "https://platform.openai.com/account/api-keys."
-            )
-            raise ApiError(401, message, code="invalid_api_key")
-
     def _over_quota(self, wait: float, kind: str) -> ApiError:
         message = f"Rate limit reached on {kind} per min: Limit {self._quota.limit(kind)}."
         headers = {"retry-after": str(int(wait) + 1), "retry-after-ms": str(int(wait * 1000) + 1)}
         return ApiError(429, message, kind=kind, code="rate_limit_exceeded", headers=headers)
 
-    def _headers(self) -> dict[str, str]:
+    def _headers(self, *, limited: bool = True) -> dict[str, str]:
         return {
-            **self._quota.headers(),
+            **(self._quota.headers() if limited else {}),
             "x-request-id": f"req_{next(self._numbers):032x}",
             "openai-organization": "org-fake",
             "openai-processing-ms": "1",
             "openai-version": "2020-10-01",
         }
+
+
+def _undone() -> ApiError:
+    return ApiError(503, "Nothing was done.", kind="service_unavailable_error")
 
 
 class _Guarded:
@@ -228,6 +261,9 @@ class _Guarded:
 
     def unread(self, head: RequestHead) -> Delivery | None:
         return self._server.unread(head)
+
+    def spools(self, head: RequestHead) -> bool:
+        return (head.method, head.path) == ("POST", FILES)
 
     def answer(self, request: HttpRequest) -> HttpReply:
         try:
@@ -245,34 +281,19 @@ class _Elsewhere:
     def unread(self, head: RequestHead) -> Delivery | None:  # noqa: ARG002
         return None
 
+    def spools(self, head: RequestHead) -> bool:  # noqa: ARG002
+        return False
+
     def answer(self, request: HttpRequest) -> HttpReply:
-        reply = self._server.honest(request, metered=False).written()
+        if is_batch_path(request.path):
+            reply = _undone().reply()
+        else:
+            reply = self._server.honest(request, metered=False).written()
         self._server.elsewhere.append(received(request, None, reply.status, 0))
         return reply
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Serve until terminated; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m embedcore.testing.server")
-    parser.add_argument("--port", type=int, default=0, help="0: any free one")
-    parser.add_argument("--latency", type=float, default=0.0, help="seconds before each reply")
-    parser.add_argument("--api-key", default=FAKE_KEY)
-    parser.add_argument("--until-eof", action="store_true", help="end with standard input")
-    options = parser.parse_args(arguments)
-    ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
-    with FakeOpenAI(
-        port=options.port, latency=options.latency, api_key=options.api_key, record=False
-    ) as server:
-        place = {"url": server.url, "base_url": server.base_url, "api_key": server.api_key}
-        sys.stdout.write(json.dumps(place) + "\n")
-        sys.stdout.flush()
-        if options.until_eof:
-            sys.stdin.read()
-        else:
-            ended.wait()
-
-
 if __name__ == "__main__":
+    from embedcore.testing.serving import main
+
     main()

@@ -7,14 +7,15 @@ the reply.
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import socket
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import threading
@@ -25,27 +26,57 @@ _LINGER_NONE = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HttpRequest:
-    """One request as it arrived. Header names are in lower case; the path has no query."""
+    """One request as it arrived. Header names are in lower case; the path has no query.
+
+    ``spool``: the body of an upload, which may be too large for memory; ``body`` is then empty.
+    """
 
     method: str
     path: str
     headers: Mapping[str, str]
     body: bytes = b""
     query: str = ""
+    spool: mmap.mmap | None = None
 
     def json(self) -> object:
         """The body as JSON; raises ``ValueError`` if it is none."""
         return json.loads(self.body)
 
 
+class Stream(Protocol):
+    """A body that is made as it is sent."""
+
+    @property
+    def size(self) -> int: ...
+
+    def blocks(self, start: int = 0) -> Iterator[bytes]: ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HttpReply:
-    """One reply and its way to the client. ``content-length`` is added where it is due."""
+    """One reply and its way to the client. ``content-length`` is added where it is due.
+
+    ``stream`` stands for ``body`` where that would be too large for memory.
+    """
 
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
     deliver: Delivery | None = None
+    stream: Stream | None = None
+
+    @property
+    def size(self) -> int:
+        return len(self.body) if self.stream is None else self.stream.size
+
+    def blocks(self, stop: int | None = None) -> Iterator[bytes]:
+        """The body as far as byte ``stop``."""
+        left = self.size if stop is None else stop
+        for block in [self.body] if self.stream is None else self.stream.blocks():
+            if left <= 0:
+                return
+            yield block[:left]
+            left -= len(block)
 
 
 class Connection:
@@ -94,7 +125,13 @@ def head_of(reply: HttpReply, **extra: str) -> bytes:
 
 def whole(connection: Connection, reply: HttpReply) -> None:
     """As it should be."""
-    connection.send(head_of(reply, content_length=str(len(reply.body))) + reply.body)
+    head = head_of(reply, content_length=str(reply.size))
+    if reply.stream is None:
+        connection.send(head + reply.body)
+        return
+    connection.send(head)
+    for block in reply.blocks():
+        connection.send(block)
 
 
 def whole_then_close(connection: Connection, reply: HttpReply) -> None:
@@ -137,11 +174,12 @@ def drip(interval: float) -> Delivery:
     """The head, then the body byte by byte with a pause before each."""
 
     def deliver(connection: Connection, reply: HttpReply) -> None:
-        connection.send(head_of(reply, content_length=str(len(reply.body))))
-        for start in range(0, len(reply.body), DRIP_BYTES):
-            if not connection.wait(interval):
-                return connection.reset()
-            connection.send(reply.body[start : start + DRIP_BYTES])
+        connection.send(head_of(reply, content_length=str(reply.size)))
+        for block in reply.blocks():
+            for start in range(0, len(block), DRIP_BYTES):
+                if not connection.wait(interval):
+                    return connection.reset()
+                connection.send(block[start : start + DRIP_BYTES])
         return None
 
     return deliver
@@ -151,12 +189,13 @@ def cut_off(share: float, *, chunked: bool = False) -> Delivery:
     """Only this share of the body that was announced, then the end of the connection."""
 
     def deliver(connection: Connection, reply: HttpReply) -> None:
-        part = reply.body[: int(len(reply.body) * share)]
         if chunked:
-            head = head_of(reply, transfer_encoding="chunked")
-            connection.send(head + f"{len(reply.body):x}\r\n".encode() + part)
+            head = head_of(reply, transfer_encoding="chunked") + f"{reply.size:x}\r\n".encode()
         else:
-            connection.send(head_of(reply, content_length=str(len(reply.body))) + part)
+            head = head_of(reply, content_length=str(reply.size))
+        connection.send(head)
+        for block in reply.blocks(int(reply.size * share)):
+            connection.send(block)
         connection.end()
 
     return deliver
@@ -168,7 +207,10 @@ def endless(limit: int) -> Delivery:
 
     def deliver(connection: Connection, reply: HttpReply) -> None:
         head = head_of(reply, transfer_encoding="chunked")
-        connection.send(head + f"{len(reply.body):x}\r\n".encode() + reply.body + b"\r\n")
+        connection.send(head + f"{reply.size:x}\r\n".encode())
+        for part in reply.blocks():
+            connection.send(part)
+        connection.send(b"\r\n")
         sent = 0
         while sent < limit and connection.wait(0):
             connection.send(f"{len(block):x}\r\n".encode() + block + b"\r\n")

@@ -30,6 +30,9 @@ class AcmeService:
     def unread(self, head: RequestHead) -> Delivery | None:
         return None
 
+    def spools(self, head: RequestHead) -> bool:
+        return False
+
     def answer(self, request: HttpRequest) -> HttpReply:
         with self._lock:
             self.requests.append(request)

@@ -1,0 +1,220 @@
+"""How are the lines of a batch's output and error files written, without holding them in memory?
+
+The form is that of a recorded batch of 2026-08-19 and of OpenAI's published line schemas of 2025.
+A number of a float list has 15 decimals and always the same width: enough to give the float32 back
+exactly, and the size of a file is known before a line of it is written.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from embedcore.testing.batchlines import Line
+from embedcore.testing.batchsettings import Quirks
+from embedcore.testing.vectors import vectors_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from embedcore.provider.types import Vectors
+
+_ROWS = 64
+_NUMBER = 19  # sign, digit, point, 15 digits, comma
+_DECIMALS = 10**15
+_GROUP = 10**5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """Why a line has no vector. ``http``: as the endpoint refused it, else without a response."""
+
+    http: bool = True
+    status: int = 400
+    kind: str = "invalid_request_error"
+    code: str | None = None
+    param: str | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """What became of a line. ``salt``: of its vectors; ``custom_id``: None to write none."""
+
+    line: Line
+    custom_id: str | None
+    failure: Failure | None = None
+    salt: str = ""
+
+
+class OutputContent:
+    """The bytes of an output or error file, made as they are read."""
+
+    def __init__(self, results: Sequence[Result], quirks: Quirks) -> None:
+        self.results = results
+        self.quirks = quirks
+        self._end = quirks.line_end.encode() * (2 if quirks.blank_lines else 1)
+        self._mark = b"\xef\xbb\xbf" if quirks.bom else b""
+
+    @cached_property
+    def size(self) -> int:
+        whole = len(self._mark) + sum(self._sizes)
+        if self.results and not self.quirks.final_newline:
+            whole -= len(self._end)
+        if self.quirks.cut is None or not self.results:
+            return whole
+        full = min(int(len(self.results) * self.quirks.cut), len(self.results) - 1)
+        return len(self._mark) + sum(self._sizes[:full]) + self._sizes[full] // 2
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        return [self._size_of(result) for result in self.results]
+
+    def blocks(self, start: int = 0) -> Iterator[bytes]:
+        place = 0
+        for block in self._all_blocks(start):
+            # A block that lies before ``start`` is only as long as it would be, not written.
+            size = block if isinstance(block, int) else len(block)
+            begin, end = max(start - place, 0), min(self.size - place, size)
+            place += size
+            if not isinstance(block, int) and begin < end:
+                yield block[begin:end]
+            if place >= self.size:
+                return
+
+    def _all_blocks(self, start: int) -> Iterator[bytes | int]:
+        if self._mark:
+            yield self._mark
+        place = len(self._mark)
+        for first in range(0, len(self.results), _ROWS):
+            size = sum(self._sizes[first : first + _ROWS])
+            if place + size <= start:
+                yield size
+            else:
+                yield from self._written(self.results[first : first + _ROWS])
+            place += size
+
+    def _written(self, results: Sequence[Result]) -> Iterator[bytes]:
+        for kind, group in groupby(results, self.kind):
+            rows = list(group)
+            if kind is None:
+                yield b"".join(frame(row, self.quirks)[0] + self._end for row in rows)
+                continue
+            width, salt, encoding = kind
+            texts = [text for row in rows for text in row.line.texts]
+            vectors = iter(written(vectors_of(texts, width, salt=salt), encoding))
+            parts = []
+            for row in rows:
+                pieces = frame(row, self.quirks)
+                for piece in pieces[:-1]:
+                    parts += [piece, next(vectors)]
+                parts += [pieces[-1], self._end]
+            yield b"".join(parts)
+
+    def kind(self, result: Result) -> tuple[int, str, str] | None:
+        """Width, salt and encoding of a line's vectors; None for a line without any."""
+        if result.failure is not None or result.line.asked is None:
+            return None
+        return result.line.asked.width, result.salt, encoding_of(result, self.quirks)
+
+    def _size_of(self, result: Result) -> int:
+        pieces = frame(result, self.quirks)
+        size = sum(map(len, pieces)) + len(self._end)
+        kind = self.kind(result)
+        return size if kind is None else size + (len(pieces) - 1) * written_size(kind[0], kind[2])
+
+
+def model_of(result: Result, quirks: Quirks) -> str | None:
+    asked = result.line.asked
+    return quirks.reply_model or (asked.model if asked else None)
+
+
+def encoding_of(result: Result, quirks: Quirks) -> str:
+    asked = result.line.asked
+    return "float" if asked is None or quirks.ignores_base64 else asked.encoding
+
+
+def frame(result: Result, quirks: Quirks) -> list[bytes]:
+    """A line in pieces: a vector belongs between each two of them."""
+    number = result.line.number
+    head = f'{{"id":"batch_req_{number:032x}",'
+    if result.custom_id is not None:
+        head += f'"custom_id":{json.dumps(result.custom_id)},'
+    failure = result.failure
+    if failure is not None and not failure.http:
+        error = {"code": failure.code, "message": failure.message}
+        return [f'{head}"response":null,"error":{json.dumps(error)}}}'.encode()]
+    body = _body(result, quirks) if failure is None else [_error_body(failure)]
+    if quirks.string_body:
+        body = [json.dumps(piece)[1:-1] for piece in body]
+        body = ['"' + body[0], *body[1:]]
+        body[-1] += '"'
+    status = 200 if failure is None else failure.status
+    body[0] = (
+        f'{head}"response":{{"status_code":{status},"request_id":"{number:032x}","body":{body[0]}'
+    )
+    body[-1] += '},"error":null}'
+    return [piece.encode() for piece in body]
+
+
+def _body(result: Result, quirks: Quirks) -> list[str]:
+    asked = result.line.asked
+    if asked is None:
+        raise TypeError("a line that was not understood cannot have been run")
+    opened, closed = '""' if encoding_of(result, quirks) == "base64" else "[]"
+    item = f'{{"object":"embedding","embedding":{opened}'
+    pieces = [f'{{"object":"list","data":[{item}']
+    pieces += [f'{closed},"index":{place}}},{item}' for place in range(len(asked.texts) - 1)]
+    rest: dict[str, object] = {"model": model_of(result, quirks)}
+    if quirks.line_usage:
+        rest["usage"] = {"prompt_tokens": asked.tokens, "total_tokens": asked.tokens}
+    pieces.append(f'{closed},"index":{len(asked.texts) - 1}}}],{json.dumps(rest)[1:]}')
+    return pieces
+
+
+def _error_body(failure: Failure) -> str:
+    error = {
+        "message": failure.message,
+        "type": failure.kind,
+        "param": failure.param,
+        "code": failure.code,
+    }
+    return json.dumps({"error": error})
+
+
+def written_size(width: int, encoding: str) -> int:
+    """Bytes of a vector in a line, without quotes or brackets."""
+    return -(-4 * width // 3) * 4 if encoding == "base64" else width * _NUMBER - 1
+
+
+def written(vectors: Vectors, encoding: str) -> list[bytes]:
+    """Each vector as it stands in a line: base64, or numbers with commas."""
+    if encoding == "base64":
+        return [base64.b64encode(row) for row in vectors.astype("<f4", copy=False)]
+    rows, width = vectors.shape
+    digits = np.empty((rows, width, _NUMBER), dtype=np.uint8)
+    numbers = np.rint(np.abs(vectors.astype(np.float64)) * _DECIMALS).astype(np.int64)
+    table = _five_digits()
+    for end in (18, 13, 8):
+        numbers, last = np.divmod(numbers, _GROUP)
+        digits[:, :, end - 5 : end] = table[last]
+    digits[:, :, 2] = ord(".")
+    digits[:, :, 1] = numbers + ord("0")
+    digits[:, :, 0] = np.where(vectors < 0, ord("-"), ord(" "))
+    digits[:, :, 18] = ord(",")
+    return [row.tobytes()[:-1] for row in digits]
+
+
+@cache
+def _five_digits() -> NDArray[np.uint8]:
+    """The five digits of every number below 100,000."""
+    numbers = np.arange(_GROUP)
+    places = [numbers // 10**power % 10 for power in (4, 3, 2, 1, 0)]
+    return (np.stack(places, axis=1) + ord("0")).astype(np.uint8)
