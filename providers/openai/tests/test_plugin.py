@@ -16,7 +16,6 @@ from embedcore.provider import registry
 embedder = registry.create("openai", "text-embedding-3-small", {})
 assert embedder.info.dimensions == 1536
 assert embedder.tokenizer.exact
-assert embedder.batch is None
 heavy = {"openai", "httpx", "httpx2", "tiktoken", "numpy", "orjson", "regex"} & set(sys.modules)
 assert not heavy, heavy
 """

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import logging
 import pickle
 import traceback
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from types import TracebackType
+from typing import Any
 
 import pytest
+from embedcore_openai.batch import OpenAIBatch
 from embedcore_openai.embedder import OpenAIEmbedder
 from embedcore_openai.options import OpenAIOptions
 from embedcore_openai.plugin import create
 
 from embedcore.errors import AuthenticationFailed, EmbeddingError
-from embedcore.provider.types import EmbedRequest
+from embedcore.provider.types import BatchItem, EmbedRequest
 from embedcore.testing import FakeOpenAI
 
 MODEL = "text-embedding-3-small"
@@ -191,3 +195,80 @@ def test_texts_that_a_server_repeats_are_not_shown(
         make().embed(EmbedRequest(texts=[TEXT]))
     assert "bad value" in str(caught.value)
     assert TEXT[:24] not in str(caught.value)
+
+
+ECHO = {"error": {"message": "not with KEY", "type": "invalid_request_error", "code": "KEY"}}
+ODD_JOB = {"id": "KEY!", "status": "KEY", "output_file_id": "KEY!"}
+FAILED_JOB = {
+    "id": "batch_1",
+    "status": "failed",
+    "errors": {"data": [{"code": "KEY", "message": "KEY", "line": 1}]},
+}
+CALLS: dict[str, Callable[[OpenAIBatch], object]] = {
+    "POST /v1/files": lambda batch: batch.upload([BatchItem(id="0", text=TEXT)], key="k"),
+    "POST /v1/batches": lambda batch: batch.create("file-1", key="k"),
+    "GET /v1/batches/batch_1": lambda batch: batch.poll("batch_1"),
+    "GET /v1/batches": lambda batch: batch.find(key="k", input_ref="f", since=datetime.now(UTC)),
+    "GET /v1/files": lambda batch: list(batch.orphans(before=datetime.now(UTC))),
+    "GET /v1/files/file-o/content": lambda batch: list(batch.results("batch_1")),
+    "DELETE /v1/files/file-1": lambda batch: batch.discard("file-1"),
+    "POST /v1/batches/batch_1/cancel": lambda batch: batch.cancel("batch_1"),
+}
+ENDED = {"id": "batch_1", "status": "completed", "output_file_id": "file-o"}
+CUT = b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{KEY"
+
+
+@pytest.mark.fault(131)
+@pytest.mark.fault(132)
+@pytest.mark.parametrize("route", CALLS)
+@pytest.mark.parametrize("reply", [(400, ECHO), (404, ECHO), (500, ECHO), b"KEY {", ODD_JOB, CUT])
+def test_no_failure_of_a_batch_shows_the_key(
+    api: Any,
+    batch_of: Callable[..., OpenAIBatch],
+    route: str,
+    reply: Any,
+    canary: str,
+    everything_logged: io.StringIO,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    told: Any = (200, reply) if not isinstance(reply, tuple) else reply
+    content = told[1] if isinstance(told[1], bytes) else json.dumps(told[1]).encode()
+    api.routes["GET /v1/batches/batch_1"] = ENDED
+    api.routes[route] = (told[0], content.replace(b"KEY", canary.encode()))
+    error = failure_of(lambda: CALLS[route](batch_of()))
+    if error is None:
+        # Nothing is read of these, or it was gone, or a line of nobody came.
+        assert route.startswith("DELETE") or route.endswith(("/cancel", "/content"))
+        return
+    shown = everything_in(error) + everything_logged.getvalue() + "".join(capfd.readouterr())
+    for start in range(len(canary) - 7):
+        assert canary[start : start + 8] not in shown
+    assert TEXT not in str(error) + everything_logged.getvalue()
+    assert error.__context__ is None
+    assert error.__cause__ is None
+    assert canary.encode() not in pickle.dumps(error)
+
+
+def failure_of(call: Callable[[], object]) -> EmbeddingError | None:
+    try:
+        call()
+    except EmbeddingError as error:
+        return error
+    return None
+
+
+@pytest.mark.fault(131)
+def test_no_reason_of_a_batch_shows_the_key(
+    api: Any, batch_of: Callable[..., OpenAIBatch], canary: str
+) -> None:
+    told = json.dumps(FAILED_JOB).replace("KEY", canary).encode()
+    api.routes["GET /v1/batches/batch_1"] = told
+    assert canary[:12] not in repr(batch_of().poll("batch_1"))
+    line = {"custom_id": "0", "response": {"status_code": 400, "body": ECHO}}
+    api.routes["GET /v1/batches/batch_1"] = ENDED
+    api.routes["GET /v1/files/file-o/content"] = (
+        json.dumps(line).replace("KEY", canary).encode() + b"\n"
+    )
+    (outcome,) = batch_of().results("batch_1")
+    assert "[hidden]" in repr(outcome)
+    assert canary[:12] not in repr(outcome)

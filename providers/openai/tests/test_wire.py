@@ -358,3 +358,13 @@ def test_a_lone_surrogate_is_named_by_its_position() -> None:
     with pytest.raises(NotUnicode) as caught:
         request_body("m", ["fine", "\ud800"], encoding="base64", dimensions=None)
     assert caught.value.position == 1
+
+
+def test_a_body_nested_too_deeply_is_refused() -> None:
+    for depth in (900, 1000, 1020, 5000):
+        raw = b'{"data":[{"index":0,"embedding":[1.0]}],"x":' + b"[" * depth + b"]" * depth + b"}"
+        try:
+            parse_reply(raw, count=1, dimensions=1)
+        except BadReply:
+            continue
+        assert depth < 1000

@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import SecretStr
 
-from embedcore.errors import (
-    AuthenticationFailed,
-    ConfigurationError,
-    EmbeddingError,
-    InputRejected,
-    ProviderUnavailable,
-)
+from embedcore.errors import EmbeddingError, InputRejected, ProviderUnavailable
 from embedcore.provider.tokens import EstimatingTokenizer
 from embedcore.provider.types import EmbedReply, EmbedRequest, ModelInfo
 from embedcore_openai import models
 from embedcore_openai.options import KEY_VARIABLE, OpenAIOptions
+from embedcore_openai.session import Session
 from embedcore_openai.tokenizer import Cl100kTokenizer
 
 if TYPE_CHECKING:
     from embedcore.provider.protocol import BatchStrategy, Tokenizer
     from embedcore.provider.types import Vectors
-    from embedcore_openai.errors import Context
-    from embedcore_openai.transport import Answer, Transport
+    from embedcore_openai.batch import OpenAIBatch
+    from embedcore_openai.errorcontext import Context
+    from embedcore_openai.transport import Answer
 
 # A component takes at most 25 characters as JSON text, and 5.4 as base64.
 _BYTES_PER_COMPONENT: Final = 32
@@ -50,8 +45,8 @@ class OpenAIEmbedder:
         self._info = models.describe(model, options)
         exact = models.counts_like_openai(model, options)
         self._tokenizer: Tokenizer = Cl100kTokenizer() if exact else EstimatingTokenizer()
-        self._transport: Transport | None = None
-        self._lock = threading.Lock()
+        self._session = Session(options)
+        self._batch: OpenAIBatch | None = None
         _warn_of_plaintext(options)
 
     @property
@@ -64,7 +59,17 @@ class OpenAIEmbedder:
 
     @property
     def batch(self) -> BatchStrategy | None:
-        return None
+        """For OpenAI's own endpoints, and where the option ``batch`` says that there is one."""
+        offered = self._options.batch
+        if offered is None:
+            offered = self._options.endpoint.is_openai
+        if not offered:
+            return None
+        if self._batch is None:
+            from embedcore_openai.batch import OpenAIBatch
+
+            self._batch = OpenAIBatch(self._info, self._options, self._session)
+        return self._batch
 
     def embed(self, request: EmbedRequest) -> EmbedReply:
         """Send one request. ``billed`` of what it raises follows the rules of ``errors``.
@@ -81,10 +86,7 @@ class OpenAIEmbedder:
 
     def close(self) -> None:
         """Close the connections. A later ``embed`` opens new ones."""
-        with self._lock:
-            transport, self._transport = self._transport, None
-        if transport is not None:
-            transport.close()
+        self._session.close()
 
     def __repr__(self) -> str:
         return f"OpenAIEmbedder({self._info.model!r}, endpoint={self._info.endpoint!r})"
@@ -113,7 +115,7 @@ class OpenAIEmbedder:
         body = self._body(request.texts)
         if isinstance(body, EmbeddingError):
             return body
-        key = self._key()
+        key = self._session.key()
         if isinstance(key, EmbeddingError):
             return key
         context = self._context(request.texts, key)
@@ -148,89 +150,37 @@ class OpenAIEmbedder:
                 reason="no valid Unicode",
             )
 
-    def _key(self) -> str | EmbeddingError | None:
-        """The key for one request; None where none is sent. Never raises: its frame has the key."""
-        given: object = self._options.api_key
-        if callable(given):
-            try:
-                given = given()
-            except EmbeddingError as error:
-                return error
-            except Exception as error:  # noqa: BLE001 - it is the caller's own function
-                failure = AuthenticationFailed(
-                    f"the callable given as api_key failed with {type(error).__name__}"
-                )
-                failure.__cause__ = error
-                return failure
-        key = given.get_secret_value() if isinstance(given, SecretStr) else given
-        if key is not None and not isinstance(key, str):
-            return ConfigurationError(f"api_key gave a {type(key).__name__} instead of a string")
-        if not key or not key.strip():
-            return None if self._works_without_key else _missing_key(self._info.endpoint)
-        if not all("!" <= character <= "~" for character in key):
-            return ConfigurationError(
-                "the API key contains white space, line breaks or characters beyond ASCII: "
-                f"copy it again, without a line end, into {KEY_VARIABLE}"
-            )
-        return key
-
-    @property
-    def _works_without_key(self) -> bool:
-        return self._options.own_authentication or self._options.endpoint.reach != "public"
-
     def _context(self, texts: Sequence[str], key: str | None) -> Context:
-        from embedcore_openai.errors import Context
+        from embedcore_openai.errorcontext import Context
 
-        secrets = [value.get_secret_value() for value in self._options.headers.values()]
         return Context(
             model=self._info.model,
             endpoint=self._info.endpoint,
             texts=texts,
-            secrets=[*secrets, key] if key else secrets,
+            secrets=self._session.secrets(key),
             server_errors_billed=self._options.server_errors_billed,
         )
 
     def _exchange(
         self, body: bytes, key: str | None, request: EmbedRequest, context: Context
     ) -> Answer | EmbeddingError:
-        from embedcore_openai import errors
+        from embedcore_openai.transport import Call
 
         timeout = self._options.timeout
         if request.timeout is not None:
             timeout = min(timeout, request.timeout)
         if not timeout > 0:
             return ProviderUnavailable("no time is left for the request", billed="no")
-        sent = {name: value.get_secret_value() for name, value in self._options.headers.items()}
-        if key is not None:
-            sent["Authorization"] = f"Bearer {key}"
         width = self._info.dimensions or _WIDEST
         cap = len(request.texts) * width * _BYTES_PER_COMPONENT + _BYTES_BESIDE
-        try:
-            transport = self._connected()
-        except Exception as error:  # noqa: BLE001 - a proxy's address, a certificate, a package
-            return errors.from_setup(error, context)
-        try:
-            return transport.post(body, sent, timeout=timeout, max_bytes=cap)
-        except Exception as error:  # noqa: BLE001 - whatever it is, its frames hold the key
-            return errors.from_exception(error, context)
-
-    def _connected(self) -> Transport:
-        from embedcore_openai.transport import Transport
-
-        with self._lock:
-            if self._transport is None:
-                self._transport = Transport(
-                    base_url=self._options.base_url,
-                    organization=self._options.organization,
-                    project=self._options.project,
-                    connect_timeout=self._options.connect_timeout,
-                )
-            return self._transport
+        call = Call(path="/embeddings", body=body, timeout=timeout, max_bytes=cap)
+        return self._session.send(call, key, context)
 
     def _understood(
         self, answer: Answer, context: Context, into: Vectors | None
     ) -> EmbedReply | EmbeddingError:
         from embedcore_openai import errors, headers, wire
+        from embedcore_openai.errorcontext import request_id
 
         if not 200 <= answer.status < 300:
             return errors.from_answer(answer, context)
@@ -248,17 +198,9 @@ class OpenAIEmbedder:
             vectors=reply.vectors,
             tokens=reply.tokens,
             model=reply.model if expected else context.shown(reply.model or ""),
-            request_id=errors.request_id(answer, context),
+            request_id=request_id(answer, context),
             limits=headers.rate_limits(answer.headers),
         )
-
-
-def _missing_key(endpoint: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"no API key for {endpoint}: set the environment variable {KEY_VARIABLE} "
-        f"(export {KEY_VARIABLE}=sk-…), or pass api_key. Keys are made at "
-        "https://platform.openai.com/api-keys"
-    )
 
 
 def _warn_of_plaintext(options: OpenAIOptions) -> None:

@@ -30,6 +30,11 @@ def read_body(body: bytes) -> ErrorBody:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:
         return ErrorBody()
+    return error_in(document)
+
+
+def error_in(document: object) -> ErrorBody:
+    """The error in a document that was parsed already."""
     if not isinstance(document, dict):
         return ErrorBody()
     error = document.get("error")

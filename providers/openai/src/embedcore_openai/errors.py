@@ -7,9 +7,6 @@ exception. No exception of the SDK is kept as a cause: their frames hold the key
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -30,63 +27,22 @@ from embedcore.errors import (
     ProviderUnavailable,
     QuotaExhausted,
     RateLimited,
+    RemoteGone,
     RequestRejected,
     RequestTooLarge,
 )
+from embedcore_openai import errorwords as words
 from embedcore_openai import headers, scrub
+from embedcore_openai.capped import UnreadableBody
 from embedcore_openai.errorbody import ErrorBody, read_body
-from embedcore_openai.transport import Answer, UnreadableBody
+from embedcore_openai.errorcontext import BATCH_API, Context, describe, facts, request_id
+from embedcore_openai.transport import Answer
 from embedcore_openai.wire import BadReply
-
-_QUOTA: Final = frozenset(
-    {
-        "insufficient_quota",
-        "billing_hard_limit_reached",
-        "credit_balance_exhausted",
-        "organization_spend_limit_exceeded",
-        "project_spend_limit_exceeded",
-        "organization_usage_limit_exceeded",
-    }
-)
-_TOO_LONG: Final = frozenset(
-    {"context_length_exceeded", "string_above_max_length", "exceed_context_size_error"}
-)
-_TOO_LARGE: Final = frozenset({"max_tokens_per_request", "array_above_max_length"})
-
-# Wordings of OpenAI, then vLLM, Text Embeddings Inference and llama.cpp, for one long text.
-_TOO_LONG_WORDS: Final = re.compile(
-    r"maximum (?:input|context) length|must have less than \d+ tokens"
-    r"|input (?:\(\d+ tokens\) )?is too (?:large|long)",
-    re.IGNORECASE,
-)
-# Wordings of OpenAI, then TEI, Mistral, Gemini and DashScope, for too much in one request.
-_TOO_LARGE_WORDS: Final = re.compile(
-    r"maximum request size|max \d+ tokens per request|array (?:length must be|too long)"
-    r"|maximum allowed batch size|too many (?:inputs|tokens overall)"
-    r"|at most \d+ requests can be in one batch|batch size is invalid",
-    re.IGNORECASE,
-)
-# A 429 that no waiting can help: this request alone is above the limit per minute.
-_NEVER_FITS_WORDS: Final = re.compile(r"request too large", re.IGNORECASE)
-_POSITION: Final = re.compile(r"\binput(?:\[|\.)(\d{1,6})\b")
 
 _UNKNOWN_OUTCOME: Final = frozenset({408, 409, 502, 504})
 _NOT_SENT: Final = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError"})
+_HTTP_LIBRARIES: Final = frozenset({"httpx", "httpx2", "httpcore", "httpcore2"})
 _NOT_SENDABLE: Final = frozenset({"LocalProtocolError", "UnsupportedProtocol", "InvalidURL"})
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
-class Context:
-    """What the request was, for messages. ``secrets`` and ``texts`` are what must not be shown."""
-
-    model: str
-    endpoint: str
-    texts: Sequence[str] = ()
-    secrets: Sequence[str] = ()
-    server_errors_billed: Billed = "no"
-
-    def shown(self, message: str) -> str:
-        return scrub.clean(message, secrets=self.secrets, texts=self.texts)
 
 
 def from_answer(answer: Answer, context: Context) -> EmbeddingError:
@@ -103,17 +59,51 @@ def from_answer(answer: Answer, context: Context) -> EmbeddingError:
         or _about_the_size(answer, body, context)
         or _about_the_moment(answer, body, context)
         or RequestRejected(
-            _describe(answer, body, context, "refused the request"),
+            describe(answer, body, context, "refused the request"),
             billed="no" if body.own else "unknown",
-            **_facts(answer, body, context),
+            **facts(answer, body, context),
         )
     )
+
+
+def from_batch_answer(answer: Answer, context: Context) -> EmbeddingError:
+    """The error for an answer of the batch API that is not a success.
+
+    Proof that no job was started is only a refusal that the API itself wrote.
+    """
+    body = read_body(bytes(answer.body))
+    status = answer.status
+    error = _about_a_job(answer, body, context) or from_answer(answer, context)
+    refused = body.own and 400 <= status < 500 and status not in _UNKNOWN_OUTCOME
+    error.billed = "no" if refused or not context.creates else "unknown"
+    return error
+
+
+def _about_a_job(answer: Answer, body: ErrorBody, context: Context) -> EmbeddingError | None:
+    kind: type[PermanentProviderError]
+    if answer.status in (404, 410) and context.batch == BATCH_API:
+        kind, what = RequestRejected, f"has no {BATCH_API} under this address; set batch = false"
+    elif answer.status in (404, 410):
+        kind = RemoteGone
+        what = (
+            f"has no {context.batch}: gone, or of another project than the key with the "
+            f"fingerprint {context.key_print}"
+        )
+    elif answer.status == 403 and not body.names & words.QUOTA:
+        kind, what = PermissionDenied, f"does not let this key use {context.batch}"
+    elif answer.status == 413:
+        kind, what = RequestTooLarge, f"finds {context.batch} too large"
+    elif answer.status in (400, 405, 422) and not body.names & words.QUOTA:
+        kind, what = RequestRejected, f"refused the request for {context.batch}"
+    else:
+        return None
+    return kind(describe(answer, body, context, what), **facts(answer, body, context))
 
 
 def _about_the_account(answer: Answer, body: ErrorBody, context: Context) -> EmbeddingError | None:
     status, model = answer.status, context.model
     kind: type[PermanentProviderError]
-    if status == 402 or (status in (400, 403, 429) and body.names & _QUOTA):
+    if status == 402 or (status in (400, 403, 429) and body.names & words.QUOTA):
         kind, what = QuotaExhausted, "has no quota left for this account; waiting does not help"
     elif status == 401:
         kind, what = AuthenticationFailed, "does not accept the API key; check OPENAI_API_KEY"
@@ -125,41 +115,41 @@ def _about_the_account(answer: Answer, body: ErrorBody, context: Context) -> Emb
         return None
     proven = body.own or status in (401, 403, 404)
     return kind(
-        _describe(answer, body, context, what),
+        describe(answer, body, context, what),
         billed="no" if proven else "unknown",
-        **_facts(answer, body, context),
+        **facts(answer, body, context),
     )
 
 
 def _about_the_size(answer: Answer, body: ErrorBody, context: Context) -> EmbeddingError | None:
     if answer.status == 429:
-        too_large = body.own and bool(_NEVER_FITS_WORDS.search(body.message))
+        too_large = body.own and bool(words.NEVER_FITS_WORDS.search(body.message))
     elif answer.status in (400, 413, 422, 500):
-        if body.names & _TOO_LONG or _TOO_LONG_WORDS.search(body.message):
+        if body.names & words.TOO_LONG or words.TOO_LONG_WORDS.search(body.message):
             return _too_long(answer, body, context)
         too_large = answer.status == 413 or (
             answer.status != 500
-            and bool(body.names & _TOO_LARGE or _TOO_LARGE_WORDS.search(body.message))
+            and bool(body.names & words.TOO_LARGE or words.TOO_LARGE_WORDS.search(body.message))
         )
     else:
         too_large = False
     if not too_large:
         return None
     return RequestTooLarge(
-        _describe(answer, body, context, f"finds {len(context.texts)} texts too much at once"),
+        describe(answer, body, context, f"finds {len(context.texts)} texts too much at once"),
         billed="no",
-        **_facts(answer, body, context),
+        **facts(answer, body, context),
     )
 
 
 def _too_long(answer: Answer, body: ErrorBody, context: Context) -> InputTooLong:
-    found = _POSITION.search(body.parameter) or _POSITION.search(body.message)
+    found = words.POSITION.search(body.parameter) or words.POSITION.search(body.message)
     position = int(found[1]) if found else (0 if len(context.texts) == 1 else None)
     if position is not None and position >= len(context.texts):
         position = None
     which = "a text" if position is None else f"text {position} of the request"
     return InputTooLong(
-        _describe(answer, body, context, f"finds {which} too long; set max_input_tokens lower"),
+        describe(answer, body, context, f"finds {which} too long; set max_input_tokens lower"),
         position=position,
         reason="longer than the model takes",
         billed="no",
@@ -171,21 +161,21 @@ def _about_the_moment(answer: Answer, body: ErrorBody, context: Context) -> Embe
     wait: dict[str, Any] = {
         "retry_after": headers.retry_after(answer.headers),
         "limits": headers.rate_limits(answer.headers),
-        **_facts(answer, body, context),
+        **facts(answer, body, context),
     }
     if answer.status == 429:
         return RateLimited(
-            _describe(answer, body, context, "gets requests too fast"), billed=billed, **wait
+            describe(answer, body, context, "gets requests too fast"), billed=billed, **wait
         )
     if answer.status in _UNKNOWN_OUTCOME:
         return OutcomeUnknown(
-            _describe(answer, body, context, "did not finish; the request may have been billed"),
+            describe(answer, body, context, "did not finish; the request may have been billed"),
             **wait,
         )
     if answer.status == 424 or answer.status >= 500:
         certain = body.own and answer.status in (424, 500, 503, 529)
         return ProviderUnavailable(
-            _describe(answer, body, context, "cannot serve at the moment"),
+            describe(answer, body, context, "cannot serve at the moment"),
             billed=context.server_errors_billed if certain else "unknown",
             **wait,
         )
@@ -218,6 +208,36 @@ def from_exception(error: Exception, context: Context) -> EmbeddingError:
 
     Only what fails before the connection stands is certain not to be billed.
     """
+    translated = _from_exception(error, context)
+    if context.batch and not context.creates:
+        translated.billed = "no"
+    elif context.batch and translated.billed == "yes":
+        translated.billed = "unknown"
+    return translated
+
+
+def from_download(error: Exception, context: Context) -> EmbeddingError:
+    """The error for a body that was cut off. Reading it again costs nothing."""
+    if isinstance(error, UnreadableBody):
+        return InvalidResponse(f"{context.batch} cannot be read: {error}", billed="no")
+    library = type(error).__module__.partition(".")[0]
+    if not isinstance(error, openai.OpenAIError | OSError) and library not in _HTTP_LIBRARIES:
+        return ProviderError(f"{context.batch} cannot be read ({type(error).__name__})")
+    cause = f"{type(error).__name__}: {context.shown(str(error))}".rstrip(": ")
+    return ProviderUnavailable(f"the download of {context.batch} broke off ({cause})", billed="no")
+
+
+def from_bad_batch_reply(reply: BadReply, answer: Answer, context: Context) -> InvalidResponse:
+    """The error for a success of the batch API whose body is not one."""
+    return InvalidResponse(
+        f"what {context.endpoint} says of {context.batch} cannot be trusted: {reply.reason}",
+        billed="unknown" if context.creates else "no",
+        status=answer.status,
+        request_id=request_id(answer, context),
+    )
+
+
+def _from_exception(error: Exception, context: Context) -> EmbeddingError:
     chain = _chain(error)
     names = {type(link).__name__ for link in chain}
     cause = f"{type(chain[-1]).__name__}: {context.shown(str(chain[-1]))}".rstrip(": ")
@@ -266,22 +286,3 @@ def from_bad_reply(reply: BadReply, answer: Answer, context: Context) -> Invalid
         code=context.shown(body.code)[:80] or None,
         request_id=request_id(answer, context),
     )
-
-
-def request_id(answer: Answer, context: Context) -> str | None:
-    """The server's name for the request; None if the server put a secret there."""
-    name = headers.request_id(answer.headers)
-    return None if name and any(secret in name for secret in context.secrets) else name
-
-
-def _facts(answer: Answer, body: ErrorBody, context: Context) -> dict[str, Any]:
-    return {
-        "status": answer.status,
-        "code": context.shown(body.code or body.kind)[:80] or None,
-        "request_id": request_id(answer, context),
-    }
-
-
-def _describe(answer: Answer, body: ErrorBody, context: Context, what: str) -> str:
-    said = context.shown(body.message)
-    return f"{context.endpoint} {what} (HTTP {answer.status}{': ' if said else ''}{said})"

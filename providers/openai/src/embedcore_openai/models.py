@@ -91,7 +91,14 @@ def describe(model: str, options: OpenAIOptions) -> ModelInfo:
         price=_price(info.price, options),
         reply_models=_reply_models(info, model, options),
         endpoint=options.base_url,
+        account=_account(options),
     )
+
+
+def _account(options: OpenAIOptions) -> str:
+    """The organisation and project that the options name; a key alone does not tell."""
+    named = (options.organization or "", options.project or "")
+    return "/".join(named) if any(named) else ""
 
 
 def _best_texts(info: ModelInfo) -> int | None:

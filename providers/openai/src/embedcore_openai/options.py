@@ -57,6 +57,15 @@ class OpenAIOptions(BaseModel):
     ``server_errors_billed`` is an assumption, since no document says it: a 500, 503 or 529 with
     the server's own error body was not billed ("no"). Set "unknown" to charge such requests to
     the budget.
+
+    ``batch``: whether the server has a batch API; unset: only OpenAI's own is taken to have one.
+    ``batch_encoding``: how vectors travel in a batch's output; "base64" inside a batch is allowed
+    by the API reference and was seen by nobody, so "float" unless it is known to work.
+    ``batch_errors_billed``: whether lines of a batch that were answered with an error cost
+    anything; an assumption, too. ``batch_output_expiry``: ask that results be kept for 30 days;
+    switch it off for a server that refuses the parameter. ``max_enqueued_tokens``: the account's
+    limit of tokens in all batches that have not ended. ``transfer_timeout``: seconds for one file
+    up or down, counting only the time spent on waiting; each wait for more is up to ``timeout``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -87,7 +96,14 @@ class OpenAIOptions(BaseModel):
     batch_price: Annotated[Price | None, KeepsVectors()] = None
     server_errors_billed: Annotated[Literal["no", "unknown"], KeepsVectors()] = "no"
 
+    batch: Annotated[bool | None, KeepsVectors()] = None
+    batch_encoding: Annotated[Literal["float", "base64"], KeepsVectors()] = "float"
+    batch_errors_billed: Annotated[Literal["no", "unknown"], KeepsVectors()] = "no"
+    batch_output_expiry: Annotated[bool, KeepsVectors()] = True
+    max_enqueued_tokens: Annotated[PositiveInt | None, KeepsVectors()] = None
+
     timeout: Annotated[PositiveFloat, Field(allow_inf_nan=False), KeepsVectors()] = 60.0
+    transfer_timeout: Annotated[PositiveFloat, Field(allow_inf_nan=False), KeepsVectors()] = 3600.0
     connect_timeout: Annotated[PositiveFloat, Field(allow_inf_nan=False), KeepsVectors()] = 5.0
     allow_plaintext: Annotated[bool, KeepsVectors()] = False
 

@@ -25,7 +25,7 @@ _FLOAT_BYTES: Final = 4
 _BLOCK_ROWS: Final = 32
 # Larger numbers of tokens are no numbers of tokens, and do not fit a database column.
 _MOST_TOKENS: Final = 2**63 - 1
-_NUMBERS: Final = frozenset({int, float})
+NUMBERS: Final = frozenset({int, float})
 
 
 class BadReply(Exception):
@@ -107,7 +107,10 @@ def _read(body: bytes, count: int) -> tuple[dict[str, Any], list[Any]]:
         raise BadReply("it has no list of embeddings under 'data'")
     if len(items) != count:
         raise BadReply(f"it has {len(items)} embeddings for {count} texts")
-    _refuse_repeated_keys(body, document, items)
+    try:
+        _refuse_repeated_keys(body, document, items)
+    except RecursionError:
+        raise BadReply("it is nested too deeply") from None
     return document, _rows_in_order(items)
 
 
@@ -125,8 +128,8 @@ def _reply(
 ) -> Reply:
     return Reply(
         vectors=_vectors(rows, dimensions, into),
-        tokens=_tokens(document.get("usage")),
-        model=_name(document.get("model")),
+        tokens=tokens_in(document.get("usage")),
+        model=name_in(document.get("model")),
     )
 
 
@@ -146,7 +149,7 @@ def _refuse_repeated_keys(body: bytes, document: dict[str, Any], items: list[Any
     Every string of a document has two quotation marks, so that fewer strings in the result than in
     the bytes mean a repeated key, or an escaped quotation mark, and the slow parser must look.
     """
-    strings = _strings_in({**document, "data": None})
+    strings = strings_in({**document, "data": None})
     for item in items:
         if not isinstance(item, dict):
             raise BadReply("an entry of 'data' is not an object")
@@ -155,33 +158,33 @@ def _refuse_repeated_keys(body: bytes, document: dict[str, Any], items: list[Any
             if type(value) is str:
                 strings += 1
             elif name != "embedding":
-                strings += _strings_in(value)
-            elif type(value) is list and not _NUMBERS.issuperset(map(type, value)):
+                strings += strings_in(value)
+            elif type(value) is list and not NUMBERS.issuperset(map(type, value)):
                 raise BadReply("an embedding has components that are not numbers")
     if quotation_marks(body) == 2 * strings:
         return
     try:
-        json.loads(body, object_pairs_hook=_without_repetition, parse_constant=_refuse_constant)
+        json.loads(body, object_pairs_hook=without_repetition, parse_constant=refuse_constant)
     except (ValueError, RecursionError):
         raise BadReply("its JSON is broken", not_json=True) from None
 
 
-def _strings_in(value: object) -> int:
+def strings_in(value: object) -> int:
     if isinstance(value, str):
         return 1
     if isinstance(value, dict):
-        return len(value) + sum(map(_strings_in, value.values()))
-    return sum(map(_strings_in, value)) if isinstance(value, list) else 0
+        return len(value) + sum(map(strings_in, value.values()))
+    return sum(map(strings_in, value)) if isinstance(value, list) else 0
 
 
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise BadReply("a key occurs twice in one JSON object")
     return found
 
 
-def _refuse_constant(name: str) -> float:
+def refuse_constant(name: str) -> float:
     raise BadReply(f"it contains {name}, which is not a number in JSON")
 
 
@@ -203,7 +206,7 @@ def _rows_in_order(items: list[dict[str, Any]]) -> list[Any]:
 def _vectors(rows: list[Any], dimensions: int | None, wanted: Vectors | None) -> Vectors:
     if not rows:
         return np.empty((0, dimensions or 0), dtype=np.float32)
-    first = _row(rows[0])
+    first = row_of(rows[0])
     width = first.shape[0]
     if dimensions is not None and width != dimensions:
         raise BadReply(f"its vectors have {width} dimensions instead of {dimensions}")
@@ -250,13 +253,13 @@ def _decoded_together(rows: list[Any], into: Vectors) -> bool:
 
 def _decode_one_by_one(rows: list[Any], into: Vectors) -> None:
     for position, embedding in enumerate(rows):
-        row = _row(embedding)
+        row = row_of(embedding)
         if row.shape != into.shape[1:]:
             raise BadReply(f"it mixes vectors of {into.shape[1]} and {row.shape[0]} dimensions")
         into[position] = row
 
 
-def _row(embedding: object) -> Vectors:
+def row_of(embedding: object) -> Vectors:
     if isinstance(embedding, (str, memoryview)):
         return _from_base64(embedding)
     if not isinstance(embedding, list):
@@ -281,7 +284,7 @@ def _from_base64(text: str | memoryview) -> Vectors:
     return np.frombuffer(raw, dtype="<f4")
 
 
-def _tokens(usage: object) -> int | None:
+def tokens_in(usage: object) -> int | None:
     """What was billed. Some servers say nothing, zero or nonsense: that is None."""
     if not isinstance(usage, dict):
         return None
@@ -290,5 +293,5 @@ def _tokens(usage: object) -> int | None:
     return max(sound, default=None)
 
 
-def _name(model: object) -> str | None:
+def name_in(model: object) -> str | None:
     return model if isinstance(model, str) and model else None

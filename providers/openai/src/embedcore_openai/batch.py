@@ -1,0 +1,260 @@
+"""OpenAI's batch API: many texts as one remote job, at half the price, within a day.
+
+Uploading, listing, polling, reading and deleting cost nothing and may be repeated; only ``create``
+starts what is billed. Facts of the API: its reference and description of August 2026, the SDK, and
+recordings; what only the real API can show is in the README under *Assumptions*.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime, timedelta
+from typing import Final
+
+import orjson
+
+from embedcore.errors import (
+    ConfigurationError,
+    EmbeddingError,
+    OutcomeUnknown,
+    PermanentProviderError,
+    ProviderUnavailable,
+    RemoteGone,
+    RequestRejected,
+    RequestTooLarge,
+)
+from embedcore.provider.types import (
+    BatchItem,
+    BatchLimits,
+    BatchOutcome,
+    BatchStatus,
+    FoundJob,
+    ModelInfo,
+)
+from embedcore_openai import batchobjects as objects
+from embedcore_openai import jsonl
+from embedcore_openai.batchcalls import BatchCalls
+from embedcore_openai.listing import NewestFirst, all_pages
+from embedcore_openai.options import OpenAIOptions
+from embedcore_openai.outcomes import LineReader
+from embedcore_openai.session import Session
+from embedcore_openai.transport import Spool
+
+# Guide "Batch API": 50,000 requests, as many inputs, 200 MB.
+MAX_ITEMS: Final = 50_000
+MAX_BYTES: Final = 200_000_000
+_WINDOW_SECONDS: Final = 86_400.0
+# The longest that the API allows.
+_OUTPUT_SECONDS: Final = 2_592_000
+_CLOCKS_DIFFER: Final = timedelta(hours=1)
+_ENDED_ALREADY: Final = frozenset({400, 409, 422})
+
+_log = logging.getLogger("embedcore.openai")
+
+
+class OpenAIBatch:
+    """Implements ``embedcore.provider.protocol.BatchStrategy``. Shared freely between threads.
+
+    Items must have the ids "0", "1", … in the order of upload: the API names the lines that it
+    does not accept by their number, and ``poll`` gives their reasons by these ids.
+    """
+
+    def __init__(self, info: ModelInfo, options: OpenAIOptions, session: Session) -> None:
+        self._info = info
+        self._options = options
+        self._known_words = set(objects.RUNNING)
+        self._calls = BatchCalls(info, options, session)
+
+    @property
+    def limits(self) -> BatchLimits:
+        return BatchLimits(
+            max_items=MAX_ITEMS,
+            max_bytes=MAX_BYTES,
+            max_enqueued_tokens=self._options.max_enqueued_tokens,
+            window=_WINDOW_SECONDS,
+        )
+
+    def sizes(self, items: Sequence[BatchItem]) -> list[int]:
+        """The exact bytes of each item's line. Raises ``InputRejected`` for what is no Unicode."""
+        return [len(self._line(item)) for item in items]
+
+    def upload(self, items: Iterable[BatchItem], *, key: str) -> str:
+        """Write the lines to a temporary file and send it, named after ``key``.
+
+        Nothing is sent if ``items`` raises, or if the file would be larger than the API takes:
+        ``RequestTooLarge``.
+        """
+        with _spool() as file:
+            self._write(items, file)
+            return self._calls.upload(objects.file_name(_mark(key)), file)
+
+    def create(self, input_ref: str, *, key: str) -> str:
+        """Start the job, with one request that is never repeated."""
+        _require_id(input_ref, "input file")
+        body: dict[str, object] = {
+            "input_file_id": input_ref,
+            "endpoint": jsonl.ENDPOINT,
+            "completion_window": "24h",
+            "metadata": {objects.MARK: _mark(key)},
+        }
+        if self._options.batch_output_expiry:
+            body["output_expires_after"] = {"anchor": "created_at", "seconds": _OUTPUT_SECONDS}
+        return self._calls.create(orjson.dumps(body), input_ref)
+
+    def find(self, *, key: str, input_ref: str, since: datetime) -> list[FoundJob]:
+        """Jobs that carry the key or the input, by the time of their creation.
+
+        The list is read until everything on a page is older than an hour before ``since``, or to
+        its end. Jobs without a time come last.
+        """
+        mark = _mark(key)
+        order = NewestFirst(since - _CLOCKS_DIFFER)
+        found: dict[str, FoundJob] = {}
+        for page in all_pages(self._calls.batches):
+            ours = [job for job in page.entries if job.key == mark or job.input_ref == input_ref]
+            found |= {job.found.id: job.found for job in ours}
+            if order.passed([job.found.created_at for job in page.entries]):
+                break
+        return sorted(
+            found.values(), key=lambda job: (job.created_at is None, job.created_at or since)
+        )
+
+    def discard(self, input_ref: str) -> None:
+        _require_id(input_ref, "input file")
+        try:
+            self._calls.delete(input_ref)
+        except RemoteGone:
+            return
+
+    def orphans(self, *, before: datetime) -> Iterator[str]:
+        """Files of ours by their name, which carries ``embedcore``, that no batch was made of."""
+        ours = [
+            file.id
+            for page in all_pages(self._calls.files)
+            for file in page.entries
+            if file.ours and file.created_at is not None and file.created_at < before
+        ]
+        if not ours:
+            return
+        # Listed after the files: a batch that was made in between is seen.
+        used = {job.input_ref for page in all_pages(self._calls.batches) for job in page.entries}
+        yield from (file for file in ours if file not in used)
+
+    def poll(self, job_id: str) -> BatchStatus:
+        _require_id(job_id, "batch")
+        status = self._calls.status(job_id)
+        if status.state == "running" and status.detail not in self._known_words:
+            self._known_words.add(status.detail)
+            _log.warning(
+                "batch %s is %r, a state that is not known; it counts as running",
+                job_id,
+                status.detail,
+            )
+        return status
+
+    def results(self, job_id: str) -> Iterator[BatchOutcome]:
+        """Outcomes as they arrive; memory holds one line and one piece of the download."""
+        _require_id(job_id, "batch")
+        files = self._calls.result_files(job_id)
+        if files is None:
+            raise ProviderUnavailable(f"batch {job_id} has not ended: no results yet", billed="no")
+        gone: list[RemoteGone] = []
+        for file in files:
+            try:
+                yield from self._outcomes(file, job_id)
+            except RemoteGone as error:
+                # What the other file says is worth having all the same.
+                gone.append(error)
+        if gone:
+            raise gone[0].with_traceback(None)
+
+    def cancel(self, job_id: str) -> None:
+        _require_id(job_id, "batch")
+        try:
+            self._calls.cancel(job_id)
+            return
+        except (RequestRejected, OutcomeUnknown) as error:
+            if error.status not in _ENDED_ALREADY:
+                raise
+            refusal = error
+        status = self.poll(job_id)
+        if status.state == "running" and status.detail != "cancelling":
+            raise refusal.with_traceback(None)
+
+    def __repr__(self) -> str:
+        return f"OpenAIBatch({self._info.model!r}, endpoint={self._info.endpoint!r})"
+
+    def _line(self, item: BatchItem) -> bytes:
+        return jsonl.input_line(
+            item,
+            model=self._info.model,
+            encoding=self._options.batch_encoding,
+            dimensions=self._options.dimensions,
+        )
+
+    def _write(self, items: Iterable[BatchItem], file: Spool) -> None:
+        count = size = 0
+        for item in items:
+            line = self._line(item)
+            count, size = count + 1, size + len(line)
+            if count > MAX_ITEMS or size > MAX_BYTES:
+                raise RequestTooLarge(
+                    f"a batch takes at most {MAX_ITEMS:,} texts and {MAX_BYTES:,} bytes; this one "
+                    f"has {count:,} texts and {size:,} bytes, or more"
+                )
+            try:
+                file.write(line)
+            except OSError as error:
+                raise _unwritable(error) from None
+        if not count:
+            raise RequestRejected("a batch needs at least one text", billed="no")
+        try:
+            file.seek(0)
+        except OSError as error:
+            raise _unwritable(error) from None
+
+    def _outcomes(self, file: str, job_id: str) -> Iterator[BatchOutcome]:
+        source = self._calls.open(file, job_id)
+        reader = LineReader(shown=source.shown, errors_billed=self._options.batch_errors_billed)
+        try:
+            while line := source.next_line():
+                if isinstance(line, EmbeddingError):
+                    raise line.with_traceback(None)
+                yield reader.read(line)
+        finally:
+            source.close()
+        if not source.delimited and self._size(file) not in (None, source.received):
+            raise ProviderUnavailable(f"the download for batch {job_id} broke off", billed="no")
+
+    def _size(self, file: str) -> int | None:
+        try:
+            return self._calls.size(file)
+        except PermanentProviderError:
+            return None
+
+
+def _mark(key: str) -> str:
+    """The key as it is written into metadata and file names."""
+    return key if objects.is_id(key) else hashlib.sha256(key.encode()).hexdigest()
+
+
+def _require_id(value: str, what: str) -> None:
+    if not objects.is_id(value):
+        raise RequestRejected(f"that is not the id of a {what}: nothing was sent", billed="no")
+
+
+def _spool() -> Spool:
+    try:
+        return Spool(tempfile.TemporaryFile(buffering=0))
+    except OSError as error:
+        raise _unwritable(error) from None
+
+
+def _unwritable(error: OSError) -> ConfigurationError:
+    return ConfigurationError(
+        f"the temporary folder {tempfile.gettempdir()} cannot hold a batch's input "
+        f"({error.strerror}): make room, or set TMPDIR"
+    )

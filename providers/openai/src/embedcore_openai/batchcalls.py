@@ -1,0 +1,247 @@
+"""One request of the batch API: who it is from, what it is about, and what its answer says.
+
+Whatever goes wrong on the way is handed back instead of raised, up to where no frame holds the key
+or an answer any more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar
+
+import orjson
+
+from embedcore.errors import EmbeddingError
+from embedcore.provider.types import BatchStatus, ModelInfo
+from embedcore_openai import batchobjects as objects
+from embedcore_openai import errors, jsonl
+from embedcore_openai.capped import Download
+from embedcore_openai.errorcontext import BATCH_API, Context
+from embedcore_openai.listing import PAGE_SIZE, Page, page_of
+from embedcore_openai.options import OpenAIOptions
+from embedcore_openai.session import Session
+from embedcore_openai.transport import Answer, Call, Spool
+from embedcore_openai.wire import BadReply
+
+_LARGEST_OBJECT: Final = 64_000_000
+# A file of 200 MB is looked at before the answer comes.
+_WAITS_AFTER_UPLOAD: Final = 5
+
+T = TypeVar("T")
+Document = dict[str, Any]
+Read = Callable[[Document, objects.Shown], T]
+
+
+class Source:
+    """The lines of one result file, as they arrive."""
+
+    def __init__(self, download: Download, context: Context) -> None:
+        self._download = download
+        self._context = context
+        self._lines = jsonl.whole_lines(download.pieces())
+
+    @property
+    def delimited(self) -> bool:
+        return self._download.delimited
+
+    @property
+    def received(self) -> int:
+        return self._download.received
+
+    def shown(self, message: str) -> str:
+        return self._context.shown(message)
+
+    def next_line(self) -> bytes | EmbeddingError | None:
+        """None at the end. Raises nothing: frames down there hold the key."""
+        try:
+            return next(self._lines, None)
+        except Exception as error:  # noqa: BLE001 - of either HTTP library
+            return errors.from_download(error, self._context)
+
+    def close(self) -> None:
+        self._download.close()
+
+
+class BatchCalls:
+    """Raises the errors under ``ProviderError``, and ``ConfigurationError``."""
+
+    def __init__(self, info: ModelInfo, options: OpenAIOptions, session: Session) -> None:
+        self._info = info
+        self._options = options
+        self._session = session
+
+    def upload(self, name: str, file: Spool) -> str:
+        call = Call(
+            path="/files",
+            file=(name, file),
+            timeout=self._options.timeout * _WAITS_AFTER_UPLOAD,
+            patience=self._options.transfer_timeout,
+            max_bytes=_LARGEST_OBJECT,
+        )
+        return self._ask(call, _id, BATCH_API)
+
+    def create(self, body: bytes, input_ref: str) -> str:
+        call = self._call("POST", "/batches", body=body)
+        return self._ask(call, _id, f"input file {input_ref}", creates=True)
+
+    def delete(self, file: str) -> None:
+        self._ask(self._call("DELETE", f"/files/{file}"), _deleted, f"file {file}")
+
+    def size(self, file: str) -> int | None:
+        """The bytes that a file should have."""
+        return self._ask(self._call("GET", f"/files/{file}"), _size, f"file {file}")
+
+    def status(self, job: str) -> BatchStatus:
+        def read(document: Document, shown: objects.Shown) -> BatchStatus:
+            return objects.status_of(document, job_id=job, shown=shown)
+
+        return self._ask(self._call("GET", f"/batches/{job}"), read, f"batch {job}")
+
+    def result_files(self, job: str) -> list[str] | None:
+        def read(document: Document, shown: objects.Shown) -> list[str] | None:
+            return objects.result_files(document, job_id=job, shown=shown)
+
+        return self._ask(self._call("GET", f"/batches/{job}"), read, f"batch {job}")
+
+    def cancel(self, job: str) -> None:
+        self._do(self._call("POST", f"/batches/{job}/cancel"), f"batch {job}")
+
+    def batches(self, after: str | None) -> Page[objects.Job]:
+        def read(document: Document, _: objects.Shown) -> Page[objects.Job]:
+            return page_of(document, objects.job_of, "batches")
+
+        return self._ask(self._call("GET", "/batches", query=_page(after)), read, BATCH_API)
+
+    def files(self, after: str | None) -> Page[objects.StoredFile]:
+        def read(document: Document, _: objects.Shown) -> Page[objects.StoredFile]:
+            return page_of(document, objects.file_of, "files")
+
+        query = {"purpose": "batch", **_page(after)}
+        return self._ask(self._call("GET", "/files", query=query), read, BATCH_API)
+
+    def open(self, file: str, job: str) -> Source:
+        """The content of a result file of a job, from its beginning."""
+        opened = self._opened(file, f"results of batch {job}")
+        if isinstance(opened, EmbeddingError):
+            raise opened.with_traceback(None)
+        return opened
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+    ) -> Call:
+        return Call(
+            method=method,
+            path=path,
+            query=query or {},
+            body=body,
+            timeout=self._options.timeout,
+            max_bytes=_LARGEST_OBJECT,
+        )
+
+    def _ask(self, call: Call, read: Read[T], about: str, *, creates: bool = False) -> T:
+        outcome = self._understood(call, read, about, creates)
+        if isinstance(outcome, EmbeddingError):
+            # Raised here and without the way it came: frames down there hold the key.
+            raise outcome.with_traceback(None)
+        return outcome
+
+    def _do(self, call: Call, about: str) -> None:
+        """A success is all there is to know."""
+        sent = self._sent(call, about, creates=False)
+        if isinstance(sent, EmbeddingError):
+            raise sent.with_traceback(None)
+        sent[0].release()
+
+    def _understood(
+        self, call: Call, read: Read[T], about: str, creates: bool
+    ) -> T | EmbeddingError:
+        sent = self._sent(call, about, creates)
+        if isinstance(sent, EmbeddingError):
+            return sent
+        answer, context = sent
+        try:
+            return read(_document(answer), context.shown)
+        except BadReply as bad:
+            return errors.from_bad_batch_reply(bad, answer, context)
+        finally:
+            answer.release()
+
+    def _opened(self, file: str, about: str) -> Source | EmbeddingError:
+        call = Call(
+            method="GET",
+            path=f"/files/{file}/content",
+            stream=True,
+            timeout=self._options.timeout,
+            patience=self._options.transfer_timeout,
+        )
+        sent = self._sent(call, about, creates=False)
+        if isinstance(sent, EmbeddingError):
+            return sent
+        answer, context = sent
+        if answer.download is None:
+            return errors.from_batch_answer(answer, context)
+        return Source(answer.download, context)
+
+    def _sent(
+        self, call: Call, about: str, creates: bool
+    ) -> tuple[Answer, Context] | EmbeddingError:
+        key = self._session.key()
+        if isinstance(key, EmbeddingError):
+            return key
+        context = Context(
+            model=self._info.model,
+            endpoint=self._info.endpoint,
+            secrets=self._session.secrets(key),
+            # Whether a job was started is never taken from an assumption.
+            server_errors_billed="unknown",
+            batch=about,
+            creates=creates,
+            key_print=self._key_print(key),
+        )
+        answer = self._session.send(call, key, context)
+        if isinstance(answer, EmbeddingError):
+            return answer
+        if not 200 <= answer.status < 300:
+            return errors.from_batch_answer(answer, context)
+        return answer, context
+
+    def _key_print(self, key: str | None) -> str:
+        secret = key or "\n".join(self._session.secrets(None))
+        return hashlib.sha256(secret.encode()).hexdigest()[:8] if secret else "(no key)"
+
+
+def _page(after: str | None) -> dict[str, str]:
+    limit = {"limit": str(PAGE_SIZE)}
+    return limit if after is None else {**limit, "after": after}
+
+
+def _document(answer: Answer) -> Document:
+    if answer.status == 204:
+        return {}
+    try:
+        document = orjson.loads(answer.body)
+    except orjson.JSONDecodeError:
+        raise BadReply("it is not valid JSON") from None
+    if not isinstance(document, dict):
+        raise BadReply("it is not a JSON object")
+    return document
+
+
+def _id(document: Document, _: objects.Shown) -> str:
+    return objects.id_of(document)
+
+
+def _size(document: Document, _: objects.Shown) -> int | None:
+    return objects.size_of(document)
+
+
+def _deleted(document: Document, _: objects.Shown) -> None:
+    # A job can be made of a file that is still there: its end must not be assumed.
+    if document.get("deleted") is False:
+        raise BadReply("it was not deleted")

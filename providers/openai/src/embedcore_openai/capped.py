@@ -1,0 +1,225 @@
+"""How is one body read? Up to a size, up to a moment, from where it is sent and nowhere else.
+
+The SDK reads a body without a limit, follows redirects by default and may be either of two major
+versions on two HTTP libraries. All of that is decided here, in the one method of the HTTP client
+that both have.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import zlib
+from collections.abc import Generator, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from mmap import mmap
+from typing import Any, Final
+
+import openai
+from openai import DefaultHttpxClient
+
+from embedcore_openai.buffers import Buffers
+
+_ERROR_BYTES: Final = 1_000_000
+_STEP_BYTES: Final = 1 << 16
+_WINDOW_BITS: Final = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": 15}
+
+
+@dataclass(kw_only=True, slots=True)
+class Exchange:
+    """What goes down to ``send`` and what comes back past the SDK."""
+
+    max_bytes: int
+    deadline: float
+    stream: bool = False
+    download: Download | None = None
+    body: memoryview | None = None
+    buffer: mmap | None = None
+    turns: threading.BoundedSemaphore | None = None
+
+    def release(self) -> None:
+        """The body has been read, or nobody wants it: its memory may be used again."""
+        if self.download is not None:
+            self.download.close()
+        if self.turns is not None:
+            turns, self.turns = self.turns, None
+            turns.release()
+        if self.buffer is not None:
+            buffer, self.buffer, self.body = self.buffer, None, None
+            _memory.buffers.give(buffer)
+
+
+class UnreadableBody(openai.OpenAIError):
+    """The body is larger than any honest one, or packed in a way nobody asked for."""
+
+
+class CutOff(openai.OpenAIError):
+    """The body ended before its end."""
+
+
+class Download:
+    """A body that is read as it arrives. ``left``: seconds that may be spent on waiting for it.
+
+    ``received``: its bytes so far, unpacked.
+    """
+
+    def __init__(self, response: Any, *, left: float) -> None:
+        self._response = response
+        self._left = left
+        self.received = 0
+
+    @property
+    def delimited(self) -> bool:
+        """True when the server says where the body ends, so that one cut off does not go unseen."""
+        headers = self._response.headers
+        packed = headers.get("content-encoding", "identity").strip().lower() in _WINDOW_BITS
+        chunked = "chunked" in headers.get("transfer-encoding", "")
+        return packed or chunked or "content-length" in headers
+
+    def pieces(self) -> Iterator[bytes]:
+        """The bytes, unpacked. Raises ``CutOff`` and the HTTP library's exceptions."""
+        parts = _decoded(self._response, _STEP_BYTES, whole=True)
+        while True:
+            began = time.monotonic()
+            part = next(parts, None)
+            if part is None:
+                return
+            self._left -= time.monotonic() - began
+            if self._left < 0:
+                raise openai.APITimeoutError(request=self._response.request)
+            self.received += len(part)
+            yield part
+
+    def close(self) -> None:
+        self._response.close()
+
+
+# How an argument reaches ``send`` through the SDK, which builds and passes on the request.
+exchange_under_way: ContextVar[Exchange] = ContextVar("embedcore_openai_exchange")
+_PATIENCE_SECONDS: Final = 0.05
+
+
+class _Memory:
+    """What the bodies of this process share."""
+
+    def __init__(self) -> None:
+        self.buffers = Buffers()
+        # More bodies at once in memory than there are processors to read them make nothing faster;
+        # but a body that comes slowly must not keep the others out for long.
+        self.turns = threading.BoundedSemaphore(4)
+
+
+_memory = _Memory()
+if hasattr(os, "register_at_fork"):
+    # A child must not inherit a lock that a thread of the parent was holding.
+    os.register_at_fork(after_in_child=_memory.__init__)  # type: ignore[misc]
+
+
+class CappedClient(DefaultHttpxClient):
+    """Reads every body itself, up to a number of decoded bytes and a moment in time."""
+
+    def send(self, request: Any, **kwargs: Any) -> Any:
+        exchange = exchange_under_way.get()
+        response = super().send(request, **{**kwargs, "stream": True, "follow_redirects": False})
+        if exchange.stream and response.status_code < 300:
+            exchange.download = Download(response, left=exchange.deadline - time.monotonic())
+            return _with_body(b"", response, request)
+        try:
+            # The read time-out counts from each packet: give the body only what is left.
+            left = max(exchange.deadline - time.monotonic(), 0.001)
+            request.extensions.get("timeout", {})["read"] = left
+            body = _read(response, exchange, request)
+        finally:
+            response.close()
+        return _with_body(body, response, request)
+
+
+def _with_body(body: bytes, response: Any, request: Any) -> Any:
+    headers = [
+        (name, value)
+        for name, value in response.headers.multi_items()
+        if name not in ("content-encoding", "content-length", "transfer-encoding")
+    ]
+    return type(response)(response.status_code, headers=headers, content=body, request=request)
+
+
+def _read(response: Any, exchange: Exchange, request: Any) -> bytes:
+    """The body; empty if it went into a buffer."""
+    failed = response.status_code >= 300
+    if not failed:
+        turns = _memory.turns
+        if turns.acquire(timeout=_PATIENCE_SECONDS):
+            exchange.turns = turns
+        if size := _announced(response, exchange.max_bytes):
+            _read_into_buffer(response, size, exchange, request)
+            return b""
+    cap = _ERROR_BYTES if failed else exchange.max_bytes
+    parts, size, late = [], 0, False
+    for part in _decoded(response, cap + 1):
+        if late:
+            raise openai.APITimeoutError(request=request)
+        parts.append(part)
+        size += len(part)
+        if size > cap:
+            if failed:
+                break
+            raise UnreadableBody(f"it is larger than {cap:,} bytes")
+        # Checked with the next part: a reply that is complete is kept, however late.
+        late = time.monotonic() > exchange.deadline
+    return b"".join(parts)
+
+
+def _announced(response: Any, most: int) -> int:
+    """The length of a body that is neither packed nor too long; 0 if that is not known."""
+    length = response.headers.get("content-length", "")
+    plain = response.headers.get("content-encoding", "identity").strip().lower() in ("", "identity")
+    size = int(length) if plain and length.isascii() and length.isdigit() else 0
+    return size if size <= most else 0
+
+
+def _read_into_buffer(response: Any, size: int, exchange: Exchange, request: Any) -> None:
+    exchange.buffer = _memory.buffers.take(size)
+    at, late = 0, False
+    for part in response.iter_raw():
+        if late:
+            raise openai.APITimeoutError(request=request)
+        exchange.buffer[at : at + len(part)] = part
+        at += len(part)
+        # Checked with the next part: a reply that is complete is kept, however late.
+        late = time.monotonic() > exchange.deadline
+    exchange.body = memoryview(exchange.buffer)[:at]
+
+
+def _decoded(response: Any, cap: int, *, whole: bool = False) -> Iterator[bytes]:
+    """The body's bytes, unpacked at most ``cap`` at a time: a kilobyte may hold a gigabyte.
+
+    With ``whole`` a packed body without its end raises ``CutOff``.
+    """
+    encoding = response.headers.get("content-encoding", "identity").strip().lower()
+    if encoding in ("", "identity"):
+        yield from response.iter_raw()
+        return
+    if encoding not in _WINDOW_BITS:
+        raise UnreadableBody("it is compressed in a way that was not asked for")
+    try:
+        ended = yield from _unpacked(response.iter_raw(), _WINDOW_BITS[encoding], cap)
+    except zlib.error:
+        raise UnreadableBody("its compression is broken") from None
+    if whole and not ended:
+        raise CutOff("its compressed form has no end")
+
+
+def _unpacked(parts: Iterator[bytes], window_bits: int, cap: int) -> Generator[bytes, None, bool]:
+    """Gives True at the end if the packed form has come to its end as well."""
+    unpacker = zlib.decompressobj(window_bits)
+    for part in parts:
+        packed = part
+        while packed:
+            if unpacker.eof:
+                # Several packed files in a row are one body.
+                unpacker = zlib.decompressobj(window_bits)
+            yield unpacker.decompress(packed, cap)
+            packed = unpacker.unconsumed_tail or unpacker.unused_data
+    return unpacker.eof

@@ -1,0 +1,107 @@
+"""Who asks whom? The key of each request, and one way to send it that never shows the key."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from pydantic import SecretStr
+
+from embedcore.errors import AuthenticationFailed, ConfigurationError, EmbeddingError
+from embedcore_openai.options import KEY_VARIABLE, OpenAIOptions
+
+if TYPE_CHECKING:
+    from embedcore_openai.errorcontext import Context
+    from embedcore_openai.transport import Answer, Call, Transport
+
+
+class Session:
+    """Connections to one endpoint and the key for them. Shared freely between threads.
+
+    The SDK is imported, and a connection opened, by the first ``send``. Nothing here raises what
+    was returned instead: the frames on the way hold the key.
+    """
+
+    def __init__(self, options: OpenAIOptions) -> None:
+        self._options = options
+        self._transport: Transport | None = None
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Close the connections. A later ``send`` opens new ones."""
+        with self._lock:
+            transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.close()
+
+    def key(self) -> str | EmbeddingError | None:
+        """The key for one request; None where none is sent. Never raises: its frame has the key."""
+        given: object = self._options.api_key
+        if callable(given):
+            try:
+                given = given()
+            except EmbeddingError as error:
+                return error
+            except Exception as error:  # noqa: BLE001 - it is the caller's own function
+                failure = AuthenticationFailed(
+                    f"the callable given as api_key failed with {type(error).__name__}"
+                )
+                failure.__cause__ = error
+                return failure
+        key = given.get_secret_value() if isinstance(given, SecretStr) else given
+        if key is not None and not isinstance(key, str):
+            return ConfigurationError(f"api_key gave a {type(key).__name__} instead of a string")
+        if not key or not key.strip():
+            return None if self._works_without_key else _missing_key(self._options.base_url)
+        if not all("!" <= character <= "~" for character in key):
+            return ConfigurationError(
+                "the API key contains white space, line breaks or characters beyond ASCII: "
+                f"copy it again, without a line end, into {KEY_VARIABLE}"
+            )
+        return key
+
+    @property
+    def _works_without_key(self) -> bool:
+        return self._options.own_authentication or self._options.endpoint.reach != "public"
+
+    def secrets(self, key: str | None) -> list[str]:
+        """What must not be shown of a request with this key."""
+        values = [value.get_secret_value() for value in self._options.headers.values()]
+        return [*values, key] if key else values
+
+    def send(self, call: Call, key: str | None, context: Context) -> Answer | EmbeddingError:
+        """Send one request, once. An HTTP answer of any status is an answer."""
+        from embedcore_openai import errors
+
+        sent = {name: value.get_secret_value() for name, value in self._options.headers.items()}
+        if key is not None:
+            sent["Authorization"] = f"Bearer {key}"
+        try:
+            transport = self._connected()
+        except Exception as error:  # noqa: BLE001 - a proxy's address, a certificate, a package
+            return errors.from_setup(error, context)
+        try:
+            return transport.send(call, sent)
+        except Exception as error:  # noqa: BLE001 - whatever it is, its frames hold the key
+            return errors.from_exception(error, context)
+
+    def _connected(self) -> Transport:
+        from embedcore_openai.transport import Transport
+
+        with self._lock:
+            if self._transport is None:
+                self._transport = Transport(
+                    base_url=self._options.base_url,
+                    organization=self._options.organization,
+                    project=self._options.project,
+                    connect_timeout=self._options.connect_timeout,
+                )
+            return self._transport
+
+
+def _missing_key(endpoint: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"no API key for {endpoint}: set the environment variable {KEY_VARIABLE} "
+        f"(export {KEY_VARIABLE}=sk-…), or pass api_key. Keys are made at "
+        "https://platform.openai.com/api-keys"
+    )

@@ -1,0 +1,116 @@
+"""Lines out are what the API takes; lines in are whole, however they arrive."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+import orjson
+import pytest
+from embedcore_openai.capped import CutOff, UnreadableBody
+from embedcore_openai.jsonl import input_line, whole_lines
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedcore.errors import InputRejected
+from embedcore.provider.types import BatchItem
+
+
+def line_of(
+    text: str, *, item: str = "0", encoding: str = "float", width: int | None = None
+) -> bytes:
+    return input_line(BatchItem(id=item, text=text), model="m", encoding=encoding, dimensions=width)
+
+
+def cut(content: bytes, places: list[int]) -> Iterator[bytes]:
+    at = [0, *sorted(min(place, len(content)) for place in places), len(content)]
+    return (content[begin:end] for begin, end in pairwise(at))
+
+
+@given(st.text(st.characters(exclude_categories=("Cs",))))
+def test_an_input_line_is_one_line_with_the_text(text: str) -> None:
+    line = line_of(text, item="7", encoding="base64", width=256)
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    assert json.loads(line) == {
+        "custom_id": "7",
+        "method": "POST",
+        "url": "/v1/embeddings",
+        "body": {"model": "m", "input": text, "encoding_format": "base64", "dimensions": 256},
+    }
+
+
+def test_the_body_of_a_line_is_what_the_api_describes(
+    conforms: Callable[[str, object], None],
+) -> None:
+    conforms("CreateEmbeddingRequest", json.loads(line_of("a", width=8))["body"])
+
+
+def test_a_recorded_input_has_the_same_members(
+    recordings: Callable[[str], list[dict[str, object]]],
+) -> None:
+    upload = recordings("openai_embedding_batch_lifecycle.json")[0]["request_body"]
+    assert isinstance(upload, dict)
+    recorded = json.loads(upload["file_text"].splitlines()[1])
+    ours = json.loads(line_of("b", width=256))
+    assert recorded.keys() == ours.keys()
+    assert recorded["url"] == ours["url"]
+    assert recorded["body"].keys() == ours["body"].keys() - {"encoding_format"}
+
+
+def test_a_text_that_is_no_unicode_names_its_item() -> None:
+    with pytest.raises(InputRejected, match="'17'"):
+        line_of("a\ud800", item="17")
+
+
+DOCUMENTS = st.lists(
+    st.dictionaries(st.text(max_size=4), st.text(max_size=6) | st.integers(-9, 99), max_size=3),
+    max_size=8,
+)
+ENDS = st.sampled_from([b"\n", b"\r\n", b"\n\n", b"\n \r\n"])
+PLACES = st.lists(st.integers(0, 400), max_size=12)
+
+
+@pytest.mark.fault(69)
+@given(DOCUMENTS, ENDS, st.booleans(), st.booleans(), PLACES)
+def test_pieces_line_ends_and_a_byte_order_mark_change_nothing(
+    documents: list[object], end: bytes, final: bool, marked: bool, places: list[int]
+) -> None:
+    content = end.join(map(orjson.dumps, documents)) + (end if final else b"")
+    content = b"\xef\xbb\xbf" * marked + content
+    assert [orjson.loads(line) for line in whole_lines(cut(content, places))] == documents
+
+
+@pytest.mark.fault(69)
+@pytest.mark.fault(79)
+@given(DOCUMENTS, PLACES, st.integers(0, 400))
+def test_a_cut_gives_a_prefix_and_half_a_line_is_never_given(
+    documents: list[object], places: list[int], kept: int
+) -> None:
+    whole = b"".join(orjson.dumps(document) + b"\n" for document in documents)
+    content = whole[:kept]
+    given_lines = []
+    half = bool(content) and not content.endswith(b"\n")
+    half &= kept < len(whole) and whole[kept : kept + 1] != b"\n"
+    try:
+        for line in whole_lines(cut(content, places)):
+            given_lines += [orjson.loads(line)]
+        assert not half
+    except CutOff:
+        assert half
+    assert given_lines == documents[: len(given_lines)]
+    assert len(given_lines) == content.count(b"\n") + (
+        bool(content) and not content.endswith(b"\n") and not half
+    )
+
+
+def test_a_line_without_end_is_not_kept() -> None:
+    endless = (b"x" * 10_000 for _ in range(1_000_000))
+    with pytest.raises(UnreadableBody, match="longer than"):
+        list(whole_lines(endless))
+
+
+def test_no_bytes_are_no_lines() -> None:
+    assert list(whole_lines([])) == []
+    assert list(whole_lines([b"", b"\n", b" "])) == []

@@ -1,0 +1,128 @@
+"""A list that is not complete is never taken for one that is."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from embedcore_openai.listing import NewestFirst, Page, all_pages, page_of
+from embedcore_openai.wire import BadReply
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedcore.errors import InvalidResponse
+
+NOW = datetime(2026, 11, 24, tzinfo=UTC)
+
+
+class Listed:
+    """Pages of numbers, from a server whose ``has_more`` and cursors may lie."""
+
+    def __init__(
+        self, count: int, size: int, *, more: bool | None = None, deaf: bool = False
+    ) -> None:
+        self.ids = [str(number) for number in range(count)]
+        self.size, self.more, self.deaf = size, more, deaf
+        self.asked = 0
+
+    def __call__(self, after: str | None) -> Page[str]:
+        self.asked += 1
+        begin = 0 if after is None or self.deaf else self.ids.index(after) + 1
+        ids = self.ids[begin : begin + self.size]
+        more = begin + self.size < len(self.ids) if self.more is None else self.more
+        return Page(entries=ids, ids=ids, more=more)
+
+    def read(self) -> list[str]:
+        return [entry for page in all_pages(self) for entry in page.entries]
+
+
+@pytest.mark.fault(78)
+@given(st.integers(0, 40), st.integers(1, 7))
+def test_every_entry_of_every_page_comes(count: int, size: int) -> None:
+    listed = Listed(count, size)
+    assert listed.read() == listed.ids
+
+
+@pytest.mark.fault(78)
+@given(st.integers(0, 40), st.integers(1, 7))
+def test_that_there_is_no_more_is_not_taken_on_trust(count: int, size: int) -> None:
+    listed = Listed(count, size, more=False)
+    assert listed.read() == listed.ids
+
+
+@pytest.mark.fault(78)
+@given(st.integers(0, 40), st.integers(1, 7), st.booleans())
+def test_a_promise_of_more_without_more_is_an_error(count: int, size: int, deaf: bool) -> None:
+    listed = Listed(count, size, more=True, deaf=deaf)
+    with pytest.raises(InvalidResponse, match="repeats itself"):
+        listed.read()
+    assert listed.asked <= count + 1
+
+
+@pytest.mark.fault(78)
+def test_a_server_without_cursors_and_with_one_page_is_complete() -> None:
+    assert Listed(5, 10, more=False, deaf=True).read() == list("01234")
+
+
+def test_pages_in_a_circle_end() -> None:
+    circle = {None: ["a", "b"], "b": ["c", "d"], "d": ["a", "b"]}
+    pages = all_pages(lambda after: Page(entries=circle[after], ids=circle[after], more=True))
+    with pytest.raises(InvalidResponse):
+        list(pages)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [{}, {"data": None}, {"data": {}}, {"data": [3]}, {"data": [{}]}, {"data": [{"id": 3}]}],
+)
+def test_what_is_no_list_is_refused(document: dict[str, Any]) -> None:
+    with pytest.raises(BadReply):
+        page_of(document, dict, "batches")
+
+
+def ages(*hours: float | None) -> list[datetime | None]:
+    return [None if age is None else NOW - timedelta(hours=age) for age in hours]
+
+
+@pytest.mark.parametrize(
+    ("pages", "passed"),
+    [
+        ([ages(1, 2, 3)], False),
+        ([ages(1, 6, 7)], False),
+        ([ages(6, 7)], True),
+        ([ages(1, 2), ages(6, 7)], True),
+        ([ages(6, 6, 6)], False),
+        ([ages(6)], False),
+        ([ages(6), ages(7)], True),
+        ([ages(7, 6)], False),
+        ([ages(7, 6), ages(9, 10)], False),
+        ([ages(None, 7)], False),
+        ([ages(6, None), ages(7, 8)], False),
+        ([ages()], False),
+    ],
+)
+def test_the_rest_is_old_only_where_the_order_is_seen(
+    pages: list[list[datetime | None]], passed: bool
+) -> None:
+    order = NewestFirst(NOW - timedelta(hours=5))
+    told = [order.passed(page) for page in pages]
+    assert told[-1] == passed
+
+
+@pytest.mark.fault(77)
+@given(st.lists(st.integers(0, 20), max_size=30), st.integers(1, 5), st.integers(0, 20))
+def test_stopping_never_loses_a_job_of_a_sorted_list(
+    hours: list[int], size: int, limit: int
+) -> None:
+    moment = NOW - timedelta(hours=limit)
+    for newest_first in (True, False):
+        times = ages(*sorted(hours, reverse=not newest_first))
+        order = NewestFirst(moment)
+        seen = 0
+        for at in range(0, len(times), size):
+            page = times[at : at + size]
+            seen += len(page)
+            if order.passed(page):
+                break
+        assert all(time is not None and time < moment for time in times[seen:])
