@@ -36,6 +36,7 @@ class Contents(NamedTuple):
 
 SPENDING: Final = Contents("a budget", "nothing spent", "reset the budget")
 VECTORS: Final = Contents("bought vectors", "no bought vectors", "have them bought again")
+BATCH: Final = Contents("a batch", "no such batch", "lose the rows of the batch")
 
 
 def driver() -> ModuleType:

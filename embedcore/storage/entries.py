@@ -37,11 +37,13 @@ def open_grant(
     books = (grant.id, grant.scope, windows, left.tokens, left.cost)
     connection.execute(
         'INSERT INTO "grant" VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)',
-        (*books, grant.loose, lease, _owner(os.getpid()), moment.now),
+        (*books, grant.loose, lease, owner_name(os.getpid()), moment.now),
     )
 
 
-def take(connection: sqlite3.Connection, grant: Grant, amount: Amount, lease: int) -> str | None:
+def take(
+    connection: sqlite3.Connection, grant: Grant, amount: Amount, lease: int | None
+) -> str | None:
     """The grant's windows if it still had the amount, which now belongs to the caller."""
     row = connection.execute(
         'UPDATE "grant" SET tokens = tokens - ?1, cost = cost - ?2,'
@@ -74,7 +76,7 @@ def open_attempt(
     amount: Amount,
     moment: Moment,
     *,
-    lease: int,
+    lease: int | None,
     model: str,
     inputs: int,
 ) -> Attempt:
@@ -190,5 +192,6 @@ def _storable(text: str | None) -> str | None:
 
 
 @cache
-def _owner(process: int) -> str:
+def owner_name(process: int) -> str:
+    """Host and process, by which a grant or a job names its holder."""
     return f"{socket.gethostname()}:{process}"

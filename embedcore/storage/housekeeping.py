@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from embedcore.storage.vectors import DAY_SECONDS, VectorStore, delete_rows, used_bytes
+from embedcore.storage.vectorrows import delete_rows, used_bytes
+from embedcore.storage.vectors import DAY_SECONDS, VectorStore
 
 if TYPE_CHECKING:
     import sqlite3

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from embedcore.storage import admission, entries
+from embedcore.storage import admission, entries, outcomes
 from embedcore.storage import clock as clocks
 from embedcore.storage import windows as counters
 from embedcore.storage.amounts import ALL_SCOPES, Amount, Attempt, Grant, Lane, Limit
@@ -71,7 +71,7 @@ class Ledger:
         """
         grant = entries.new_grant(scope, lane, limits, loose)
         with self.database.transaction() as connection:
-            moment, windows = self._begin(connection, scope, lane)
+            moment, windows = self.begin_in(connection, scope, lane)
             refusal = admission.check(connection, grant, windows, amount, moment, final=final)
             if refusal is None:
                 lease = self._until(moment) if leased else None
@@ -96,7 +96,7 @@ class Ledger:
         """``hold`` and ``send`` for a call of one request, in one commit."""
         grant = entries.new_grant(scope, lane, limits, loose)
         with self.database.transaction() as connection:
-            moment, windows = self._begin(connection, scope, lane)
+            moment, windows = self.begin_in(connection, scope, lane)
             refusal = admission.check(connection, grant, windows, amount, moment, final=final)
             if refusal is None:
                 lease = self._until(moment)
@@ -123,7 +123,7 @@ class Ledger:
             if windows is None:
                 # First of all, or the caller would lose the rest of its own grant as expired.
                 entries.renew(connection, grant, lease)
-                moment, windows = self._begin(connection, grant.scope, grant.lane)
+                moment, windows = self.begin_in(connection, grant.scope, grant.lane)
                 refusal = admission.check(
                     connection, grant, windows, amount, moment, final=True, waits=False
                 )
@@ -153,24 +153,12 @@ class Ledger:
         """
         with self.database.transaction() as connection:
             moment = self.moment_in(connection)
-            state, windows, generation = entries.state(connection, attempt)
-            if state == "sent":
-                counters.settle(connection, windows, attempt.amount, actual)
-            elif state == "charged":
-                counters.correct(connection, windows, attempt.amount, actual, generation)
-            if state in ("sent", "charged"):
-                entries.mark(
-                    connection,
-                    attempt,
-                    "settled",
-                    actual,
-                    moment,
-                    reported=reported,
-                    request_id=request_id,
-                )
+            near = outcomes.settle(
+                connection, attempt, actual, moment, reported=reported, request_id=request_id
+            )
             if close:
                 entries.close_grant(connection, attempt.grant.id)
-            return counters.newly_near(connection, windows, attempt.grant, moment)
+            return near
 
     def give_back(self, attempt: Attempt, *, note: str = "", request_id: str | None = None) -> None:
         """Proof that nothing was billed: the amount returns to the grant, for a retry or a split.
@@ -179,16 +167,7 @@ class Ledger:
         """
         with self.database.transaction() as connection:
             moment = self.moment_in(connection)
-            state, windows, generation = entries.state(connection, attempt)
-            if state == "sent":
-                entries.give_back(connection, attempt, windows)
-            elif state == "charged":
-                counters.correct(connection, windows, attempt.amount, Amount(), generation)
-            else:
-                return
-            entries.mark(
-                connection, attempt, "returned", Amount(), moment, request_id=request_id, note=note
-            )
+            outcomes.give_back(connection, attempt, moment, note=note, request_id=request_id)
 
     def charge(
         self, attempt: Attempt, *, note: str = "", request_id: str | None = None
@@ -196,18 +175,7 @@ class Ledger:
         """Nobody can say whether it was billed: the whole amount counts as spent."""
         with self.database.transaction() as connection:
             moment = self.moment_in(connection)
-            state, windows, _ = entries.state(connection, attempt)
-            if state == "sent":
-                entries.charge(
-                    connection,
-                    attempt.id,
-                    windows,
-                    attempt.amount,
-                    moment,
-                    note=note,
-                    request_id=request_id,
-                )
-            return counters.newly_near(connection, windows, attempt.grant, moment)
+            return outcomes.charge(connection, attempt, moment, note=note, request_id=request_id)
 
     def renew(self, grant: Grant) -> None:
         """Prolong the lease while the holder waits without sending."""
@@ -265,7 +233,9 @@ class Ledger:
     def moment_in(self, connection: sqlite3.Connection) -> Moment:
         return clocks.moment(connection, self._now(), self._wanted_zone)
 
-    def _begin(self, connection: sqlite3.Connection, scope: str, lane: Lane) -> tuple[Moment, str]:
+    def begin_in(
+        self, connection: sqlite3.Connection, scope: str, lane: Lane
+    ) -> tuple[Moment, str]:
         """The time and the windows of something new, once what a crash left open is closed."""
         moment = self.moment_in(connection)
         entries.end_expired(connection, moment)

@@ -9,7 +9,7 @@ from sqlite_utils.migrations import Migrations
 if TYPE_CHECKING:
     from sqlite_utils import Database
 
-STATE_VERSION: Final = 2
+STATE_VERSION: Final = 3
 """``PRAGMA user_version`` after the last migration below; add one with each."""
 
 STATE: Final = Migrations("embedcore.state")
@@ -18,6 +18,11 @@ VECTORS_VERSION: Final = 1
 """The same for the file of bought vectors."""
 
 VECTORS: Final = Migrations("embedcore.vectors")
+
+MANIFEST_VERSION: Final = 1
+"""The same for the file that each batch has."""
+
+MANIFEST: Final = Migrations("embedcore.batch")
 
 
 @STATE()
@@ -31,6 +36,20 @@ def ledger(database: Database) -> None:
 def rates(database: Database) -> None:
     """The rate limits that providers named, for ``embedcore doctor``."""
     database.conn.execute(_RATE)
+
+
+@STATE()
+def batches(database: Database) -> None:
+    """Batches, the remote jobs that are their parts, and the texts that are on their way."""
+    for statement in (_POOL, _BATCH, _PART, _ITEM, _WISH, *_BATCH_INDEXES):
+        database.conn.execute(statement)
+
+
+@MANIFEST()
+def manifest(database: Database) -> None:
+    """The caller's rows of one batch, and its texts as they are sent."""
+    for statement in (_TEXT, _ROW):
+        database.conn.execute(statement)
 
 
 @VECTORS()
@@ -153,4 +172,127 @@ CREATE TABLE tally (
     day INTEGER PRIMARY KEY,
     hits INTEGER NOT NULL CHECK (hits >= 0),
     misses INTEGER NOT NULL CHECK (misses >= 0)
+) STRICT"""
+
+_POOL = """
+CREATE TABLE pool (
+    id INTEGER PRIMARY KEY,
+    scope TEXT NOT NULL,
+    model TEXT NOT NULL,                   -- provider:model
+    fingerprint TEXT NOT NULL,
+    endpoint TEXT NOT NULL,
+    account TEXT NOT NULL,
+    queue INTEGER CHECK (queue > 0),       -- tokens that may be enqueued, learned; NULL: not known
+    queue_until INTEGER NOT NULL DEFAULT 0, -- nothing is enqueued before, after a refusal
+    refusals INTEGER NOT NULL DEFAULT 0,   -- for a full queue, in a row
+    UNIQUE (scope, model, fingerprint, endpoint, account)
+) STRICT"""
+
+_BATCH = """
+CREATE TABLE batch (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    pool INTEGER NOT NULL REFERENCES pool (id),
+    input_type TEXT NOT NULL,              -- empty: none
+    asked_as TEXT NOT NULL,                -- the model as the caller named it
+    digest BLOB NOT NULL DEFAULT x'',      -- of its rows, once they are all there
+    state TEXT NOT NULL CHECK (state IN
+        ('preparing', 'open', 'cancelling', 'done', 'cancelled', 'abandoned')),
+    rows INTEGER NOT NULL DEFAULT 0,
+    texts INTEGER NOT NULL DEFAULT 0,      -- different ones
+    reused INTEGER NOT NULL DEFAULT 0,     -- of these were bought before
+    stored INTEGER NOT NULL DEFAULT 0,     -- the outcome, once it has ended
+    failed INTEGER NOT NULL DEFAULT 0,
+    resubmits_lost INTEGER NOT NULL DEFAULT 0 CHECK (resubmits_lost IN (0, 1)),
+    deadline INTEGER,                      -- microseconds since 1970; NULL: none
+    draining INTEGER NOT NULL DEFAULT 0 CHECK (draining IN (0, 1)), -- bought now, in no job
+    drained_tokens INTEGER NOT NULL DEFAULT 0,
+    drained_cost INTEGER NOT NULL DEFAULT 0,
+    "grant" INTEGER,                       -- money for parts that are not cut yet
+    blocked TEXT,                          -- why nothing new is sent
+    retry INTEGER NOT NULL DEFAULT 0,      -- when that may have changed
+    waiter TEXT,                           -- a call that is lost with its process
+    waiter_until INTEGER,
+    created INTEGER NOT NULL,
+    ended INTEGER
+) STRICT"""
+
+_PART = """
+CREATE TABLE part (
+    id INTEGER PRIMARY KEY,
+    key TEXT NOT NULL UNIQUE,              -- marks the remote job as ours
+    pool INTEGER NOT NULL REFERENCES pool (id),
+    batch INTEGER,                         -- whose file has its texts
+    state TEXT NOT NULL CHECK (state IN
+        ('planned', 'creating', 'fenced', 'lost', 'stray', 'submitted', 'collecting', 'done')),
+    input_type TEXT NOT NULL,
+    items INTEGER NOT NULL,
+    tokens INTEGER NOT NULL,               -- held for it
+    cost INTEGER NOT NULL,                 -- picodollars held for it
+    price TEXT,                            -- dollars per million tokens when it was held
+    "grant" INTEGER NOT NULL,
+    attempt INTEGER,
+    input TEXT,                            -- the provider's name for its input
+    job TEXT,                              -- the provider's name for it
+    jobs TEXT NOT NULL DEFAULT '',         -- further jobs of it that were cancelled
+    asked INTEGER,                         -- when the job was to be created
+    looks INTEGER NOT NULL DEFAULT 0,      -- times in a row that no such job was found, after it
+    tries INTEGER NOT NULL DEFAULT 0,      -- errors in a row
+    next INTEGER NOT NULL DEFAULT 0,       -- nothing is due before
+    status TEXT NOT NULL DEFAULT '',       -- the provider's word for its state
+    completed INTEGER,
+    failed INTEGER,
+    total INTEGER,
+    trouble TEXT,                          -- what a person should look at
+    owner TEXT,
+    lease INTEGER,
+    epoch INTEGER NOT NULL DEFAULT 0,      -- number of its owners so far
+    created INTEGER NOT NULL,
+    ended INTEGER
+) STRICT"""
+
+_ITEM = """
+CREATE TABLE item (
+    id INTEGER PRIMARY KEY,
+    pool INTEGER NOT NULL,
+    key BLOB NOT NULL CHECK (length(key) = 32),
+    state TEXT NOT NULL CHECK (state IN ('open', 'stored', 'failed', 'lost')),
+    part INTEGER,                          -- NULL: in none
+    ordinal INTEGER,                       -- its place there
+    tokens INTEGER NOT NULL,
+    bytes INTEGER NOT NULL,
+    tries INTEGER NOT NULL DEFAULT 0,      -- parts that ended without it
+    reason TEXT,
+    UNIQUE (pool, key)
+) STRICT"""
+
+_WISH = """
+CREATE TABLE wish (
+    batch INTEGER NOT NULL,
+    item INTEGER NOT NULL,
+    PRIMARY KEY (batch, item)
+) STRICT, WITHOUT ROWID"""
+
+_BATCH_INDEXES = (
+    "CREATE INDEX item_part ON item (part, ordinal) WHERE part IS NOT NULL",
+    "CREATE INDEX wish_item ON wish (item)",
+    "CREATE INDEX part_live ON part (pool) WHERE state <> 'done'",
+)
+
+_TEXT = """
+CREATE TABLE text (
+    id INTEGER PRIMARY KEY,                -- order of its first row
+    key BLOB NOT NULL UNIQUE CHECK (length(key) = 32),
+    first INTEGER NOT NULL,                -- number of its first row
+    reused INTEGER NOT NULL DEFAULT 0 CHECK (reused IN (0, 1)),
+    text TEXT                              -- as it is sent; NULL once the batch has ended
+) STRICT"""
+
+_ROW = """
+CREATE TABLE "row" (
+    number INTEGER PRIMARY KEY,
+    text INTEGER,                          -- NULL: rejected
+    key TEXT,                              -- the caller's name for the row, as JSON; NULL: none
+    tokens_cut INTEGER NOT NULL DEFAULT 0,
+    problem TEXT                           -- why it was rejected
 ) STRICT"""

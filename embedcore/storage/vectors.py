@@ -19,6 +19,7 @@ from embedcore.storage.database import Database
 from embedcore.storage.engine import VECTORS as CONTENTS
 from embedcore.storage.keys import Origin
 from embedcore.storage.schema import VECTORS, VECTORS_VERSION
+from embedcore.storage.vectorrows import PAGE_BYTES, delete_rows, of_expected_types, used_bytes
 
 if TYPE_CHECKING:
     import sqlite3
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     Room = Callable[[Sequence[int]], Vectors | None]
 
 DAY_SECONDS: Final = 86_400
-# Of the sizes that SQLite has, the one at which a vector of 1,536 wastes least: 6.6 kB for 6.1.
-_PAGE_BYTES: Final = 32_768
 _KEYS_PER_QUERY: Final = 500
 # A store that stays locked must not keep a call that could go on without it.
 _BUSY_SECONDS: Final = 10.0
@@ -65,7 +64,7 @@ class VectorStore:
             timeout=busy_timeout,
             allow_network_filesystem=allow_network_filesystem,
             # Pruning can then give the space back, a little at a time.
-            at_creation=(f"page_size={_PAGE_BYTES}", "auto_vacuum=INCREMENTAL"),
+            at_creation=(f"page_size={PAGE_BYTES}", "auto_vacuum=INCREMENTAL"),
             contents=CONTENTS,
         )
         self._lock = threading.Lock()
@@ -117,7 +116,7 @@ class VectorStore:
             return [], np.empty((0, 0), dtype=np.float32), []
         bad: list[int] = []
         # One by one only where it must be: without a known width, a damaged row might decide it.
-        if width is None or not _of_expected_types(rows):
+        if width is None or not of_expected_types(rows):
             bad = [place for place, *row in rows if not is_intact(*row)]
         by_key = {row[-1]: row for row in rows if row[0] not in bad}
         places = [place for place, key in enumerate(keys) if key in by_key]
@@ -208,9 +207,27 @@ class VectorStore:
             marks = ",".join("?" * len(chunk))
             with self.database.transaction() as connection:
                 connection.execute(
-                    f"UPDATE vector SET keep_until = max(keep_until, ?) WHERE key IN ({marks})",
-                    (day, *chunk),
+                    f"UPDATE vector SET keep_until = ? WHERE key IN ({marks}) AND keep_until < ?",
+                    (day, *chunk, day),
                 )
+
+    def present(self, keys: Sequence[bytes]) -> set[bytes]:
+        """Which of these keys have a vector here."""
+        found: set[bytes] = set()
+        for start in range(0, len(keys), _KEYS_PER_QUERY):
+            some = keys[start : start + _KEYS_PER_QUERY]
+            marks = ",".join("?" * len(some))
+            with self.database.read() as connection:
+                rows = connection.execute(f"SELECT key FROM vector WHERE key IN ({marks})", some)
+                found.update(key for (key,) in rows.fetchall())
+        return found
+
+    def drop(self, key: bytes) -> None:
+        """Delete one vector that must not be used."""
+        with self.database.transaction() as connection:
+            row = connection.execute("SELECT id FROM vector WHERE key = ?", (key,)).fetchone()
+            if row is not None:
+                delete_rows(connection, row)
 
     @property
     def used(self) -> int:
@@ -250,34 +267,3 @@ class VectorStore:
     def today(self) -> int:
         """Days since 1970, UTC."""
         return int(self._now() // DAY_SECONDS)
-
-
-def _of_expected_types(rows: Sequence[tuple[object, ...]]) -> bool:
-    """A damaged file can hold what its columns forbid."""
-    _, blobs, sums, widths, keys = zip(*rows, strict=True)
-    numbers, texts = {*map(type, sums), *map(type, widths)}, {*map(type, blobs), *map(type, keys)}
-    return numbers == {int} and texts == {bytes}
-
-
-def used_bytes(connection: sqlite3.Connection) -> int:
-    """What is in use of the file, without the pages that are free for reuse."""
-    pages, free = (
-        int(connection.execute(f"PRAGMA {name}").fetchone()[0])
-        for name in ("page_count", "freelist_count")
-    )
-    return (pages - free) * _PAGE_BYTES
-
-
-def delete_rows(connection: sqlite3.Connection, ids: Sequence[int]) -> int:
-    """Delete rows, inside a transaction, and count them off their origins."""
-    gone = 0
-    for one in ids:
-        origin = connection.execute(
-            "DELETE FROM vector WHERE id = ? RETURNING origin", (one,)
-        ).fetchone()
-        if origin is not None:
-            gone += 1
-            connection.execute(
-                "UPDATE origin SET vectors = max(vectors - 1, 0) WHERE id = ?", origin
-            )
-    return gone

@@ -259,7 +259,9 @@ def test_all_tables_are_strict_and_migrations_are_on_record(ledger: Ledger) -> N
         ).fetchall()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         applied = STATE.applied(ledger.database.utilities(connection))
-    assert {name for name, _ in tables} == {"book", "window", "grant", "attempt", "warning", "rate"}
+    books = {"book", "window", "grant", "attempt", "warning", "rate"}
+    batches = {"pool", "batch", "part", "item", "wish"}
+    assert {name for name, _ in tables} == books | batches
     assert {strict for _, strict in tables} == {1}
     assert version == STATE_VERSION == len(applied)
 

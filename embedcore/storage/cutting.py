@@ -1,0 +1,214 @@
+"""From what a batch has still to submit to parts with their money.
+
+The money of a batch is held as a whole before anything is sent, by a grant that no lease ends; each
+part takes its own from there. What must be sent again is held anew, on the day that it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Final
+
+from embedcore.storage import admission, entries
+from embedcore.storage import windows as counters
+from embedcore.storage.amounts import Amount, Grant, Limit
+from embedcore.storage.jobs import new_key
+from embedcore.storage.partrecords import COLUMNS, Part, read_part
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from embedcore.storage.batchrecords import BatchRecord, Pool
+    from embedcore.storage.ledger import Ledger
+
+_PICODOLLARS: Final = 10**6
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cut:
+    """How large a part may be. ``price``: dollars per million tokens; None: not known."""
+
+    items: int
+    in_bytes: int | None = None
+    tokens: int | None = None
+    overhead: int = 0
+    price: Decimal | None = None
+
+    def of(self, texts: Sequence[tuple[int, int, int]]) -> Amount:
+        """What texts cost at most, each given as id, tokens and bytes."""
+        return self.amount(sum(one[1] for one in texts) + len(texts) * self.overhead)
+
+    def amount(self, tokens: int) -> Amount:
+        return priced(tokens, None if self.price is None else str(self.price))
+
+
+def priced(tokens: int, price: str | None) -> Amount:
+    """Tokens at the price that was written down when they were held, rounded up."""
+    cost = Decimal(price or 0) * tokens * _PICODOLLARS
+    return Amount(tokens=tokens, cost=int(cost.to_integral_value(rounding="ROUND_CEILING")))
+
+
+class Cutter:
+    """Cuts parts for one pool. ``limits``: of the caller whose budget it is."""
+
+    def __init__(self, ledger: Ledger, pool: Pool, limits: Sequence[Limit] = ()) -> None:
+        self.pool = pool
+        self.limits = tuple(limits)
+        self.database = ledger.database
+        self._ledger = ledger
+
+    def hold(self, batch: BatchRecord, cut: Cut) -> Amount:
+        """Hold the money of everything that a batch would submit, or raise ``BudgetExceeded``.
+
+        ``HeldLoosely`` is raised instead of a refusal that is due to the loose bounds of others.
+        """
+        with self.database.transaction() as connection:
+            tokens, items = connection.execute(
+                "SELECT coalesce(sum(i.tokens), 0), count(*) FROM wish w JOIN item i "
+                "ON i.id = w.item WHERE w.batch = ? AND i.state = 'open' AND i.part IS NULL",
+                (batch.id,),
+            ).fetchone()
+            amount = cut.amount(tokens + items * cut.overhead)
+            # Every part is rounded up by itself.
+            amount = Amount(tokens=amount.tokens, cost=amount.cost + (items if amount.cost else 0))
+            grant, refusal = self._hold(connection, amount)
+            if grant is not None:
+                connection.execute(
+                    'UPDATE batch SET "grant" = ? WHERE id = ?', (grant.id, batch.id)
+                )
+        if refusal is not None:
+            raise refusal
+        return amount
+
+    def affords(self, cost: int) -> bool:
+        """Whether the limits allow so many more picodollars now. Nothing is held."""
+        with self.database.transaction() as connection:
+            return self._refusal(connection, Amount(cost=cost)) is None
+
+    def plan(
+        self, batch: BatchRecord, cut: Cut, *, after: int = 0
+    ) -> tuple[Part | None, int, Exception | None]:
+        """Cut the next part of what a batch still has to submit; None if that is nothing.
+
+        The second is the ``after`` of the next call: texts are taken by ascending id. The third is
+        what forbids more than this part, which then has as many texts as the limits allow. Raises
+        as ``hold`` when they allow none.
+        """
+        with self.database.transaction() as connection:
+            chosen = self._choose(connection, batch, cut, after)
+            if not chosen:
+                self._close_spare(connection, batch)
+                return None, after, None
+            amount = cut.of(chosen)
+            grant, refusal = self._take(connection, batch, amount)
+            if grant is None:
+                # What fits is submitted, and the rest when there is budget again.
+                chosen = chosen[: self._fitting(connection, chosen, cut)] or chosen[:1]
+                amount = cut.of(chosen)
+                grant, _ = self._take(connection, batch, amount)
+            if grant is not None:
+                part = self._insert(connection, batch, grant, amount, cut, len(chosen))
+                connection.executemany(
+                    "UPDATE item SET part = ?, ordinal = ? WHERE id = ?",
+                    ((part.id, place, one[0]) for place, one in enumerate(chosen)),
+                )
+        if grant is None and refusal is not None:
+            raise refusal
+        return part, chosen[-1][0], refusal
+
+    def _fitting(
+        self, connection: sqlite3.Connection, chosen: Sequence[tuple[int, int, int]], cut: Cut
+    ) -> int:
+        """How many of these texts the limits allow now."""
+        least, most = 0, len(chosen)
+        while least < most:
+            middle = (least + most + 1) // 2
+            if self._refusal(connection, cut.of(chosen[:middle])) is None:
+                least = middle
+            else:
+                most = middle - 1
+        return least
+
+    def _refusal(self, connection: sqlite3.Connection, amount: Amount) -> Exception | None:
+        scope = self.pool.scope
+        grant = entries.new_grant(scope, "all", self.limits, False)
+        moment, windows = self._ledger.begin_in(connection, scope, "all")
+        return admission.check(connection, grant, windows, amount, moment, final=True, waits=False)
+
+    def _choose(
+        self, connection: sqlite3.Connection, batch: BatchRecord, cut: Cut, after: int
+    ) -> list[tuple[int, int, int]]:
+        rows: list[tuple[int, int, int]] = connection.execute(
+            "SELECT i.id, i.tokens, i.bytes FROM wish w JOIN item i ON i.id = w.item "
+            "WHERE w.batch = ? AND w.item > ? AND i.state = 'open' AND i.part IS NULL "
+            "ORDER BY w.item LIMIT ?",
+            (batch.id, after, cut.items),
+        ).fetchall()
+        tokens = in_bytes = 0
+        for place, (_, more_tokens, more_bytes) in enumerate(rows):
+            tokens += more_tokens + cut.overhead
+            in_bytes += more_bytes
+            too_much = (cut.tokens is not None and tokens > cut.tokens) or (
+                cut.in_bytes is not None and in_bytes > cut.in_bytes
+            )
+            if too_much and place:
+                return rows[:place]
+        return rows
+
+    def _take(
+        self, connection: sqlite3.Connection, batch: BatchRecord, amount: Amount
+    ) -> tuple[Grant | None, Exception | None]:
+        (spare,) = connection.execute(
+            'SELECT "grant" FROM batch WHERE id = ?', (batch.id,)
+        ).fetchone()
+        if spare is not None:
+            whole = Grant(id=spare, scope=self.pool.scope, lane="all", limits=(), loose=False)
+            windows = entries.take(connection, whole, amount, None)
+            if windows is not None:
+                grant = entries.new_grant(self.pool.scope, "all", self.limits, False)
+                moment = self._ledger.moment_in(connection)
+                entries.open_grant(connection, grant, windows, amount, moment, lease=None)
+                return grant, None
+        return self._hold(connection, amount)
+
+    def _hold(
+        self, connection: sqlite3.Connection, amount: Amount
+    ) -> tuple[Grant | None, Exception | None]:
+        scope = self.pool.scope
+        grant = entries.new_grant(scope, "all", self.limits, False)
+        moment, windows = self._ledger.begin_in(connection, scope, "all")
+        refusal = admission.check(connection, grant, windows, amount, moment, final=True)
+        if refusal is not None:
+            return None, refusal
+        counters.hold(connection, windows, amount)
+        entries.open_grant(connection, grant, windows, amount, moment, lease=None)
+        return grant, None
+
+    def _insert(
+        self,
+        connection: sqlite3.Connection,
+        batch: BatchRecord,
+        grant: Grant,
+        amount: Amount,
+        cut: Cut,
+        items: int,
+    ) -> Part:
+        price = None if cut.price is None else str(cut.price)
+        books = (amount.tokens, amount.cost, price, grant.id)
+        created = self._ledger.moment_in(connection).now
+        return read_part(
+            connection.execute(
+                "INSERT INTO part (key, pool, batch, state, input_type, items, tokens, cost, "
+                "price, \"grant\", created) VALUES (?, ?, ?, 'planned', ?, ?, ?, ?, ?, ?, ?) "
+                f"RETURNING {COLUMNS}",
+                (new_key(), self.pool.id, batch.id, batch.input_type, items, *books, created),
+            ).fetchone()
+        )
+
+    def _close_spare(self, connection: sqlite3.Connection, batch: BatchRecord) -> None:
+        row = connection.execute('SELECT "grant" FROM batch WHERE id = ?', (batch.id,)).fetchone()
+        if row is not None and row[0] is not None:
+            entries.close_grant(connection, row[0])
+            connection.execute('UPDATE batch SET "grant" = NULL WHERE id = ?', (batch.id,))

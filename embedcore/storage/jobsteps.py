@@ -1,0 +1,252 @@
+"""The steps of a part that move money. Each is one transaction: the state and the books agree."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from embedcore.errors import StorageCorrupt
+from embedcore.storage import entries, outcomes
+from embedcore.storage import windows as counters
+from embedcore.storage.amounts import Amount, Attempt, Grant, Limit
+from embedcore.storage.jobs import Jobs, change, in_flight
+from embedcore.storage.partrecords import Part
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from embedcore.events import LimitNear
+    from embedcore.storage.batchrecords import Pool
+    from embedcore.storage.windows import Moment
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Room:
+    """How much may be in flight at once. None: as much as there is."""
+
+    parts: int
+    tokens: int | None = None
+
+    def is_full(self, parts: int, tokens: int, part: Part) -> bool:
+        """Whether a part must wait for those that are in flight. Alone, none has to."""
+        return parts >= self.parts or (
+            self.tokens is not None and parts > 0 and tokens + part.tokens > self.tokens
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ended:
+    """How a part's remote job ended.
+
+    - ``actual``: what it cost; None: nobody can say, and what was held counts as spent.
+      ``reported``: the provider named the tokens. ``note``: for the record.
+    - ``retry``: texts without an outcome are submitted again, for at most ``most_tries`` times that
+      count; ``counts``: this was one of them. Otherwise they have failed, or are ``lost``: paid for
+      and gone.
+    - ``reason``: why they have no outcome.
+    """
+
+    actual: Amount | None
+    reported: bool = True
+    note: str = ""
+    retry: bool = True
+    counts: bool = True
+    reason: str = ""
+    lost: bool = False
+    most_tries: int = 3
+
+
+class JobSteps:
+    """Moves parts and their money. ``limits``: of the caller who plans and who is told of them."""
+
+    def __init__(self, jobs: Jobs, pool: Pool, limits: Sequence[Limit] = ()) -> None:
+        self.jobs = jobs
+        self.pool = pool
+        self.limits = tuple(limits)
+
+    def ask(self, part: Part, room: Room) -> Part | None:
+        """The job is about to be created: committed before that call leaves. None: no room now."""
+        with self.jobs.step(part) as (connection, moment):
+            if room.is_full(*in_flight(connection, self.pool), part):
+                return None
+            grant, amount = self._grant(part), _amount(part)
+            windows = entries.take(connection, grant, amount, None)
+            if windows is None:
+                raise StorageCorrupt(
+                    f"the money of part {part.id} of a batch is not held any more: abandon the "
+                    "batch and submit it again"
+                )
+            counters.hold(connection, windows, Amount(), requests=1)
+            attempt = entries.open_attempt(
+                connection,
+                grant,
+                windows,
+                amount,
+                moment,
+                lease=None,
+                model=self.pool.model,
+                inputs=part.items,
+            )
+            return change(
+                connection,
+                part,
+                state="creating",
+                attempt=attempt.id,
+                asked=moment.now,
+                looks=0,
+                trouble=None,
+            )
+
+    def not_created(self, part: Part, *, next_at: int, why: str, new_input: bool) -> Part:
+        """Proof that there is no job: as before it was asked for. ``new_input``: upload again."""
+        with self.jobs.step(part) as (connection, moment):
+            outcomes.give_back(connection, self._attempt(part), moment, note=why)
+            return change(
+                connection,
+                part,
+                state="planned",
+                attempt=None,
+                tries=part.tries + 1,
+                next=next_at,
+                input=None if new_input else part.input,
+                trouble=why,
+            )
+
+    def charge_extra(self, part: Part, job: str) -> None:
+        """A second job of the same part was found and cancelled: what it may cost is spent."""
+        with self.jobs.step(part) as (connection, moment):
+            known = connection.execute("SELECT jobs FROM part WHERE id = ?", (part.id,)).fetchone()[
+                0
+            ]
+            if job in known.split(","):
+                return
+            amount = _amount(part)
+            windows = counters.ids(connection, self.pool.scope, "all", moment)
+            counters.spend(connection, windows, amount)
+            entries.log(
+                connection,
+                self.pool.scope,
+                windows,
+                "recorded",
+                amount,
+                moment,
+                model=self.pool.model,
+                note=f"batch job {job} was created twice and cancelled: uncertain",
+            )
+            change(connection, part, jobs=f"{known},{job}".strip(","))
+
+    def lose(self, part: Part, *, next_at: int, note: str) -> list[LimitNear]:
+        """Nobody knows whether there is a job, and its input is gone: charged as uncertain.
+
+        Its texts may be submitted in another part.
+        """
+        with self.jobs.step(part) as (connection, moment):
+            near = outcomes.charge(connection, self._attempt(part), moment, note=note)
+            _free_items(connection, part)
+            change(connection, part, state="lost", next=next_at, tries=0, trouble=note)
+            return near
+
+    def clear(self, part: Part) -> None:
+        """Long after, still nothing shows such a job: what was charged is corrected to zero."""
+        with self.jobs.step(part) as (connection, moment):
+            outcomes.give_back(connection, self._attempt(part), moment, note="no such job appeared")
+            _end(connection, part, moment, trouble=None)
+
+    def end(
+        self, part: Part, ended: Ended, tried: Sequence[tuple[int, str]] = ()
+    ) -> list[LimitNear]:
+        """The remote job has ended and all that it had to give is stored.
+
+        The money is settled, and every text without an outcome is to be submitted again, or has
+        failed. ``tried``: those with an error that a new job may not have, and why; they count one
+        more try in any case. Raises ``Superseded``.
+        """
+        with self.jobs.step(part) as (connection, moment):
+            near = self._account(connection, part, ended, moment)
+            reason = ended.reason or "the job ended without a result for it"
+            mine = "WHERE part = ? AND state = 'open'"
+            connection.executemany(
+                f"UPDATE item SET tries = tries + 1, reason = ? WHERE id = ? AND {mine[6:]}",
+                [(why, one, part.id) for one, why in tried],
+            )
+            if ended.counts:
+                others = f"{mine} AND id NOT IN (SELECT value FROM json_each(?))"
+                connection.execute(
+                    f"UPDATE item SET tries = tries + 1, reason = ? {others}",
+                    (reason, part.id, json.dumps([one for one, _ in tried])),
+                )
+            if ended.retry:
+                connection.execute(
+                    "UPDATE item SET state = 'failed', reason = coalesce(reason, ?) "
+                    f"{mine} AND tries >= ?",
+                    (reason, part.id, ended.most_tries),
+                )
+            else:
+                connection.execute(
+                    f"UPDATE item SET state = ?, reason = ? {mine}",
+                    ("lost" if ended.lost else "failed", reason, part.id),
+                )
+            _free_items(connection, part)
+            _end(connection, part, moment, trouble=None)
+            return near
+
+    def _account(
+        self, connection: sqlite3.Connection, part: Part, ended: Ended, moment: Moment
+    ) -> list[LimitNear]:
+        if part.attempt is None:
+            return []
+        attempt = self._attempt(part)
+        if ended.actual is None:
+            return outcomes.charge(connection, attempt, moment, note=ended.note)
+        if ended.actual == Amount():
+            outcomes.give_back(
+                connection, attempt, moment, note=ended.note, request_id=part.job or ""
+            )
+            return []
+        return outcomes.settle(
+            connection,
+            attempt,
+            ended.actual,
+            moment,
+            reported=ended.reported,
+            request_id=part.job,
+        )
+
+    def dissolve(self, part: Part) -> None:
+        """Nothing of it was asked for: its texts and its money are free again."""
+        with self.jobs.step(part) as (connection, moment):
+            _free_items(connection, part)
+            _end(connection, part, moment, trouble="never submitted")
+
+    def _grant(self, part: Part) -> Grant:
+        return Grant(
+            id=part.grant, scope=self.pool.scope, lane="all", limits=self.limits, loose=False
+        )
+
+    def _attempt(self, part: Part) -> Attempt:
+        return Attempt(id=part.attempt or 0, grant=self._grant(part), amount=_amount(part))
+
+
+def _amount(part: Part) -> Amount:
+    return Amount(tokens=part.tokens, cost=part.cost)
+
+
+def _free_items(connection: sqlite3.Connection, part: Part) -> None:
+    connection.execute("UPDATE item SET part = NULL, ordinal = NULL WHERE part = ?", (part.id,))
+
+
+def _end(
+    connection: sqlite3.Connection, part: Part, moment: Moment, *, trouble: str | None
+) -> None:
+    entries.close_grant(connection, part.grant)
+    change(
+        connection,
+        part,
+        state="done",
+        ended=moment.now,
+        trouble=trouble,
+        owner=None,
+        lease=None,
+    )
