@@ -65,6 +65,9 @@ if TYPE_CHECKING:
         RateLimited as RateLimited,
     )
     from embedcore.errors import (
+        RemoteGone as RemoteGone,
+    )
+    from embedcore.errors import (
         RequestRejected as RequestRejected,
     )
     from embedcore.errors import (
@@ -115,6 +118,15 @@ if TYPE_CHECKING:
     from embedcore.policy.asyncstream import (
         AsyncEmbeddingStream as AsyncEmbeddingStream,
     )
+    from embedcore.policy.batchjob import (
+        BatchJob as BatchJob,
+    )
+    from embedcore.policy.batchreport import (
+        BatchReport as BatchReport,
+    )
+    from embedcore.policy.batchreport import (
+        RemoteJob as RemoteJob,
+    )
     from embedcore.policy.blocks import (
         Block as Block,
     )
@@ -152,6 +164,8 @@ _HOMES = {
     "AsyncEmbeddingStream": "embedcore.policy.asyncstream",
     "AuthenticationFailed": "embedcore.errors",
     "BatchEmbeddingFailed": "embedcore.errors",
+    "BatchJob": "embedcore.policy.batchjob",
+    "BatchReport": "embedcore.policy.batchreport",
     "Block": "embedcore.policy.blocks",
     "BudgetExceeded": "embedcore.errors",
     "Config": "embedcore.config",
@@ -174,6 +188,8 @@ _HOMES = {
     "ProviderUnavailable": "embedcore.errors",
     "QuotaExhausted": "embedcore.errors",
     "RateLimited": "embedcore.errors",
+    "RemoteGone": "embedcore.errors",
+    "RemoteJob": "embedcore.policy.batchreport",
     "RequestRejected": "embedcore.errors",
     "RequestTooLarge": "embedcore.errors",
     "RowOutcome": "embedcore.policy.result",
@@ -202,6 +218,8 @@ __all__ = [
     "AsyncEmbeddingStream",
     "AuthenticationFailed",
     "BatchEmbeddingFailed",
+    "BatchJob",
+    "BatchReport",
     "Block",
     "BudgetExceeded",
     "Config",
@@ -224,6 +242,8 @@ __all__ = [
     "ProviderUnavailable",
     "QuotaExhausted",
     "RateLimited",
+    "RemoteGone",
+    "RemoteJob",
     "RequestRejected",
     "RequestTooLarge",
     "RowOutcome",

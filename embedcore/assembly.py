@@ -33,6 +33,7 @@ from embedcore.storage.database import Database
 from embedcore.storage.ledger import Ledger
 
 if TYPE_CHECKING:
+    from embedcore.policy.batchoffice import BatchOffice
     from embedcore.provider.hookspecs import Provider
     from embedcore.provider.protocol import Embedder
     from embedcore.provider.types import ModelInfo
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 STATE_FILE: Final = "state.db"
 VECTORS_FILE: Final = "vectors.db"
+BATCHES_FOLDER: Final = "batches"
 DEFAULT_CACHE_CAP: Final = 10 * 10**9
 
 logger = logging.getLogger("embedcore")
@@ -145,6 +147,26 @@ def vector_store(choice: Choice) -> VectorStore:
     return VectorStore(
         (Path(folder).expanduser() if folder else state_folder(config)) / VECTORS_FILE,
         cap=DEFAULT_CACHE_CAP if cap is None else int(cap),
+        allow_network_filesystem=config.allow_network_filesystem,
+    )
+
+
+def build_office(choice: Choice, engine: Engine) -> BatchOffice | None:
+    """What batches of this engine need; None where its provider has no batch strategy."""
+    from embedcore.policy.batchoffice import BatchOffice
+
+    strategy = engine.embedder.batch
+    if strategy is None:
+        return None
+    config = choice.config
+    return BatchOffice(
+        engine=engine,
+        strategy=strategy,
+        # Vectors of a batch are kept whatever the settings say: the provider's copy is deleted.
+        store=vector_store(choice) if engine.shelf is None else engine.shelf.store,
+        folder=state_folder(config) / BATCHES_FOLDER,
+        asked_as=f"{choice.provider}:{choice.model}",
+        settings=choice.batch.settings(),
         allow_network_filesystem=config.allow_network_filesystem,
     )
 

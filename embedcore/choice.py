@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydantic import SecretStr
 
-from embedcore.config import DEFAULT_PROVIDER, Config, Profile, Retry
+from embedcore.config import DEFAULT_PROVIDER, Batch, Config, Profile, Retry
 from embedcore.configfile import layered, validated
 from embedcore.errors import ConfigurationError
 from embedcore.provider import registry
@@ -48,6 +48,13 @@ class Choice:
         own = self.profile.retry
         table = own.model_dump(exclude_unset=True) if own is not None else {}
         return self.config.retry.model_copy(update=table)
+
+    @property
+    def batch(self) -> Batch:
+        """The same for batches."""
+        own = self.profile.batch
+        table = own.model_dump(exclude_unset=True) if own is not None else {}
+        return self.config.batch.model_copy(update=table)
 
     def setting(self, rule: str) -> Any:
         """One of ``Rules``: as the profile says, else as the configuration says, else None."""

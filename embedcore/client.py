@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from embedcore import assembly, choice
 from embedcore.awaiting import AwaitedForms
+from embedcore.batching import BatchForms
 from embedcore.errors import ConfigurationError
 from embedcore.events import Observer, Progress
 from embedcore.opening import Opened
@@ -24,30 +24,33 @@ from embedcore.streaming import StreamedForms, check_on_error, equipped
 
 if TYPE_CHECKING:
     from embedcore.config import Config
+    from embedcore.policy.batchoffice import BatchOffice
+    from embedcore.policy.submitting import Strategy
     from embedcore.provider.protocol import Embedder
     from embedcore.provider.types import ModelInfo
     from embedcore.storage.ledger import Ledger
 
-logger = logging.getLogger("embedcore")
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class _Running:
-    """What a client holds open."""
+    """What a client holds open. ``office``: once there was a batch."""
 
     engine: Engine
     ledger: Ledger | None
+    office: BatchOffice | None = None
 
     def close(self) -> None:
         self.engine.pool.close()
         self.engine.embedder.close()
         if self.engine.shelf is not None:
             self.engine.shelf.store.close()
+        if self.office is not None:
+            self.office.store.close()
         if self.ledger is not None:
             self.ledger.database.close()
 
 
-class EmbeddingClient(AwaitedForms, StreamedForms):
+class EmbeddingClient(AwaitedForms, StreamedForms, BatchForms):
     """Embeds texts with one model, in as many requests as it takes, inside a budget.
 
     - ``model``: a profile's name, ``provider:model``, or a model of the default provider; default
@@ -92,7 +95,6 @@ class EmbeddingClient(AwaitedForms, StreamedForms):
         self._embedder = embedder
         self._observers = tuple(observers)
         self._opened: Opened[_Running] = Opened()
-        self._told_of_batch = False
         if embedder is None:
             assembly.checked_options(self._choice, registry.load(self._choice.provider))
 
@@ -183,25 +185,6 @@ class EmbeddingClient(AwaitedForms, StreamedForms):
         """What ``embed`` would send and what that costs. Sends and spends nothing."""
         return plan_now(self._engine, texts, input_type=input_type, exact=exact)
 
-    def batch_embed_texts(
-        self,
-        texts: Iterable[str],
-        poll_interval: float = 30,
-        *,
-        fallback: Literal["immediate", "error"] = "immediate",
-    ) -> list[list[float]]:
-        """The vectors of texts that may take a day, for less money where the provider has a
-        batch API.
-
-        Without one they are embedded at once, at the full price, and a warning says so;
-        ``fallback="error"`` raises ``ConfigurationError`` instead. ``poll_interval``: seconds
-        between two looks at a batch.
-        """
-        if not poll_interval > 0:
-            raise ConfigurationError(f"poll_interval = {poll_interval} must be above 0 seconds")
-        self._tell_of_batch(fallback)
-        return self.embed_texts(texts)
-
     def close(self) -> None:
         """Close connections and end the threads. The next call opens them again."""
         running = self._opened.take()
@@ -232,7 +215,6 @@ class EmbeddingClient(AwaitedForms, StreamedForms):
         self._embedder = state["embedder"]
         self._observers = ()
         self._opened = Opened()
-        self._told_of_batch = False
 
     @property
     def _engine(self) -> Engine:
@@ -269,29 +251,14 @@ class EmbeddingClient(AwaitedForms, StreamedForms):
             on_arrival=on_arrival,
         )
 
-    def _tell_of_batch(self, fallback: str) -> None:
-        if fallback not in ("immediate", "error"):
-            raise ConfigurationError(f'fallback = {fallback!r} must be "immediate" or "error"')
-        info = self.info
-        message = (
-            f"{self.provider}:{self.model} has no batch strategy here: the texts are embedded at "
-            f"once, {_price_difference(info)}"
-        )
-        if fallback == "error":
-            raise ConfigurationError(
-                f"{self.provider}:{self.model} has no batch strategy here and fallback = "
-                f'"error": nothing was sent; use embed_texts, {_price_difference(info)}'
-            )
-        if not self._told_of_batch:
-            self._told_of_batch = True
-            logger.warning("%s", message)
+    def _embed_now(self, texts: Iterable[str]) -> list[list[float]]:
+        return self.embed_texts(texts)
 
+    def _pace(self) -> tuple[Strategy, float | None]:
+        return self._choice.setting("strategy") or "batch", self._choice.setting("deadline")
 
-def _price_difference(info: ModelInfo) -> str:
-    price = info.price
-    if price is None:
-        return "at a price that is not known"
-    if price.free:
-        return "which costs nothing"
-    batch = f" instead of ${price.batch}" if price.batch is not None else ""
-    return f"at ${price.immediate}{batch} per million tokens"
+    def _batch_office(self) -> BatchOffice | None:
+        running = self._opened.get(self._open)
+        if running.office is None:
+            running.office = assembly.build_office(self._choice, running.engine)
+        return running.office

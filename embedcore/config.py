@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, PrivateAttr
 
 from embedcore.errors import ConfigurationError
+from embedcore.policy.batchsettings import BatchSettings
 from embedcore.policy.retry import RetrySettings
 from embedcore.storage.amounts import ALL_SCOPES, Limit, Unit
 from embedcore.storage.calendar import PERIODS, Period
@@ -156,6 +157,39 @@ class Retry(_Model):
         return RetrySettings(**self.model_dump())
 
 
+class Batch(_Model):
+    """How batches are cut and looked after. Times in seconds.
+
+    - ``parts``: remote jobs at work at once, for one model of one account.
+    - ``part_texts``: most texts in one job; None: as many as the provider takes.
+    - ``enqueued_tokens``: tokens that the account may have enqueued; None: as the provider says or
+      teaches.
+    - ``attempts``: jobs in which a text may end without a result before it has failed.
+    - ``grace``: how long a job that was created can take to appear in the provider's list;
+      ``look_again``: between two looks; ``watch``: how long one that was charged is looked for.
+    - ``keep_days``: so long vectors of a batch are safe from pruning, and its rows are kept.
+    - ``small_texts``, ``worth``, ``quickest``: "auto" embeds at once so many texts if a batch saves
+      less US dollars, and any with so near a deadline; ``drain_before`` it jobs give way to that.
+    """
+
+    parts: Annotated[Count, Field(le=1000)] = 8
+    part_texts: Count | None = None
+    enqueued_tokens: Count | None = None
+    attempts: Annotated[Count, Field(le=100)] = 3
+    grace: Seconds = 600.0
+    look_again: Annotated[Seconds, Field(gt=0)] = 60.0
+    watch: Seconds = 90_000.0
+    keep_days: Annotated[Number, Field(gt=0, le=3650)] = 30.0
+    small_texts: Annotated[int, Field(ge=0), BeforeValidator(_number)] = 2048
+    worth: Number = 0.01
+    quickest: Seconds = 3600.0
+    drain_before: Seconds = 1800.0
+
+    def settings(self) -> BatchSettings:
+        """The same as the plain value that the policy layer takes."""
+        return BatchSettings(**self.model_dump())
+
+
 class Rules(_Model):
     """What holds for the texts and replies of a profile. None: as the layer above says.
 
@@ -171,6 +205,8 @@ class Rules(_Model):
     - ``cache_dir``: the folder of their file; default: that of all state.
     - ``cache_cap``: its largest size, as bytes or "20 GB"; beyond it no more are kept. Default
       10 GB, about 1.5 million vectors of 1,536 dimensions.
+    - ``strategy``: of batches: everything in a batch (default), at once, or as is best ("auto");
+      ``deadline``: seconds after which "auto" should have everything.
     """
 
     overlong: Overlong | None = None
@@ -182,6 +218,8 @@ class Rules(_Model):
     cache: bool | None = None
     cache_dir: Path | None = None
     cache_cap: Annotated[ByteSize, Field(ge=0)] | None = None
+    strategy: Literal["immediate", "batch", "auto"] | None = None
+    deadline: Annotated[Seconds, Field(gt=0)] | None = None
 
 
 class Profile(Rules):
@@ -192,6 +230,7 @@ class Profile(Rules):
     scope: ScopeName | None = None
     budget: Budget = Budget()
     retry: Retry | None = None
+    batch: Batch | None = None
 
 
 class Config(Rules):
@@ -213,6 +252,7 @@ class Config(Rules):
     profiles: dict[str, Profile] = {}
     budget: Budget = Budget()
     retry: Retry = Retry()
+    batch: Batch = Batch()
     home: Path | None = None
     allow_network_filesystem: bool = False
     confirm_above: Dollars = Decimal(1)

@@ -148,6 +148,42 @@ class BoundViolated:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BatchChanged:
+    """A remote batch job has another state, or has done more, by what the provider says.
+
+    ``status``: the provider's own word. ``completed``, ``failed``, ``total``: its texts.
+    """
+
+    job: str
+    status: str
+    completed: int
+    failed: int
+    total: int
+    scope: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchStray:
+    """A remote job that was created a second time, or after it was given up. It was told to stop,
+    and what it may cost at most counts as spent."""
+
+    job: str
+    scope: str
+    tokens: int
+    picodollars: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchWaits:
+    """Texts of a batch cannot be submitted now: for want of budget, until then at least."""
+
+    batch: str
+    scope: str
+    until: datetime | None
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
     """Texts of the running call that have their outcome, out of ``total``; None: of a stream whose
     end is not known."""
@@ -172,6 +208,9 @@ Event: TypeAlias = (
     | BudgetWait
     | LimitNear
     | BoundViolated
+    | BatchChanged
+    | BatchStray
+    | BatchWaits
     | Progress
 )
 

@@ -10,6 +10,9 @@ from functools import singledispatch
 from typing import Any, Final, TextIO
 
 from embedcore.events import (
+    BatchChanged,
+    BatchStray,
+    BatchWaits,
     BoundViolated,
     BudgetWait,
     Event,
@@ -135,6 +138,31 @@ def _(event: BoundViolated) -> None:
         event.billed,
         event.held,
     )
+
+
+@log.register
+def _(event: BatchChanged) -> None:
+    logger.info(
+        "Batch %s: %s (%d/%d complete)", event.job, event.status, event.completed, event.total
+    )
+
+
+@log.register
+def _(event: BatchStray) -> None:
+    logger.warning(
+        "Batch %s: created twice, or after it was given up; told to stop. %s, %s count as spent",
+        event.job,
+        shown("tokens", event.tokens),
+        shown("cost", event.picodollars),
+    )
+
+
+@log.register
+def _(event: BatchWaits) -> None:
+    until = "its budget is raised"
+    if event.until is not None:
+        until = event.until.isoformat(sep=" ", timespec="seconds")
+    logger.warning("batch %s waits until %s: %s", event.batch, until, event.message)
 
 
 def shown(unit: str, amount: int) -> str:

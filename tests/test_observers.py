@@ -26,6 +26,9 @@ from embedcore import (
     events,
 )
 from embedcore.events import (
+    BatchChanged,
+    BatchStray,
+    BatchWaits,
     BoundViolated,
     BudgetWait,
     Held,
@@ -120,6 +123,34 @@ EXAMPLES = [
         BoundViolated(provider="p", model="m", held=2, billed=3),
         logging.WARNING,
         "p:m billed 3 tokens where 2 were held: its count is wrong; more is held from now on",
+    ),
+    (
+        BatchChanged(
+            job="batch_1", status="in_progress", completed=2, failed=1, total=5, scope="s"
+        ),
+        logging.INFO,
+        "Batch batch_1: in_progress (2/5 complete)",
+    ),
+    (
+        BatchStray(job="batch_1", scope="s", tokens=1000, picodollars=2 * 10**7),
+        logging.WARNING,
+        "Batch batch_1: created twice, or after it was given up; told to stop. "
+        "1,000 tokens, $0.000020 count as spent",
+    ),
+    (
+        BatchWaits(
+            batch="20261124-1",
+            scope="s",
+            until=datetime(2026, 11, 25, tzinfo=UTC),
+            message="not sent",
+        ),
+        logging.WARNING,
+        "batch 20261124-1 waits until 2026-11-25 00:00:00+00:00: not sent",
+    ),
+    (
+        BatchWaits(batch="20261124-1", scope="s", until=None, message="not sent"),
+        logging.WARNING,
+        "batch 20261124-1 waits until its budget is raised: not sent",
     ),
     (
         Reused(provider="p", model="m", texts=3),

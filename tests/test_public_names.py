@@ -28,6 +28,7 @@ PROMISED = {
     "BatchEmbeddingFailed",
 }
 BESIDE = {"Arrival", "Config", "Plan", "RowOutcome", "Spending"}
+BESIDE |= {"BatchJob", "BatchReport", "RemoteJob"}
 BESIDE |= {"Block", "EmbeddingStream", "AsyncEmbeddingStream", "StoppedAt"}
 REPOSITORY = Path(__file__).parents[1]
 

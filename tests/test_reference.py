@@ -17,12 +17,23 @@ from pydantic_core import PydanticUndefined
 from embedcore import Config, TokenTracker, errors, events
 from embedcore.assembly import DEFAULT_CACHE_CAP
 from embedcore.choice import as_config
-from embedcore.config import Budget, Profile, Retry
+from embedcore.config import Batch, Budget, Profile, Retry
 from embedcore.configfile import VARIABLES
 from embedcore.provider.hookspecs import Provider
 from embedcore.provider.options import environment_options
 from embedcore.provider.registry import LOAD_PLUGINS_VARIABLE, load
-from embedcore.provider.types import EmbedReply, EmbedRequest, ModelInfo, Price, RateLimits
+from embedcore.provider.types import (
+    BatchItem,
+    BatchLimits,
+    BatchOutcome,
+    BatchStatus,
+    EmbedReply,
+    EmbedRequest,
+    FoundJob,
+    ModelInfo,
+    Price,
+    RateLimits,
+)
 from embedcore.storage.engine import driver
 from embedcore.storage.schema import STATE_VERSION, VECTORS_VERSION
 from embedcore.storage.vectors import VectorStore
@@ -57,6 +68,8 @@ WORDS = {
     ("Config", "cache"): "none: if it costs",
     ("Config", "cache_dir"): "none: `home`",
     ("Config", "cache_cap"): 'none: `"10 GB"`',
+    ("Config", "strategy"): 'none: `"batch"`',
+    ("Config", "batch"): "see below",
     ("Profile", "budget"): "no limits",
     ("Budget", "all_scopes"): "no limits",
 }
@@ -77,7 +90,13 @@ def shown(model: type[BaseModel], name: str) -> str:
 
 @pytest.mark.parametrize(
     ("heading", "model"),
-    [("Setting", Config), ("Profile", Profile), ("Budget", Budget), ("Retry", Retry)],
+    [
+        ("Setting", Config),
+        ("Profile", Profile),
+        ("Budget", Budget),
+        ("Retry", Retry),
+        ("Batch", Batch),
+    ],
 )
 def test_every_setting_is_listed_with_its_default(heading, model):
     listed = {name_in(name): default for name, default, _ in rows("configuration.md", heading)}
@@ -223,7 +242,22 @@ def test_the_lines_of_the_log_are_those_that_are_written():
         assert f"`{logger}`" in text
 
 
-@pytest.mark.parametrize("kind", [ModelInfo, Price, EmbedRequest, EmbedReply, RateLimits, Provider])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        ModelInfo,
+        Price,
+        EmbedRequest,
+        EmbedReply,
+        RateLimits,
+        BatchLimits,
+        BatchItem,
+        BatchOutcome,
+        BatchStatus,
+        FoundJob,
+        Provider,
+    ],
+)
 def test_every_field_of_a_providers_values_is_listed_with_its_default(kind):
     def default(field):
         if field.default is not dataclasses.MISSING:

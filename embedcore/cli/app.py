@@ -21,6 +21,7 @@ from embedcore.cli.signals import Signals
 # Name → its module, and the line that --help shows without importing it.
 COMMANDS: Final = {
     "embed": ("embed", "Embed files into one output; run again, it buys only what is missing."),
+    "batch": ("batch", "The same within a day, for less money: submit, look after, fetch."),
     "similar": ("similar", "Find the rows of an output that are nearest to a question."),
     "models": ("models", "The models that are known, with their prices."),
     "providers": ("providers", "The providers that are installed, and those that are broken."),

@@ -8,20 +8,24 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from embedcore.assembly import STATE_FILE, open_ledger
 from embedcore.cli.budget import CLOCK_TOLERANCE_SECONDS
 from embedcore.cli.checks import Finding, Level
-from embedcore.cli.text import duration
+from embedcore.cli.text import dollars, duration, one_line
 from embedcore.config import Config
 from embedcore.configfile import state_folder
+from embedcore.storage.batches import Batches
 from embedcore.storage.calendar import MICROSECONDS
 from embedcore.storage.engine import driver, engine_version, wal_is_safe
+from embedcore.storage.jobs import Jobs
 from embedcore.storage.rates import named_rates
 
 if TYPE_CHECKING:
     from embedcore.storage.ledger import Ledger
+
+_LONGEST: Final = 300
 
 
 def state(config: Config) -> Iterator[Finding]:
@@ -48,6 +52,7 @@ def state(config: Config) -> Iterator[Finding]:
         yield _finding("state file", f"{path}, journal {ledger.database.journal_mode}")
         moment = ledger.moment()
         yield from _rates(ledger)
+        yield from _batches(ledger)
     yield from _clock(moment.now / MICROSECONDS, moment.zone)
 
 
@@ -68,6 +73,24 @@ def _rates(ledger: Ledger) -> Iterator[Finding]:
             value=f"{' and '.join(parts) or 'none'} per minute, as {one.endpoint} said on {day}",
             level="ok",
         )
+
+
+def _batches(ledger: Ledger) -> Iterator[Finding]:
+    """Those that are open: what is held for them, and what they wait for."""
+    jobs = Jobs(ledger)
+    found = [record for record in Batches(ledger).all() if not record.has_ended]
+    if not found:
+        return
+    held = sum(jobs.spent(record).held.cost for record in found)
+    yield _finding(
+        "batches",
+        f"{len(found):,} open, {dollars(held)} held for them: embedcore batch status --watch, or "
+        "embedcore batch resume in a cron job, goes on with them",
+    )
+    for record in found:
+        troubles = [part.trouble for part in jobs.of_batch(record) if part.trouble]
+        for why in dict.fromkeys([*filter(None, [record.blocked]), *troubles]):
+            yield _finding(record.name, one_line(why, _LONGEST), "note")
 
 
 def _who_may_read(path: Path) -> Iterator[Finding]:

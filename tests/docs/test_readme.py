@@ -23,6 +23,7 @@ from embedcore.cli import exits
 from embedcore.config import Config
 from embedcore.errors import ConfigurationError
 from embedcore.testing import FakeOpenAI, vector_of
+from embedcore.testing.batchsettings import BatchSettings, Progress
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -61,7 +62,8 @@ SETTINGS = next(block.text for block in BLOCKS if block.language == "toml")
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeOpenAI]:
     """An OpenAI that takes its time, for this process and those that it starts."""
-    with FakeOpenAI(latency=0.6, record=False) as fake:
+    jobs = BatchSettings(progress=Progress(polls=2))
+    with FakeOpenAI(latency=0.6, record=False, batch=jobs) as fake:
         monkeypatch.setenv("OPENAI_BASE_URL", fake.base_url)
         monkeypatch.setenv("OPENAI_API_KEY", str(fake.api_key))
         # With all requests under way at once there would be nothing left to stop.
@@ -75,7 +77,10 @@ def workspace() -> Path:
 
     The fake counts a token for each four bytes; these texts have as many by the real tokenizer.
     """
-    Path("embedcore.toml").write_text(SETTINGS)
+    # Only OpenAI's own servers are taken to have a batch API.
+    own = SETTINGS.replace("[options.openai]\n", "[options.openai]\nbatch = true\n")
+    assert own != SETTINGS
+    Path("embedcore.toml").write_text(own)
     rows = ({"id": f"row-{n}", "text": f"Section number {n % TEXTS:05}"} for n in range(ROWS))
     Path("corpus.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return Path.cwd()

@@ -66,13 +66,15 @@ def test_every_python_block_is_the_templates_or_runs(
     ]
     for block in alone:
         compile(block, "write-a-provider.md", "exec")
-    # Three are run below, the last by tests/test_third_party_provider.py.
+    # All are run: below, by tests/test_third_party_provider.py, and by test_acme_batch.py.
     first_lines = [block.splitlines()[0].partition("(")[0] for block in alone]
     assert first_lines == [
         "price = Price",
         "def info_of",
         "class CharacterTokenizer:",
         "import json",
+        "from contextlib import suppress",
+        "from embedcore import EmbeddingClient",
     ]
 
 

@@ -1,0 +1,182 @@
+"""``embedcore batch fetch``: the vectors of a batch beside the columns of what was submitted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from embedcore.cli.batchbooks import Clients, books_of
+from embedcore.cli.batchnotes import Note, read_digests, same_files
+from embedcore.cli.batchoutput import BatchOutput, Fetched
+from embedcore.cli.batchtext import change_text, commonest, report_fields
+from embedcore.cli.batchwatch import watch_command
+from embedcore.cli.exits import FAILED, OK, TRY_AGAIN
+from embedcore.cli.progress import Shown
+from embedcore.cli.summary import next_command
+from embedcore.cli.text import dollars, facts, one_line, plural, shown_path
+from embedcore.errors import ConfigurationError
+from embedcore.files.disk import display
+from embedcore.files.lock import output_lock
+from embedcore.files.origin import require_same_maker
+from embedcore.files.resume import Target, require_free_names
+from embedcore.files.types import Origin
+
+if TYPE_CHECKING:
+    from embedcore.cli.screen import Screen
+    from embedcore.client import EmbeddingClient
+    from embedcore.files.inputs import Inputs
+    from embedcore.files.scan import Scan
+    from embedcore.policy.batchreport import BatchReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchWish:
+    """What was asked for on the command line."""
+
+    name: str
+    output: Path
+    partial: bool
+    files: tuple[Path, ...]
+    no_text: bool
+    overwrite: bool
+    model: str | None
+
+
+class NotEnded(click.ClickException):
+    """There are not all vectors yet."""
+
+    exit_code = TRY_AGAIN
+
+
+def fetch_vectors(screen: Screen, wish: FetchWish) -> int:
+    """Write what there is of a batch."""
+    target = Target.at(wish.output)
+    with books_of(wish.name) as (books, record), Clients(books=books, model=wish.model) as clients:
+        client = clients.of(record)
+        job = client.batch_job(wish.name)
+        report = job.status()
+        if not report.has_ended and not wish.partial:
+            raise NotEnded(
+                f"it has not ended yet: {change_text(report)}\n--partial writes what there is; to "
+                f"wait for the rest:\n  {watch_command(report.id)}"
+            )
+        note = books.note(record)
+        origin = _origin(client, note, record.input_type)
+        with ExitStack() as held:
+            held.enter_context(output_lock(target.lock, target.path))
+            _require_no_source(target, wish, note)
+            _require_replaceable(target, origin, overwrite=wish.overwrite)
+            source = _source(screen, wish, note, held)
+            shown = held.enter_context(Shown(screen))
+            output = BatchOutput(
+                job=job,
+                target=target,
+                origin=origin,
+                digests=read_digests(books.folder, record.name, record.rows),
+                source=source,
+                keep_text=not wish.no_text,
+                on_progress=shown.draw,
+            )
+            fetched = output.write()
+    _say(screen, wish, report, fetched)
+    if fetched.pending:
+        return TRY_AGAIN
+    return FAILED if fetched.failed else OK
+
+
+def _origin(client: EmbeddingClient, note: Note | None, input_type: str) -> Origin:
+    asked = (input_type or None) if note is None else note.input_type
+    return Origin(
+        model=f"{client.provider}:{client.model}",
+        fingerprint=client.fingerprint,
+        input_type=asked,
+        dimensions=client.dimensions,
+    )
+
+
+def _require_no_source(target: Target, wish: FetchWish, note: Note | None) -> None:
+    """What was submitted is not overwritten, though it may have changed since."""
+    files = [*wish.files, *(Path(one) for one in (() if note is None else note.files))]
+    written = [*target.format.paths(target.path), target.failed]
+    for file in files:
+        if any(one.exists() and file.exists() and one.samefile(file) for one in written):
+            raise ConfigurationError(
+                f"{display(file)} was submitted and would be overwritten: choose another output"
+            )
+
+
+def _require_replaceable(target: Target, origin: Origin, *, overwrite: bool) -> None:
+    """Vectors that were bought from somebody else are not overwritten unasked."""
+    if overwrite or not target.path.exists():
+        return
+    found = target.format.origin(target.path)
+    if found is not None:
+        require_same_maker(display(target.path), found, origin)
+
+
+def _source(
+    screen: Screen, wish: FetchWish, note: Note | None, held: ExitStack
+) -> tuple[Inputs, Scan] | None:
+    """What was submitted, if it is still as it was; else says what the output has instead."""
+    if note is None:
+        screen.complain(
+            "warning: where the rows came from was not remembered: the output has their ids and "
+            "vectors only"
+        )
+        return None
+    require_free_names(note.keep)
+    found = held.enter_context(same_files(note, wish.files))
+    if isinstance(found, str):
+        screen.complain(
+            f"warning: {one_line(found, 500)}: the output has ids and vectors only. --source says "
+            "where it is now"
+        )
+        return None
+    return found
+
+
+def _say(screen: Screen, wish: FetchWish, report: BatchReport, fetched: Fetched) -> None:
+    screen.answer(
+        {
+            **report_fields(report),
+            "output": str(wish.output),
+            "written": fetched.written,
+            "failed_rows": fetched.failed,
+            "pending_rows": fetched.pending,
+            "truncated_rows": fetched.truncated,
+            "failed_path": None if fetched.failed_path is None else str(fetched.failed_path),
+            "dimensions": fetched.dimensions,
+            "with_columns": fetched.with_columns,
+            "reasons": dict(fetched.reasons),
+        }
+    )
+    width = f" of {fetched.dimensions} dimensions" if fetched.dimensions else ""
+    head = f"{plural(fetched.written, 'vector')}{width} by {report.model}"
+    lines = [
+        f"{shown_path(wish.output)}: {head}",
+        facts(list(_facts(report, fetched)), indent="  "),
+    ]
+    if fetched.written:
+        lines += ["Ask it something:", f"  {next_command(wish.output)}"]
+    screen.show("\n".join(lines))
+
+
+def _facts(report: BatchReport, fetched: Fetched) -> Iterator[tuple[str, str]]:
+    usage = report.usage
+    yield "cost", f"{dollars(usage.picodollars)} for {plural(usage.tokens, 'token')}"
+    if fetched.truncated:
+        yield "truncated", f"{plural(fetched.truncated, 'row')} cut to fit the model"
+    if fetched.pending:
+        yield "under way", plural(fetched.pending, "row")
+    if fetched.failed_path is not None:
+        listed = shown_path(fetched.failed_path)
+        yield "failed", f"{plural(fetched.failed, 'row')}; every missing row is listed in {listed}"
+    for line in commonest(fetched.reasons):
+        yield "", line
+    if usage.uncertain_tokens:
+        yield "uncertain", f"{dollars(usage.uncertain_picodollars)} of the cost may not be billed"

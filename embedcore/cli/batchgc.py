@@ -1,0 +1,185 @@
+"""What is left over of batches, at the provider and here, and may go?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from embedcore.assembly import create_embedder
+from embedcore.choice import choose
+from embedcore.cli.batchbooks import Clients, batch_books
+from embedcore.cli.batchnotes import ENDINGS, drop_note
+from embedcore.cli.exits import OK, code_of
+from embedcore.cli.text import facts, one_line
+from embedcore.config import Config
+from embedcore.errors import EmbeddingError
+from embedcore.storage.calendar import MICROSECONDS
+from embedcore.storage.manifest import Manifest
+
+if TYPE_CHECKING:
+    from embedcore.cli.batchbooks import BatchBooks
+    from embedcore.cli.screen import Screen
+    from embedcore.provider.protocol import BatchStrategy
+    from embedcore.storage.batchrecords import BatchRecord
+
+# A file may be uploaded long before its job is created, and a batch be prepared for a day.
+_SAFE: Final = timedelta(days=2)
+_DAY_SECONDS: Final = 86_400
+_LONGEST: Final = 500
+_LOCAL: Final = (".db", ".db-wal", ".db-shm", ".db-journal", *ENDINGS)
+
+
+@dataclass(kw_only=True)
+class Garbage:
+    """What goes, or would go.
+
+    ``remote``: input files at providers. ``batches``: ids of old batches. ``files``: paths here
+    that no batch has. ``parts``: remote jobs that ended, of which only the books know.
+    """
+
+    remote: list[str] = field(default_factory=list)
+    batches: list[str] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    codes: list[int] = field(default_factory=list)
+
+    def text(self, *, dry_run: bool) -> str:
+        """For a person."""
+        if not (self.remote or self.batches or self.files):
+            return "there is nothing to delete"
+        lines = [
+            ("input files at the provider", self.remote),
+            ("old batches", self.batches),
+            ("files of no batch", [str(path) for path in self.files]),
+        ]
+        verb = "would be deleted" if dry_run else "deleted"
+        shown = [(name, f"{len(found):,} {verb}") for name, found in lines if found]
+        listed = [f"  {one}" for _, found in lines for one in found] if dry_run else []
+        return "\n".join([facts(shown), *listed])
+
+
+def collect_garbage(screen: Screen, *, dry_run: bool, model: str | None) -> int:
+    """``embedcore batch gc``. The code of the first thing that could not be looked at."""
+    config, found = Config.load(), Garbage()
+    with batch_books(config) as books:
+        for strategy, needed in _strategies(screen, config, books, model, found):
+            try:
+                _remote(strategy, needed, found, dry_run=dry_run)
+            except EmbeddingError as error:
+                _note(screen, error, found)
+        if books is not None:
+            _local(books, found, dry_run=dry_run)
+    screen.answer(
+        {
+            "dry_run": dry_run,
+            "remote_files": found.remote,
+            "batches": found.batches,
+            "local_files": [str(path) for path in found.files],
+        }
+    )
+    screen.show(found.text(dry_run=dry_run))
+    return next(iter(found.codes), OK)
+
+
+def _strategies(
+    screen: Screen, config: Config, books: BatchBooks | None, model: str | None, found: Garbage
+) -> Iterator[tuple[BatchStrategy, frozenset[str]]]:
+    """Each account's strategy once, with the inputs that jobs of ours still need."""
+    seen: set[tuple[str, str, str]] = set()
+    needed: frozenset[str] = frozenset()
+    if books is not None:
+        newest = {record.pool: record for record in books.batches.all()}
+        pools = {number: books.batches.pool_of(record) for number, record in newest.items()}
+        live = (part for pool in pools.values() for part in books.jobs.live(pool))
+        needed = frozenset(part.input for part in live if part.input is not None)
+        with Clients(books=books, model=model) as clients:
+            for number, record in newest.items():
+                pool = pools[number]
+                account = (pool.model.partition(":")[0], pool.endpoint, pool.account)
+                if account in seen:
+                    continue
+                seen.add(account)
+                try:
+                    strategy = clients.job(record).open_office().strategy
+                except EmbeddingError as error:
+                    _note(screen, error, found)
+                    continue
+                yield strategy, needed
+    yield from _of_settings(config, model, seen, needed)
+
+
+def _of_settings(
+    config: Config, model: str | None, seen: set[tuple[str, str, str]], needed: frozenset[str]
+) -> Iterator[tuple[BatchStrategy, frozenset[str]]]:
+    """The account that the settings name, though no batch of it is written down here."""
+    choice = choose(model, config=config, scope=None, options={})
+    embedder, *_ = create_embedder(choice)
+    with closing(embedder):
+        info, strategy = embedder.info, embedder.batch
+        if strategy is not None and (info.provider, info.endpoint, info.account) not in seen:
+            yield strategy, needed
+
+
+def _remote(
+    strategy: BatchStrategy, needed: frozenset[str], found: Garbage, *, dry_run: bool
+) -> None:
+    for file in strategy.orphans(before=datetime.now(UTC) - _SAFE):
+        if file in needed:
+            continue
+        if not dry_run:
+            strategy.discard(file)
+        found.remote.append(file)
+
+
+def _local(books: BatchBooks, found: Garbage, *, dry_run: bool) -> None:
+    now, days = books.jobs.now(), books.config.batch.keep_days
+    before = now - round(days * _DAY_SECONDS * MICROSECONDS)
+    for record in books.batches.all():
+        if record.ended is not None and record.ended < before:
+            found.batches.append(record.name)
+            if not dry_run:
+                _drop(books, record)
+    if not dry_run:
+        books.jobs.forget(before)
+    known = {record.name for record in books.batches.all()} | set(found.batches)
+    for path in _strays(books.folder, known):
+        found.files.append(path)
+        if not dry_run:
+            path.unlink(missing_ok=True)
+
+
+def _drop(books: BatchBooks, record: BatchRecord) -> None:
+    # The record first: files that are left without one are found by the next run.
+    books.batches.drop(record)
+    Manifest(
+        books.folder / f"{record.name}.db",
+        allow_network_filesystem=books.config.allow_network_filesystem,
+    ).delete()
+    drop_note(books.folder, record.name)
+
+
+def _strays(folder: Path, known: set[str]) -> list[Path]:
+    """Files of batches that there are not. One that is being prepared is young."""
+    if not folder.is_dir():
+        return []
+    groups: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        name, dot, ending = path.name.partition(".")
+        if name not in known and f"{dot}{ending}" in _LOCAL and path.is_file():
+            groups.setdefault(name, []).append(path)
+    oldest = time.time() - _SAFE.total_seconds()
+    return [
+        path
+        for group in groups.values()
+        if max(one.stat().st_mtime for one in group) < oldest
+        for path in group
+    ]
+
+
+def _note(screen: Screen, error: EmbeddingError, found: Garbage) -> None:
+    screen.complain(f"Error: {one_line(str(error), _LONGEST)}")
+    found.codes.append(code_of(error))

@@ -1,0 +1,194 @@
+"""How does a batch stand, for a person and for a machine?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from embedcore.cli.exits import BUDGET, FAILED, OK, TRY_AGAIN
+from embedcore.cli.text import dollars, duration, facts, one_line, plural
+
+if TYPE_CHECKING:
+    from embedcore.policy.batchreport import BatchReport, RemoteJob
+
+_WORDS: Final = {
+    "running": "under way",
+    "blocked": "waiting",
+    "cancelling": "being cancelled",
+    "done": "ended",
+    "cancelled": "cancelled",
+    "abandoned": "abandoned",
+}
+_PHASES: Final = {
+    "planned": "to be uploaded",
+    "creating": "being created",
+    "fenced": "being looked for: whether it was created is not known",
+    "lost": "charged; it is still looked for",
+    "stray": "created twice: being stopped",
+}
+_LONGEST: Final = 300
+_MOST_JOBS: Final = 10
+_JOBS_IN_LINE: Final = 3
+_REASONS: Final = 3
+_REASON_LENGTH: Final = 200
+
+
+def report_text(
+    report: BatchReport,
+    reasons: Mapping[str, int] | None = None,
+    next_try: datetime | None = None,
+) -> str:
+    """A paragraph. ``reasons``: why texts failed, and how many. ``next_try``: after a trouble."""
+    head = f"{report.id}  {state_word(report)}"
+    pairs = [*_lines(report, next_try), *_failures(report, reasons or {}), *_times(report)]
+    return f"{head}\n{facts(pairs, indent='  ')}"
+
+
+def state_word(report: BatchReport) -> str:
+    """The state in words."""
+    return "waiting for budget" if waits_for_budget(report) else _WORDS[report.state]
+
+
+def outcome(report: BatchReport) -> str:
+    """The same, and how well it ended, if it did."""
+    missing = report.texts - report.stored if report.has_ended else 0
+    word = state_word(report)
+    return f"{word}, {plural(missing, 'text')} without a vector" if missing else word
+
+
+def commonest(reasons: Mapping[str, int]) -> Iterator[str]:
+    """The few reasons that most have, one a line."""
+    ordered = sorted(reasons.items(), key=lambda one: -one[1])
+    for reason, count in ordered[:_REASONS]:
+        yield f"{count:,} × {one_line(reason, _REASON_LENGTH)}"
+    if len(ordered) > _REASONS:
+        yield f"and {plural(len(ordered) - _REASONS, 'other reason')}"
+
+
+def waits_for_budget(report: BatchReport) -> bool:
+    """Rather than for the provider's queue."""
+    return report.state == "blocked" and (report.blocked or "").startswith("budget:")
+
+
+def change_text(report: BatchReport) -> str:
+    """One line for ``--watch`` and for a log."""
+    parts = [outcome(report), f"{report.done:,} of {plural(report.texts, 'text')}"]
+    busy = [job for job in report.jobs if job.phase != "done"]
+    if len(busy) > _JOBS_IN_LINE:
+        parts.append(f"{len(busy):,} jobs at work")
+    else:
+        parts += [f"{job.id or 'a job'} {_phase(job)}" for job in busy]
+    if report.has_ended:
+        parts.append(dollars(report.usage.picodollars))
+    return f"{report.id}: {', '.join(parts)}"
+
+
+def report_fields(report: BatchReport) -> dict[str, Any]:
+    """For ``--json``. Times in ISO 8601."""
+    found = asdict(report)
+    usage = found.pop("usage")
+    return {
+        **found,
+        "created": report.created.isoformat(),
+        "ended": report.ended and report.ended.isoformat(),
+        "has_ended": report.has_ended,
+        **usage,
+    }
+
+
+def troubles(report: BatchReport) -> list[str]:
+    """What keeps it from going on, each once."""
+    found = [one_line(job.trouble, _LONGEST) for job in report.jobs if job.trouble]
+    return list(dict.fromkeys(found))
+
+
+def code_of_report(report: BatchReport) -> int:
+    """The exit code that says how a batch stands."""
+    if report.has_ended:
+        return OK if report.stored == report.texts else FAILED
+    return BUDGET if waits_for_budget(report) else TRY_AGAIN
+
+
+def code_of_all(codes: Sequence[int]) -> int:
+    """What needs a person first comes first."""
+    return min((code for code in codes if code != OK), default=OK)
+
+
+def ago(moment: datetime) -> str:
+    """``2026-11-24 03:48 UTC, 2 h 5 min ago``."""
+    passed = max((datetime.now(UTC) - moment).total_seconds(), 0.0)
+    if passed >= 2 * 86_400:
+        since = f"{passed // 86_400:.0f} days"
+    else:
+        since = "less than a minute" if passed < 60 else duration(passed)
+    return f"{moment:%Y-%m-%d %H:%M} UTC, {since} ago"
+
+
+def _lines(report: BatchReport, next_try: datetime | None) -> Iterator[tuple[str, str]]:
+    yield "model", f"{report.model}, scope {report.scope}"
+    different = "" if report.texts == report.rows else f", {report.texts:,} different texts"
+    before = f", {report.reused:,} bought before" if report.reused else ""
+    yield "rows", f"{report.rows:,}{different}{before}"
+    if report.has_ended:
+        yield "vectors", f"{report.stored:,} of {plural(report.texts, 'text')}"
+    else:
+        share = f" ({report.done / report.texts:.0%})" if report.texts else ""
+        yield "done", f"{report.done:,} of {plural(report.texts, 'text')}{share}"
+        if report.to_submit:
+            yield "waiting", f"{plural(report.to_submit, 'text')} to be submitted"
+    yield from _jobs(report.jobs)
+    if report.blocked:
+        yield "blocked", one_line(report.blocked, _LONGEST)
+    for trouble in troubles(report):
+        yield "trouble", trouble
+    if next_try is not None and not report.has_ended:
+        yield "next try", f"not before {next_try:%H:%M:%S} UTC"
+    yield "cost", _cost(report)
+
+
+def _failures(report: BatchReport, reasons: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+    if report.failed:
+        yield "failed", plural(report.failed, "text")
+    for line in commonest(reasons):
+        yield "", line
+
+
+def _times(report: BatchReport) -> Iterator[tuple[str, str]]:
+    yield "submitted", ago(report.created)
+    if report.ended is not None:
+        yield "ended", ago(report.ended)
+
+
+def _jobs(jobs: Sequence[RemoteJob]) -> Iterator[tuple[str, str]]:
+    lines = [f"{job.id or '(no id yet)'}  {_phase(job)}{_progress(job)}" for job in jobs]
+    if len(jobs) > _MOST_JOBS:
+        # Of many, those that are still something to look at.
+        busy = [line for job, line in zip(jobs, lines, strict=True) if job.phase != "done"]
+        rest = len(jobs) - len(busy[:_MOST_JOBS])
+        ended = len(jobs) - len(busy)
+        lines = [*busy[:_MOST_JOBS], f"and {rest:,} more, of which {ended:,} have ended"]
+    for number, line in enumerate(lines):
+        yield ("" if number else "jobs"), line
+
+
+def _progress(job: RemoteJob) -> str:
+    if job.phase != "submitted" or job.completed is None or not job.total:
+        return ""
+    return f", {job.completed:,} of {job.total:,}"
+
+
+def _phase(job: RemoteJob) -> str:
+    return one_line(_PHASES.get(job.phase, job.status or job.phase), 80)
+
+
+def _cost(report: BatchReport) -> str:
+    usage = report.usage
+    parts = [f"{dollars(usage.picodollars)} for {plural(usage.tokens, 'token')}"]
+    if report.held_tokens:
+        parts.append(f"{dollars(report.held_picodollars)} held")
+    if usage.uncertain_tokens:
+        uncertain = dollars(usage.uncertain_picodollars)
+        parts.append(f"of that {uncertain} uncertain: it may not have been billed")
+    return "; ".join(parts)

@@ -1,0 +1,177 @@
+"""What a caller holds of a batch: ask it, wait for it, read it, end it.
+
+Everything is written down, so that another process has the same by its id.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Literal
+
+from embedcore.errors import ConfigurationError, EmbeddingError
+from embedcore.policy import batch as recipe
+from embedcore.policy.batchreport import BatchReport, report_of
+from embedcore.policy.batchresult import blocks_of, failure, result_of
+from embedcore.policy.flights import Pause, Stopped
+from embedcore.policy.result import EmbeddingResult
+
+if TYPE_CHECKING:
+    from embedcore.policy.batchoffice import BatchOffice
+    from embedcore.policy.blocks import Block
+    from embedcore.policy.engine import Stop
+    from embedcore.storage.batchrecords import BatchRecord
+
+_SHORTEST_SLEEP: Final = 0.05
+_BLOCK_ROWS: Final = 4_096
+
+
+@dataclass(kw_only=True)
+class BatchJob:
+    """A batch, in this process or another one than that which submitted it.
+
+    ``open_office`` gives what it works with; the client it came from must not be closed meanwhile.
+    """
+
+    record: BatchRecord
+    open_office: Callable[[], BatchOffice] = field(repr=False)
+    on_error: Literal["raise", "keep"] = "raise"
+    transient: bool = False
+
+    @property
+    def id(self) -> str:
+        """Its name, by which any process finds it."""
+        return self.record.name
+
+    def status(self, *, poll: bool = True) -> BatchReport:
+        """How it stands. ``poll``: ask the provider and do whatever is due; else only what is
+        written down is read, without network.
+
+        What the provider answered badly is in ``trouble`` of the job concerned. Raises
+        ``StorageError``.
+        """
+        if poll and not self.record.has_ended:
+            self.record = recipe.advance(self._office, self.record).batch
+        else:
+            self.record = self._office.batches.again(self.record)
+        return report_of(self._office, self.record)
+
+    def advance(self) -> list[EmbeddingError]:
+        """Do whatever is due, once. Returns the errors that waiting alone does not mend."""
+        found = recipe.advance(self._office, self.record)
+        self.record = found.batch
+        return found.problems
+
+    def wait(
+        self,
+        timeout: float | None = None,
+        *,
+        poll_interval: float = 30.0,
+        stop: Stop | None = None,
+    ) -> BatchReport:
+        """Look after it until it has ended, or ``timeout`` seconds have passed.
+
+        ``poll_interval``: seconds between two looks. Raises the error that keeps it from going on,
+        once nothing else of it goes on: to call again after it is mended loses nothing.
+        """
+        if not poll_interval > 0:
+            raise ConfigurationError(f"poll_interval = {poll_interval} must be above 0 seconds")
+        end = None if timeout is None else time.monotonic() + timeout
+        pause = Pause(stop)
+        while True:
+            found = recipe.advance(self._office, self.record)
+            self.record = found.batch
+            if self.record.has_ended:
+                break
+            if self.transient:
+                self._office.batches.still_waiting(self.record, waiting_lease(poll_interval))
+            if found.problems and not self._goes_on():
+                raise found.problems[0]
+            left = None if end is None else end - time.monotonic()
+            if left is not None and left <= 0:
+                break
+            seconds = min(poll_interval, found.due or poll_interval, left or poll_interval)
+            try:
+                pause(max(seconds, _SHORTEST_SLEEP))
+            except Stopped:
+                break
+        return report_of(self._office, self.record)
+
+    def result(
+        self,
+        timeout: float | None = None,
+        *,
+        poll_interval: float = 30.0,
+        on_error: Literal["raise", "keep"] | None = None,
+    ) -> EmbeddingResult:
+        """Wait for it and return row i for text i, as ``embed`` does.
+
+        Raises ``BatchEmbeddingFailed`` if a row has no vector, after ``timeout`` seconds also for
+        those that are still under way (``retryable`` then); ``on_error="keep"`` leaves them NaN.
+        What did arrive is in its ``.result``.
+        """
+        report = self.wait(timeout, poll_interval=poll_interval)
+        result = result_of(self._office, self.record, report.usage)
+        if not result.ok.all() and (on_error or self.on_error) == "raise":
+            jobs = [job.id for job in report.jobs if job.id is not None]
+            raise failure(self.record, jobs, result)
+        return result
+
+    def blocks(self, size: int = _BLOCK_ROWS) -> Iterator[Block]:
+        """The rows so far as ``embed_iter`` gives them, in bounded memory and without waiting.
+
+        A row that has no vector yet, or gets none, says why in ``errors`` of its block.
+        """
+        if not size > 0:
+            raise ConfigurationError(f"size = {size} must be at least 1 row")
+        return blocks_of(self._office, self.record, size)
+
+    def cancel(self) -> BatchReport:
+        """Send nothing more, and stop what nobody else waits for.
+
+        What was done is still collected, and paid: call ``wait`` to see the end of it.
+        """
+        self.record = recipe.cancel(self._office, self.record)
+        return self.status()
+
+    def abandon(self) -> BatchReport:
+        """End it here and now without asking the provider, for what can never end otherwise.
+
+        Whatever may have been billed counts as spent.
+        """
+        self.record = recipe.abandon(self._office, self.record)
+        return self.status(poll=False)
+
+    def resubmit_lost(self) -> int:
+        """Buy again what was paid for and lost at the provider. Returns how many texts that are
+        now; jobs that are gone follow at the next look.
+
+        Raises ``ConfigurationError`` for a batch that has ended, whose texts are no longer there.
+        """
+        self.record = self._office.batches.again(self.record)
+        if self.record.has_ended:
+            raise ConfigurationError(
+                f"batch {self.id} has ended and keeps no texts: submit them again with "
+                "resubmit_lost=True, which buys only what is missing"
+            )
+        return self._office.batches.resubmit_lost(self.record)
+
+    def __repr__(self) -> str:
+        return f"BatchJob({self.id!r}, {self.record.state}, {self.record.rows} rows)"
+
+    def _goes_on(self) -> bool:
+        """Whether some job of it is under way without trouble."""
+        return any(
+            part.state in ("creating", "submitted", "collecting") and part.trouble is None
+            for part in self._office.jobs.of_batch(self.record)
+        )
+
+    @property
+    def _office(self) -> BatchOffice:
+        return self.open_office()
+
+
+def waiting_lease(poll_interval: float) -> float:
+    """For how long a call that looks every so often is believed to be alive."""
+    return 4 * poll_interval + 3_600.0

@@ -1,0 +1,145 @@
+"""What all batches of one client share: the provider's strategy, the books, the store.
+
+``BatchOffice`` is to the recipe for "within a day" what ``Engine`` is to that for "now".
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from embedcore.errors import ConfigurationError, EmbeddingError, TransientProviderError
+from embedcore.policy.batchsettings import BatchSettings
+from embedcore.policy.engine import Engine
+from embedcore.storage.batches import Batches
+from embedcore.storage.batchrecords import BatchRecord, Pool
+from embedcore.storage.calendar import MICROSECONDS
+from embedcore.storage.cutting import Cut, Cutter
+from embedcore.storage.jobs import Jobs
+from embedcore.storage.jobsteps import JobSteps, Room
+from embedcore.storage.keys import Keys
+from embedcore.storage.manifest import Manifest
+
+if TYPE_CHECKING:
+    from embedcore.provider.protocol import BatchStrategy
+    from embedcore.storage.vectors import VectorStore
+
+_ITEMS_PER_PART: Final = 50_000
+_FIRST_BACKOFF: Final = 2.0
+_LONGEST_BACKOFF: Final = 300.0
+DAY_SECONDS: Final = 86_400.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOffice:
+    """Shared by the threads of one client. ``folder``: where the files of batches are."""
+
+    engine: Engine
+    strategy: BatchStrategy
+    store: VectorStore
+    folder: Path
+    asked_as: str
+    settings: BatchSettings = field(default_factory=BatchSettings)
+    allow_network_filesystem: bool = False
+    jitter: Callable[[float, float], float] = random.uniform
+
+    @cached_property
+    def batches(self) -> Batches:
+        ledger = self.engine.account.ledger
+        if ledger is None or ledger.database.path is None:
+            raise ConfigurationError(
+                "a batch outlives this process and needs a state file: set EMBEDCORE_HOME to a "
+                "folder on this machine that can be written"
+            )
+        return Batches(ledger)
+
+    @cached_property
+    def jobs(self) -> Jobs:
+        return Jobs(self.batches.ledger)
+
+    @cached_property
+    def pool(self) -> Pool:
+        info = self.engine.info
+        return self.batches.pool(
+            scope=self.engine.account.scope,
+            model=self.engine.label,
+            fingerprint=self.engine.fingerprint,
+            endpoint=info.endpoint,
+            account=info.account,
+        )
+
+    @cached_property
+    def steps(self) -> JobSteps:
+        return JobSteps(self.jobs, self.pool, self.engine.account.limits)
+
+    @cached_property
+    def cutter(self) -> Cutter:
+        return Cutter(self.batches.ledger, self.pool, self.engine.account.limits)
+
+    def manifest(self, batch: BatchRecord) -> Manifest:
+        """The file of a batch; the caller closes it."""
+        return Manifest(
+            self.folder / f"{batch.name}.db",
+            allow_network_filesystem=self.allow_network_filesystem,
+        )
+
+    def keys(self, input_type: str | None) -> Keys:
+        info = self.engine.info
+        return Keys(
+            provider=info.provider,
+            model=info.model,
+            fingerprint=self.engine.fingerprint,
+            input_type=input_type,
+        )
+
+    def cut(self) -> Cut:
+        """How large a part may be now."""
+        limits, price = self.strategy.limits, self.engine.info.price
+        items = min(
+            limits.max_items or _ITEMS_PER_PART,
+            self.settings.part_texts or _ITEMS_PER_PART,
+            _ITEMS_PER_PART,
+        )
+        rate = None
+        if price is not None:
+            rate = price.immediate if price.batch is None else price.batch
+        return Cut(
+            items=items,
+            in_bytes=limits.max_bytes,
+            tokens=self.queue_tokens(),
+            overhead=self.engine.info.overhead_tokens_per_text,
+            price=rate,
+        )
+
+    def room(self) -> Room:
+        """How much may be in flight now."""
+        return Room(parts=self.settings.parts, tokens=self.queue_tokens())
+
+    def queue_tokens(self) -> int | None:
+        """The tokens that the account may have enqueued, as far as that is known."""
+        known = (
+            self.settings.enqueued_tokens,
+            self.strategy.limits.max_enqueued_tokens,
+            self.jobs.queue(self.pool).limit,
+        )
+        return min((one for one in known if one is not None), default=None)
+
+    def keep_until(self) -> float:
+        """Until when vectors are pinned, in seconds since 1970."""
+        return self.jobs.now() / MICROSECONDS + self.settings.keep_days * DAY_SECONDS
+
+    def later(self, seconds: float) -> int:
+        """A time of the books, so many seconds from now."""
+        return self.jobs.now() + round(seconds * MICROSECONDS)
+
+    def backoff(self, tries: int, error: EmbeddingError | None = None) -> int:
+        """When to try again after so many errors in a row: doubled each time, and spread."""
+        seconds = min(_FIRST_BACKOFF * 2 ** min(tries, 10), _LONGEST_BACKOFF)
+        seconds *= self.jitter(0.5, 1.0)
+        if isinstance(error, TransientProviderError) and error.retry_after:
+            seconds = max(seconds, min(error.retry_after, _LONGEST_BACKOFF))
+        return self.later(seconds)

@@ -1,0 +1,148 @@
+"""How a batch stands, out of what is written down: no network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from embedcore.policy import batch as recipe
+from embedcore.policy.result import Spending
+
+if TYPE_CHECKING:
+    from embedcore.policy.batchoffice import BatchOffice
+    from embedcore.storage.batchrecords import BatchRecord
+    from embedcore.storage.partrecords import Part
+
+BatchStateName: TypeAlias = Literal[
+    "running", "blocked", "cancelling", "done", "cancelled", "abandoned"
+]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RemoteJob:
+    """One job at the provider. ``id``: None as long as it has none.
+
+    - ``phase``: where embedcore is with it: planned, creating, fenced, lost, stray, submitted,
+      collecting or done. ``status``: the provider's own word.
+    - ``completed``, ``failed``, ``total``: texts, by what the provider last said.
+    - ``trouble``: the last error, or None; ``lasting``: waiting alone does not mend it.
+    """
+
+    id: str | None
+    phase: str
+    status: str
+    texts: int
+    completed: int | None
+    failed: int | None
+    total: int | None
+    trouble: str | None
+    lasting: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchReport:
+    """A batch at one moment.
+
+    - ``rows``: of the caller; ``texts``: different ones, of which ``reused`` were bought before,
+      ``stored`` have a vector now (the reused ones included) and ``failed`` get none;
+      ``to_submit`` and ``in_flight`` are still open.
+    - ``done``: texts with an outcome, and those that the provider says are done.
+    - ``blocked``: why nothing new is sent, or None.
+    - ``usage``: what it cost so far; ``held_tokens``, ``held_picodollars``: set aside for it.
+    """
+
+    id: str
+    state: BatchStateName
+    model: str
+    scope: str
+    rows: int
+    texts: int
+    reused: int
+    stored: int
+    failed: int
+    to_submit: int
+    in_flight: int
+    done: int
+    blocked: str | None
+    jobs: tuple[RemoteJob, ...]
+    usage: Spending
+    held_tokens: int
+    held_picodollars: int
+    created: datetime
+    ended: datetime | None
+
+    @property
+    def has_ended(self) -> bool:
+        """No text of it is open any more."""
+        return self.state in ("done", "cancelled", "abandoned")
+
+
+def report_of(office: BatchOffice, batch: BatchRecord) -> BatchReport:
+    """What is written down of a batch, without network."""
+    pool = office.batches.pool_of(batch)
+    counts, parts = office.batches.counts(batch), office.jobs.of_batch(batch)
+    spent = office.jobs.spent(batch)
+    return BatchReport(
+        id=batch.name,
+        state=_state_name(batch, batch.blocked or _queue_of(office, batch, parts)),
+        model=pool.model,
+        scope=pool.scope,
+        rows=batch.rows,
+        texts=batch.texts,
+        reused=batch.reused,
+        stored=batch.stored if batch.has_ended else batch.reused + counts.stored,
+        failed=batch.failed if batch.has_ended else counts.failed,
+        to_submit=0 if batch.has_ended else counts.to_submit,
+        in_flight=0 if batch.has_ended else counts.in_flight,
+        done=recipe.done_so_far(batch, counts, parts),
+        blocked=batch.blocked or _queue_of(office, batch, parts),
+        jobs=tuple(_remote(part) for part in parts),
+        usage=Spending(
+            tokens=spent.actual.tokens,
+            picodollars=spent.actual.cost,
+            requests=sum(part.attempt is not None for part in parts),
+            uncertain_tokens=spent.uncertain.tokens,
+            uncertain_picodollars=spent.uncertain.cost,
+            exact=spent.reported,
+        ),
+        held_tokens=spent.held.tokens,
+        held_picodollars=spent.held.cost,
+        created=recipe.moment(batch.created),
+        ended=None if batch.ended is None else recipe.moment(batch.ended),
+    )
+
+
+def _state_name(batch: BatchRecord, blocked: str | None) -> BatchStateName:
+    if batch.state == "open" or batch.state == "preparing":
+        return "running" if blocked is None else "blocked"
+    return batch.state
+
+
+def _queue_of(office: BatchOffice, batch: BatchRecord, parts: list[Part]) -> str | None:
+    """Why jobs wait for the provider's queue, if they do."""
+    queue = office.jobs.queue(office.batches.pool_of(batch))
+    if batch.has_ended or queue.until <= office.jobs.now():
+        return None
+    if not any(part.state == "planned" for part in parts) and not office.batches.to_submit(
+        batch, 1
+    ):
+        return None
+    return (
+        "queue: the account has too many tokens enqueued; the next job is created at "
+        f"{recipe.moment(queue.until):%Y-%m-%d %H:%M:%S} UTC at the earliest"
+    )
+
+
+def _remote(part: Part) -> RemoteJob:
+    return RemoteJob(
+        id=part.job,
+        phase=part.state,
+        status=part.status,
+        texts=part.items,
+        completed=part.completed,
+        failed=part.failed,
+        total=part.total,
+        trouble=part.trouble,
+        lasting=part.trouble is not None and part.tries > 0 and part.next == 0,
+    )

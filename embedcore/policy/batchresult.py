@@ -1,0 +1,187 @@
+"""The rows of a batch with their vectors, out of its file and the store, in any process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from embedcore.errors import (
+    BatchEmbeddingFailed,
+    EmbeddingError,
+    InputRejected,
+    ProviderError,
+    TransientProviderError,
+)
+from embedcore.policy.blocks import Block
+from embedcore.policy.result import EmbeddingResult, Spending
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from embedcore.policy.batchoffice import BatchOffice
+    from embedcore.provider.types import Vectors
+    from embedcore.storage.batchrecords import BatchRecord
+    from embedcore.storage.manifest import ManifestRow
+
+    Row = tuple[ManifestRow, bytes | None, bool]
+
+
+def blocks_of(office: BatchOffice, batch: BatchRecord, size: int) -> Iterator[Block]:
+    """All rows in their order, ``size`` at a time; those without a vector say why."""
+    reader = _Reader(office, batch)
+    manifest = office.manifest(batch)
+    try:
+        for first in range(0, batch.rows, size):
+            yield reader.block(manifest.rows(first, size), first)
+    finally:
+        manifest.close()
+
+
+def result_of(office: BatchOffice, batch: BatchRecord, usage: Spending) -> EmbeddingResult:
+    """All rows as one array of shape (n, d)."""
+    import numpy as np
+
+    width = office.engine.info.dimensions or office.engine.learned.width
+    vectors: Vectors | None = None
+    ok, reused = np.zeros(batch.rows, dtype=np.bool_), np.zeros(batch.rows, dtype=np.bool_)
+    cut: dict[int, int] = {}
+    errors: dict[int, EmbeddingError] = {}
+    for block in blocks_of(office, batch, 4_096):
+        here = slice(block.first, block.first + len(block))
+        if vectors is None:
+            shape = (batch.rows, width or block.vectors.shape[1])
+            vectors = np.full(shape, np.nan, dtype=np.float32)
+        if block.vectors.shape[1] == vectors.shape[1]:
+            vectors[here] = block.vectors
+        elif not vectors.shape[1] or not ok.any():
+            vectors = np.full((batch.rows, block.vectors.shape[1]), np.nan, dtype=np.float32)
+            vectors[here] = block.vectors
+        ok[here], reused[here] = block.ok, block.reused
+        cut.update({block.first + place: tokens for place, tokens in block.tokens_cut.items()})
+        errors.update({block.first + place: error for place, error in block.errors.items()})
+    return EmbeddingResult(
+        vectors=np.empty((0, width or 0), dtype=np.float32) if vectors is None else vectors,
+        ok=ok,
+        reused=reused,
+        usage=usage,
+        model=office.engine.label,
+        fingerprint=office.engine.fingerprint,
+        tokens_cut=cut,
+        errors=errors,
+    )
+
+
+def failure(batch: BatchRecord, jobs: Sequence[str], result: EmbeddingResult) -> Exception:
+    """The error for a batch that does not have a vector for every row."""
+    failures = {row: error.message for row, error in result.errors.items()}
+    row = min(failures)
+    where = "" if batch.has_ended else ", which has not ended yet"
+    return BatchEmbeddingFailed(
+        f"{len(failures)} of {batch.rows} rows of batch {batch.name}{where} have no vector; the "
+        f"first is {failures[row]}. What did arrive is in .result, every reason in .failures; to "
+        "submit the same texts again pays only for what is missing",
+        jobs=jobs,
+        failures=failures,
+        result=result,
+        retryable=not batch.has_ended,
+        billed="unknown",
+    )
+
+
+class _Reader:
+    """Finds vectors and reasons for rows."""
+
+    def __init__(self, office: BatchOffice, batch: BatchRecord) -> None:
+        self._office = office
+        self._batch = batch
+        self._reasons = office.batches.reasons(batch)
+        self._open = frozenset(office.batches.open_keys(batch))
+
+    def block(self, rows: Sequence[Row], first: int) -> Block:
+        import numpy as np
+
+        places: dict[bytes, list[int]] = {}
+        for place, (_, key, _) in enumerate(rows):
+            if key is not None:
+                places.setdefault(key, []).append(place)
+        vectors, ok = self._vectors(places, len(rows))
+        reused: NDArray[np.bool_] = np.zeros(len(rows), dtype=np.bool_)
+        errors: dict[int, EmbeddingError] = {}
+        for place, (row, key, before) in enumerate(rows):
+            if ok[place]:
+                reused[place] = before
+            else:
+                errors[place] = self._error(row, key)
+        return Block(
+            keys=[_key(row) for row, _, _ in rows],
+            rows=[_key(row) for row, _, _ in rows],
+            first=first,
+            vectors=vectors,
+            ok=ok,
+            reused=reused,
+            tokens_cut={
+                place: row.tokens_cut for place, (row, _, _) in enumerate(rows) if row.tokens_cut
+            },
+            errors=errors,
+        )
+
+    def _vectors(
+        self, places: dict[bytes, list[int]], count: int
+    ) -> tuple[Vectors, NDArray[np.bool_]]:
+        import numpy as np
+
+        office, keys = self._office, list(places)
+        width = office.engine.info.dimensions or office.engine.learned.width
+        ok: NDArray[np.bool_] = np.zeros(count, dtype=np.bool_)
+        kept: list[Vectors] = []
+
+        def take(found: Sequence[int], vectors: Vectors) -> None:
+            if not office.engine.learned.agrees(vectors.shape[1]):
+                return
+            if not kept:
+                kept.append(np.full((count, vectors.shape[1]), np.nan, dtype=np.float32))
+            for row, one in enumerate(found):
+                for place in places[keys[one]]:
+                    kept[0][place] = vectors[row]
+                    ok[place] = True
+
+        office.store.get(keys, width, take)
+        if not kept:
+            kept.append(np.full((count, width or 0), np.nan, dtype=np.float32))
+        return kept[0], ok
+
+    def _error(self, row: ManifestRow, key: bytes | None) -> EmbeddingError:
+        number = row.number
+        if key is None:
+            return InputRejected(
+                row.problem or f"row {number} was rejected",
+                position=number,
+                reason=row.problem or "rejected",
+            )
+        if key in self._reasons:
+            return _located(
+                ProviderError(f"row {number}: {self._reasons[key]}", billed="unknown"), number
+            )
+        if key in self._open and not self._batch.has_ended:
+            return _located(
+                TransientProviderError(f"row {number}: its job has not ended", billed="unknown"),
+                number,
+            )
+        ended = {
+            "cancelled": "the batch was cancelled before it had a result",
+            "abandoned": "the batch was abandoned before it had a result",
+        }
+        gone = "its vector is not in the store any more; submit it again"
+        reason = ended.get(self._batch.state, gone)
+        return _located(ProviderError(f"row {number}: {reason}", billed="unknown"), number)
+
+
+def _located(error: EmbeddingError, number: int) -> EmbeddingError:
+    error.position = number
+    return error
+
+
+def _key(row: ManifestRow) -> Any:
+    return row.number if row.key is None else json.loads(row.key)

@@ -1,0 +1,164 @@
+"""Which texts of a batch are better embedded at once, and how is that done without paying twice?
+
+What is bought here is stored under the same keys as what a job brings: who is killed in between
+finds it there. A job is stopped, and has brought what it has, before its texts are bought.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from embedcore.errors import BudgetExceeded, EmbeddingError, TransientProviderError
+from embedcore.policy.immediate import embed_now
+from embedcore.policy.planning import priced
+from embedcore.storage.calendar import MICROSECONDS
+from embedcore.storage.keys import Origin
+
+if TYPE_CHECKING:
+    from embedcore.policy.batchoffice import BatchOffice
+    from embedcore.policy.result import Arrival
+    from embedcore.storage.batchrecords import BatchRecord
+
+logger = logging.getLogger("embedcore")
+
+_TEXTS_PER_CALL: Final = 4_096
+_PER_DOLLAR: Final = 10**12
+
+
+def choose_now(
+    office: BatchOffice, *, texts: int, tokens: int, strategy: str, deadline: float | None
+) -> str | None:
+    """Why so many texts are embedded at once instead of as a batch; None: they are not.
+
+    ``deadline``: seconds from now. What is chosen is logged.
+    """
+    if strategy == "immediate":
+        return "strategy is immediate"
+    if strategy != "auto" or not texts:
+        return None
+    settings, saved = office.settings, _saved(office, tokens)
+    reason = None
+    if deadline is not None and deadline < settings.quickest:
+        reason = f"a batch may take longer than the {deadline:.0f} s that are left"
+    elif texts <= settings.small_texts and (saved is None or saved < settings.worth):
+        cheap = "" if saved is None else f", and would save ${saved:.6f}"
+        reason = f"a batch of {texts} texts is not worth waiting for{cheap}"
+    if reason is None:
+        until = ""
+        if deadline is not None:
+            begins = max(deadline - settings.drain_before, 0.0)
+            until = f"; what is missing {begins:.0f} s from now is embedded at once"
+        saves = "" if saved is None else f", which saves ${saved:.4f}"
+        logger.info("auto: %d texts go as a batch%s%s", texts, saves, until)
+    else:
+        logger.info("auto: %d texts are embedded now: %s", texts, reason)
+    return reason
+
+
+def _saved(office: BatchOffice, tokens: int) -> float | None:
+    price = office.engine.info.price
+    if price is None or price.batch is None:
+        return None
+    both = (price.picodollars(tokens), price.picodollars(tokens, batch=True))
+    return (both[0] - both[1]) / _PER_DOLLAR
+
+
+def is_due(office: BatchOffice, batch: BatchRecord) -> bool:
+    """Whether the deadline is so near that what is missing must be bought at once, and may be."""
+    if batch.state != "open" or batch.draining or batch.deadline is None:
+        return False
+    left = (batch.deadline - office.jobs.now()) / MICROSECONDS
+    if left > office.settings.drain_before:
+        return False
+    tokens = office.batches.open_tokens(batch)
+    price = office.engine.info.price
+    # The tokens are held already, and so is the price of the batch: only the rest is new.
+    now = priced(tokens, price).cost
+    then = office.cut().amount(tokens).cost
+    if not tokens or not office.cutter.affords(max(now - then, 0)):
+        return False
+    logger.info(
+        "batch %s: %.0f s before its deadline, what is missing is embedded at once: its jobs are "
+        "stopped first, so that nothing is paid for twice",
+        batch.name,
+        left,
+    )
+    return True
+
+
+def take_what_is_there(office: BatchOffice, batch: BatchRecord) -> bool:
+    """Texts that were bought by others since they were asked for need no job. Returns whether there
+    were any."""
+    after, found = 0, False
+    while some := office.batches.to_submit(batch, _TEXTS_PER_CALL, after=after):
+        after = some[-1][0]
+        there = office.store.present([key for _, key in some])
+        if there:
+            office.store.keep(there, office.keep_until())
+            office.batches.settle_now(batch, stored=list(there))
+            found = True
+    return found
+
+
+def drain(office: BatchOffice, batch: BatchRecord, problems: list[EmbeddingError]) -> bool:
+    """Buy the texts that are in no job, at the immediate price. Returns whether any was.
+
+    Raises ``StorageError``; a refusal of the budget leaves the batch blocked.
+    """
+    done = take_what_is_there(office, batch)
+    while some := office.batches.to_submit(batch, _TEXTS_PER_CALL):
+        try:
+            _buy(office, batch, [key for _, key in some], batch.input_type or None)
+        except BudgetExceeded as error:
+            office.batches.block(batch, f"budget: {error}", until=office.later(60.0))
+            if error.never_fits or not office.jobs.of_batch(batch):
+                problems.append(error)
+            break
+        except EmbeddingError as error:
+            logger.warning("batch %s: %s", batch.name, error)
+            if not isinstance(error, TransientProviderError):
+                problems.append(error)
+            break
+        done = True
+        if batch.blocked is not None:
+            office.batches.block(batch, None)
+    return done
+
+
+def _buy(
+    office: BatchOffice, batch: BatchRecord, keys: Sequence[bytes], input_type: str | None
+) -> None:
+    manifest = office.manifest(batch)
+    try:
+        found = manifest.texts(keys)
+    finally:
+        manifest.close()
+    names = [key for key in keys if key in found]
+    lost = [(key, "its text is no longer in the batch's file") for key in keys if key not in found]
+    engine = office.engine
+    origin = Origin(model=engine.label, fingerprint=engine.fingerprint, input_type=input_type)
+    until = office.keep_until()
+
+    def keep(arrival: Arrival) -> None:
+        # Stored as it comes: whoever is killed now has lost no finished request.
+        rows = [names[row] for row in arrival.rows.tolist()]
+        office.store.put(rows, arrival.vectors, origin, keep_until=until)
+
+    result = embed_now(
+        engine,
+        [found[key] for key in names],
+        input_type=input_type,
+        on_error="keep",
+        on_arrival=keep,
+    )
+    failed = [(names[row], error.message) for row, error in result.errors.items()]
+    office.batches.settle_now(
+        batch,
+        stored=[key for key, ok in zip(names, result.ok.tolist(), strict=True) if ok],
+        failed=[*failed, *lost],
+        most_tries=office.settings.attempts,
+        tokens=result.usage.tokens,
+        picodollars=result.usage.picodollars,
+    )

@@ -1,0 +1,276 @@
+"""From the caller's rows to a batch that is written down with its money, and not yet sent.
+
+Rows are read block by block: memory does not grow with their number.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+from embedcore.errors import (
+    BudgetExceeded,
+    ConfigurationError,
+    EmbeddingError,
+    InputRejected,
+    StorageFull,
+)
+from embedcore.events import Held, Refused
+from embedcore.policy.blocks import Row, RowReader, elements
+from embedcore.policy.draining import choose_now
+from embedcore.policy.estimate import resolve_input_type
+from embedcore.policy.preparing import Prepared
+from embedcore.policy.shelf import room_for
+from embedcore.policy.tidying import forget, sweep
+from embedcore.provider.types import BatchItem
+from embedcore.storage.amounts import HeldLoosely
+from embedcore.storage.batchrecords import BatchRecord, Wanted
+from embedcore.storage.manifest import Manifest, ManifestRow
+
+if TYPE_CHECKING:
+    from embedcore.policy.batchoffice import BatchOffice
+
+logger = logging.getLogger("embedcore")
+
+Strategy: TypeAlias = Literal["immediate", "batch", "auto"]
+
+_BLOCK_ROWS: Final = 4_096
+_LOOK_SECONDS: Final = 0.5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Submission:
+    """How rows become a batch.
+
+    ``on_error="keep"`` notes bad rows instead of raising. ``on_budget="wait"`` submits what fits
+    and the rest when there is budget again. ``strategy`` and ``deadline`` (seconds from now)
+    decide what is embedded at once. ``waiting``: seconds for which the call that waits for
+    the batch is believed alive; None: nobody waits.
+    """
+
+    text: str | int | None = None
+    key: str | int | None = None
+    input_type: str | None = None
+    on_error: Literal["raise", "keep"] = "raise"
+    on_budget: Literal["raise", "wait"] = "raise"
+    resubmit_lost: bool = False
+    strategy: Strategy = "batch"
+    deadline: float | None = None
+    waiting: float | None = None
+
+
+def submit(office: BatchOffice, rows: Iterable[Any], how: Submission) -> BatchRecord:
+    """Write down a batch of these rows and hold its money, or raise and leave nothing behind.
+
+    Raises ``InputRejected``, ``BudgetExceeded`` with ``on_budget="raise"``, ``StorageFull`` if its
+    vectors would not fit the store, and any other ``StorageError``.
+    """
+    _require_price(office)
+    sweep(office)
+    input_type = resolve_input_type(office.engine, how.input_type)
+    batch = office.batches.begin(
+        office.pool,
+        input_type=input_type,
+        asked_as=office.asked_as,
+        resubmits_lost=how.resubmit_lost,
+        deadline=how.deadline if how.strategy == "auto" else None,
+        waiting=how.waiting,
+    )
+    manifest = office.manifest(batch)
+    try:
+        writer = _Writer(office, batch, manifest, input_type, keep=how.on_error == "keep")
+        for block in _blocks(elements(rows), RowReader(text=how.text, key=how.key)):
+            writer.write(block)
+        _require_room(office, writer.missing)
+        digest = manifest.digest()
+        twin = office.batches.take_over(batch, digest)
+        if twin is not None:
+            manifest.delete()
+            return twin
+        now = choose_now(
+            office,
+            texts=writer.missing,
+            tokens=office.batches.open_tokens(batch),
+            strategy=how.strategy,
+            deadline=how.deadline,
+        )
+        if now is not None:
+            office.batches.drain(batch)
+        elif how.on_budget == "raise":
+            _hold(office, batch)
+        office.batches.complete(batch, digest)
+    except BaseException:
+        manifest.close()
+        forget(office, batch)
+        raise
+    finally:
+        manifest.close()
+    return office.batches.again(batch)
+
+
+class _Writer:
+    """Writes block after block of rows, and what of them must be bought."""
+
+    def __init__(
+        self,
+        office: BatchOffice,
+        batch: BatchRecord,
+        manifest: Manifest,
+        input_type: str | None,
+        *,
+        keep: bool,
+    ) -> None:
+        self._office = office
+        self._batch = batch
+        self._manifest = manifest
+        self._input_type = input_type
+        self._keep = keep
+        self._first = 0
+        self.missing = 0
+
+    def write(self, rows: Sequence[Row]) -> None:
+        office = self._office
+        bad = {place: row.problem for place, row in enumerate(rows) if row.problem is not None}
+        if bad and not self._keep:
+            raise next(iter(bad.values()))
+        names = [_name_of(row, self._first + place) for place, row in enumerate(rows)]
+        prepared = Prepared(
+            office.engine,
+            [row.text for row in rows],
+            keep=self._keep,
+            first_row=self._first,
+        )
+        keys = office.keys(self._input_type).of(prepared.texts)
+        written = self._rows(names, bad, prepared)
+        fresh = self._manifest.add(written, keys, prepared.texts)
+        self._want(prepared, keys, fresh, rows=len(rows))
+        self._first += len(rows)
+
+    def _rows(
+        self,
+        names: Sequence[str | None],
+        bad: dict[int, InputRejected],
+        prepared: Prepared,
+    ) -> list[ManifestRow]:
+        problems: dict[int, EmbeddingError] = {**prepared.taken.rejected, **bad}
+        cuts = prepared.tokens_cut()
+        return [
+            ManifestRow(
+                self._first + place,
+                None if place in problems else index,
+                names[place],
+                cuts.get(place, 0),
+                str(problems[place]) if place in problems else None,
+            )
+            for place, index in enumerate(prepared.taken.rows)
+        ]
+
+    def _want(
+        self, prepared: Prepared, keys: Sequence[bytes], fresh: Sequence[int], *, rows: int
+    ) -> None:
+        office = self._office
+        chosen = [keys[place] for place in fresh]
+        # Pinned before it is counted on: nobody may prune it meanwhile.
+        office.store.keep(chosen, office.keep_until())
+        there = office.store.present(chosen)
+        missing = [place for place in fresh if keys[place] not in there]
+        self._manifest.mark_reused(there)
+        tokens = prepared.measured(exact=office.engine.tokenizer.exact, indices=missing).tokens
+        longest = "9" * len(str(office.cut().items))
+        sizes = office.strategy.sizes(
+            [
+                BatchItem(id=longest, text=prepared.texts[place], input_type=self._input_type)
+                for place in missing
+            ]
+        )
+        office.batches.want(
+            self._batch,
+            [
+                Wanted(key=keys[place], tokens=tokens[place], in_bytes=size)
+                for place, size in zip(missing, sizes, strict=True)
+            ],
+            rows=rows,
+            texts=len(fresh),
+            reused=len(fresh) - len(missing),
+        )
+        self.missing += len(missing)
+
+
+def _blocks(rows: Iterable[Any], reader: RowReader) -> Iterator[list[Row]]:
+    source = iter(rows)
+    while block := [reader.row(item) for item in islice(source, _BLOCK_ROWS)]:
+        yield block
+
+
+def _name_of(row: Row, number: int) -> str | None:
+    """The caller's key for a row as JSON; None where it has none but its number."""
+    if row.key is row.item or (type(row.key) is int and row.key == number):
+        return None
+    try:
+        name = json.dumps(row.key, ensure_ascii=False, allow_nan=False)
+        name.encode()
+        # What JSON would change is another key afterwards: a tuple, or a number as a name.
+        if json.loads(name) == row.key:
+            return name
+    except (TypeError, ValueError):
+        pass
+    raise InputRejected(
+        f"row {number} has a key of type {type(row.key).__name__} that a batch cannot keep for "
+        "another process: use a string or an integer",
+        position=number,
+        reason="a key that is no JSON",
+    )
+
+
+def _require_price(office: BatchOffice) -> None:
+    limits = office.engine.account.limits
+    if office.engine.info.price is None and any(limit.unit == "cost" for limit in limits):
+        raise ConfigurationError(
+            f"the price of {office.engine.label} is not known, so a limit in money cannot be kept: "
+            "set its price in the provider's options, or limit tokens instead"
+        )
+
+
+def _require_room(office: BatchOffice, missing: int) -> None:
+    """Better now than when they are paid for: the store is where vectors arrive."""
+    width = office.engine.info.dimensions or office.engine.learned.width
+    if not missing or width is None:
+        return
+    needed = room_for(missing, width)
+    room = office.store.cap - office.store.used
+    free = shutil.disk_usage(office.store.path.parent).free
+    if needed > min(room, free):
+        what = "cache_cap" if room <= free else "the disk"
+        raise StorageFull(
+            f"{missing} vectors take about {needed / 1e9:.2f} GB, and {what} has "
+            f"{max(min(room, free), 0) / 1e9:.2f} GB left for {office.store.path}: nothing was "
+            "submitted. Raise cache_cap, make room, or submit fewer texts"
+        )
+
+
+def _hold(office: BatchOffice, batch: BatchRecord) -> None:
+    """Hold the money of the whole batch; wait while only loose bounds of others forbid it."""
+    engine = office.engine
+    until = engine.monotonic() + engine.account.wait
+    while True:
+        try:
+            amount = office.cutter.hold(batch, office.cut())
+        except HeldLoosely as wait:
+            if engine.monotonic() >= until:
+                engine.observe(Refused(scope=engine.account.scope, message=str(wait)))
+                raise wait.refusal from None
+            time.sleep(_LOOK_SECONDS)
+        except BudgetExceeded as error:
+            engine.observe(Refused(scope=engine.account.scope, message=str(error)))
+            raise
+        else:
+            engine.observe(
+                Held(scope=engine.account.scope, tokens=amount.tokens, picodollars=amount.cost)
+            )
+            return

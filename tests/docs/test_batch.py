@@ -1,0 +1,152 @@
+"""Is the how-to of batches true? It is one program, and prints what its comments promise."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import click
+import pytest
+
+from embedcore.cli.batch import command as batch_command
+from embedcore.config import Batch, Config
+from embedcore.policy.batchreport import BatchStateName
+from embedcore.policy.batchsettings import BatchSettings as Rules
+from embedcore.testing import FakeOpenAI
+from embedcore.testing.batchsettings import BatchSettings, Progress
+
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# What only a server that is not OpenAI's own needs.
+FOR_THE_FAKE = "\n[options.openai]\nbatch = true\n"
+
+
+@dataclass(frozen=True)
+class Page:
+    """The page as it stands, and its blocks by language."""
+
+    text: str
+
+    def blocks(self, language: str) -> list[str]:
+        return [code for kind, code in BLOCK.findall(self.text) if kind == language]
+
+
+@pytest.fixture(scope="session")
+def page(how_to: Path) -> Page:
+    return Page((how_to / "batch.md").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, canary: str, page: Page) -> Iterator[FakeOpenAI]:
+    """One whose jobs have ended at the second look, and which refuses a forbidden text."""
+    jobs = BatchSettings(progress=Progress(polls=2))
+    with FakeOpenAI(api_key=canary, batch=jobs) as fake:
+        fake.batches.fail_lines(
+            "forbidden", code="invalid_prompt", message="This input was refused."
+        )
+        monkeypatch.setenv("OPENAI_BASE_URL", fake.base_url)
+        monkeypatch.setenv("OPENAI_API_KEY", canary)
+        Path("embedcore.toml").write_text(page.blocks("toml")[0] + FOR_THE_FAKE)
+        yield fake
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", *arguments], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_the_page_is_one_program(page: Page, server: FakeOpenAI) -> None:
+    program = "\n".join(page.blocks("python"))
+    promised = re.findall(r"^ *print\(.*\)  # (.*)$", program, re.MULTILINE)
+    logged = "import logging\nlogging.basicConfig(level='INFO', format='%(message)s')\n"
+    done = run("-c", logged + program)
+    assert done.stdout.splitlines() == promised
+    (line,) = page.blocks("text")
+    assert line.strip() in done.stderr.splitlines()
+    assert server.batches.meter.billed_twice == {}
+    assert server.meter.billed_twice == {}
+
+
+def test_the_commands_of_the_page_make_a_file(page: Page, server: FakeOpenAI) -> None:
+    rows = [{"id": f"row-{number}", "text": f"Row number {number}"} for number in range(9)]
+    Path("corpus.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (commands,) = (text for text in page.blocks("sh") if text.startswith("embedcore"))
+    name = "no id yet"
+    for line in commands.splitlines():
+        program, *words = shlex.split(line, comments=True)
+        assert program == "embedcore"
+        done = run("-m", "embedcore.cli", *(name if word == "ID" else word for word in words))
+        if words[:2] == ["batch", "submit"]:
+            (name,) = set(re.findall(r"\b\d{8}-[0-9a-f]{8}\b", done.stdout))
+    written = [json.loads(line) for line in Path("vectors.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in written] == [row["id"] for row in rows]
+    assert server.batches.meter.billed_twice == {}
+
+
+def test_the_line_for_cron_is_a_command(page: Page) -> None:
+    (line,) = page.blocks("")
+    *_, group, name = line.split()
+    assert group == batch_command.name
+    assert isinstance(batch_command, click.Group)
+    assert name in batch_command.commands
+
+
+def test_every_toml_block_is_a_valid_config(page: Page) -> None:
+    first, second = (Config.model_validate(tomllib.loads(text)) for text in page.blocks("toml"))
+    assert set(first.profiles) == {"trial"}
+    assert (second.batch.enqueued_tokens, second.batch.parts) == (20_000_000, 4)
+
+
+def test_every_state_is_in_the_table(page: Page) -> None:
+    (table,) = re.findall(r"^\| `state` \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", page.text, re.MULTILINE)
+    named = {
+        name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])
+    }
+    assert named == set(get_args(BatchStateName))
+
+
+@pytest.mark.parametrize(
+    ("said", "setting", "value"),
+    [
+        ("three jobs (`attempts`)", "attempts", 3),
+        ("`grace` (10 minutes)", "grace", 600),
+        ("`watch` (25 hours)", "watch", 25 * 3600),
+        ("`parts` (8)", "parts", 8),
+        ("`keep_days` (30)", "keep_days", 30),
+    ],
+)
+def test_the_defaults_are_those_of_the_settings(
+    page: Page, said: str, setting: str, value: float
+) -> None:
+    assert said in " ".join(page.text.split())
+    assert getattr(Batch(), setting) == getattr(Rules(), setting) == value
+
+
+def test_every_setting_that_is_named_exists(page: Page) -> None:
+    for name in ("small_texts", "worth", "quickest", "drain_before", "enqueued_tokens"):
+        assert f"`{name}`" in page.text
+        assert name in Batch.model_fields
+
+
+def test_every_switch_of_the_assumptions_exists(how_to: Path) -> None:
+    assumptions = (how_to.parent / "assumptions.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`batch\.(\w+)`", assumptions))
+    assert {"grace", "look_again", "watch"} <= named
+    assert named <= set(Batch.model_fields)
+
+
+def test_the_links_lead_somewhere(page: Page, how_to: Path) -> None:
+    links = re.findall(r"\]\((?!https://)([^)#]+)(?:#[\w-]+)?\)", page.text)
+    assert links
+    for target in links:
+        assert (how_to / target).is_file(), target

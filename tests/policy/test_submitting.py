@@ -1,0 +1,263 @@
+"""From rows to a batch: everything is there, or nothing is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from runpy import run_path
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from embedcore.errors import ConfigurationError, InputRejected, StorageFull
+from embedcore.provider.types import Price
+from embedcore.storage.amounts import Amount
+from embedcore.testing import vectors_of
+from embedcore.testing.fakes import FAKE_INFO
+
+bureau = run_path(str(Path(__file__).with_name("batch_bureau.py")))["bureau"]
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**60), 2**60)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.text(st.characters(exclude_categories=["Cs"]), max_size=5), inner, max_size=3
+        )
+    ),
+    max_leaves=5,
+)
+
+
+class Named(NamedTuple):
+    name: str
+    body: str
+
+
+def nothing_is_left(bureau: Any, client: Any) -> None:
+    assert bureau.strategy.calls == []
+    assert client.batch_jobs() == []
+    assert bureau.files == []
+    assert bureau.spent().held == bureau.spent().spent == Amount()
+
+
+def keys_in(job: Any, size: int = 3) -> list[Any]:
+    return [key for block in job.blocks(size) for key in block.keys]
+
+
+# Keys and columns
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(keys=st.lists(json_values, min_size=1, max_size=8))
+def test_a_key_that_json_has_comes_back_as_it_was(
+    tmp_path_factory: pytest.TempPathFactory, keys: list[Any]
+) -> None:
+    made = bureau.__wrapped__(tmp_path_factory.mktemp("keys"))
+    one = next(made)
+    job = one.submit([(key, f"text {number}") for number, key in enumerate(keys)])
+    # As another process reads them.
+    again = one.client().batch_job(job.id)
+    assert [(type(key), key) for key in keys_in(again)] == [(type(key), key) for key in keys]
+    made.close()
+
+
+@pytest.mark.parametrize(
+    "key",
+    [b"bytes", object(), (1, 2), {1: "x"}, float("nan"), {"a": float("inf")}, "\ud800", {"set"}],
+    ids=lambda key: type(key).__name__,
+)
+@pytest.mark.parametrize("on_error", ["raise", "keep"])
+def test_any_other_key_is_refused_with_its_position(
+    bureau: Any, key: object, on_error: str
+) -> None:
+    client = bureau.client()
+    with pytest.raises(InputRejected, match="row 1 has a key") as refused:
+        client.submit_batch([("fine", "a"), (key, "b")], on_error=on_error)
+    assert refused.value.position == 1
+    nothing_is_left(bureau, client)
+
+
+def test_rows_without_a_key_have_their_number(bureau: Any) -> None:
+    assert keys_in(bureau.submit(["a", "b", "a", "c", "d"])) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("rows", "how"),
+    [
+        ([{"id": "x", "t": "a"}, {"id": "y", "t": "b"}], {"text": "t", "key": "id"}),
+        ([["x", 0, "a"], ["y", 1, "b"]], {"text": 2, "key": 0}),
+        ([Named("x", "a"), Named("y", "b")], {"text": "body", "key": "name"}),
+        ([("x", "a"), ("y", "b")], {}),
+    ],
+)
+def test_columns_are_named_as_for_a_stream(bureau: Any, rows: Any, how: Any) -> None:
+    job = bureau.work(bureau.submit(iter(rows), **how))
+    found = {key: vector for block in job.blocks() for key, vector in block}
+    assert list(found) == ["x", "y"]
+    for key, text in (("x", "a"), ("y", "b")):
+        assert (found[key] == vectors_of([text], 32)[0]).all()
+
+
+# What is bought
+
+
+def test_equal_texts_are_bought_once_however_far_apart(bureau: Any) -> None:
+    texts = [f"text {number % 4_500}" for number in range(9_200)]
+    job = bureau.work(bureau.submit(texts))
+    assert bureau.meter.billed_requests == 4_500
+    result = bureau.check(job, texts)
+    report = job.status()
+    assert (report.rows, report.texts, report.stored) == (9_200, 4_500, 4_500)
+    assert int(result.reused.sum()) > 0
+
+
+def test_what_was_bought_before_is_neither_sent_nor_held(bureau: Any) -> None:
+    texts = ["one", "two", "three"]
+    bureau.client().embed(texts[:2])
+    spent = bureau.spent().spent
+    job = bureau.submit(texts)
+    assert bureau.spent().held.tokens == 2
+    bureau.work(job)
+    assert bureau.check(job, texts).reused.tolist() == [True, True, False]
+    assert job.status().reused == 2
+    assert bureau.meter.billed_texts == {"three": 1}
+    assert bureau.spent().spent.tokens == spent.tokens + 2
+
+
+def test_if_everything_was_bought_before_there_is_no_job(bureau: Any) -> None:
+    texts = ["one", "two"]
+    bureau.client().embed(texts)
+    job = bureau.submit(texts)
+    assert job.record.has_ended
+    assert bureau.strategy.calls == []
+    assert bureau.check(job, texts).usage.tokens == 0
+
+
+def test_no_rows_are_a_batch_that_has_ended(bureau: Any) -> None:
+    job = bureau.submit([])
+    assert job.status().state == "done"
+    assert job.result().vectors.shape == (0, 32)
+    assert list(job.blocks()) == []
+    assert bureau.strategy.calls == []
+
+
+def test_the_same_text_for_another_purpose_is_another_text(bureau: Any) -> None:
+    bureau.provide(info=replace(FAKE_INFO, input_types=("query", "document")))
+    for input_type in ("query", "document", "query"):
+        bureau.work(bureau.submit(["a"], input_type=input_type))
+    assert bureau.meter.billed_requests == 2
+
+
+def test_texts_that_are_too_long_are_cut_and_that_is_noted(bureau: Any) -> None:
+    bureau.provide(info=replace(FAKE_INFO, max_input_tokens=5))
+    texts = ["a" * 20, "short", "a" * 29, "a" * 33]
+    job = bureau.work(bureau.submit(texts))
+    result = bureau.check(job, ["a" * 20, "short", "a" * 20, "a" * 20])
+    assert result.tokens_cut == {2: 3, 3: 4}
+    assert bureau.meter.billed_texts == {"a" * 20: 1, "short": 1}
+    again = bureau.client().batch_job(job.id)
+    assert [dict(block.tokens_cut) for block in again.blocks(2)] == [{}, {0: 3, 1: 4}]
+
+
+def test_texts_that_must_not_be_cut_are_rejected(bureau: Any) -> None:
+    bureau.provide(info=replace(FAKE_INFO, max_input_tokens=5))
+    client = bureau.client(overlong="reject")
+    with pytest.raises(InputRejected, match="row 1 is 3 tokens over") as refused:
+        client.submit_batch(["short", "a" * 29])
+    assert refused.value.position == 1
+    nothing_is_left(bureau, client)
+    job = bureau.work(client.submit_batch(["short", "a" * 29], on_error="keep"))
+    assert "3 tokens over" in str(bureau.check(job, ["short", "-"], without=[1]).errors[1])
+
+
+# Bad rows
+
+
+def test_bad_rows_are_kept_with_their_reasons_and_the_others_bought(bureau: Any) -> None:
+    rows = [{"no": 1}, {"t": ""}, {"t": "good"}, {"t": 7}, "text", {"t": "fine"}, {"t": None}]
+    job = bureau.work(bureau.submit(rows, text="t", on_error="keep"))
+    expected = ["", "", "good", "", "", "fine", ""]
+    result = bureau.check(job, expected, without=[0, 1, 3, 4, 6])
+    for row, error in result.errors.items():
+        assert isinstance(error, InputRejected)
+        assert error.position == row
+        assert f"row {row} " in str(error), "the message names the same row"
+    report = job.status()
+    assert (report.rows, report.texts, report.failed) == (7, 2, 0)
+
+
+@pytest.mark.parametrize("bad", ["", None, 7, b"bytes", {"a": "mapping"}])
+def test_one_bad_row_refuses_everything(bureau: Any, bad: Any) -> None:
+    client = bureau.client()
+    with pytest.raises(InputRejected) as refused:
+        client.submit_batch([*(f"text {number}" for number in range(5_000)), bad, "more"])
+    assert refused.value.position == 5_000
+    nothing_is_left(bureau, client)
+
+
+@pytest.mark.parametrize("rows", ["one text", b"bytes", {"a": "b"}, {"a", "b"}, None, 7])
+def test_what_is_no_sequence_of_rows_is_refused(bureau: Any, rows: Any) -> None:
+    client = bureau.client()
+    with pytest.raises(InputRejected, match="an iterable of rows is expected"):
+        client.submit_batch(rows)
+    nothing_is_left(bureau, client)
+
+
+def test_rows_that_end_with_an_error_leave_nothing(bureau: Any) -> None:
+    def rows() -> Any:
+        yield from (f"text {number}" for number in range(9_000))
+        raise KeyError("the caller's own")
+
+    client = bureau.client()
+    with pytest.raises(KeyError):
+        client.submit_batch(rows())
+    nothing_is_left(bureau, client)
+
+
+# Room and price
+
+
+@pytest.mark.parametrize("width", [32, None])
+def test_vectors_that_would_not_fit_the_store_are_not_bought(
+    bureau: Any, width: int | None
+) -> None:
+    bureau.provide(info=replace(FAKE_INFO, dimensions=width))
+    client = bureau.client(cache_cap=150_000)
+    client.embed(["the width is known now"])
+    bureau.strategy.calls.clear()
+    before = bureau.spent()
+    with pytest.raises(StorageFull, match=r"nothing was submitted.*cache_cap"):
+        client.submit_batch([f"text {number}" for number in range(2_000)])
+    assert bureau.strategy.calls == []
+    assert client.batch_jobs() == []
+    assert bureau.files == []
+    assert bureau.spent() == before
+
+
+def test_a_limit_in_money_needs_a_price(bureau: Any) -> None:
+    bureau.provide(info=replace(FAKE_INFO, price=None))
+    client = bureau.client(budget={"monthly_cost_limit": 1})
+    with pytest.raises(ConfigurationError, match="price"):
+        client.submit_batch(["a"])
+    nothing_is_left(bureau, client)
+
+
+def test_without_a_batch_price_the_usual_one_is_held(bureau: Any) -> None:
+    price = Price(immediate=Decimal("0.02"))
+    bureau.provide(info=replace(FAKE_INFO, price=price))
+    bureau.work(bureau.submit(["four"]))
+    assert bureau.spent().spent == Amount(tokens=1, cost=20_000)
+
+
+def test_what_cannot_cost_anything_is_bought_with_every_limit_used_up(bureau: Any) -> None:
+    bureau.client(daily=2).embed(["one two"])
+    job = bureau.client(daily=2).submit_batch(["one two"])
+    assert job.record.has_ended
