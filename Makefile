@@ -4,17 +4,21 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 LOCAL  := -e providers/openai -e providers/hashing
+# Third parties' servers: OGX needs 3.12 or newer, AIBrix 3.12 or older.
+SERVERS := .venv-batch-servers
+SERVERS_PYTHON ?= python3.12
 PROJECTS := pyproject.toml $(wildcard providers/*/pyproject.toml)
 # Tests in parallel: one process per core, at most four.
 JOBS   ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n)
 
-.PHONY: help demo test lint types format check test-openai2 test-integrations test-pythons campaign benchmark compare clean
+.PHONY: help demo test lint types format check test-openai2 test-integrations test-batch-servers test-pythons campaign campaign-batches benchmark compare clean
 
 help:
 	@echo "make demo      embed and search the standard library's docstrings: no key, no network"
 	@echo "make test      the tests"
 	@echo "make check     lint, types and tests, as CI runs them"
 	@echo "make campaign  the long tests: many processes, kill -9 loops"
+	@echo "make campaign-batches  kill -9 and lost answers for batches only"
 	@echo "make benchmark the benchmarks"
 	@echo "make compare   embedcore beside its peers, about 40 minutes"
 
@@ -22,7 +26,7 @@ demo: $(VENV)/.installed
 	@$(BIN)/embedcore demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q -n $(JOBS) -m "not campaign"
+	$(BIN)/python -m pytest -q -n $(JOBS) -m "not campaign and not batch_servers"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -49,6 +53,10 @@ test-integrations: .venv-integrations/.installed-dev
 	  -o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=function \
 	  $(wildcard tests/adapters tests/recipes)
 
+# Batches on servers that nobody here wrote: OGX, AIBrix in dry run, and aimock where there is npm.
+test-batch-servers: $(VENV)/.installed-dev $(SERVERS)/ogx/.installed $(SERVERS)/aibrix/.installed $(SERVERS)/aimock/.installed
+	$(BIN)/python -m pytest -q -m batch_servers tests/batchservers
+
 # Those of 3.11, 3.12 and 3.13 that are on this machine.
 test-pythons:
 	@for version in 3.11 3.12 3.13; do \
@@ -60,6 +68,10 @@ test-pythons:
 
 campaign: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -m campaign
+
+# 400 kills of processes that work on batches, and pollers that stand still: about half an hour.
+campaign-batches: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -q tests/processes
 
 benchmark: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/startup.py
@@ -94,4 +106,16 @@ $(VENV)/.installed-dev: $(PROJECTS) | $(BIN)/python
 
 .venv-integrations/.installed-dev: $(PROJECTS) | .venv-integrations/bin/python
 	@.venv-integrations/bin/python -m pip --disable-pip-version-check --quiet install -e ".[dev,integrations]" $(LOCAL)
+	@touch $@
+
+$(SERVERS)/ogx/.installed $(SERVERS)/aibrix/.installed: $(SERVERS)/%/.installed: tests/batchservers/requirements-%.txt
+	@echo "setting up $(@D)"
+	@$(SERVERS_PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip --disable-pip-version-check --quiet install -r $<
+	@touch $@
+
+$(SERVERS)/aimock/.installed: tests/batchservers/package.json
+	@mkdir -p $(@D)
+	@if command -v npm >/dev/null; then cp $< $(@D) && npm install --silent --no-audit --no-fund --prefix $(@D); \
+	  else echo "npm is not here: aimock's tests are skipped"; fi
 	@touch $@
