@@ -97,7 +97,8 @@ def report_of(office: BatchOffice, batch: BatchRecord) -> BatchReport:
         in_flight=0 if batch.has_ended else counts.in_flight,
         done=recipe.done_so_far(batch, counts, parts),
         blocked=batch.blocked or _queue_of(office, batch, parts),
-        jobs=tuple(_remote(part) for part in parts),
+        # Parts that were cut and given up before anything was asked for are of no interest.
+        jobs=tuple(_remote(part) for part in parts if part.state != "done" or part.attempt),
         usage=Spending(
             tokens=spent.actual.tokens,
             picodollars=spent.actual.cost,

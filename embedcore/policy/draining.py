@@ -51,7 +51,7 @@ def choose_now(
             begins = max(deadline - settings.drain_before, 0.0)
             until = f"; what is missing {begins:.0f} s from now is embedded at once"
         saves = "" if saved is None else f", which saves ${saved:.4f}"
-        logger.info("auto: %d texts go as a batch%s%s", texts, saves, until)
+        logger.info("auto: %s texts go as a batch%s%s", f"{texts:,}", saves, until)
     else:
         logger.info("auto: %d texts are embedded now: %s", texts, reason)
     return reason
@@ -107,8 +107,10 @@ def drain(office: BatchOffice, batch: BatchRecord, problems: list[EmbeddingError
 
     Raises ``StorageError``; a refusal of the budget leaves the batch blocked.
     """
-    done = take_what_is_there(office, batch)
-    while some := office.batches.to_submit(batch, _TEXTS_PER_CALL):
+    done, after = take_what_is_there(office, batch), 0
+    while some := office.batches.to_submit(batch, _TEXTS_PER_CALL, after=after):
+        # What fails is tried again at the next look, and not at once.
+        after = some[-1][0]
         try:
             _buy(office, batch, [key for _, key in some], batch.input_type or None)
         except BudgetExceeded as error:

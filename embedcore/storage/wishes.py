@@ -29,6 +29,8 @@ def drop_batch(connection: sqlite3.Connection, identity: int) -> None:
         return
     release_money(connection, identity)
     connection.execute("DELETE FROM wish WHERE batch = ?", (identity,))
+    # Another batch may get its number.
+    connection.execute("UPDATE part SET batch = NULL WHERE batch = ?", (identity,))
     connection.execute("DELETE FROM batch WHERE id = ?", (identity,))
     drop_unwanted(connection, row[0])
 

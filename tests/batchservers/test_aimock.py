@@ -19,7 +19,6 @@ def test_a_vector_of_another_width_is_an_error_of_its_row(aimock, clients):
     assert why.value.jobs[0].startswith("batch-")
 
 
-@pytest.mark.xfail(reason="zeros of a batch are only looked for where they are refused")
 def test_zeros_of_the_right_width_are_warned_of(aimock, clients, caplog):
     vectors = clients.make(aimock, dimensions=3).batch_embed_texts(["one"], poll_interval=0.2)
     assert vectors == [[0.0, 0.0, 0.0]]

@@ -174,7 +174,6 @@ def test_a_cancelled_batch_says_so_for_each_row(ogx, upstream, clients, until):
 
 
 @pytest.mark.fault(72)
-@pytest.mark.xfail(reason="what a provider counts as done and gives no line for costs nothing")
 def test_what_was_done_of_a_cancelled_batch_may_have_been_billed(ogx, upstream, clients, until):
     upstream.faults(always={"mode": "late", "seconds": 0.5})
     job = clients.make(ogx).submit_batch(texts_of("billed", 60), on_error="keep")

@@ -1,0 +1,224 @@
+"""What cannot wait is embedded at once, and nothing that a job has done is paid for twice."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from runpy import run_path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from embedcore.errors import BudgetExceeded, ConfigurationError, ProviderUnavailable
+from embedcore.policy.draining import choose_now
+from embedcore.provider.types import Price
+from embedcore.testing.fakes import FAKE_INFO
+
+bureau = run_path(str(Path(__file__).with_name("batch_bureau.py")))["bureau"]
+
+TEXTS = [f"text {number:02d}" for number in range(12)]
+HOUR = 3600.0
+PRICED = replace(FAKE_INFO, price=Price(immediate=Decimal("0.02"), batch=Decimal("0.01")))
+BATCH_ONLY = {"small_texts": 0, "quickest": 0, "drain_before": HOUR}
+
+
+@pytest.fixture
+def priced(bureau: Any) -> Any:
+    bureau.provide(info=PRICED)
+    return bureau
+
+
+def submit(bureau: Any, texts: Any, *, batch: Any = None, **how: Any) -> Any:
+    config = {"batch": {**BATCH_ONLY, **(batch or {})}, **how.pop("config", {})}
+    return bureau.client(**config).submit_batch(texts, **how)
+
+
+def bought_now(bureau: Any) -> list[str]:
+    """The texts of every request that was no batch, as often as they were billed."""
+    return sorted(bureau.embedder.meter.billed_texts.elements())
+
+
+def billed_twice(bureau: Any) -> list[str]:
+    return [
+        text
+        for text, times in (bureau.meter.billed_texts + bureau.embedder.meter.billed_texts).items()
+        if times > 1
+    ]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "texts", "tokens", "deadline", "now"),
+    [
+        ("batch", 1, 10, None, False),
+        ("batch", 1, 10, 1.0, False),
+        ("immediate", 10**6, 10**9, None, True),
+        ("auto", 0, 0, None, False),
+        ("auto", 2_048, 900_000, None, True),
+        ("auto", 2_049, 900_000, None, False),
+        ("auto", 2_048, 1_000_000, None, False),
+        ("auto", 10**6, 10**9, 3_599.0, True),
+        ("auto", 10**6, 10**9, 3_600.0, False),
+    ],
+)
+def test_what_is_small_or_urgent_is_not_put_into_a_batch(
+    priced: Any, caplog: Any, strategy: Any, texts: int, tokens: int, deadline: Any, now: bool
+) -> None:
+    office = priced.client()._office()
+    with caplog.at_level(logging.INFO, logger="embedcore"):
+        why = choose_now(office, texts=texts, tokens=tokens, strategy=strategy, deadline=deadline)
+    assert (why is not None) == now
+    assert any(line.startswith("auto: ") for line in caplog.messages) == (
+        strategy == "auto" and texts > 0
+    )
+
+
+def test_small_work_is_done_when_it_is_submitted(priced: Any) -> None:
+    job = priced.client().submit_batch([*TEXTS, TEXTS[0]], strategy="auto")
+    assert job.record.state == "done"
+    assert priced.jobs == []
+    priced.check(job, [*TEXTS, TEXTS[0]])
+    assert bought_now(priced) == sorted(TEXTS)
+    usage = job.status().usage
+    assert (usage.tokens, usage.picodollars) == (24, PRICED.price.picodollars(24))
+
+
+def test_the_configuration_may_say_so(priced: Any) -> None:
+    client = priced.client(strategy="immediate")
+    assert len(client.batch_embed_texts(TEXTS)) == len(TEXTS)
+    assert priced.jobs == []
+    assert len(client.batch_embed_texts(["one more"], strategy="immediate")) == 1
+
+
+def test_what_the_budget_refuses_at_once_leaves_nothing(priced: Any) -> None:
+    client = priced.client(daily=10)
+    with pytest.raises(BudgetExceeded):
+        client.submit_batch(TEXTS, strategy="immediate")
+    assert client.batch_jobs() == []
+    assert priced.files == []
+    assert bought_now(priced) == []
+    priced.check_money()
+
+
+@pytest.mark.parametrize("done", [0, 5, 12])
+def test_what_is_late_is_embedded_at_once_and_what_was_done_is_kept(priced: Any, done: int) -> None:
+    job = submit(priced, TEXTS, strategy="auto", deadline=24 * HOUR)
+    (remote,) = priced.jobs
+    priced.service.step(remote.id)
+    if done:
+        priced.service.step(remote.id, done=done)
+    priced.clock.advance(22 * HOUR)
+    job.advance()
+    assert remote.status == "in_progress", "there is time yet"
+    priced.clock.advance(1.1 * HOUR)
+    job.advance()
+    assert remote.status == "cancelling"
+    assert bought_now(priced) == [], "not before it is known what the job has done"
+    priced.service.end_cancel(remote.id, done=done)
+    job.advance()
+    assert job.record.state == "done"
+    priced.check(job, TEXTS)
+    assert len(bought_now(priced)) == len(TEXTS) - done
+    assert billed_twice(priced) == []
+    assert priced.spent().held.tokens == 0
+    assert priced.spent().spent.tokens == 24
+    assert len(priced.jobs) == 1
+
+
+def test_without_the_money_the_batch_goes_on(priced: Any) -> None:
+    # Held at $0.01: the full price would need as much again.
+    budget = {"daily_cost_limit": "0.0000003"}
+    job = submit(priced, TEXTS, strategy="auto", deadline=12 * HOUR, config={"budget": budget})
+    priced.clock.advance(11.5 * HOUR)
+    job.advance()
+    (remote,) = priced.jobs
+    assert remote.status != "cancelling"
+    priced.work(job)
+    priced.check(job, TEXTS)
+    assert bought_now(priced) == []
+
+
+def test_a_job_that_others_wait_for_is_not_stopped(priced: Any) -> None:
+    urgent = submit(priced, TEXTS, strategy="auto", deadline=24 * HOUR)
+    patient = priced.client().submit_batch(TEXTS[:3])
+    priced.clock.advance(23.5 * HOUR)
+    urgent.advance()
+    (remote,) = priced.jobs
+    assert remote.status != "cancelling"
+    priced.work(patient)
+    urgent.advance()
+    assert urgent.record.state == "done"
+    assert billed_twice(priced) == []
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(crashes=st.lists(st.integers(1, 4), max_size=4), done=st.integers(0, 12))
+def test_who_is_killed_while_he_drains_pays_only_for_what_was_in_flight(
+    tmp_path_factory: pytest.TempPathFactory, crashes: list[int], done: int
+) -> None:
+    made = bureau.__wrapped__(tmp_path_factory.mktemp("drain"))
+    one = next(made)
+    one.provide(info=replace(PRICED, max_texts_per_request=2, max_concurrency=1))
+    job = submit(one, TEXTS, strategy="auto", deadline=24 * HOUR)
+    (remote,) = one.jobs
+    one.service.step(remote.id)
+    one.clock.advance(23.5 * HOUR)
+    job.advance()
+    one.service.end_cancel(remote.id, done=done)
+    honest = one.embedder.embed
+    for number in crashes:
+        left = iter(range(number))
+
+        def dies(request: Any, left: Any = left) -> Any:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return honest(request)
+
+        one.embedder.embed = dies
+        with contextlib.suppress(KeyboardInterrupt):
+            one.client(batch=BATCH_ONLY).batch_job(job.id).advance()
+    one.embedder.embed = honest
+    last = one.client(batch=BATCH_ONLY).batch_job(job.id)
+    last.advance()
+    one.check(last, TEXTS)
+    assert billed_twice(one) == []
+    made.close()
+
+
+def test_an_outage_fails_a_text_only_after_several_looks(priced: Any) -> None:
+    job = submit(priced, TEXTS[:2], strategy="auto", deadline=24 * HOUR, batch={"attempts": 2})
+    (remote,) = priced.jobs
+    priced.clock.advance(23.5 * HOUR)
+    job.advance()
+    priced.service.end_cancel(remote.id, done=0)
+
+    def broken(request: Any) -> Any:
+        del request
+        raise ProviderUnavailable("out of order", billed="no")
+
+    honest, priced.embedder.embed = priced.embedder.embed, broken
+    job.advance()
+    assert job.status(poll=False).state == "running"
+    priced.embedder.embed = honest
+    job.advance()
+    priced.check(job, TEXTS[:2])
+
+
+@pytest.mark.parametrize(
+    ("how", "match"),
+    [
+        ({"strategy": "soon"}, '"immediate", "batch" or "auto"'),
+        ({"strategy": "auto", "deadline": 0}, "above 0"),
+        ({"deadline": 60}, 'strategy = "auto"'),
+    ],
+)
+def test_what_makes_no_sense_is_refused(priced: Any, how: Any, match: str) -> None:
+    with pytest.raises(ConfigurationError, match=match):
+        priced.client().submit_batch(TEXTS, **how)
+    assert priced.jobs == []
