@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from embedcore.policy import batch as recipe
 from embedcore.policy.result import Spending
+from embedcore.storage.partrecords import ACTIVE
 
 if TYPE_CHECKING:
     from embedcore.policy.batchoffice import BatchOffice
@@ -121,18 +122,23 @@ def _state_name(batch: BatchRecord, blocked: str | None) -> BatchStateName:
 
 
 def _queue_of(office: BatchOffice, batch: BatchRecord, parts: list[Part]) -> str | None:
-    """Why jobs wait for the provider's queue, if they do."""
-    queue = office.jobs.queue(office.batches.pool_of(batch))
-    if batch.has_ended or queue.until <= office.jobs.now():
+    """Why jobs that are to be created have to wait, if it is not for jobs of the same scope."""
+    if batch.has_ended:
         return None
-    if not any(part.state == "planned" for part in parts) and not office.batches.to_submit(
-        batch, 1
-    ):
-        return None
-    return (
-        "queue: the account has too many tokens enqueued; the next job is created at "
-        f"{recipe.moment(queue.until):%Y-%m-%d %H:%M:%S} UTC at the earliest"
-    )
+    pool = office.batches.pool_of(batch)
+    queue, planned = office.jobs.queue(pool), any(part.state == "planned" for part in parts)
+    if queue.until > office.jobs.now() and (planned or office.batches.to_submit(batch, 1)):
+        return (
+            "queue: the account has too many tokens enqueued; the next job is created at "
+            f"{recipe.moment(queue.until):%Y-%m-%d %H:%M:%S} UTC at the earliest"
+        )
+    others = office.jobs.in_flight(pool)[0]
+    if planned and others and not any(part.state in ACTIVE for part in office.jobs.live(pool)):
+        return (
+            f"queue: {others} jobs of other scopes or options are at work for this account; "
+            "embedcore batch resume looks after all of them"
+        )
+    return None
 
 
 def _remote(part: Part) -> RemoteJob:

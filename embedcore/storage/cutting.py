@@ -140,22 +140,25 @@ class Cutter:
     def _choose(
         self, connection: sqlite3.Connection, batch: BatchRecord, cut: Cut, after: int
     ) -> list[tuple[int, int, int]]:
-        rows: list[tuple[int, int, int]] = connection.execute(
+        rows = connection.execute(
             "SELECT i.id, i.tokens, i.bytes FROM wish w JOIN item i ON i.id = w.item "
             "WHERE w.batch = ? AND w.item > ? AND i.state = 'open' AND i.part IS NULL "
             "ORDER BY w.item LIMIT ?",
             (batch.id, after, cut.items),
-        ).fetchall()
+        )
+        chosen: list[tuple[int, int, int]] = []
         tokens = in_bytes = 0
-        for place, (_, more_tokens, more_bytes) in enumerate(rows):
-            tokens += more_tokens + cut.overhead
-            in_bytes += more_bytes
+        for row in rows:
+            tokens += row[1] + cut.overhead
+            in_bytes += row[2]
             too_much = (cut.tokens is not None and tokens > cut.tokens) or (
                 cut.in_bytes is not None and in_bytes > cut.in_bytes
             )
-            if too_much and place:
-                return rows[:place]
-        return rows
+            if too_much and chosen:
+                rows.close()
+                break
+            chosen.append(row)
+        return chosen
 
     def _take(
         self, connection: sqlite3.Connection, batch: BatchRecord, amount: Amount

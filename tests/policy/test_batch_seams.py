@@ -378,13 +378,18 @@ def test_trouble_of_others_is_no_reason_to_refuse(world: Any) -> None:
 
 def test_part_of_a_batch_that_was_forgotten(world: Any) -> None:
     """The next batch must not be taken for it: the part's texts are in no file any more."""
-    world.processes[0].wire.faults.push("upload", "before")
-    world.submit(0, ["a", "bread"])
-    (name,) = world.submitted
-    office = world.processes[0].office
-    # As a submission that is refused does, while another process has joined the part.
+    world.set_limit(2)
+    world.submit(0, ["milk"])
+    world.submit(0, ["bread"], on_budget="wait")
+    world.set_limit(100)
+    world.processes[1].wire.faults.push("upload", "before")
     world.submit(1, ["bread"])
-    forget(office, office.batches.named(name))
-    del world.submitted[name]
+    assert _states(world) == ["submitted", "planned"]
+    # As a submission does that is refused; the first one still waits for the text.
+    _, first, second = world.submitted
+    office = world.processes[1].office
+    forget(office, office.batches.named(second))
+    del world.submitted[second]
     world.submit(2, ["cheese"])
     _ends(world)
+    assert world._rows("SELECT state FROM batch WHERE name = ?", first) == [("done",)]
