@@ -39,10 +39,17 @@ def moment(connection: sqlite3.Connection, real: int, wanted_zone: str | None) -
 def set_back(connection: sqlite3.Connection, now: int, *, lease: int, attempt_lease: int) -> None:
     """Make ``now`` the latest time seen. Leases from the future end as if taken now.
 
-    Otherwise what a crash left open would stay held until the time of the wrong clock.
+    Otherwise what a crash left open would stay held, and what a batch has to do put off, until the
+    time of the wrong clock.
     """
     connection.execute("UPDATE book SET clock = ?, tight_until = 0", (now,))
     connection.execute('UPDATE "grant" SET lease = min(lease, ?)', (now + lease,))
     connection.execute(
         "UPDATE attempt SET lease = min(lease, ?) WHERE state = 'sent'", (now + attempt_lease,)
     )
+    connection.execute(
+        "UPDATE part SET next = min(next, ?1), asked = min(asked, ?1), lease = min(lease, ?1)",
+        (now,),
+    )
+    connection.execute("UPDATE batch SET retry = min(retry, ?)", (now,))
+    connection.execute("UPDATE pool SET queue_until = min(queue_until, ?)", (now,))

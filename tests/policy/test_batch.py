@@ -329,3 +329,22 @@ def test_progress_counts_texts_and_never_goes_back(bureau: Any) -> None:
     assert {0, 3, 6} <= set(done)
     assert {one.total for one in seen} == {6}
     assert (seen[-1].tokens, seen[-1].picodollars) == (12, 120_000)
+
+
+@pytest.mark.fault(91)
+def test_what_a_wrong_clock_put_off_is_due_again_once_it_is_repaired(bureau: Any) -> None:
+    texts = ["a", "b", "c"]
+    job = bureau.submit(texts)
+    ledger = bureau.last._engine.account.ledger
+    now = bureau.clock.time() + 60
+    bureau.clock.advance(40 * 86_400)
+    bureau.faults.push("poll", "before")
+    job.advance()
+    ledger._clock = lambda: now
+    ledger.repair_clock()
+    office = bureau.last._office()
+    (part,) = office.jobs.of_batch(job.record)
+    assert part.trouble is not None
+    assert part.next <= office.jobs.now()
+    job.advance()
+    assert office.jobs.again(part).trouble is None
