@@ -131,12 +131,10 @@ def _plan(office: BatchOffice, batch: BatchRecord, work: PartWork) -> bool:
     cut, after, planned = office.cut(), 0, False
     try:
         while True:
-            part, after, short = office.cutter.plan(batch, cut, after=after)
-            planned |= part is not None
-            if short is not None:
-                raise short
+            part, after = office.cutter.plan(batch, cut, after=after)
             if part is None:
                 break
+            planned = True
     except HeldLoosely as wait:
         _block(office, batch, wait.refusal)
     except BudgetExceeded as error:

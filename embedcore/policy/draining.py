@@ -43,8 +43,8 @@ def choose_now(
     if deadline is not None and deadline < settings.quickest:
         reason = f"a batch may take longer than the {deadline:.0f} s that are left"
     elif texts <= settings.small_texts and (saved is None or saved < settings.worth):
-        cheap = "" if saved is None else f", and would save ${saved:.6f}"
-        reason = f"a batch of {texts} texts is not worth waiting for{cheap}"
+        little = "nothing that is known" if saved is None else f"only ${saved:.6f}"
+        reason = f"a batch of so few texts ({texts:,}) would save {little}"
     if reason is None:
         until = ""
         if deadline is not None:
@@ -53,7 +53,7 @@ def choose_now(
         saves = "" if saved is None else f", which saves ${saved:.4f}"
         logger.info("auto: %s texts go as a batch%s%s", f"{texts:,}", saves, until)
     else:
-        logger.info("auto: %d texts are embedded now: %s", texts, reason)
+        logger.info("auto: embedded now, since %s", reason)
     return reason
 
 

@@ -87,20 +87,18 @@ class Cutter:
         with self.database.transaction() as connection:
             return self._refusal(connection, Amount(cost=cost)) is None
 
-    def plan(
-        self, batch: BatchRecord, cut: Cut, *, after: int = 0
-    ) -> tuple[Part | None, int, Exception | None]:
+    def plan(self, batch: BatchRecord, cut: Cut, *, after: int = 0) -> tuple[Part | None, int]:
         """Cut the next part of what a batch still has to submit; None if that is nothing.
 
-        The second is the ``after`` of the next call: texts are taken by ascending id. The third is
-        what forbids more than this part, which then has as many texts as the limits allow. Raises
-        as ``hold`` when they allow none.
+        The second is the ``after`` of the next call: texts are taken by ascending id. Where the
+        limits do not allow a whole part, it has as many texts as they do; raises as ``hold`` when
+        that is none.
         """
         with self.database.transaction() as connection:
             chosen = self._choose(connection, batch, cut, after)
             if not chosen:
                 self._close_spare(connection, batch)
-                return None, after, None
+                return None, after
             amount = cut.of(chosen)
             grant, refusal = self._take(connection, batch, amount)
             if grant is None:
@@ -116,7 +114,7 @@ class Cutter:
                 )
         if grant is None and refusal is not None:
             raise refusal
-        return part, chosen[-1][0], refusal
+        return part, chosen[-1][0]
 
     def _fitting(
         self, connection: sqlite3.Connection, chosen: Sequence[tuple[int, int, int]], cut: Cut

@@ -218,7 +218,7 @@ class Jobs:
                 "coalesce(sum(iif(state = 'charged', actual_cost, 0)), 0), "
                 "coalesce(sum(iif(state = 'sent', tokens, 0)), 0), "
                 "coalesce(sum(iif(state = 'sent', cost, 0)), 0), "
-                "coalesce(min(iif(state = 'settled', reported, 1)), 1) "
+                "coalesce(min(iif(state IN ('settled', 'charged'), reported, 1)), 1) "
                 f"FROM attempt WHERE id IN ({mine})",
                 (batch.id,),
             ).fetchone()

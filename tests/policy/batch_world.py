@@ -7,6 +7,7 @@ passes and others go on. The provider knows the truth: what is judged is never o
 
 from __future__ import annotations
 
+import atexit
 import json
 import shutil
 import tempfile
@@ -274,8 +275,12 @@ class Submitted:
 def _templates() -> Path:
     """Empty files of state, made once: migrations are slow."""
     folder = Path(tempfile.mkdtemp(dir=_fast()))
-    Database(folder / "state.db", STATE, version=STATE_VERSION).open()
-    VectorStore(folder / "vectors.db", cap=CAP).database.open()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    state = Database(folder / "state.db", STATE, version=STATE_VERSION)
+    for database in (state, VectorStore(folder / "vectors.db", cap=CAP).database):
+        database.open()
+        # Whole only once its log is gone.
+        database.close()
     return folder
 
 
@@ -566,10 +571,9 @@ class World:
                     bought[text] += 1
         return {text: times for text, times in bought.items() if times > 1}
 
-    def collected(self, job: Job) -> bool:
-        """Whether nobody needs its files any more."""
-        rows = self._rows("SELECT state FROM part WHERE key = ?", self.key_of(job))
-        return all(state == "done" for (state,) in rows)
+    def is_awaited(self, job: Job) -> bool:
+        """Whether somebody knows of the job and has not yet all that it left."""
+        return bool(self._rows("SELECT 1 FROM part WHERE job = ? AND state <> 'done'", job.id))
 
     # The books
 

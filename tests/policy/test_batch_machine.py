@@ -268,7 +268,7 @@ class Jobs(Machine):
             service.fail_lines(text, status=status, http=http, times=times, billed=billed)
             return
         ended = [job for job in service.jobs if not job.gone and job.ended]
-        jobs = [job for job in ended if not self.world.collected(job)]
+        jobs = [job for job in ended if self.world.is_awaited(job)]
         if not jobs:
             return
         self.world.lose(jobs[which % len(jobs)], output=what == "output")

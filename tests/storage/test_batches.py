@@ -50,7 +50,7 @@ def key_of(text: str) -> bytes:
 def end_all(batches: Batches, batch: BatchRecord, *, store: str = "", **ended: Any) -> None:
     """Put what a batch has to submit into a part, and end that with vectors for ``store``."""
     pool = batches.pool_of(batch)
-    part, _, _ = Cutter(batches.ledger, pool).plan(batch, CUT)
+    part, _ = Cutter(batches.ledger, pool).plan(batch, CUT)
     assert part is not None
     jobs = Jobs(batches.ledger)
     owned = jobs.take(part)

@@ -51,7 +51,7 @@ def cutter_of(batches: Batches, batch: BatchRecord, *limits: Limit) -> Cutter:
 def all_parts(cutter: Cutter, batch: BatchRecord, cut: Cut) -> list[Part]:
     parts, after = [], 0
     while True:
-        part, after, _ = cutter.plan(batch, cut, after=after)
+        part, after = cutter.plan(batch, cut, after=after)
         if part is None:
             return parts
         parts.append(part)
@@ -164,8 +164,8 @@ def test_without_money_set_aside_each_part_asks_the_limits(ledger: Ledger) -> No
     batches, batch = submitted(ledger, [(4, 1)] * 3)
     batches.complete(batch, b"")
     cutter = cutter_of(batches, batch, day_limit(8))
-    first, after, _ = cutter.plan(batch, Cut(items=1))
-    second, after, _ = cutter.plan(batch, Cut(items=1), after=after)
+    first, after = cutter.plan(batch, Cut(items=1))
+    second, after = cutter.plan(batch, Cut(items=1), after=after)
     assert first is not None
     assert second is not None
     with pytest.raises(TokenBudgetExceeded):

@@ -36,7 +36,7 @@ def plan(ledger: Ledger, pool: Pool) -> Callable[..., tuple[BatchRecord, Part]]:
         wanted = [Wanted(key=key_of(text), tokens=2, in_bytes=9) for text in texts]
         batches.want(batch, wanted, rows=len(texts), texts=len(texts), reused=0)
         batches.complete(batch, b"")
-        part, _, _ = Cutter(ledger, pool).plan(batch, Cut(items=100))
+        part, _ = Cutter(ledger, pool).plan(batch, Cut(items=100))
         assert part is not None
         return batches.again(batch), part
 

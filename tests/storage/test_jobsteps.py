@@ -49,7 +49,7 @@ class Desk:
 
     def plan(self, batch: BatchRecord) -> Part:
         cutter = Cutter(self.ledger, self.pool)
-        part, _, _ = cutter.plan(batch, Cut(items=9, price=Decimal("0.01")))
+        part, _ = cutter.plan(batch, Cut(items=9, price=Decimal("0.01")))
         assert part is not None
         owned = self.jobs.take(part)
         assert owned is not None
