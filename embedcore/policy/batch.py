@@ -114,12 +114,14 @@ def _work_through(office: BatchOffice, batch: BatchRecord, work: PartWork) -> bo
     changed = False
     for part in office.jobs.of_batch(batch):
         changed |= work.work(part)
-    # Those of others may keep ours waiting, and who waits for them may be gone.
+    # Those of others may keep ours waiting, and who waits for them may be gone. What is wrong with
+    # them is said in the log, and is no fault of this batch.
+    others = PartWork(office)
     waits = any(part.state == "planned" for part in office.jobs.of_batch(batch))
     for part in office.jobs.live(office.pool):
         # Nobody waits for some any more, and yet their money and their jobs must find an end.
         if waits or part.state in ("lost", "stray") or not office.jobs.is_wanted(part):
-            changed |= work.work(part)
+            changed |= others.work(part)
     return changed
 
 

@@ -109,6 +109,7 @@ class _Reading:
         # Of each text the checksum of the vector that came: equal ones may come twice.
         self._seen: list[int | None] = [None] * len(rows)
         self._spoken_of: set[int] = set()
+        self._counted: set[int] = set()
         self._bad: dict[int, str] = {}
         self._refused: dict[int, str] = {}
         self._retry: dict[int, str] = {}
@@ -145,11 +146,7 @@ class _Reading:
         return self._place.get(int(name)) if str(int(name)) == name else None
 
     def _failed(self, place: int, outcome: BatchOutcome) -> None:
-        tokens = _said(outcome)
-        if tokens is not None:
-            self._found.tokens += tokens
-        elif outcome.billed != "no":
-            self._unreported(place)
+        self._count(place, outcome, billed=outcome.billed != "no")
         if self._seen[place] is not None or not outcome.ran:
             return
         reason = self._office.engine.scrubbed(outcome.error or "no reason was given")[:500]
@@ -160,20 +157,22 @@ class _Reading:
         else:
             self._refused[place] = reason
 
-    def _unreported(self, place: int) -> None:
-        self._found.tokens += self._held[place]
-        self._found.reported = False
+    def _count(self, place: int, outcome: BatchOutcome, *, billed: bool) -> None:
+        """What a line cost; a text is billed once, however many lines it has."""
+        tokens = _said(outcome)
+        if place in self._counted or (tokens is None and not billed):
+            return
+        self._counted.add(place)
+        if tokens is None:
+            self._found.reported = False
+        self._found.tokens += self._held[place] if tokens is None else tokens
 
     def _keep(self, mine: dict[int, BatchOutcome]) -> None:
         """Check the vectors of different texts and store those that are sound."""
         if not mine:
             return
         for place, outcome in mine.items():
-            tokens = _said(outcome)
-            if tokens is None:
-                self._unreported(place)
-            else:
-                self._found.tokens += tokens
+            self._count(place, outcome, billed=True)
         checked = check(self._office.engine, mine)
         self._bad.update(checked.problems)
         self._refuse_others(checked)
