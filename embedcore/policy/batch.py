@@ -60,6 +60,8 @@ def advance(office: BatchOffice, batch: BatchRecord) -> Pass:
         changed = True
         _work_through(office, batch, work)
     counts = office.batches.counts(batch)
+    if counts.open:
+        draining.look_at_the_clock(office, batch)
     if not batch.has_ended:
         batch = _end(office, batch, counts)
     _tell_progress(office, batch, counts)
@@ -144,7 +146,7 @@ def _plan(office: BatchOffice, batch: BatchRecord, work: PartWork) -> bool:
         if error.never_fits:
             work.problems.append(error)
     else:
-        if batch.blocked is not None:
+        if batch.blocked is not None and batch.blocked.startswith("budget"):
             office.batches.block(batch, None)
     return planned
 

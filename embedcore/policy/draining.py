@@ -77,7 +77,15 @@ def is_due(office: BatchOffice, batch: BatchRecord) -> bool:
     # The tokens are held already, and so is the price of the batch: only the rest is new.
     now = priced(tokens, price).cost
     then = office.cut().amount(tokens).cost
-    if not tokens or not office.cutter.affords(max(now - then, 0)):
+    if not tokens:
+        return False
+    if not office.cutter.affords(max(now - then, 0)):
+        _warn(
+            office,
+            batch,
+            f"the budget does not allow to embed what is missing at once, "
+            f"{max(left, 0):.0f} s before its deadline: its jobs go on",
+        )
         return False
     logger.info(
         "batch %s: %.0f s before its deadline, what is missing is embedded at once: its jobs are "
@@ -86,6 +94,20 @@ def is_due(office: BatchOffice, batch: BatchRecord) -> bool:
         left,
     )
     return True
+
+
+def look_at_the_clock(office: BatchOffice, batch: BatchRecord) -> None:
+    """Say once that a deadline was not kept."""
+    if batch.deadline is not None and batch.state == "open" and batch.draining:
+        late = (office.jobs.now() - batch.deadline) / MICROSECONDS
+        if late > 0 and batch.blocked is None and office.jobs.of_batch(batch):
+            _warn(office, batch, "its deadline has passed, and its jobs have not stopped yet")
+
+
+def _warn(office: BatchOffice, batch: BatchRecord, why: str) -> None:
+    if batch.blocked is None:
+        logger.warning("batch %s: %s", batch.name, why)
+        office.batches.block(batch, f"deadline: {why}")
 
 
 def take_what_is_there(office: BatchOffice, batch: BatchRecord) -> bool:

@@ -82,12 +82,12 @@ class Shelf:
         if needed > min(room, free):
             what = "cache_cap" if room <= free else "the disk"
             logger.warning(
-                "%d vectors take about %.2f GB, and %s has %.2f GB left for %s: what does not fit "
-                "is not kept, and would be bought again",
+                "%d vectors take about %s, and %s has %s left for %s: what does not fit is not "
+                "kept, and would be bought again",
                 vectors,
-                needed / 1e9,
+                shown_size(needed),
                 what,
-                max(min(room, free), 0) / 1e9,
+                shown_size(max(min(room, free), 0)),
                 self.store.path,
             )
 
@@ -170,3 +170,8 @@ class Shelf:
 def room_for(vectors: int, width: int) -> int:
     """Bytes that so many vectors take on the disk, as float32."""
     return int(vectors * (width * 4 + 100) * _ROW_FACTOR)
+
+
+def shown_size(in_bytes: int) -> str:
+    """Bytes as a person reads them."""
+    return f"{in_bytes / 1e9:.2f} GB" if in_bytes >= 10**8 else f"{in_bytes / 1e6:.2f} MB"

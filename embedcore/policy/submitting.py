@@ -26,7 +26,7 @@ from embedcore.policy.blocks import Row, RowReader, elements
 from embedcore.policy.draining import choose_now
 from embedcore.policy.estimate import resolve_input_type
 from embedcore.policy.preparing import Prepared
-from embedcore.policy.shelf import room_for
+from embedcore.policy.shelf import room_for, shown_size
 from embedcore.policy.tidying import forget, sweep
 from embedcore.provider.types import BatchItem
 from embedcore.storage.amounts import HeldLoosely
@@ -248,8 +248,8 @@ def _require_room(office: BatchOffice, missing: int) -> None:
     if needed > min(room, free):
         what = "cache_cap" if room <= free else "the disk"
         raise StorageFull(
-            f"{missing} vectors take about {needed / 1e9:.2f} GB, and {what} has "
-            f"{max(min(room, free), 0) / 1e9:.2f} GB left for {office.store.path}: nothing was "
+            f"{missing} vectors take about {shown_size(needed)}, and {what} has "
+            f"{shown_size(max(min(room, free), 0))} left for {office.store.path}: nothing was "
             "submitted. Raise cache_cap, make room, or submit fewer texts"
         )
 

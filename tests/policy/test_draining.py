@@ -129,7 +129,7 @@ def test_what_is_late_is_embedded_at_once_and_what_was_done_is_kept(priced: Any,
     assert len(priced.jobs) == 1
 
 
-def test_without_the_money_the_batch_goes_on(priced: Any) -> None:
+def test_without_the_money_the_batch_goes_on(priced: Any, caplog: Any) -> None:
     # Held at $0.01: the full price would need as much again.
     budget = {"daily_cost_limit": "0.0000003"}
     job = submit(priced, TEXTS, strategy="auto", deadline=12 * HOUR, config={"budget": budget})
@@ -137,9 +137,25 @@ def test_without_the_money_the_batch_goes_on(priced: Any) -> None:
     job.advance()
     (remote,) = priced.jobs
     assert remote.status != "cancelling"
+    assert "the budget does not allow" in (job.status(poll=False).blocked or "")
+    job.advance()
+    assert caplog.text.count("the budget does not allow") == 1
     priced.work(job)
     priced.check(job, TEXTS)
     assert bought_now(priced) == []
+
+
+def test_a_deadline_that_was_not_kept_is_said_once(priced: Any, caplog: Any) -> None:
+    job = submit(priced, TEXTS, strategy="auto", deadline=12 * HOUR)
+    priced.clock.advance(11.5 * HOUR)
+    for _ in range(4):
+        job.advance()
+        priced.clock.advance(0.4 * HOUR)
+    assert "deadline has passed" in (job.status(poll=False).blocked or "")
+    assert caplog.text.count("deadline has passed") == 1
+    priced.service.end_cancel(priced.jobs[0].id, done=3)
+    job.advance()
+    priced.check(job, TEXTS)
 
 
 def test_a_job_that_others_wait_for_is_not_stopped(priced: Any) -> None:

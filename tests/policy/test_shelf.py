@@ -212,7 +212,7 @@ def test_without_a_width_nothing_is_said_of_the_size(path, caplog):
         (6 * GIGABYTE, 90 * GIGABYTE, 1_000_000, "cache_cap has 6.00 GB left"),
         (90 * GIGABYTE, 6 * GIGABYTE, 1_000_000, "the disk has 6.00 GB left"),
         (8 * GIGABYTE, 8 * GIGABYTE, 1_000_000, None),
-        (0, GIGABYTE, 1, "cache_cap has 0.00 GB left"),
+        (0, GIGABYTE, 1, "cache_cap has 0.00 MB left"),
     ],
 )
 def test_what_will_not_fit_is_told_before_it_is_bought(
