@@ -6,7 +6,7 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from embedcore.errors import EmbeddingError, RemoteGone, StorageError, TransientProviderError
+from embedcore.errors import RemoteGone, StorageError, TransientProviderError
 from embedcore.events import Event
 from embedcore.policy.collecting import Collector
 from embedcore.storage.cutting import priced
@@ -36,34 +36,18 @@ class Ending:
 
     def collected(self, part: Part, status: BatchStatus) -> Part:
         """Store what came, settle the money, and free what must be submitted again."""
-        settings = self._office.settings
         try:
             found = self._collector.collect(part)
-        except RemoteGone as error:
-            again = self.resubmits_lost(part)
-            known = None if status.tokens is None else priced(status.tokens, part.price)
-            self._tell(
-                *self._steps.end(
-                    part,
-                    Ended(
-                        actual=known,
-                        note=f"output gone: {error}",
-                        retry=again,
-                        lost=not again,
-                        reason=f"output_gone: {error}",
-                        most_tries=settings.attempts,
-                    ),
-                )
-            )
-            return replace(part, state="done")
         except (Superseded, StorageError):
             raise
-        except TransientProviderError as error:
-            if part.tries < _MOST_READS:
-                raise self._engine.typed(error) from None
-            return self._unreadable(part, status, error)
-        except Exception as error:  # noqa: BLE001 - a plugin may raise anything
-            raise self._engine.typed(error) from None
+        except Exception as raw:  # noqa: BLE001 - a plugin may raise anything
+            error = self._engine.typed(raw)
+            if isinstance(error, RemoteGone):
+                return self._lost(part, status, f"output_gone: {error}")
+            if isinstance(error, TransientProviderError) and part.tries >= _MOST_READS:
+                # The provider's own copy is cut off: what could be read is stored, that is all.
+                return self._lost(part, status, f"its result could not be read: {error}")
+            raise error from None
         self._warn(part, status, found)
         refused = self._note_refusals(part, status)
         waits = status.queue_full and not found.lines
@@ -79,25 +63,22 @@ class Ending:
             note=f"batch job {part.job} ended {status.detail or status.state}",
             counts=not (progress or cancelled or waits),
             reason=self._why(status),
-            most_tries=settings.attempts,
+            most_tries=self._office.settings.attempts,
         )
         self._tell(*found.events(part, actual), *self._steps.end(part, ended, found.retry))
         return replace(part, state="done")
 
-    def _unreadable(self, part: Part, status: BatchStatus, error: EmbeddingError) -> Part:
-        """The provider's own copy is cut off: what could be read is stored, and that is all."""
-        settings = self._office.settings
-        known = None if status.tokens is None else priced(status.tokens, part.price)
-        reason = f"its result could not be read: {self._engine.typed(error)}"
-        logger.warning("Batch %s: given up after %d tries: %s", part.job, part.tries, error)
+    def _lost(self, part: Part, status: BatchStatus, reason: str) -> Part:
+        """Paid for, and not to be had: bought again only by those who say so."""
+        logger.warning("Batch %s: %s", part.job, reason)
         again = self.resubmits_lost(part)
         ended = Ended(
-            actual=known,
+            actual=None if status.tokens is None else priced(status.tokens, part.price),
             note=reason,
             reason=reason,
             retry=again,
             lost=not again,
-            most_tries=settings.attempts,
+            most_tries=self._office.settings.attempts,
         )
         self._tell(*self._steps.end(part, ended))
         return replace(part, state="done")

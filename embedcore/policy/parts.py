@@ -154,7 +154,7 @@ class PartWork:
             return replace(part, state="done")
         if status.state == "running":
             return self._jobs.note(part, state="submitted")
-        return self._ending.collected(self._told(part, status), status)
+        return self._ending.collected(part, status)
 
     def _poll(self, part: Part) -> BatchStatus | None:
         """The job's state; None if it is gone and the part was ended for that."""

@@ -297,3 +297,23 @@ def test_an_error_while_results_are_read_is_an_error_and_not_the_end(bureau: Any
     bureau.check(job, TEXTS)
     assert len(bureau.jobs) == 1
     bureau.check_money()
+
+
+@pytest.mark.fault(79)
+def test_results_that_stay_cut_off_end_with_what_could_be_read(bureau: Any) -> None:
+    job = bureau.submit(TEXTS)
+    bureau.finish_all()
+    bureau.faults.push(
+        "results", error=ProviderUnavailable("cut off", billed="no"), at=4, times=1_000
+    )
+    for _ in range(40):
+        job.advance()
+        if job.record.has_ended:
+            break
+        bureau.clock.advance(301)
+    assert job.record.state == "done"
+    result = job.result(on_error="keep")
+    assert result.ok.sum() == 4
+    assert all("could not be read" in error.message for error in result.errors.values())
+    assert bureau.spent().held == Amount()
+    assert bureau.meter.billed_twice == {}
