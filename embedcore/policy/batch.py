@@ -114,13 +114,16 @@ def _abandon(office: BatchOffice, part: Part) -> None:
 
 def _work_through(office: BatchOffice, batch: BatchRecord, work: PartWork) -> bool:
     changed = False
-    for part in office.jobs.of_batch(batch):
+    mine = office.jobs.of_batch(batch)
+    for part in mine:
         changed |= work.work(part)
     # Those of others may keep ours waiting, and who waits for them may be gone. What is wrong with
     # them is said in the log, and is no fault of this batch.
-    others = PartWork(office)
+    others, numbers = PartWork(office), {part.id for part in mine}
     waits = any(part.state == "planned" for part in office.jobs.of_batch(batch))
     for part in office.jobs.live(office.pool):
+        if part.id in numbers:
+            continue
         # Nobody waits for some any more, and yet their money and their jobs must find an end.
         if waits or part.state in ("lost", "stray") or not office.jobs.is_wanted(part):
             changed |= others.work(part)

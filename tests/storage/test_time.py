@@ -31,7 +31,7 @@ MOMENTS = st.datetimes(datetime(2012, 1, 1), datetime(2037, 12, 31), timezones=s
 
 
 def microseconds(moment: datetime) -> int:
-    return round(moment.timestamp()) * MICROSECONDS
+    return round(moment.timestamp() * MICROSECONDS)
 
 
 @pytest.mark.fault(89)
