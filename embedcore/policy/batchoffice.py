@@ -113,6 +113,7 @@ class BatchOffice:
             tokens=self.queue_tokens(),
             overhead=self.engine.info.overhead_tokens_per_text,
             price=rate,
+            scale=self.engine.learned.scale,
         )
 
     def room(self) -> Room:

@@ -57,6 +57,8 @@ class Ending:
         progress = bool(found.stored or (refused and "" not in status.errors))
         cancelled = status.state == "cancelled" and not self._jobs.is_wanted(part)
         actual = found.cost(status, part)
+        if actual.tokens > part.tokens > 0:
+            self._engine.learned.billed(actual.tokens / part.tokens)
         ended = Ended(
             actual=actual,
             reported=found.reported or bool(status.tokens),

@@ -6,6 +6,7 @@ part takes its own from there. What must be sent again is held anew, on the day 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -28,20 +29,25 @@ _PICODOLLARS: Final = 10**6
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cut:
-    """How large a part may be. ``price``: dollars per million tokens; None: not known."""
+    """How large a part may be. ``price``: dollars per million tokens; None: not known.
+
+    ``scale``: how many times the counted tokens the provider was seen to bill.
+    """
 
     items: int
     in_bytes: int | None = None
     tokens: int | None = None
     overhead: int = 0
     price: Decimal | None = None
+    scale: float = 1.0
 
     def of(self, texts: Sequence[tuple[int, int, int]]) -> Amount:
         """What texts cost at most, each given as id, tokens and bytes."""
         return self.amount(sum(one[1] for one in texts) + len(texts) * self.overhead)
 
     def amount(self, tokens: int) -> Amount:
-        return priced(tokens, None if self.price is None else str(self.price))
+        held = tokens if self.scale == 1.0 else math.ceil(tokens * self.scale)
+        return priced(held, None if self.price is None else str(self.price))
 
 
 def priced(tokens: int, price: str | None) -> Amount:

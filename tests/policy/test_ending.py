@@ -317,3 +317,15 @@ def test_results_that_stay_cut_off_end_with_what_could_be_read(bureau: Any) -> N
     assert all("could not be read" in error.message for error in result.errors.values())
     assert bureau.spent().held == Amount()
     assert bureau.meter.billed_twice == {}
+
+
+def test_who_was_billed_more_than_was_counted_holds_more_from_then_on(bureau: Any) -> None:
+    client = bureau.client()
+    first = client.submit_batch(TEXTS[:3])
+    honest, bureau.strategy.results = bureau.strategy.results, lambda _: iter(outcomes(9, 9, 9))
+    bureau.work(first)
+    (violated,) = bureau.told(BoundViolated)
+    assert violated.billed == 27
+    bureau.strategy.results = honest
+    second = client.submit_batch(TEXTS[3:])
+    assert second.status(poll=False).held_tokens == 27
