@@ -165,8 +165,9 @@ def _errors(errors: object, shown: Shown) -> tuple[dict[str, str], bool, int | N
             continue
         code, message = _text(entry.get("code")), _text(entry.get("message"))
         line = entry.get("line")
-        named = type(line) is int and line > 0 and code not in _OF_THE_JOB
-        item = str(line - 1) if named else ""
+        item = ""
+        if type(line) is int and line > 0 and code not in _OF_THE_JOB:
+            item = str(line - 1)
         reason = shown(": ".join(filter(None, (code, message)))) or "no reason given"
         reasons.setdefault(item, reason)
         full.append(code == _QUEUE_CODE)
