@@ -71,8 +71,7 @@ class Adopter:
             return self._adopt(part, found)
         note = "no job of it was found; it is charged, since a job may have been created"
         near = self._steps.lose(part, next_at=self._office.later(_WATCH_SECONDS), note=note)
-        for event in near:
-            self._office.engine.observe(event)
+        self._office.tell(*near)
         return replace(part, state="lost")
 
     def watch(self, part: Part) -> Part:
@@ -117,7 +116,7 @@ class Adopter:
 
     def _tell_of_stray(self, part: Part, jobs: list[FoundJob]) -> None:
         for job in jobs:
-            self._office.engine.observe(
+            self._office.tell(
                 BatchStray(
                     job=job.id,
                     scope=self._office.pool.scope,

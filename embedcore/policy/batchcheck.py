@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from embedcore.policy.integrity import wrong_model
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from embedcore.policy.engine import Engine
-    from embedcore.provider.types import BatchOutcome, ModelInfo, Vectors
+    from embedcore.provider.types import BatchOutcome, Vectors
 
 
 logger = logging.getLogger("embedcore")
@@ -45,7 +47,7 @@ def check(engine: Engine, outcomes: Mapping[int, BatchOutcome]) -> Checked:
     rows: list[Any] = []
     names: set[str | None] = set()
     for place, outcome in outcomes.items():
-        problem = _wrong_model(engine.info, outcome.model) or _wrong_shape(engine, outcome.vector)
+        problem = wrong_model(engine.info, outcome.model) or _wrong_shape(engine, outcome.vector)
         if problem is not None:
             problems[place] = problem
             continue
@@ -65,16 +67,6 @@ def check(engine: Engine, outcomes: Mapping[int, BatchOutcome]) -> Checked:
     )
     _leave_out_worthless(engine, checked)
     return checked
-
-
-def _wrong_model(info: ModelInfo, name: object) -> str | None:
-    accepted = (info.model, *info.reply_models)
-    if name is None or name in accepted or "*" in accepted:
-        return None
-    return (
-        f"answered as model {str(name)[:80]!r}, not {info.model!r}; if that is the same model, add "
-        "the name to reply_models"
-    )
 
 
 def _wrong_shape(engine: Engine, vector: object) -> str | None:

@@ -25,6 +25,7 @@ from embedcore.storage.keys import Keys
 from embedcore.storage.manifest import Manifest
 
 if TYPE_CHECKING:
+    from embedcore.events import Event
     from embedcore.provider.protocol import BatchStrategy
     from embedcore.storage.vectors import VectorStore
 
@@ -128,6 +129,10 @@ class BatchOffice:
             self.jobs.queue(self.pool).limit,
         )
         return min((one for one in known if one is not None), default=None)
+
+    def tell(self, *events: Event) -> None:
+        for event in events:
+            self.engine.observe(event)
 
     def keep_until(self) -> float:
         """Until when vectors are pinned, in seconds since 1970."""

@@ -84,9 +84,10 @@ def report_of(office: BatchOffice, batch: BatchRecord) -> BatchReport:
     pool = office.batches.pool_of(batch)
     counts, parts = office.batches.counts(batch), office.jobs.of_batch(batch)
     spent = office.jobs.spent(batch)
+    blocked = batch.blocked or _queue_of(office, batch, parts)
     return BatchReport(
         id=batch.name,
-        state=_state_name(batch, batch.blocked or _queue_of(office, batch, parts)),
+        state=_state_name(batch, blocked),
         model=pool.model,
         scope=pool.scope,
         rows=batch.rows,
@@ -97,7 +98,7 @@ def report_of(office: BatchOffice, batch: BatchRecord) -> BatchReport:
         to_submit=0 if batch.has_ended else counts.to_submit,
         in_flight=0 if batch.has_ended else counts.in_flight,
         done=recipe.done_so_far(batch, counts, parts),
-        blocked=batch.blocked or _queue_of(office, batch, parts),
+        blocked=blocked,
         # Parts that were cut and given up before anything was asked for are of no interest.
         jobs=tuple(_remote(part) for part in parts if part.state != "done" or part.attempt),
         usage=Spending(

@@ -114,9 +114,10 @@ class _Reader:
                 reused[place] = before
             else:
                 errors[place] = self._error(row, key)
+        keys = [_key(row) for row, _, _ in rows]
         return Block(
-            keys=[_key(row) for row, _, _ in rows],
-            rows=[_key(row) for row, _, _ in rows],
+            keys=keys,
+            rows=keys,
             first=first,
             vectors=vectors,
             ok=ok,

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from embedcore.errors import RemoteGone, StorageError, TransientProviderError
-from embedcore.events import Event
 from embedcore.policy.collecting import Collector
 from embedcore.storage.cutting import priced
 from embedcore.storage.jobsteps import Ended
@@ -67,7 +66,7 @@ class Ending:
             reason=self._why(status),
             most_tries=self._office.settings.attempts,
         )
-        self._tell(*found.events(part, actual), *self._steps.end(part, ended, found.retry))
+        self._office.tell(*found.events(part, actual), *self._steps.end(part, ended, found.retry))
         return replace(part, state="done")
 
     def _lost(self, part: Part, status: BatchStatus, reason: str) -> Part:
@@ -82,7 +81,7 @@ class Ending:
             lost=not again,
             most_tries=self._office.settings.attempts,
         )
-        self._tell(*self._steps.end(part, ended))
+        self._office.tell(*self._steps.end(part, ended))
         return replace(part, state="done")
 
     def _warn(self, part: Part, status: BatchStatus, found: Found) -> None:
@@ -146,7 +145,3 @@ class Ending:
         batches = self._office.batches
         found = [batches.numbered(one) for one in self._jobs.wanted_by(part)]
         return any(batch is not None and batch.resubmits_lost for batch in found)
-
-    def _tell(self, *events: Event) -> None:
-        for event in events:
-            self._engine.observe(event)

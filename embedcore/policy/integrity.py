@@ -34,7 +34,8 @@ def checked_vectors(
         raise _invalid(
             info, f"returned vectors of width {vectors.shape[1]}, not {expected or '≥ 1'}", reply
         )
-    _check_model(reply, info)
+    if (wrong := wrong_model(info, reply.model)) is not None:
+        raise _invalid(info, wrong, reply)
     return vectors, _zero_rows(vectors, info, reply)
 
 
@@ -85,15 +86,14 @@ def _zero_rows(vectors: Vectors, info: ModelInfo, reply: EmbedReply) -> list[int
     return [int(row) for row in suspects if not vectors[row].any()]
 
 
-def _check_model(reply: EmbedReply, info: ModelInfo) -> None:
+def wrong_model(info: ModelInfo, name: object) -> str | None:
+    """What is wrong with the name that was answered with; None if nothing is."""
     accepted = (info.model, *info.reply_models)
-    if reply.model is None or reply.model in accepted or "*" in accepted:
-        return
-    raise _invalid(
-        info,
-        f"answered as model {str(reply.model)[:80]!r}, not {info.model!r}; if that is the same "
-        "model, add the name to reply_models",
-        reply,
+    if name is None or name in accepted or "*" in accepted:
+        return None
+    return (
+        f"answered as model {str(name)[:80]!r}, not {info.model!r}; if that is the same model, add "
+        "the name to reply_models"
     )
 
 

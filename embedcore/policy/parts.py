@@ -35,12 +35,6 @@ logger = logging.getLogger("embedcore")
 
 _OVERDUE_SECONDS: Final = 3_600.0
 
-_RENEW_SECONDS: Final = 20.0
-_TEXTS_PER_READ: Final = 1_000
-_QUEUE_SECONDS: Final = 60.0
-_LONGEST_QUEUE_SECONDS: Final = 1_800.0
-_MOST_CREATE_TRIES: Final = 5
-
 Got = TypeVar("Got")
 
 
@@ -163,7 +157,7 @@ class PartWork:
         except RemoteGone as error:
             if self._jobs.is_wanted(part) and not self._ending.resubmits_lost(part):
                 raise
-            self._tell(
+            self._office.tell(
                 *self._steps.end(
                     part,
                     Ended(
@@ -196,7 +190,7 @@ class PartWork:
             next=0,
             trouble=None,
         )
-        self._tell(
+        self._office.tell(
             BatchChanged(
                 job=part.job or "",
                 status=word,
@@ -223,9 +217,5 @@ class PartWork:
         actual = None if status.tokens is None else priced(status.tokens, part.price)
         if status.state == "failed" and not status.completed:
             actual = Amount()
-        self._tell(*self._steps.end(part, Ended(actual=actual, note="stray job ended")))
+        self._office.tell(*self._steps.end(part, Ended(actual=actual, note="stray job ended")))
         return replace(part, state="done")
-
-    def _tell(self, *events: object) -> None:
-        for event in events:
-            self._engine.observe(event)  # type: ignore[arg-type]

@@ -6,23 +6,22 @@ One rule decides what an outcome costs: ``billed="no"`` gives back, everything e
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from embedcore.errors import BudgetExceeded, ConfigurationError, EmbeddingError, StorageError
 from embedcore.events import BoundViolated, Event, Held, Observer, Refused, Settled
 from embedcore.policy.flights import Stopped
+from embedcore.policy.patience import hold_patiently
 from embedcore.policy.planning import PlannedRequest
 from embedcore.policy.result import Spending
 from embedcore.storage.amounts import (
     Amount,
     Attempt,
     Grant,
-    HeldLoosely,
     Lane,
     Limit,
     TighterBoundNeeded,
@@ -34,9 +33,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("embedcore")
 
-_SHORTEST_LOOK: Final = 0.02
-_LONGEST_LOOK: Final = 0.5
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Account:
@@ -46,6 +42,16 @@ class Account:
     scope: str = "default"
     limits: tuple[Limit, ...] = ()
     wait: float = 30.0
+
+
+def require_price(account: Account, info: ModelInfo) -> None:
+    """Raises ``ConfigurationError`` if a limit in money cannot be kept for want of a price."""
+    costs = account.ledger is not None and info.price is None
+    if costs and any(limit.unit == "cost" for limit in account.limits):
+        raise ConfigurationError(
+            f"the price of {info.provider}:{info.model} is not known, so a limit in money "
+            "cannot be kept: set its price in the provider's options, or limit tokens instead"
+        )
 
 
 class Purse:
@@ -73,12 +79,7 @@ class Purse:
         self._sole: Attempt | None = None
         self._closed = False
         self.spending = Spending()
-        costs = account.ledger is not None and info.price is None
-        if costs and any(limit.unit == "cost" for limit in account.limits):
-            raise ConfigurationError(
-                f"the price of {info.provider}:{info.model} is not known, so a limit in money "
-                "cannot be kept: set its price in the provider's options, or limit tokens instead"
-            )
+        require_price(account, info)
 
     def open(
         self,
@@ -244,20 +245,13 @@ class Purse:
         self, requests: Sequence[PlannedRequest], *, loose: bool, send_now: bool
     ) -> None:
         """Hold the least that will do; wait while only loose bounds of others forbid it."""
-        until = self._monotonic() + self._account.wait
-        look = _SHORTEST_LOOK
-        while True:
-            try:
-                return self._hold(requests, loose=loose, final=True, send_now=send_now)
-            except HeldLoosely as wait:
-                if self._monotonic() >= until:
-                    self._observe(Refused(scope=self._account.scope, message=str(wait)))
-                    raise wait.refusal from None
-            except BudgetExceeded as error:
-                self._observe(Refused(scope=self._account.scope, message=str(error)))
-                raise
-            self._pause(look * random.uniform(0.5, 1.5))  # noqa: S311 - spreads, hides nothing
-            look = min(look * 2, _LONGEST_LOOK)
+        hold_patiently(
+            lambda: self._hold(requests, loose=loose, final=True, send_now=send_now),
+            self._account,
+            self._observe,
+            pause=self._pause,
+            monotonic=self._monotonic,
+        )
 
     def _hold(
         self, requests: Sequence[PlannedRequest], *, loose: bool, final: bool, send_now: bool

@@ -15,21 +15,20 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from embedcore.errors import (
-    BudgetExceeded,
-    ConfigurationError,
     EmbeddingError,
     InputRejected,
     StorageFull,
 )
-from embedcore.events import Held, Refused
+from embedcore.events import Held
 from embedcore.policy.blocks import Row, RowReader, elements
 from embedcore.policy.draining import choose_now
 from embedcore.policy.estimate import resolve_input_type
+from embedcore.policy.patience import hold_patiently
 from embedcore.policy.preparing import Prepared
+from embedcore.policy.purse import require_price
 from embedcore.policy.shelf import room_for, shown_size
 from embedcore.policy.tidying import forget, sweep
 from embedcore.provider.types import BatchItem
-from embedcore.storage.amounts import HeldLoosely
 from embedcore.storage.batchrecords import BatchRecord, Wanted
 from embedcore.storage.manifest import Manifest, ManifestRow
 
@@ -41,7 +40,6 @@ logger = logging.getLogger("embedcore")
 Strategy: TypeAlias = Literal["immediate", "batch", "auto"]
 
 _BLOCK_ROWS: Final = 4_096
-_LOOK_SECONDS: Final = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +69,7 @@ def submit(office: BatchOffice, rows: Iterable[Any], how: Submission) -> BatchRe
     Raises ``InputRejected``, ``BudgetExceeded`` with ``on_budget="raise"``, ``StorageFull`` if its
     vectors would not fit the store, and any other ``StorageError``.
     """
-    _require_price(office)
+    require_price(office.engine.account, office.engine.info)
     sweep(office)
     input_type = resolve_input_type(office.engine, how.input_type)
     batch = office.batches.begin(
@@ -133,6 +131,9 @@ class _Writer:
         self._keep = keep
         self._first = 0
         self.missing = 0
+        # The id of an item is not known before its part is: the longest one is counted.
+        self._longest_id = "9" * len(str(office.cut().items))
+        self._keep_until = office.keep_until()
 
     def write(self, rows: Sequence[Row]) -> None:
         office = self._office
@@ -177,15 +178,16 @@ class _Writer:
         office = self._office
         chosen = [keys[place] for place in fresh]
         # Pinned before it is counted on: nobody may prune it meanwhile.
-        office.store.keep(chosen, office.keep_until())
+        office.store.keep(chosen, self._keep_until)
         there = office.store.present(chosen)
         missing = [place for place in fresh if keys[place] not in there]
         self._manifest.mark_reused(there)
         tokens = prepared.measured(exact=office.engine.tokenizer.exact, indices=missing).tokens
-        longest = "9" * len(str(office.cut().items))
         sizes = office.strategy.sizes(
             [
-                BatchItem(id=longest, text=prepared.texts[place], input_type=self._input_type)
+                BatchItem(
+                    id=self._longest_id, text=prepared.texts[place], input_type=self._input_type
+                )
                 for place in missing
             ]
         )
@@ -228,15 +230,6 @@ def _name_of(row: Row, number: int) -> str | None:
     )
 
 
-def _require_price(office: BatchOffice) -> None:
-    limits = office.engine.account.limits
-    if office.engine.info.price is None and any(limit.unit == "cost" for limit in limits):
-        raise ConfigurationError(
-            f"the price of {office.engine.label} is not known, so a limit in money cannot be kept: "
-            "set its price in the provider's options, or limit tokens instead"
-        )
-
-
 def _require_room(office: BatchOffice, missing: int) -> None:
     """Better now than when they are paid for: the store is where vectors arrive."""
     width = office.engine.info.dimensions or office.engine.learned.width
@@ -256,21 +249,12 @@ def _require_room(office: BatchOffice, missing: int) -> None:
 
 def _hold(office: BatchOffice, batch: BatchRecord) -> None:
     """Hold the money of the whole batch; wait while only loose bounds of others forbid it."""
-    engine = office.engine
-    until = engine.monotonic() + engine.account.wait
-    while True:
-        try:
-            amount = office.cutter.hold(batch, office.cut())
-        except HeldLoosely as wait:
-            if engine.monotonic() >= until:
-                engine.observe(Refused(scope=engine.account.scope, message=str(wait)))
-                raise wait.refusal from None
-            time.sleep(_LOOK_SECONDS)
-        except BudgetExceeded as error:
-            engine.observe(Refused(scope=engine.account.scope, message=str(error)))
-            raise
-        else:
-            engine.observe(
-                Held(scope=engine.account.scope, tokens=amount.tokens, picodollars=amount.cost)
-            )
-            return
+    engine, cut = office.engine, office.cut()
+    amount = hold_patiently(
+        lambda: office.cutter.hold(batch, cut),
+        engine.account,
+        engine.observe,
+        pause=time.sleep,
+        monotonic=engine.monotonic,
+    )
+    engine.observe(Held(scope=engine.account.scope, tokens=amount.tokens, picodollars=amount.cost))
