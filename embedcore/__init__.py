@@ -12,107 +12,43 @@ if TYPE_CHECKING:
     )
     from embedcore.errors import (
         AuthenticationFailed as AuthenticationFailed,
-    )
-    from embedcore.errors import (
         BatchEmbeddingFailed as BatchEmbeddingFailed,
-    )
-    from embedcore.errors import (
         BudgetExceeded as BudgetExceeded,
-    )
-    from embedcore.errors import (
         ConfigurationError as ConfigurationError,
-    )
-    from embedcore.errors import (
         CostBudgetExceeded as CostBudgetExceeded,
-    )
-    from embedcore.errors import (
         EmbeddingError as EmbeddingError,
-    )
-    from embedcore.errors import (
         InputRejected as InputRejected,
-    )
-    from embedcore.errors import (
         InputTooLong as InputTooLong,
-    )
-    from embedcore.errors import (
         InvalidResponse as InvalidResponse,
-    )
-    from embedcore.errors import (
         ModelNotFound as ModelNotFound,
-    )
-    from embedcore.errors import (
         OutcomeUnknown as OutcomeUnknown,
-    )
-    from embedcore.errors import (
         PermanentProviderError as PermanentProviderError,
-    )
-    from embedcore.errors import (
         PermissionDenied as PermissionDenied,
-    )
-    from embedcore.errors import (
         PluginError as PluginError,
-    )
-    from embedcore.errors import (
         ProviderError as ProviderError,
-    )
-    from embedcore.errors import (
         ProviderUnavailable as ProviderUnavailable,
-    )
-    from embedcore.errors import (
         QuotaExhausted as QuotaExhausted,
-    )
-    from embedcore.errors import (
         RateLimited as RateLimited,
-    )
-    from embedcore.errors import (
         RemoteGone as RemoteGone,
-    )
-    from embedcore.errors import (
+        ReplyMismatch as ReplyMismatch,
         RequestRejected as RequestRejected,
-    )
-    from embedcore.errors import (
         RequestTooLarge as RequestTooLarge,
-    )
-    from embedcore.errors import (
         StorageBusy as StorageBusy,
-    )
-    from embedcore.errors import (
         StorageCorrupt as StorageCorrupt,
-    )
-    from embedcore.errors import (
         StorageError as StorageError,
-    )
-    from embedcore.errors import (
         StorageFull as StorageFull,
-    )
-    from embedcore.errors import (
         StorageReadOnly as StorageReadOnly,
-    )
-    from embedcore.errors import (
         StorageTooNew as StorageTooNew,
-    )
-    from embedcore.errors import (
+        TimedOut as TimedOut,
         TokenBudgetExceeded as TokenBudgetExceeded,
-    )
-    from embedcore.errors import (
         TransientProviderError as TransientProviderError,
-    )
-    from embedcore.errors import (
         UnknownProvider as UnknownProvider,
-    )
-    from embedcore.errors import (
         UnsafeStorage as UnsafeStorage,
     )
     from embedcore.functions import (
         batch_embed_texts as batch_embed_texts,
-    )
-    from embedcore.functions import (
         check_daily_limit as check_daily_limit,
-    )
-    from embedcore.functions import (
         embed_texts as embed_texts,
-    )
-    from embedcore.functions import (
         record_usage as record_usage,
     )
     from embedcore.policy.asyncstream import (
@@ -123,8 +59,6 @@ if TYPE_CHECKING:
     )
     from embedcore.policy.batchreport import (
         BatchReport as BatchReport,
-    )
-    from embedcore.policy.batchreport import (
         RemoteJob as RemoteJob,
     )
     from embedcore.policy.blocks import (
@@ -138,14 +72,8 @@ if TYPE_CHECKING:
     )
     from embedcore.policy.result import (
         Arrival as Arrival,
-    )
-    from embedcore.policy.result import (
         EmbeddingResult as EmbeddingResult,
-    )
-    from embedcore.policy.result import (
         RowOutcome as RowOutcome,
-    )
-    from embedcore.policy.result import (
         Spending as Spending,
     )
     from embedcore.policy.stream import (
@@ -190,6 +118,7 @@ _HOMES = {
     "RateLimited": "embedcore.errors",
     "RemoteGone": "embedcore.errors",
     "RemoteJob": "embedcore.policy.batchreport",
+    "ReplyMismatch": "embedcore.errors",
     "RequestRejected": "embedcore.errors",
     "RequestTooLarge": "embedcore.errors",
     "RowOutcome": "embedcore.policy.result",
@@ -201,6 +130,7 @@ _HOMES = {
     "StorageFull": "embedcore.errors",
     "StorageReadOnly": "embedcore.errors",
     "StorageTooNew": "embedcore.errors",
+    "TimedOut": "embedcore.errors",
     "TokenBudgetExceeded": "embedcore.errors",
     "TokenTracker": "embedcore.tracker",
     "TransientProviderError": "embedcore.errors",
@@ -244,6 +174,7 @@ __all__ = [
     "RateLimited",
     "RemoteGone",
     "RemoteJob",
+    "ReplyMismatch",
     "RequestRejected",
     "RequestTooLarge",
     "RowOutcome",
@@ -255,6 +186,7 @@ __all__ = [
     "StorageFull",
     "StorageReadOnly",
     "StorageTooNew",
+    "TimedOut",
     "TokenBudgetExceeded",
     "TokenTracker",
     "TransientProviderError",

@@ -14,6 +14,7 @@ EmbeddingError                   .retryable  .billed  .position  .partial  .budg
 │   │   ├── RateLimited
 │   │   ├── ProviderUnavailable
 │   │   └── OutcomeUnknown
+│   │       └── TimedOut               no reply in time; fewer texts may be quick enough
 │   ├── PermanentProviderError       trying the same again cannot help
 │   │   ├── AuthenticationFailed
 │   │   ├── PermissionDenied
@@ -22,7 +23,8 @@ EmbeddingError                   .retryable  .billed  .position  .partial  .budg
 │   │   ├── RequestRejected
 │   │   ├── RequestTooLarge
 │   │   └── RemoteGone                 a batch job or its results, gone or another account's
-│   └── InvalidResponse              it answered, and the answer cannot be trusted; not retried
+│   └── InvalidResponse              it answered, and the answer cannot be trusted
+│       └── ReplyMismatch              another model or width than the settings say
 ├── BatchEmbeddingFailed           .jobs .failures .result
 └── StorageError                   the state file
     ├── StorageBusy
@@ -136,8 +138,25 @@ class InputTooLong(InputRejected):
     """A text over the model's limit that must not, or could not, be cut.
 
     A provider raises it when the server names one text of a request; ``position`` is then the
-    place in that request, and the core translates it to the caller's.
+    place in that request, and the core translates it to the caller's. ``max_tokens`` and
+    ``tokens``: the server's limit and its count of the text, where the refusal names them. Hints:
+    they make the search for the right length quicker, and decide nothing.
     """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        position: int | None = None,
+        reason: str = "",
+        max_tokens: int | None = None,
+        tokens: int | None = None,
+        billed: Billed | None = None,
+        partial: EmbeddingResult | None = None,
+    ) -> None:
+        super().__init__(message, position=position, reason=reason, billed=billed, partial=partial)
+        self.max_tokens = max_tokens
+        self.tokens = tokens
 
 
 class BudgetExceeded(EmbeddingError):
@@ -252,6 +271,10 @@ class OutcomeUnknown(TransientProviderError):
     billed = "unknown"
 
 
+class TimedOut(OutcomeUnknown):
+    """The connection stood, and no complete reply came within the time-out."""
+
+
 class PermanentProviderError(ProviderError):
     """Trying the same again cannot help. ``billed`` must be set by who raises it."""
 
@@ -285,9 +308,36 @@ class RequestRejected(PermanentProviderError):
 
 
 class RequestTooLarge(PermanentProviderError):
-    """The provider refused the request for its size: smaller ones may pass."""
+    """The provider refused the request for its size: smaller ones may pass.
+
+    ``max_texts``: the most texts in one request, where the refusal names a number. A hint: it makes
+    the search for the right size quicker, and decides nothing.
+    """
 
     billed = "no"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        max_texts: int | None = None,
+        billed: Billed | None = None,
+        retryable: bool | None = None,
+        status: int | None = None,
+        code: str | None = None,
+        request_id: str | None = None,
+        partial: EmbeddingResult | None = None,
+    ) -> None:
+        super().__init__(
+            message,
+            billed=billed,
+            retryable=retryable,
+            status=status,
+            code=code,
+            request_id=request_id,
+            partial=partial,
+        )
+        self.max_texts = max_texts
 
 
 class RemoteGone(PermanentProviderError):
@@ -300,6 +350,13 @@ class InvalidResponse(ProviderError):
     """The provider answered and the answer cannot be trusted. Nothing of it is kept."""
 
     billed: Billed = "yes"
+
+
+class ReplyMismatch(InvalidResponse):
+    """The reply is of another model, or its vectors have another width, than the settings say.
+
+    No text and no size can be the reason: it is said once, and nothing is sent again.
+    """
 
 
 class BatchEmbeddingFailed(EmbeddingError):

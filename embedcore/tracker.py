@@ -10,8 +10,7 @@ from embedcore.choice import as_config, check_scope
 from embedcore.errors import ConfigurationError
 from embedcore.observers import log
 from embedcore.opening import Opened
-from embedcore.storage import usage
-from embedcore.storage import windows as counters
+from embedcore.storage import usage, windows as counters
 from embedcore.storage.amounts import Amount, Grant, Limit
 
 if TYPE_CHECKING:

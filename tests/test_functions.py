@@ -6,8 +6,7 @@ import inspect
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 import embedcore
 from embedcore import (

@@ -21,8 +21,6 @@ from embedcore.cli.summary import next_command, report_fields
 from embedcore.cli.tally import Tally
 from embedcore.cli.text import (
     command as shell_command,
-)
-from embedcore.cli.text import (
     dollars,
     duration,
     facts,

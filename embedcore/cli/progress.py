@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol, Self
 from embedcore.cli.text import dollars, duration, plural
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as RichProgress
-    from rich.progress import TaskID
+    from rich.progress import Progress as RichProgress, TaskID
 
     from embedcore.cli.screen import Screen
     from embedcore.files.types import FileProgress

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
-from embedcore.storage import admission, entries
-from embedcore.storage import windows as counters
+from embedcore.storage import admission, entries, windows as counters
 from embedcore.storage.amounts import Amount, Grant, Limit
 from embedcore.storage.jobs import new_key
 from embedcore.storage.partrecords import COLUMNS, Part, read_part

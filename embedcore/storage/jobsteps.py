@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from embedcore.errors import StorageCorrupt
-from embedcore.storage import entries, outcomes
-from embedcore.storage import windows as counters
+from embedcore.storage import entries, outcomes, windows as counters
 from embedcore.storage.amounts import Amount, Attempt, Grant, Limit
 from embedcore.storage.jobs import Jobs, change, in_flight
 from embedcore.storage.partrecords import Part

@@ -12,9 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from embedcore.storage import admission, entries, outcomes
-from embedcore.storage import clock as clocks
-from embedcore.storage import windows as counters
+from embedcore.storage import admission, clock as clocks, entries, outcomes, windows as counters
 from embedcore.storage.amounts import ALL_SCOPES, Amount, Attempt, Grant, Lane, Limit
 from embedcore.storage.calendar import MICROSECONDS
 from embedcore.storage.windows import Moment

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from embedcore.storage import entries
-from embedcore.storage import windows as counters
+from embedcore.storage import entries, windows as counters
 from embedcore.storage.amounts import Amount, Attempt
 
 if TYPE_CHECKING:

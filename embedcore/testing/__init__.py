@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from embedcore.testing.contract import EmbedderContract as EmbedderContract
-    from embedcore.testing.fakes import FakeClock as FakeClock
-    from embedcore.testing.fakes import FakeEmbedder as FakeEmbedder
-    from embedcore.testing.fakes import FakeTokenizer as FakeTokenizer
+    from embedcore.testing.fakes import (
+        FakeClock as FakeClock,
+        FakeEmbedder as FakeEmbedder,
+        FakeTokenizer as FakeTokenizer,
+    )
     from embedcore.testing.server import FakeOpenAI as FakeOpenAI
-    from embedcore.testing.vectors import tokens_of as tokens_of
-    from embedcore.testing.vectors import vector_of as vector_of
-    from embedcore.testing.vectors import vectors_of as vectors_of
+    from embedcore.testing.vectors import (
+        tokens_of as tokens_of,
+        vector_of as vector_of,
+        vectors_of as vectors_of,
+    )
 
 _HOMES = {
     "EmbedderContract": "contract",

@@ -20,11 +20,13 @@ from embedcore.testing.api import ApiError
 from embedcore.testing.batchdriver import BatchDriver
 from embedcore.testing.batchfiles import Content, Stored, StoredFile
 from embedcore.testing.batchjobs import Job
-from embedcore.testing.batchsettings import BatchSettings as BatchSettings
-from embedcore.testing.batchsettings import FileLimits as FileLimits
-from embedcore.testing.batchsettings import Listing as Listing
-from embedcore.testing.batchsettings import Progress as Progress
-from embedcore.testing.batchsettings import Quirks as Quirks
+from embedcore.testing.batchsettings import (
+    BatchSettings as BatchSettings,
+    FileLimits as FileLimits,
+    Listing as Listing,
+    Progress as Progress,
+    Quirks as Quirks,
+)
 from embedcore.testing.embeddings_api import EMBEDDINGS
 
 

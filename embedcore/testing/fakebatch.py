@@ -30,8 +30,7 @@ from embedcore.testing.api import ApiError, FakeModel
 from embedcore.testing.batches import BatchService
 from embedcore.testing.batchoutput import OutputContent
 from embedcore.testing.batchsettings import BatchSettings
-from embedcore.testing.callfaults import CallFault, CallFaults, Method
-from embedcore.testing.callfaults import Crashed as Crashed
+from embedcore.testing.callfaults import CallFault, CallFaults, Crashed as Crashed, Method
 from embedcore.testing.fakeoutcomes import (
     custom_id_of,
     embedded,

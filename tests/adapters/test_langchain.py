@@ -16,8 +16,12 @@ WHY = "needs the extra integrations: make test-integrations"
 pytest.importorskip("langchain_core", reason=WHY)
 pytest.importorskip("langchain_tests", reason=WHY)
 
-from hypothesis import HealthCheck, given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
+from hypothesis import (  # noqa: E402
+    HealthCheck,
+    given,
+    settings,
+    strategies as st,
+)
 from langchain_core.embeddings import Embeddings  # noqa: E402
 from langchain_tests.integration_tests import EmbeddingsIntegrationTests  # noqa: E402
 from langchain_tests.unit_tests import EmbeddingsUnitTests  # noqa: E402

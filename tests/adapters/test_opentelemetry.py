@@ -14,8 +14,12 @@ import pytest
 WHY = "needs the extra integrations: make test-integrations"
 pytest.importorskip("opentelemetry.sdk", reason=WHY)
 
-from hypothesis import HealthCheck, given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
+from hypothesis import (  # noqa: E402
+    HealthCheck,
+    given,
+    settings,
+    strategies as st,
+)
 from opentelemetry.sdk.metrics import MeterProvider  # noqa: E402
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader  # noqa: E402
 from opentelemetry.sdk.trace import TracerProvider  # noqa: E402
@@ -25,8 +29,12 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import (  # noqa: E4
 )
 from opentelemetry.trace import SpanKind, StatusCode  # noqa: E402
 
-from embedcore import EmbeddingClient, EmbeddingError, TokenBudgetExceeded  # noqa: E402
-from embedcore import errors as tree  # noqa: E402
+from embedcore import (  # noqa: E402
+    EmbeddingClient,
+    EmbeddingError,
+    TokenBudgetExceeded,
+    errors as tree,
+)
 from embedcore.adapters.opentelemetry import OpenTelemetryObserver  # noqa: E402
 from embedcore.events import (  # noqa: E402
     RequestFailed,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from compare.limits import Limit, RateLimiter, go_duration
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 LIMIT = Limit(tokens_per_minute=6000, burst_tokens=500, requests_per_minute=120, burst_requests=10)
 STEPS = st.lists(st.tuples(st.floats(0, 5), st.integers(1, 500)), min_size=1, max_size=60)

@@ -6,8 +6,7 @@ from itertools import islice
 
 import numpy as np
 from compare import corpus, truth
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 TEXTS = st.lists(st.text(st.characters(codec="utf-8"), min_size=1), min_size=1, max_size=8)
 

@@ -7,8 +7,7 @@ import subprocess
 from decimal import Decimal
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from embedcore.cli.text import (
     command,

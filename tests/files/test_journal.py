@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from embedcore.errors import ConfigurationError, InvalidResponse
 from embedcore.files.digests import DigestIndex, as_digests, content_digest

@@ -12,8 +12,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from embedcore.errors import ConfigurationError, EmbeddingError, InputRejected
 from embedcore.files.inputs import Inputs

@@ -16,8 +16,7 @@ from embedcore.policy import collecting
 from embedcore.policy.adopting import Adopter
 from embedcore.policy.collecting import Collector
 from embedcore.policy.parts import PartWork
-from embedcore.storage import entries, jobsteps, outcomes
-from embedcore.storage import windows as counters
+from embedcore.storage import entries, jobsteps, outcomes, windows as counters
 from embedcore.storage.amounts import Amount
 from embedcore.storage.batches import Batches
 from embedcore.storage.cutting import Cutter

@@ -34,8 +34,7 @@ from embedcore.policy.pool import Pool
 from embedcore.policy.purse import Account
 from embedcore.policy.retry import RetryQuota
 from embedcore.policy.submitting import Submission
-from embedcore.storage import batches as batches_module
-from embedcore.storage import ownership
+from embedcore.storage import batches as batches_module, ownership
 from embedcore.storage.amounts import Amount, Limit
 from embedcore.storage.batchrecords import BatchRecord
 from embedcore.storage.database import Database

@@ -9,8 +9,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from embedcore.errors import AuthenticationFailed, EmbeddingError, InputRejected
 from embedcore.policy import feed

@@ -9,13 +9,11 @@ from runpy import run_path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from embedcore.errors import BudgetExceeded, TokenBudgetExceeded
 from embedcore.events import BatchChanged, BatchWaits, Progress
-from embedcore.testing.batches import BatchSettings
-from embedcore.testing.batches import Progress as Pace
+from embedcore.testing.batches import BatchSettings, Progress as Pace
 
 bureau = run_path(str(Path(__file__).with_name("batch_bureau.py")))["bureau"]
 

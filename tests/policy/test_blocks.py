@@ -7,8 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from embedcore.errors import ConfigurationError, InputRejected
 from embedcore.policy.blocks import Block, RowReader, elements

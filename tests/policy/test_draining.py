@@ -11,8 +11,7 @@ from runpy import run_path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from embedcore.errors import BudgetExceeded, ConfigurationError, ProviderUnavailable
 from embedcore.policy.draining import choose_now

@@ -10,8 +10,7 @@ from runpy import run_path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from embedcore.errors import BatchEmbeddingFailed, ProviderUnavailable, RemoteGone
 from embedcore.events import BoundViolated

@@ -9,8 +9,7 @@ import threading
 import time
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from embedcore.policy.limiter import Gate, gate_for
 from embedcore.policy.rates import Rates

@@ -5,8 +5,7 @@ from __future__ import annotations
 from itertools import chain, pairwise
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from embedcore.policy.planning import Sizes, Smaller, plan_requests, priced
 from embedcore.provider.types import ModelInfo, Price

@@ -9,8 +9,7 @@ import threading
 import time
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from embedcore.errors import ConfigurationError, EmbeddingError
 from embedcore.policy.pool import Pool

@@ -12,8 +12,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from embedcore.errors import CostBudgetExceeded, TokenBudgetExceeded
 from embedcore.events import BudgetWait, Refused

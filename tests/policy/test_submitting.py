@@ -9,8 +9,7 @@ from runpy import run_path
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from embedcore.errors import ConfigurationError, InputRejected, StorageFull
 from embedcore.provider.types import Price

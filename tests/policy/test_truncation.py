@@ -6,8 +6,7 @@ import time
 import tracemalloc
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from embedcore.errors import InputTooLong
 from embedcore.policy.truncation import cut_overlong

@@ -8,8 +8,7 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from pydantic import BaseModel, ConfigDict, Field, SecretBytes, SecretStr
 
 from embedcore.errors import ConfigurationError, PluginError

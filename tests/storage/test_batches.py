@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from embedcore.errors import StorageCorrupt
-from embedcore.storage import batches as module
-from embedcore.storage import usage
+from embedcore.storage import batches as module, usage
 from embedcore.storage.amounts import Amount
 from embedcore.storage.batches import Batches
 from embedcore.storage.batchrecords import BatchRecord, Wanted

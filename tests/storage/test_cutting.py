@@ -9,8 +9,7 @@ from fractions import Fraction
 from itertools import chain, pairwise
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from embedcore.errors import TokenBudgetExceeded
 from embedcore.storage import usage

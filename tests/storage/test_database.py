@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 import sqlite_utils
 import sqlite_utils.plugins
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from embedcore.errors import (
     ConfigurationError,
@@ -24,8 +23,7 @@ from embedcore.errors import (
     StorageTooNew,
     UnsafeStorage,
 )
-from embedcore.storage import database as databases
-from embedcore.storage import filesystem, usage
+from embedcore.storage import database as databases, filesystem, usage
 from embedcore.storage.amounts import Amount
 from embedcore.storage.database import Database
 from embedcore.storage.engine import driver, engine_version, wal_is_safe

@@ -7,8 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from embedcore.errors import (
     BudgetExceeded,
@@ -19,8 +18,7 @@ from embedcore.errors import (
     TokenBudgetExceeded,
 )
 from embedcore.provider.types import Price
-from embedcore.storage import usage
-from embedcore.storage import windows as counters
+from embedcore.storage import usage, windows as counters
 from embedcore.storage.amounts import (
     Amount,
     Attempt,

@@ -11,8 +11,7 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from embedcore.storage.manifest import Manifest, ManifestRow
 from embedcore.storage.schema import MANIFEST, MANIFEST_VERSION

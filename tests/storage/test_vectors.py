@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from embedcore.errors import (
     StorageBusy,
@@ -27,8 +26,7 @@ from embedcore.errors import (
     StorageReadOnly,
     StorageTooNew,
 )
-from embedcore.storage import database as databases
-from embedcore.storage import vectors as module
+from embedcore.storage import database as databases, vectors as module
 from embedcore.storage.engine import driver
 from embedcore.storage.housekeeping import contents, prune, verify
 from embedcore.storage.keys import Keys, Origin

@@ -8,8 +8,7 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from embedcore.testing import FakeClock, tokens_of, vector_of
 from embedcore.testing.api import ApiError

@@ -8,8 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from embedcore.errors import OutcomeUnknown, RateLimited, RequestRejected
 from embedcore.provider.types import EmbedReply, EmbedRequest, ModelInfo

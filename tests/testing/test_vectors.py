@@ -7,8 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from embedcore.testing import tokens_of, vector_of, vectors_of
 from embedcore.testing.strategies import nasty_texts, text_lists, texts

@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 from embedcore_hashing.embedder import HashingEmbedder, name_features, split_words
 from embedcore_hashing.plugin import HashingOptions, create
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, strategies as st
 from numpy.typing import NDArray
 
 from embedcore.errors import ConfigurationError

@@ -10,8 +10,7 @@ import pytest
 from embedcore_openai import batchobjects
 from embedcore_openai.batchobjects import file_of, is_id, job_of, result_files, status_of
 from embedcore_openai.wire import BadReply
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from embedcore.provider.types import BatchStatus
 

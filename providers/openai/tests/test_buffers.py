@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 
 from embedcore_openai.buffers import Buffers
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 
 @given(st.lists(st.integers(0, 10_000_000), max_size=12))

@@ -10,8 +10,7 @@ from embedcore_openai.errorbody import read_body
 from embedcore_openai.errors import Context, from_answer, from_bad_reply
 from embedcore_openai.transport import Answer
 from embedcore_openai.wire import BadReply
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from embedcore.errors import (
     AuthenticationFailed,

@@ -14,8 +14,7 @@ import pytest
 from embedcore_openai import fast, vocabulary
 from embedcore_openai.engines import Engine, TiktokenEngine
 from embedcore_openai.tokenizer import Cl100kTokenizer
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 PIECES = [" ", "  ", "\n", "\r\n", "\t", "\x00", "\x1c", "\x85", "\u00a0", "\u2028", "\u3000"]
 PIECES += ["\ufeff", "a", "the", "ing", "'", "'re", "'S", "'\u017f", "'LL", "1", "23", "4567"]

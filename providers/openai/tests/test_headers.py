@@ -7,8 +7,7 @@ from email.utils import format_datetime, formatdate
 
 import pytest
 from embedcore_openai.headers import duration, rate_limits, request_id, retry_after
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from embedcore.provider.types import RateLimits
 

@@ -10,8 +10,7 @@ import orjson
 import pytest
 from embedcore_openai.capped import CutOff, UnreadableBody
 from embedcore_openai.jsonl import input_line, whole_lines
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from embedcore.errors import InputRejected
 from embedcore.provider.types import BatchItem

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from embedcore_openai.listing import NewestFirst, Page, all_pages, page_of
 from embedcore_openai.wire import BadReply
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from embedcore.errors import InvalidResponse
 

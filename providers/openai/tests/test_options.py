@@ -11,8 +11,7 @@ import pytest
 from embedcore_openai import embedder, endpoint
 from embedcore_openai.options import OpenAIOptions
 from embedcore_openai.plugin import create
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from pydantic import SecretStr, ValidationError
 
 from embedcore.errors import ConfigurationError

@@ -12,8 +12,7 @@ import pybase64
 import pytest
 from embedcore_openai import outcomes
 from embedcore_openai.outcomes import LineReader
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as arrays
 
 from embedcore.provider.types import BatchOutcome

@@ -10,8 +10,7 @@ import pytest
 from embedcore_openai import wire
 from embedcore_openai.payloads import apart
 from embedcore_openai.wire import BadReply, parse_reply
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 WIDTH = 24
 FLOATS = st.floats(-2, 2, width=32)

@@ -7,8 +7,7 @@ from urllib.parse import quote
 
 import pytest
 from embedcore_openai.scrub import clean
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 keys = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=12, max_size=60).filter(
     lambda key: len(set(key)) > 6

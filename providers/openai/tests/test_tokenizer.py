@@ -18,8 +18,7 @@ import pytest
 from embedcore_openai import tokenizer, vocabulary
 from embedcore_openai.engines import TiktokenEngine
 from embedcore_openai.tokenizer import Cl100kTokenizer
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 NASTY = [" ", "  ", "\n", "\r", "\t", "\x00", "\x1c", "\u00a0", "\u3000", "\ufeff", "a", "the"]
 NASTY += ["re", "'", "'re", "'S", "'ſ", "ing", "1", "23", "456", "²", "½", "!", "--", "...", "="]

@@ -9,8 +9,7 @@ import math
 import numpy as np
 import pytest
 from embedcore_openai.wire import BadReply, NotUnicode, parse_reply, request_body
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from embedcore.testing import vector_of
 

@@ -6,8 +6,7 @@ import math
 import random
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from embedcore.policy.rates import Pass, Rates
 from embedcore.policy.turns import FIRST_SALVO, LONGEST_CLOSING, Limiter

@@ -34,8 +34,7 @@ from embedcore.provider.types import (
     FoundJob,
     ModelInfo,
 )
-from embedcore_openai import batchobjects as objects
-from embedcore_openai import jsonl
+from embedcore_openai import batchobjects as objects, jsonl
 from embedcore_openai.batchcalls import BatchCalls
 from embedcore_openai.listing import NewestFirst, all_pages
 from embedcore_openai.options import OpenAIOptions

@@ -14,8 +14,7 @@ import orjson
 
 from embedcore.errors import EmbeddingError
 from embedcore.provider.types import BatchStatus, ModelInfo
-from embedcore_openai import batchobjects as objects
-from embedcore_openai import errors, jsonl
+from embedcore_openai import batchobjects as objects, errors, jsonl
 from embedcore_openai.capped import Download
 from embedcore_openai.errorcontext import BATCH_API, Context
 from embedcore_openai.listing import PAGE_SIZE, Page, page_of

@@ -31,8 +31,7 @@ from embedcore.errors import (
     RequestRejected,
     RequestTooLarge,
 )
-from embedcore_openai import errorwords as words
-from embedcore_openai import headers, scrub
+from embedcore_openai import errorwords as words, headers, scrub
 from embedcore_openai.capped import UnreadableBody
 from embedcore_openai.errorbody import ErrorBody, read_body
 from embedcore_openai.errorcontext import BATCH_API, Context, describe, facts, request_id
