@@ -21,6 +21,7 @@ from embedcore.events import BatchChanged
 from embedcore.policy.adopting import Adopter
 from embedcore.policy.asking import Asker
 from embedcore.policy.ending import Ending
+from embedcore.provider.batchstates import is_stopping
 from embedcore.storage.amounts import Amount
 from embedcore.storage.calendar import MICROSECONDS
 from embedcore.storage.cutting import priced
@@ -123,7 +124,7 @@ class PartWork:
             return replace(part, state="done")
         part = self._told(part, status)
         if status.state == "running":
-            if not self._jobs.is_wanted(part) and "cancel" not in part.status:
+            if not self._jobs.is_wanted(part) and not is_stopping(part.status):
                 self._call(lambda: self._office.strategy.cancel(part.job or ""))
             return self._overdue(part)
         part = self._jobs.note(part, state="collecting")
@@ -211,7 +212,7 @@ class PartWork:
             return replace(part, state="done")
         part = self._told(part, status)
         if status.state == "running":
-            if "cancel" not in part.status:
+            if not is_stopping(part.status):
                 self._call(lambda: self._office.strategy.cancel(part.job or ""))
             return part
         actual = None if status.tokens is None else priced(status.tokens, part.price)

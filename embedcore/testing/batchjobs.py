@@ -81,7 +81,7 @@ class Job:
             "errors": self._errors(),
             "input_file_id": self.input_file_id,
             "completion_window": self.completion_window,
-            "status": self.status if known else quirks.status_word,
+            "status": quirks.words.get(self.status, self.status) if known else quirks.status_word,
             "output_file_id": self.output_file_id,
             "error_file_id": self.error_file_id,
             "created_at": int(self.created_at),

@@ -160,7 +160,8 @@ def frame(result: Result, quirks: Quirks) -> list[bytes]:
     body[0] = (
         f'{head}"response":{{"status_code":{status},"request_id":"{number:032x}","body":{body[0]}'
     )
-    body[-1] += '},"error":null}'
+    said = '{"code":"","message":""}' if quirks.empty_error and failure is None else "null"
+    body[-1] += f'}},"error":{said}}}'
     return [piece.encode() for piece in body]
 
 

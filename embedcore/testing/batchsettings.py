@@ -44,7 +44,8 @@ class Listing:
 class Quirks:
     """What is odd about job objects and about the files that a job leaves.
 
-    Objects: ``status_word`` stands for every status until the job has ended. ``counts`` and
+    Objects: ``status_word`` stands for every status until the job has ended; ``words`` are told in
+    place of those of the API, those of the end among them. ``counts`` and
     ``usage`` are honest, or left out in one of the ways there are; "wrong" counts are one too high.
 
     Files: ``order`` of the lines; ``string_body``: ``response.body`` is a string with JSON in it;
@@ -52,6 +53,7 @@ class Quirks:
     ``reply_model``: the name in every line; ``cut``: only this share of the output's lines is
     there, and half of the next one; ``bom``, ``blank_lines``, ``line_end`` and ``final_newline``
     are about its form.
+    ``empty_error``: every line has an error object that says nothing;
     ``no_output_file``: a completed job has none, and what was in it is in no file;
     ``empty_error_file``: it has an error file of 0 bytes where nothing failed.
 
@@ -62,6 +64,7 @@ class Quirks:
     """
 
     status_word: str | None = None
+    words: dict[str, str] = field(default_factory=dict)
     counts: Literal["honest", "null", "absent", "wrong"] = "honest"
     usage: Literal["honest", "null", "absent", "zero"] = "honest"
     order: Order = "shuffled"
@@ -74,6 +77,7 @@ class Quirks:
     blank_lines: bool = False
     line_end: str = "\n"
     final_newline: bool = True
+    empty_error: bool = False
     no_output_file: bool = False
     empty_error_file: bool = False
     duplicate_equal: str | None = None
@@ -124,7 +128,7 @@ def change(settings: object, changes: Mapping[str, object]) -> None:
     for name, value in changes.items():
         if name not in known:
             raise ValueError(f"no setting {name!r}; there are {', '.join(sorted(known))}")
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and is_dataclass(getattr(settings, name)):
             change(getattr(settings, name), value)
         else:
             setattr(settings, name, value)

@@ -16,6 +16,7 @@ from embedcore.errors import (
     RemoteGone,
     RequestRejected,
 )
+from embedcore.provider.batchstates import batch_state
 from embedcore.provider.types import BatchOutcome, BatchState, BatchStatus
 from embedcore.testing.api import ApiError
 from embedcore.testing.batchlines import LineError
@@ -99,13 +100,7 @@ def translated(error: ApiError) -> ProviderError:
 
 
 def state_of(status: object) -> BatchState:
-    ended: Mapping[object, BatchState] = {
-        "completed": "completed",
-        "failed": "failed",
-        "expired": "expired",
-        "cancelled": "cancelled",
-    }
-    return ended.get(status, "running")
+    return batch_state(str(status))
 
 
 def moment_of(seconds: object) -> datetime:

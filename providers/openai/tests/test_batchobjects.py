@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from embedcore_openai import batchobjects
 from embedcore_openai.batchobjects import file_of, is_id, job_of, result_files, status_of
 from embedcore_openai.wire import BadReply
 from hypothesis import given, strategies as st
 
+from embedcore.provider.batchstates import batch_state
 from embedcore.provider.types import BatchStatus
 
 Recordings = Callable[[str], list[dict[str, Any]]]
@@ -63,10 +63,22 @@ def test_the_recorded_embedding_job_ends_with_what_it_cost(recordings: Recording
 
 
 @pytest.mark.fault(81)
-@given(st.text(min_size=1).filter(lambda word: word not in batchobjects._ENDED))
+@given(st.text(min_size=1).filter(lambda word: batch_state(word) == "running"))
 def test_a_word_that_is_not_known_means_running(word: str) -> None:
     found = status(status=word, request_counts=None, usage={"total_tokens": 9})
     assert (found.state, found.detail, found.tokens) == ("running", word[:80], None)
+
+
+@pytest.mark.case("E7")
+@pytest.mark.parametrize(
+    ("word", "state"),
+    [("Completed", "completed"), ("CANCELED", "cancelled"), ("succeeded", "completed")],
+)
+def test_an_end_in_other_words_is_one(word: str, state: str) -> None:
+    found = status(status=word, usage={"total_tokens": 9}, output_file_id="file-1")
+    assert (found.state, found.detail, found.tokens) == (state, word, 9)
+    listed = job_of({"id": JOB, "status": word})
+    assert listed.found.state == state
 
 
 @pytest.mark.parametrize("wrong", [{}, {"status": None}, {"status": 3}, {"status": ""}])

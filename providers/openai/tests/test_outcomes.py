@@ -91,6 +91,52 @@ def test_the_recorded_output_is_read() -> None:
     assert [each.vector.shape for each in found if each.vector is not None] == [(1536,), (256,)]
 
 
+EMPTY_ERRORS = [
+    {"code": "", "message": ""},
+    {"code": None, "message": None, "param": None, "type": None},
+    {"code": 0, "message": " "},
+    {"data": [], "object": ""},
+    {},
+    [],
+    [{}],
+    "",
+    "  ",
+    False,
+    {"error": {"message": ""}},
+]
+
+
+@pytest.mark.case("E8")
+@pytest.mark.parametrize("error", EMPTY_ERRORS, ids=repr)
+@pytest.mark.parametrize("encode", [digits, lambda vector: vector])
+def test_an_error_that_says_nothing_is_none(error: object, encode: Callable[[Any], Any]) -> None:
+    document = {**success(encode([0.5, -1.0])), "error": error}
+    outcome = read(document)
+    assert outcome.vector is not None, outcome.error
+    assert outcome.vector.tolist() == [0.5, -1.0]
+    assert (outcome.id, outcome.tokens, outcome.error) == ("3", 6, None)
+
+
+@pytest.mark.case("E8")
+@pytest.mark.parametrize(
+    "error",
+    [{"code": "x", "message": ""}, {"code": "", "message": "no"}, {"code": 1}, "no", [{"code": 5}]],
+    ids=repr,
+)
+def test_an_error_that_says_anything_is_one(error: object) -> None:
+    outcome = read({**success([0.5]), "error": error})
+    assert outcome.vector is None
+    assert outcome.error
+
+
+@pytest.mark.case("E8")
+def test_a_failed_line_with_an_empty_error_beside_it_keeps_its_reason() -> None:
+    document = success([0.5])
+    document["response"] = {"status_code": 400, "body": {"error": {"message": "too odd"}}}
+    outcome = read({**document, "error": {"code": "", "message": ""}})
+    assert (outcome.vector, outcome.error) == (None, "too odd (HTTP 400)")
+
+
 @pytest.mark.parametrize("index", [None, "absent"])
 def test_an_index_may_be_missing(index: object) -> None:
     document = success([1.0])

@@ -26,6 +26,7 @@ from embedcore.errors import (
     RequestRejected,
     RequestTooLarge,
 )
+from embedcore.provider.batchstates import is_known, is_stopping
 from embedcore.provider.types import (
     BatchItem,
     BatchLimits,
@@ -64,7 +65,7 @@ class OpenAIBatch:
     def __init__(self, info: ModelInfo, options: OpenAIOptions, session: Session) -> None:
         self._info = info
         self._options = options
-        self._known_words = set(objects.RUNNING)
+        self._told_of_words: set[str] = set()
         self._calls = BatchCalls(info, options, session)
 
     @property
@@ -145,12 +146,13 @@ class OpenAIBatch:
     def poll(self, job_id: str) -> BatchStatus:
         _require_id(job_id, "batch")
         status = self._calls.status(job_id)
-        if status.state == "running" and status.detail not in self._known_words:
-            self._known_words.add(status.detail)
+        word = status.detail
+        if status.state == "running" and not is_known(word) and word not in self._told_of_words:
+            self._told_of_words.add(word)
             _log.warning(
                 "batch %s is %r, a state that is not known; it counts as running",
                 job_id,
-                status.detail,
+                word,
             )
         return status
 
@@ -180,7 +182,7 @@ class OpenAIBatch:
                 raise
             refusal = error
         status = self.poll(job_id)
-        if status.state == "running" and status.detail != "cancelling":
+        if status.state == "running" and not is_stopping(status.detail):
             raise refusal.with_traceback(None)
 
     def __repr__(self) -> str:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from embedcore.provider.types import BatchState, BatchStatus, FoundJob
+from embedcore.provider.batchstates import batch_state
+from embedcore.provider.types import BatchStatus, FoundJob
 from embedcore_openai.wire import BadReply
 
 MARK: Final = "embedcore"
@@ -16,14 +17,6 @@ _PREFIX: Final = "embedcore-"
 _SUFFIX: Final = ".jsonl"
 
 _ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
-_ENDED: Final[dict[str, BatchState]] = {
-    "completed": "completed",
-    "failed": "failed",
-    "expired": "expired",
-    "cancelled": "cancelled",
-}
-# The other words of the API (SDK 3.54). Any further one means "running" as well.
-RUNNING: Final = frozenset({"validating", "in_progress", "finalizing", "cancelling"})
 # Named with a line, and yet true of all lines: every line of ours has the same model and address.
 _OF_THE_JOB: Final = frozenset({"model_not_found", "url_mismatch", "invalid_url", "invalid_method"})
 _QUEUE_CODE: Final = "token_limit_exceeded"
@@ -80,7 +73,7 @@ def status_of(document: dict[str, Any], *, job_id: str, shown: Shown) -> BatchSt
         raise BadReply("it has no 'status'")
     if id_of(document) != job_id:
         raise BadReply("it is another job")
-    state = _ENDED.get(word, "running")
+    state = batch_state(word)
     completed, failed, total = _counts(document.get("request_counts"))
     told = document.get("errors") if state == "failed" else None
     errors, queue_full, queue_limit = _errors(told, shown)
@@ -117,7 +110,7 @@ def job_of(document: dict[str, Any]) -> Job:
         found=FoundJob(
             id=id_of(document),
             created_at=_moment(document.get("created_at")),
-            state=_ENDED.get(word, "running") if isinstance(word, str) else "running",
+            state=batch_state(word) if isinstance(word, str) else "running",
         ),
         key=key if isinstance(key, str) else None,
         input_ref=input_ref if isinstance(input_ref, str) else None,

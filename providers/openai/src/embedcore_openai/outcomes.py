@@ -87,7 +87,11 @@ class LineReader:
         response = response if isinstance(response, dict) else {}
         body = _body(response)
         status = response.get("status_code")
-        if error or not _is_success(status, body) or ("data" not in body and error_in(body).own):
+        if (
+            not _says_nothing(error)
+            or not _is_success(status, body)
+            or ("data" not in body and error_in(body).own)
+        ):
             return self._failure(item, status, error, body)
         tokens = tokens_in(body.get("usage"))
         try:
@@ -99,7 +103,7 @@ class LineReader:
     def _failure(
         self, item: str, status: object, error: object, body: dict[str, Any]
     ) -> BatchOutcome:
-        said = error_in({"error": error}) if error else error_in(body)
+        said = error_in(body) if _says_nothing(error) else error_in({"error": error})
         status = status if type(status) is int else _status_in(said)
         told = ": ".join(filter(None, (said.code or said.kind, said.message)))
         reason = self._shown(told) or "no reason given"
@@ -154,13 +158,22 @@ def _is_plain(document: dict[str, Any], skeleton: bytes) -> bool:
     index = entry.get("index", 0)
     return (
         response["status_code"] == 200
-        and not document.get("error")
+        and _says_nothing(document.get("error"))
         and entry["embedding"] == "#"
         and type(index) is int
         and index == 0
         and type(document["custom_id"]) is str
         and skeleton.count(b'"') == 2 * _strings(document, response, body, entry)
     )
+
+
+def _says_nothing(error: object) -> bool:
+    """An error that is missing, or of which every part is: some servers send it with each line."""
+    if isinstance(error, dict):
+        return all(map(_says_nothing, error.values()))
+    if isinstance(error, list):
+        return all(map(_says_nothing, error))
+    return not error or (isinstance(error, str) and not error.strip())
 
 
 def _strings(document: dict[str, Any], *inner: dict[str, Any]) -> int:
