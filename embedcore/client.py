@@ -180,10 +180,27 @@ class EmbeddingClient(AwaitedForms, StreamedForms, BatchForms):
         )
 
     def plan(
-        self, texts: Iterable[str], *, input_type: str | None = None, exact: bool = True
+        self,
+        texts: Iterable[str],
+        *,
+        input_type: str | None = None,
+        exact: bool = True,
+        cache: bool = True,
+        batch: bool = False,
     ) -> Plan:
-        """What ``embed`` would send and what that costs. Sends and spends nothing."""
-        return plan_now(self._engine, texts, input_type=input_type, exact=exact)
+        """What ``embed`` would send and what that costs. Sends and spends nothing.
+
+        What is in the cache costs nothing: it is looked up and checked, and nothing is changed.
+        ``cache=False``: as ``embed`` without it. ``exact=False``: a bound of the tokens is enough.
+        ``batch``: what ``submit_batch`` would submit, at the batch price.
+        """
+        return plan_now(
+            equipped(self._engine, progress=False, cache=cache),
+            texts,
+            input_type=input_type,
+            exact=exact,
+            office=self._office() if batch else None,
+        )
 
     def close(self) -> None:
         """Close connections and end the threads. The next call opens them again."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from embedcore.cli.estimate import rows_text
 from embedcore.cli.text import dollars, facts, plural
 
 if TYPE_CHECKING:
@@ -38,7 +39,10 @@ class BatchPlan:
             "rows": plan.rows,
             "empty": plan.empty,
             "duplicates": plan.duplicates,
-            "missing": plan.missing,
+            "rejected": plan.rejected,
+            "cached": plan.cached,
+            "in_flight": plan.in_flight,
+            "to_embed": plan.to_embed,
             "tokens": plan.tokens,
             "exact": plan.exact,
             "truncated": plan.truncated,
@@ -50,22 +54,16 @@ class BatchPlan:
     def text(self, ready: Opened, estimate: Estimate, *, waits: bool) -> str:
         """For a person. ``waits``: what is over a limit waits for budget."""
         plan = self.plan
-        details = [
-            plural(plan.duplicates, "duplicate") if plan.duplicates else "",
-            f"{plan.empty:,} empty" if plan.empty else "",
-        ]
-        rows = ", ".join(filter(None, details))
-        pairs = [
-            ("model", f"{ready.name}, as a batch"),
-            ("rows", f"{plan.rows:,}" + (f" ({rows})" if rows else "")),
-        ]
+        pairs = [("model", f"{ready.name}, as a batch"), ("rows", rows_text(plan))]
         if self.same is not None:
-            pairs.append(("to buy", f"nothing: batch {self.same} has the same rows under way"))
+            pairs.append(("to embed", f"nothing: batch {self.same} has the same rows under way"))
+        elif not plan.to_embed:
+            pairs += [("to embed", "nothing: every text is cached or under way"), ("cost", "$0")]
         else:
             bound = "" if plan.exact else "at most "
             cut = f"; {plan.truncated:,} will be cut to fit the model" if plan.truncated else ""
-            texts = plural(plan.missing, "text")
-            pairs.append(("to buy", f"{texts}, {bound}{plural(plan.tokens, 'token')}{cut}"))
+            texts = plural(plan.to_embed, "text")
+            pairs.append(("to embed", f"{texts}, {bound}{plural(plan.tokens, 'token')}{cut}"))
             pairs.append(("cost", self._cost(ready)))
         verb = "will" if plan.exact else "may"
         then = f"{verb} make a part of it wait" if waits else f"{verb} refuse"

@@ -100,19 +100,25 @@ def _scanned(ready: Opened, wish: BatchWish, inputs: Inputs, shown: Shown) -> Sc
 
 
 def _planned(ready: Opened, wish: BatchWish, inputs: Inputs, found: Scan) -> BatchPlan:
-    now = planned(
-        ready.client, inputs, found, found.firsts, input_type=wish.input_type, block=DEFAULT_BLOCK
+    plan = planned(
+        ready.client,
+        inputs,
+        found,
+        found.firsts,
+        input_type=wish.input_type,
+        block=DEFAULT_BLOCK,
+        batch=True,
     )
     same = _same_rows(ready, found)
     if same is not None:
-        nothing = replace(now, reused=now.missing, missing=0, tokens=0, picodollars=0)
-        return BatchPlan(plan=nothing, at_once=0, same=same)
+        # In its jobs or about to be: the open batch has the money for all of it.
+        under_way = plan.in_flight + plan.to_embed
+        plan = replace(plan, in_flight=under_way, to_embed=0, tokens=0, picodollars=0)
     price = ready.client.info.price
-    cost = None if price is None else price.picodollars(now.tokens, batch=True)
     return BatchPlan(
-        plan=replace(now, picodollars=cost),
-        at_once=now.picodollars,
-        same=None,
+        plan=plan,
+        at_once=plan.picodollars if price is None else price.picodollars(plan.tokens),
+        same=same,
         mixed=wish.deadline is not None,
     )
 

@@ -50,13 +50,14 @@ class Estimate:
     def text(self, opened: Opened) -> str:
         """For a person."""
         plan = self.plan
-        pairs = [("model", opened.name), ("rows", _rows(plan))]
-        if plan.missing and opened.client.info.local:
-            pairs.append(("to embed", f"{plural(plan.missing, 'text')}, computed here for nothing"))
-        elif plan.missing:
+        pairs = [("model", opened.name), ("rows", rows_text(plan))]
+        if plan.to_embed and opened.client.info.local:
+            work = f"{plural(plan.to_embed, 'text')}, computed here for nothing"
+            pairs.append(("to embed", work))
+        elif plan.to_embed:
             pairs += [("to embed", _work(plan)), ("cost", _cost(plan, opened))]
         else:
-            pairs += [("to embed", "nothing: every text was embedded before")]
+            pairs += [("to embed", "nothing: every text was embedded before"), ("cost", "$0")]
         verb = "will" if plan.exact else "may"
         for refusal in self.refusals:
             pairs.append(("limit", f"{verb} refuse: {_without_advice(refusal)}"))
@@ -65,7 +66,7 @@ class Estimate:
 
 def estimated(opened: Opened, plan: FilePlan, *, lane: Lane = "all") -> Estimate:
     """The plan beside the limits as they are now."""
-    if not opened.limits or not plan.missing:
+    if not opened.limits or not plan.to_embed:
         return Estimate(plan=plan)
     amount = Amount(tokens=plan.tokens, cost=plan.picodollars or 0)
     with books(opened.config, opened.limits) as ledger:
@@ -81,7 +82,7 @@ def agree(screen: Screen, opened: Opened, estimate: Estimate, *, yes: bool, ask_
     end the run before its end.
     """
     reason = _reason(opened, estimate, ask_above)
-    if yes or reason is None or not estimate.plan.missing:
+    if yes or reason is None or not estimate.plan.to_embed:
         return True
     if screen.interactive:
         return click.confirm(f"{reason} Go on?", err=True)
@@ -114,11 +115,15 @@ def _reason(opened: Opened, estimate: Estimate, ask_above: int) -> str | None:
     return None
 
 
-def _rows(plan: FilePlan) -> str:
+def rows_text(plan: FilePlan) -> str:
+    """How many rows there are, and which of them cost nothing."""
     parts = [
         plural(plan.duplicates, "duplicate") if plan.duplicates else "",
         f"{plan.reused:,} embedded before" if plan.reused else "",
+        f"{plan.cached:,} cached" if plan.cached else "",
+        f"{plan.in_flight:,} under way in another batch" if plan.in_flight else "",
         f"{plan.empty:,} empty" if plan.empty else "",
+        f"{plan.rejected:,} that cannot be sent" if plan.rejected else "",
     ]
     details = ", ".join(filter(None, parts))
     return f"{plan.rows:,}" + (f" ({details})" if details else "")
@@ -128,7 +133,7 @@ def _work(plan: FilePlan) -> str:
     bound = "" if plan.exact else "at most "
     cut = f"; {plan.truncated:,} will be cut to fit the model" if plan.truncated else ""
     return (
-        f"{plural(plan.missing, 'text')}, {bound}{plural(plan.tokens, 'token')}, "
+        f"{plural(plan.to_embed, 'text')}, {bound}{plural(plan.tokens, 'token')}, "
         f"{plural(plan.requests, 'request')}{cut}"
     )
 

@@ -49,8 +49,9 @@ def _plan(ready: Opened, wish: Wish) -> FilePlan:
     return FilePlan(
         rows=plan.rows,
         duplicates=plan.rows - plan.unique - plan.rejected,
-        missing=plan.unique,
-        empty=plan.rejected,
+        cached=plan.cached,
+        to_embed=plan.to_embed,
+        rejected=plan.rejected,
         tokens=plan.tokens,
         exact=plan.exact,
         picodollars=plan.picodollars,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -64,29 +65,35 @@ def planned(
     *,
     input_type: str | None,
     block: int,
+    batch: bool = False,
 ) -> FilePlan:
-    """The plan for embedding the rows at the positions ``missing``, summed block by block."""
-    tokens = requests = truncated = picodollars = 0
-    exact = priced = True
-    for rows in blocks(rows_at(inputs, found, missing), max_rows=block):
-        plan = client.plan([row.text for row in rows], input_type=input_type)
-        tokens += plan.tokens
-        requests += plan.requests
-        truncated += plan.truncated
-        exact = exact and plan.exact
-        priced = priced and plan.picodollars is not None
-        picodollars += plan.picodollars or 0
-    empty = int(found.empty.sum())
-    texts = len(found.firsts)
-    return FilePlan(
+    """The plan for the rows at the positions ``missing``, summed block by block.
+
+    ``missing``: those whose vectors are not at hand; what the cache has of them costs nothing.
+    ``batch``: what a batch would submit, and its price.
+    """
+    plans = [
+        client.plan([row.text for row in rows], input_type=input_type, batch=batch)
+        for rows in blocks(rows_at(inputs, found, missing), max_rows=block)
+    ]
+    reused = len(found.firsts) - len(missing)
+    plan = FilePlan(
         rows=found.rows,
-        empty=empty,
-        duplicates=found.rows - empty - texts,
-        reused=texts - len(missing),
-        missing=len(missing),
-        tokens=tokens,
-        exact=exact,
-        picodollars=picodollars if priced else None,
-        requests=requests,
-        truncated=truncated,
+        empty=int(found.empty.sum()),
+        reused=reused,
+        rejected=sum(one.rejected for one in plans),
+        cached=sum(one.cached for one in plans),
+        in_flight=sum(one.in_flight for one in plans),
+        to_embed=sum(one.to_embed for one in plans),
+        tokens=sum(one.tokens for one in plans),
+        exact=all(one.exact for one in plans),
+        picodollars=_total([one.picodollars for one in plans]),
+        requests=sum(one.requests for one in plans),
+        truncated=sum(one.truncated for one in plans),
     )
+    # Two texts that are equal only once they are cut are sent once as well.
+    return replace(plan, duplicates=plan.rows - plan.empty - plan.rejected - plan.texts)
+
+
+def _total(costs: Sequence[int | None]) -> int | None:
+    return None if None in costs else sum(cost or 0 for cost in costs)

@@ -105,18 +105,26 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FilePlan:
-    """What a run would do. ``rows`` = ``empty`` + ``duplicates`` + ``reused`` + ``missing``.
+    """What a run would do.
 
-    ``duplicates``: rows whose text an earlier row has; ``reused``: distinct texts that were bought
-    before; ``missing``: distinct texts to embed. ``tokens`` is an upper bound unless ``exact``;
-    ``picodollars`` None: the price is not known; ``truncated``: texts that will be cut.
+    ``rows`` = ``empty`` + ``duplicates`` + ``rejected`` + ``texts``, and ``texts`` = ``reused`` +
+    ``cached`` + ``in_flight`` + ``to_embed``.
+
+    ``duplicates``: rows whose text an earlier row has; ``rejected``: texts that cannot be sent. Of
+    the other distinct texts, ``reused`` are in the output or its journal, ``cached`` in the cache,
+    ``in_flight`` in another batch (batches only), and ``to_embed`` must be paid for. ``tokens`` is
+    an upper bound unless ``exact``; ``picodollars`` None: the price is not known; ``truncated``:
+    texts that will be cut.
     """
 
     rows: int = 0
     empty: int = 0
     duplicates: int = 0
+    rejected: int = 0
     reused: int = 0
-    missing: int = 0
+    cached: int = 0
+    in_flight: int = 0
+    to_embed: int = 0
     tokens: int = 0
     exact: bool = True
     picodollars: int | None = 0
@@ -125,8 +133,8 @@ class FilePlan:
 
     @property
     def texts(self) -> int:
-        """Distinct texts that are not empty."""
-        return self.reused + self.missing
+        """Distinct texts that can be embedded."""
+        return self.reused + self.cached + self.in_flight + self.to_embed
 
     @property
     def cost(self) -> Decimal | None:

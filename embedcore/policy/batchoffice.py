@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from embedcore.errors import ConfigurationError, EmbeddingError, TransientProviderError
 from embedcore.policy.batchsettings import BatchSettings
 from embedcore.policy.engine import Engine
+from embedcore.policy.reuse import keys_of, vector_width
 from embedcore.storage.batches import Batches
 from embedcore.storage.batchrecords import BatchRecord, Pool
 from embedcore.storage.calendar import MICROSECONDS
@@ -89,13 +90,13 @@ class BatchOffice:
         )
 
     def keys(self, input_type: str | None) -> Keys:
-        info = self.engine.info
-        return Keys(
-            provider=info.provider,
-            model=info.model,
-            fingerprint=self.engine.fingerprint,
-            input_type=input_type,
-        )
+        return keys_of(self.engine, input_type)
+
+    def stored(self, keys: Sequence[bytes]) -> set[bytes]:
+        """Which of these keys have a sound vector; a damaged one is deleted, to be bought again."""
+        looked = self.store.look(keys, vector_width(self.engine))
+        self.store.delete(looked.damaged)
+        return {keys[place] for place in looked.there}
 
     def cut(self) -> Cut:
         """How large a part may be now."""

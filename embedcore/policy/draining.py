@@ -116,7 +116,7 @@ def take_what_is_there(office: BatchOffice, batch: BatchRecord) -> bool:
     after, found = 0, False
     while some := office.batches.to_submit(batch, _TEXTS_PER_CALL, after=after):
         after = some[-1][0]
-        there = office.store.present([key for _, key in some])
+        there = office.stored([key for _, key in some])
         if there:
             office.store.keep(there, office.keep_until())
             office.batches.settle_now(batch, stored=list(there))

@@ -1,15 +1,17 @@
-"""What would a call do, and what would it cost? The same steps, without the wire."""
+"""The plan of a call: the same steps without the wire, and what they would cost."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from embedcore.errors import ConfigurationError
 from embedcore.policy.preparing import Prepared
+from embedcore.policy.reuse import keys_of, vector_width
 
 if TYPE_CHECKING:
+    from embedcore.policy.batchoffice import BatchOffice
     from embedcore.policy.engine import Engine
 
 _PLAIN_INPUT_TYPES: Final = frozenset({"query", "document"})
@@ -19,7 +21,13 @@ _PLAIN_INPUT_TYPES: Final = frozenset({"query", "document"})
 class Plan:
     """What a call would do, without doing it.
 
-    ``tokens``: exact, or an upper bound. ``picodollars``: None if the price is not known.
+    - ``rows``: all of them; ``rejected``: those that cannot be sent; ``truncated``: those whose
+      text will be cut.
+    - ``unique``: different texts, of which ``cached`` are in the cache and cost nothing, and
+      ``to_embed`` are sent. The rest (``in_flight``; plans of batches only) is under way in another
+      batch.
+    - ``tokens``: of what is sent; an upper bound unless ``exact``.
+    - ``picodollars``: None if the price is not known.
     """
 
     rows: int
@@ -30,21 +38,36 @@ class Plan:
     tokens: int
     exact: bool
     picodollars: int | None
+    cached: int = 0
+    in_flight: int = 0
+    to_embed: int = 0
 
 
 def plan_now(
-    engine: Engine, texts: Iterable[object], *, input_type: str | None = None, exact: bool = True
+    engine: Engine,
+    texts: Iterable[object],
+    *,
+    input_type: str | None = None,
+    exact: bool = True,
+    office: BatchOffice | None = None,
 ) -> Plan:
     """The same steps without the wire: how many requests, tokens and dollars.
 
-    ``exact``: count with the tokenizer where it can; otherwise a bound is enough.
+    ``exact``: count with the tokenizer where it can; otherwise a bound is enough. ``office``: plan
+    a batch, with its cache, its price, and without what is under way in another batch. The cache
+    is read and checked, never changed or claimed.
     """
-    resolve_input_type(engine, input_type)
+    resolved = resolve_input_type(engine, input_type)
     prepared = Prepared(engine, texts, keep=True)
+    cached, in_flight = _free(engine, office, prepared.texts, resolved)
+    free = cached | in_flight
+    missing = [place for place in range(len(prepared.texts)) if place not in free]
     counted = exact and engine.tokenizer.exact
-    requests = prepared.plan(counted)
+    requests = prepared.plan(counted, missing)
     tokens = sum(request.amount.tokens for request in requests)
-    price = engine.info.price
+    price, cost = engine.info.price, sum(request.amount.cost for request in requests)
+    if office is not None and price is not None:
+        cost = price.picodollars(tokens, batch=True)
     return Plan(
         rows=len(prepared.taken.rows),
         unique=len(prepared.texts),
@@ -52,9 +75,28 @@ def plan_now(
         truncated=len(prepared.tokens_cut()),
         requests=len(requests),
         tokens=tokens,
-        exact=counted,
-        picodollars=None if price is None else sum(one.amount.cost for one in requests),
+        exact=counted or not missing,
+        picodollars=None if price is None and missing else cost,
+        cached=len(cached),
+        in_flight=len(in_flight),
+        to_embed=len(missing),
     )
+
+
+def _free(
+    engine: Engine, office: BatchOffice | None, texts: Sequence[str], input_type: str | None
+) -> tuple[set[int], set[int]]:
+    """Which texts cost nothing: those in the cache, and those in a job of another batch."""
+    width = vector_width(engine)
+    if office is None:
+        if engine.shelf is None:
+            return set(), set()
+        return engine.shelf.look(keys_of(engine, input_type).of(texts), width), set()
+    keys = office.keys(input_type).of(texts)
+    cached = office.store.look(keys, width).there
+    left = [place for place in range(len(keys)) if place not in cached]
+    under_way = office.batches.in_flight(office.pool, [keys[place] for place in left])
+    return cached, {place for place in left if keys[place] in under_way}
 
 
 def resolve_input_type(engine: Engine, input_type: str | None) -> str | None:

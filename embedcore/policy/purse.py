@@ -79,7 +79,6 @@ class Purse:
         self._sole: Attempt | None = None
         self._closed = False
         self.spending = Spending()
-        require_price(account, info)
 
     def open(
         self,
@@ -94,11 +93,13 @@ class Purse:
         used while they take less than half of what is left. ``exact``: the counts are exact, and
         not only a tighter bound. ``send_now``: a single request is about to leave, and needs one
         commit instead of two. May be called again, once all of the requests before have ended.
+        What sends nothing is never refused.
         """
         requests = plan(False)
         self.release()
         if self._account.ledger is None or not requests:
             return requests
+        require_price(self._account, self._info)
         try:
             self._hold(requests, loose=True, final=False, send_now=send_now)
         except TighterBoundNeeded:

@@ -17,6 +17,22 @@ if TYPE_CHECKING:
     from embedcore.provider.types import Vectors
 
 
+def keys_of(engine: Engine, input_type: str | None) -> Keys:
+    """The cache's keys of texts that this client sends. ``input_type``: as the provider is told."""
+    info = engine.info
+    return Keys(
+        provider=info.provider,
+        model=info.model,
+        fingerprint=engine.fingerprint,
+        input_type=input_type,
+    )
+
+
+def vector_width(engine: Engine) -> int | None:
+    """Numbers in each vector, as far as that is known."""
+    return engine.info.dimensions or engine.learned.width
+
+
 class Reuse:
     """The claims of one call and what it gets for nothing.
 
@@ -34,26 +50,20 @@ class Reuse:
         receive: Callable[[Sequence[int], Vectors], None],
         room_for: Callable[[Sequence[int]], Vectors | None],
     ) -> None:
-        info = engine.info
         self._engine = engine
         self._shelf = shelf
         self._prepared = prepared
         self._input_type = input_type
         self._receive = receive
         self._room_for = room_for
-        self._keys = Keys(
-            provider=info.provider,
-            model=info.model,
-            fingerprint=engine.fingerprint,
-            input_type=input_type,
-        )
+        self._keys = keys_of(engine, input_type)
         self._follower = Follower(receive)
         self._lock = threading.Lock()
         self._mine: dict[int, bytes] = {}
 
     def missing(self, indices: Sequence[int]) -> list[int]:
         """Claim these texts and look them up. Returns those that this call is to buy, in order."""
-        engine, width = self._engine, self._engine.info.dimensions or self._engine.learned.width
+        engine, width = self._engine, vector_width(self._engine)
         self._shelf.introduce(width)
         keys = self._keys.of([self._prepared.texts[index] for index in indices])
         # Noted before they are claimed: an interrupt in between must leave no claim behind.

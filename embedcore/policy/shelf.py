@@ -126,6 +126,19 @@ class Shelf:
         if damaged:
             self._tell(f"{damaged} damaged vectors were found and deleted; they are bought again")
 
+    def look(self, keys: Sequence[bytes], width: int | None) -> set[int]:
+        """Places of the keys for which ``get`` would give a vector. Changes nothing.
+
+        What cannot be read counts as not there, as it does for ``get``.
+        """
+        if self._rests("get"):
+            return set()
+        try:
+            return self.store.look(keys, width).there
+        except StorageError as error:
+            self._tell(f"{error}. The plan counts nothing as cached")
+            return set()
+
     def put(self, keys: Sequence[bytes], vectors: Vectors, origin: Origin) -> None:
         """As ``VectorStore.put``; what cannot be kept is not."""
         before, trouble = None, None

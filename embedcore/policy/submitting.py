@@ -69,7 +69,6 @@ def submit(office: BatchOffice, rows: Iterable[Any], how: Submission) -> BatchRe
     Raises ``InputRejected``, ``BudgetExceeded`` with ``on_budget="raise"``, ``StorageFull`` if its
     vectors would not fit the store, and any other ``StorageError``.
     """
-    require_price(office.engine.account, office.engine.info)
     sweep(office)
     input_type = resolve_input_type(office.engine, how.input_type)
     batch = office.batches.begin(
@@ -85,6 +84,8 @@ def submit(office: BatchOffice, rows: Iterable[Any], how: Submission) -> BatchRe
         writer = _Writer(office, batch, manifest, input_type, keep=how.on_error == "keep")
         for block in _blocks(elements(rows), RowReader(text=how.text, key=how.key)):
             writer.write(block)
+        if writer.missing:
+            require_price(office.engine.account, office.engine.info)
         _require_room(office, writer.missing)
         digest = manifest.digest()
         twin = office.batches.take_over(batch, digest)
@@ -179,7 +180,7 @@ class _Writer:
         chosen = [keys[place] for place in fresh]
         # Pinned before it is counted on: nobody may prune it meanwhile.
         office.store.keep(chosen, self._keep_until)
-        there = office.store.present(chosen)
+        there = office.stored(chosen)
         missing = [place for place in fresh if keys[place] not in there]
         self._manifest.mark_reused(there)
         tokens = prepared.measured(exact=office.engine.tokenizer.exact, indices=missing).tokens

@@ -145,6 +145,20 @@ class Batches(Pools, Drains):
                     (batch.pool, *keys),
                 )
 
+    def in_flight(self, pool: Pool, keys: Sequence[bytes]) -> set[bytes]:
+        """Which of these texts are in a job of another batch, so that a new one would join it."""
+        found: set[bytes] = set()
+        for start in range(0, len(keys), _KEYS_PER_QUERY):
+            some = keys[start : start + _KEYS_PER_QUERY]
+            with self.database.read() as connection:
+                rows = connection.execute(
+                    "SELECT key FROM item WHERE pool = ? AND state = 'open' AND part IS NOT NULL "
+                    f"AND key IN ({','.join('?' * len(some))})",
+                    (pool.id, *some),
+                ).fetchall()
+            found.update(key for (key,) in rows)
+        return found
+
     def take_over(self, batch: BatchRecord, digest: bytes) -> BatchRecord | None:
         """A batch of the same rows whose caller is gone, and waited for it in one call.
 

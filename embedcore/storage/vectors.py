@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from embedcore.errors import StorageError, StorageFull
 from embedcore.storage.database import Database
@@ -36,6 +36,13 @@ _KEYS_PER_QUERY: Final = 500
 # A store that stays locked must not keep a call that could go on without it.
 _BUSY_SECONDS: Final = 10.0
 _ROW_OVERHEAD: Final = 130
+
+
+class Looked(NamedTuple):
+    """``there``: places in the keys that have a sound vector. ``damaged``: ids of bad rows."""
+
+    there: set[int]
+    damaged: list[int]
 
 
 class VectorStore:
@@ -86,9 +93,7 @@ class VectorStore:
         """
         damaged: list[int] = []
         hits = 0
-        for start in range(0, len(keys), _KEYS_PER_QUERY):
-            chunk = keys[start : start + _KEYS_PER_QUERY]
-            places, vectors, bad = self._get(chunk, width, start, room)
+        for start, places, vectors, bad in self._chunks(keys, width, room):
             if places:
                 take([start + place for place in places], vectors)
             hits += len(places)
@@ -98,6 +103,34 @@ class VectorStore:
             self._misses += len(keys) - hits
         self.delete(damaged)
         return len(damaged)
+
+    def look(self, keys: Sequence[bytes], width: int | None) -> Looked:
+        """Which of these keys ``get`` would give a vector for. Changes nothing.
+
+        Every vector is read and checked as ``get`` does it: a damaged one does not show otherwise.
+        """
+        there: set[int] = set()
+        damaged: list[int] = []
+        if not self.path.exists():
+            return Looked(there=there, damaged=damaged)
+        for start, places, _, bad in self._chunks(keys, width, None):
+            there.update(start + place for place in places)
+            damaged += bad
+        return Looked(there=there, damaged=damaged)
+
+    def _chunks(
+        self, keys: Sequence[bytes], width: int | None, room: Room | None
+    ) -> Iterator[tuple[int, list[int], Vectors, list[int]]]:
+        """A few hundred keys at a time: where they start, the places found, vectors, damaged rows.
+
+        Where the width is not known, the first vector found decides it for all of them.
+        """
+        for start in range(0, len(keys), _KEYS_PER_QUERY):
+            chunk = keys[start : start + _KEYS_PER_QUERY]
+            places, vectors, bad = self._get(chunk, width, start, room)
+            if places and width is None:
+                width = vectors.shape[1]
+            yield start, places, vectors, bad
 
     def _get(
         self, keys: Sequence[bytes], width: int | None, start: int, room: Room | None
@@ -210,17 +243,6 @@ class VectorStore:
                     f"UPDATE vector SET keep_until = ? WHERE key IN ({marks}) AND keep_until < ?",
                     (day, *chunk, day),
                 )
-
-    def present(self, keys: Sequence[bytes]) -> set[bytes]:
-        """Which of these keys have a vector here."""
-        found: set[bytes] = set()
-        for start in range(0, len(keys), _KEYS_PER_QUERY):
-            some = keys[start : start + _KEYS_PER_QUERY]
-            marks = ",".join("?" * len(some))
-            with self.database.read() as connection:
-                rows = connection.execute(f"SELECT key FROM vector WHERE key IN ({marks})", some)
-                found.update(key for (key,) in rows.fetchall())
-        return found
 
     def drop(self, key: bytes) -> None:
         """Delete one vector that must not be used."""

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -70,6 +71,44 @@ def test_the_price_is_shown_first_and_nothing_sent(cli, server, texts_file):
     assert plan["picodollars_at_once"] == at_once["picodollars"] == 2 * plan["picodollars"]
     assert plan["tokens"] == at_once["tokens"]
     assert not server.requests
+
+
+@pytest.mark.case("C9")
+@pytest.mark.parametrize("cache", ["", "cache = false\n"])
+def test_what_is_stored_or_under_way_is_in_no_price(cli, server, texts_file, monkeypatch, cache):
+    texts_file(30)
+    assert cli("batch", "submit", "texts.jsonl").code == 0
+    finish(server)
+    assert cli("batch", "resume").code == 0
+    assert cli("batch", "submit", str(texts_file(10, "later.jsonl", start=30))).code == 0
+    monkeypatch.setenv("EMBEDCORE_TOTAL_COST_LIMIT", "0.0000000001")
+    monkeypatch.setenv("EMBEDCORE_CONFIRM_ABOVE", "0")
+    Path("embedcore.toml").write_text(f"{cache}{OFFERED}")
+    both = str(texts_file(40, "both.jsonl"))
+    plan = cli("batch", "submit", both, "--dry-run", "--json").json["plan"]
+    assert (plan["to_embed"], plan["cached"], plan["in_flight"]) == (0, 30, 10)
+    assert plan["picodollars"] == plan["picodollars_at_once"] == plan["tokens"] == 0
+    assert "limit" not in cli("batch", "submit", both, "--dry-run").err
+    jobs = len(server.batches.jobs)
+    assert cli("batch", "submit", both).code == 0, "a limit does not refuse what costs nothing"
+    assert len(server.batches.jobs) == jobs
+    assert cli("batch", "submit", str(texts_file(41, "more.jsonl"))).code != 0
+
+
+@pytest.mark.case("C9")
+def test_what_is_damaged_is_submitted_again(cli, server, submitted, texts_file):
+    finish(server)
+    assert cli("batch", "resume").code == 0
+    connection = sqlite3.connect(cli("cache", "where").out.strip())
+    with connection:
+        connection.execute("UPDATE vector SET data = zeroblob(length(data)) WHERE id <= 4")
+    connection.close()
+    plan = cli("batch", "submit", "texts.jsonl", "--dry-run", "--json").json["plan"]
+    assert (plan["to_embed"], plan["cached"]) == (4, 26)
+    again = cli("batch", "submit", "texts.jsonl", "--json").json["id"]
+    finish(server)
+    assert cli("batch", "fetch", again, "-o", "v.npy").code == 0
+    assert server.batches.meter.billed_texts.total() == 34
 
 
 def test_what_is_charged_is_what_was_shown(cli, server, submitted):

@@ -40,7 +40,7 @@ def test_dry_run_sends_and_writes_nothing(cli, server, texts_file):
     assert "Nothing was sent" in run.err
     assert server.meter.requests == 0
     assert [path.name for path in Path().iterdir()] == ["texts.jsonl"]
-    assert cli("embed", "texts.jsonl", "--dry-run", "--json").json["plan"]["missing"] == 20
+    assert cli("embed", "texts.jsonl", "--dry-run", "--json").json["plan"]["to_embed"] == 20
     assert server.meter.requests == 0
 
 
@@ -50,7 +50,7 @@ def test_only_what_changed_is_bought(cli, server, texts_file):
     texts_file(25, start=5)
     report = cli("embed", "texts.jsonl", "-o", "out.npy", "--json").json
     assert (report["rows"], report["bought"], report["reused"]) == (25, 10, 15)
-    assert report["plan"]["missing"] == 10
+    assert report["plan"]["to_embed"] == 10
     assert server.meter.billed_twice == {}
 
 
@@ -158,9 +158,8 @@ def test_literal_texts_go_to_standard_output_as_vectors(cli, server):
     answer = cli("embed", "-c", "one", "--json").json
     assert answer["model"] == "openai:text-embedding-3-small"
     assert np.array_equal(np.asarray(answer["vectors"][0], np.float32), vector_of("one", 1536))
-    assert (
-        cli("embed", "-c", "one", "-c", "one", "--dry-run", "--json").json["plan"]["missing"] == 1
-    )
+    plan = cli("embed", "-c", "one", "-c", "new", "-c", "new", "--dry-run", "--json").json["plan"]
+    assert (plan["cached"], plan["to_embed"], plan["duplicates"]) == (1, 1, 1)
     before = server.meter.requests
     assert cli("embed", "-c", "one", "--dry-run").code == 0
     assert server.meter.requests == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from pathlib import Path
 
@@ -105,6 +106,47 @@ def test_with_yes_the_ledger_still_refuses(cli, server, texts_file, monkeypatch)
     run = cli("embed", str(texts_file(200)), "-o", "out.npy", "--yes")
     assert run.code == 3
     assert server.meter.billed_tokens <= 300
+
+
+@pytest.mark.case("C9")
+def test_what_is_cached_costs_nothing_in_any_question(cli, server, dear, monkeypatch):
+    """Another output, the limit used up, every price asked about: the vectors are there."""
+    assert cli("embed", dear, "-o", "out.npy", "--yes").code == 0
+    bought = server.meter.billed_tokens
+    monkeypatch.setenv("EMBEDCORE_CONFIRM_ABOVE", "0")
+    monkeypatch.setenv("EMBEDCORE_DAILY_TOKEN_LIMIT", "1")
+    monkeypatch.setenv("EMBEDCORE_TOTAL_COST_LIMIT", "0.0000000001")
+    plan = cli("embed", dear, "--dry-run", "--json").json["plan"]
+    assert (plan["to_embed"], plan["cached"], plan["tokens"], plan["picodollars"]) == (0, 100, 0, 0)
+    assert plan["limits_in_the_way"] == []
+    shown = cli("embed", dear, "-o", "another.jsonl", "--dry-run").out
+    assert "100 cached" in shown
+    assert "cost      $0" in shown
+    assert cli("embed", dear, "-o", "another.jsonl").code == 0
+    assert cli("embed", "-c", "text number 7", "-c", "text number 8").code == 0
+    assert server.meter.billed_tokens == bought
+    run = cli("embed", "-c", "text number 7", "-c", "a new text")
+    assert run.code == 3, "what must be paid for is still refused"
+    assert server.meter.billed_tokens == bought
+
+
+@pytest.mark.case("C9")
+def test_what_is_damaged_in_the_cache_is_in_the_price(cli, server, texts_file):
+    file = str(texts_file(10))
+    assert cli("embed", file, "-o", "out.npy").code == 0
+    place = cli("cache", "where").out.strip()
+    connection = sqlite3.connect(place)
+    with connection:
+        rows = connection.execute("SELECT id, data FROM vector ORDER BY id LIMIT 3").fetchall()
+        for row, data in rows:
+            changed = data[:-1] + bytes([data[-1] ^ 4])
+            connection.execute("UPDATE vector SET data = ? WHERE id = ?", (changed, row))
+    connection.close()
+    plan = cli("embed", file, "--dry-run", "--json").json["plan"]
+    assert (plan["to_embed"], plan["cached"]) == (3, 7)
+    before = server.meter.snapshot()["billed_texts"]
+    assert cli("embed", file, "-o", "another.npy").code == 0
+    assert server.meter.snapshot()["billed_texts"] - before == 3
 
 
 def test_a_cost_limit_is_kept(cli, server, texts_file, monkeypatch):

@@ -124,7 +124,9 @@ class FakeClient:
                 os.fsync(file.fileno())
         time.sleep(self.pause)
 
-    def plan(self, texts: Sequence[str], *, input_type: str | None = None) -> Plan:
+    def plan(
+        self, texts: Sequence[str], *, input_type: str | None = None, batch: bool = False
+    ) -> Plan:
         tokens = sum(map(len, texts))
         return Plan(
             rows=len(texts),
@@ -135,6 +137,7 @@ class FakeClient:
             tokens=tokens,
             exact=False,
             picodollars=tokens * 20_000,
+            to_embed=len(set(texts)),
         )
 
 

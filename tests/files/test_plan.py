@@ -45,19 +45,19 @@ def test_the_plan_is_what_the_run_does(
     plan = plan_files(client, [iter(texts)], output, block=block, on_empty="keep")
     assert {path: path.read_bytes() for path in output.parent.iterdir()} == state
     assert not client.calls
-    assert plan.rows == plan.empty + plan.duplicates + plan.reused + plan.missing == len(texts)
+    assert plan.rows == plan.empty + plan.duplicates + plan.reused + plan.to_embed == len(texts)
     report = embed_files(client, [iter(texts)], output, block=block, on_empty="keep")
-    assert (report.bought, report.reused) == (plan.missing, plan.reused)
+    assert (report.bought, report.reused) == (plan.to_embed, plan.reused)
     assert (report.duplicates, report.empty) == (plan.duplicates, plan.empty)
     assert report.usage.tokens == plan.tokens
     assert report.usage.cost == plan.cost
-    assert plan.requests == -(-plan.missing // block) == len(client.calls)
+    assert plan.requests == -(-plan.to_embed // block) == len(client.calls)
     assert plan.truncated == sum(len(text) > 3 for text in client.bought)
 
 
 def test_without_an_output_all_is_missing(client: Any) -> None:
     plan = plan_files(client, ["-"], stdin=io.BytesIO(b"a\nbb\na\n"))
-    assert (plan.rows, plan.missing, plan.duplicates, plan.reused) == (3, 2, 1, 0)
+    assert (plan.rows, plan.to_embed, plan.duplicates, plan.reused) == (3, 2, 1, 0)
     assert (plan.tokens, plan.exact, plan.cost) == (3, False, Decimal("6E-8"))
 
 
@@ -81,4 +81,4 @@ def test_a_plan_raises_what_the_run_would(tmp_path: Path, client: Any, new_clien
     with pytest.raises(InputRejected, match="empty"):
         plan_files(client, [iter([""])], output)
     plan = plan_files(new_client(model="other"), [iter(["a"])], output, overwrite=True)
-    assert plan.missing == 1
+    assert plan.to_embed == 1

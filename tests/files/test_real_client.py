@@ -71,7 +71,7 @@ def test_stopped_and_resumed_with_the_real_client(
     assert 9 <= bought <= 12
     embedder.left = 10**9
     plan = plan_files(real, [iter(texts)], output, block=9)
-    assert (plan.reused, plan.missing, plan.duplicates) == (bought, 25 - bought, 15)
+    assert (plan.reused, plan.to_embed, plan.duplicates) == (bought, 25 - bought, 15)
     report = embed_files(real, [iter(texts)], output, block=9)
     check_rows(output, texts)
     assert sorted(embedder.sent) == sorted(set(texts))

@@ -311,7 +311,7 @@ def test_the_plan_is_asked_first_and_may_decline(output: Path, client: Any) -> N
     assert not client.calls
     assert list(output.parent.iterdir()) == []
     (plan,) = plans
-    assert (plan.rows, plan.texts, plan.duplicates, plan.missing, plan.tokens) == (3, 2, 1, 2, 3)
+    assert (plan.rows, plan.texts, plan.duplicates, plan.to_embed, plan.tokens) == (3, 2, 1, 2, 3)
 
 
 def test_progress_reaches_its_end(output: Path, client: Any) -> None:

@@ -304,8 +304,8 @@ def test_a_full_store_stops_it_and_it_goes_on_when_there_is_room(bureau: Any) ->
     assert report.state == "running"
     assert report.in_flight > 0
     assert report.held_tokens > 0, "the money is settled when all is there"
-    kept = store.present(bureau.last._office().keys(None).of(texts))
-    assert report.stored == len(kept), "what counts as stored is in the store"
+    kept = store.look(bureau.last._office().keys(None).of(texts), None)
+    assert report.stored == len(kept.there), "what counts as stored is in the store"
     store.cap = cap
     bureau.work(job)
     bureau.check(job, texts)

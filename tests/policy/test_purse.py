@@ -273,14 +273,20 @@ def test_money_is_counted_in_picodollars_rounded_up(till):
     one.open(3)
     one.purse.settle(one.send(3), 3, None)
     assert one.purse.spending.picodollars == 1
+    unpriced = Purse(
+        Account(
+            ledger=one.ledger,
+            limits=(Limit(scope="default", period="day", unit="cost", amount=1),),
+        ),
+        replace(INFO, price=None),
+        lane="all",
+        observe=one.events.append,
+        pause=Pause(),
+    )
+    assert unpriced.open(lambda _: [], exact=True, send_now=False) == []
     with pytest.raises(ConfigurationError, match="price"):
-        Purse(
-            Account(
-                ledger=one.ledger,
-                limits=(Limit(scope="default", period="day", unit="cost", amount=1),),
-            ),
-            replace(INFO, price=None),
-            lane="all",
-            observe=one.events.append,
-            pause=Pause(),
+        unpriced.open(
+            lambda _: [PlannedRequest(indices=(0,), amount=unpriced.price(3))],
+            exact=True,
+            send_now=False,
         )
