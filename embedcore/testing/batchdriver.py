@@ -5,14 +5,16 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from embedcore.testing.api import OPENAI_MODELS, ApiError, FakeModel
 from embedcore.testing.batchfiles import FileStore, Stored
 from embedcore.testing.batchjobs import Job, LineRule, Runner
 from embedcore.testing.batchlines import LineError
 from embedcore.testing.batchoutput import Failure
+from embedcore.testing.batchrecord import recorded_job, stored_file
 from embedcore.testing.batchsettings import BatchSettings
 from embedcore.testing.embeddings_api import Count, EmbeddingsApi, Limits
 from embedcore.testing.landing import Effect, Landings
@@ -81,6 +83,21 @@ class BatchDriver:
             if job is None or job.gone:
                 raise ApiError(404, f"No batch found with id '{job_id}'.", param="batch_id")
             return job
+
+    def restore(
+        self, *, files: Iterable[Mapping[str, Any]], jobs: Iterable[Mapping[str, Any]]
+    ) -> None:
+        """Have the files and jobs of a record beside its own; what they cost is on no bill.
+
+        What is in a record: ``embedcore.testing.batchrecord``.
+        """
+        with self._lock:
+            for each in files:
+                self._files.put(stored_file(each))
+            for each in jobs:
+                input_file = self._files.once(each["input_file_id"])
+                job = recorded_job(each, input_file, self._runner.lines, salt=self._runner.salt)
+                self._jobs[job.id] = job
 
     def input_lines(self, file_id: str) -> list[bytes]:
         """The lines of an uploaded file, also of one that is gone by now."""

@@ -104,6 +104,10 @@ class FileStore:
         self._files[file.id] = file
         return file
 
+    def put(self, file: StoredFile) -> None:
+        """Keep a file that was made elsewhere."""
+        self._files[file.id] = file
+
     def get(self, file_id: str, *, param: str = "id", status: int = 404) -> StoredFile:
         """Raises ``ApiError`` with ``status`` if it is not there, or no more."""
         file = self.once(file_id)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from embedcore.testing.batchfiles import FileStore, Stored, StoredFile
-from embedcore.testing.batchlines import FileReader, Line, LineError
+from embedcore.testing.batchlines import FileReader, Line, LineError, Parsed
 from embedcore.testing.batchoutput import Failure, OutputContent, Result
 from embedcore.testing.batchsettings import BatchSettings, Quirks
 from embedcore.testing.embeddings_api import EmbeddingsApi
@@ -163,14 +163,26 @@ class Runner:
         if file is None or (file.gone and not kept) or not isinstance(file.content, Stored):
             message = f"The input file {job.input_file_id} could not be found."
             return self.fail(job, [LineError(code="file_not_found", message=message)])
-        reader = FileReader(self._api, self._settings.file_limits, endpoint=job.endpoint)
-        parsed = reader.read(file.content.lines(), file.content.size)
+        parsed = self._read(job, file.content)
         job.model = parsed.model
         errors = parsed.errors or self._over_queue(parsed.tokens, parsed.model, others)
         if errors:
             return self.fail(job, errors)
         job.lines = parsed.lines
         return self._enter(job, "in_progress")
+
+    def lines(self, job: Job, content: Stored) -> list[Line]:
+        """The lines of a valid input file."""
+        return self._read(job, content).lines
+
+    @property
+    def salt(self) -> str:
+        """That of the vectors."""
+        return self._api.salt
+
+    def _read(self, job: Job, content: Stored) -> Parsed:
+        reader = FileReader(self._api, self._settings.file_limits, endpoint=job.endpoint)
+        return reader.read(content.lines(), content.size)
 
     def run(self, job: Job, upto: int) -> None:
         """Run and bill lines until ``upto`` of them were run."""
