@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pydantic import BaseModel, SecretStr, ValidationError
@@ -15,6 +14,7 @@ from embedcore.config import Config
 from embedcore.configfile import state_folder
 from embedcore.errors import ConfigurationError, StorageReadOnly, UnsafeStorage
 from embedcore.events import Event, Observer
+from embedcore.folders import expanded
 from embedcore.observers import log
 from embedcore.policy.engine import Engine
 from embedcore.policy.limiter import gate_for
@@ -145,7 +145,7 @@ def vector_store(choice: Choice) -> VectorStore:
     folder = choice.setting("cache_dir")
     cap = choice.setting("cache_cap")
     return VectorStore(
-        (Path(folder).expanduser() if folder else state_folder(config)) / VECTORS_FILE,
+        (expanded(folder) if folder else state_folder(config)) / VECTORS_FILE,
         cap=DEFAULT_CACHE_CAP if cap is None else int(cap),
         allow_network_filesystem=config.allow_network_filesystem,
     )

@@ -18,6 +18,7 @@ from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from embedcore import folders
 from embedcore.config import Budget, Config, Limits
 from embedcore.errors import ConfigurationError
 from embedcore.provider.registry import LOAD_PLUGINS_VARIABLE, explain_validation
@@ -98,47 +99,48 @@ def validated(settings: Mapping[str, Any], origin: str) -> Config:
 def policy_budget() -> tuple[str, Budget] | None:
     """The limits that the machine's administrator set, if any."""
     named = os.environ.get(POLICY_VARIABLE)
-    path = Path(named) if named else _site_folder() / "policy.toml"
+    path = Path(named) if named else folders.site_config() / "policy.toml"
     if not named and not _is_there(path):
         return None
     return str(path), _valid(_Policy, _read(path), str(path)).budget
 
 
 def state_folder(config: Config) -> Path:
-    """Where the ledger and all other state live."""
+    """Where the ledger and all other state live.
+
+    Raises ``ConfigurationError`` if none is set and there is no home folder.
+    """
     home = config.home or os.environ.get(HOME_VARIABLE)
     if home:
-        return Path(home).expanduser()
-    import platformdirs
-
-    return Path(platformdirs.user_data_dir("embedcore", appauthor=False))
-
-
-def user_file() -> Path:
-    """The user's own settings, used where no project has any."""
-    import platformdirs
-
-    return Path(platformdirs.user_config_dir("embedcore", appauthor=False)) / FILE_NAME
+        return folders.expanded(home)
+    found = folders.user_data()
+    if found is None:
+        raise ConfigurationError(
+            "there is no home folder here, and so no place for the ledger and the cache: set "
+            f"{HOME_VARIABLE} to a folder that can be written"
+        )
+    return found
 
 
-def _site_folder() -> Path:
-    import platformdirs
-
-    return Path(platformdirs.site_config_dir("embedcore", appauthor=False))
+def user_file() -> Path | None:
+    """The user's own settings, used where no project has any. None: there is no such user."""
+    folder = folders.user_config()
+    return folder and folder / FILE_NAME
 
 
 def _settings(path: Path | str | None) -> tuple[str, dict[str, Any]]:
     named = path or os.environ.get(CONFIG_VARIABLE)
     if named:
-        return str(named), _read(Path(named).expanduser())
+        return str(named), _read(folders.expanded(named))
     for path in _upwards(FILE_NAME):
         return str(path), _read(path)
     for path in _upwards("pyproject.toml"):
         tool = _read(path).get("tool")
         if isinstance(tool, dict) and "embedcore" in tool:
             return f"{path}{_TABLE}", tool["embedcore"]
-    if _is_there(user_file()):
-        return str(user_file()), _read(user_file())
+    mine = user_file()
+    if mine is not None and _is_there(mine):
+        return str(mine), _read(mine)
     return "defaults", {}
 
 
@@ -165,7 +167,7 @@ def _upper_layers(origin: str) -> Iterator[tuple[str, Budget]]:
     if policy is not None:
         yield policy
     path = user_file()
-    if str(path) != origin and _is_there(path):
+    if path is not None and str(path) != origin and _is_there(path):
         yield str(path), validated(_read(path), str(path)).budget
 
 
@@ -249,11 +251,11 @@ def _folders(config: Config, origins: Mapping[str, str]) -> dict[str, Any]:
 
 def _absolute(folder: Path | None, origin: str) -> Path | None:
     """A folder named in a file is meant from there, wherever the program was started."""
-    folder = folder and folder.expanduser()
+    folder = folder and folders.expanded(folder)
     if folder is None or folder.is_absolute():
         return folder
     origin = origin.removesuffix(_TABLE)
-    start = Path() if origin.startswith("environment ") else Path(origin).expanduser().parent
+    start = Path() if origin.startswith("environment ") else folders.expanded(origin).parent
     return (start / folder).absolute()
 
 

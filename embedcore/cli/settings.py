@@ -15,7 +15,7 @@ from embedcore.cli.screen import Screen
 from embedcore.cli.text import table, without_credentials
 from embedcore.config import Config
 from embedcore.configfile import state_folder
-from embedcore.errors import EmbeddingError
+from embedcore.errors import ConfigurationError, EmbeddingError
 from embedcore.provider import registry
 from embedcore.provider.options import environment_options, is_secret
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _DEFAULT = "default"
 _HIDDEN = "(hidden)"
+_NO_STATE = "There is no folder for state: set EMBEDCORE_HOME"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ def command(screen: Screen, explain: bool) -> None:
     """
     config = Config.load()
     settings = [*_in_config(config), *_in_environment(config)]
-    state = str(state_folder(config))
+    state = _state_folder(config)
     screen.answer(
         {
             "settings": [asdict(one) for one in settings],
@@ -57,7 +58,15 @@ def command(screen: Screen, explain: bool) -> None:
     )
     heads = ("SETTING", "VALUE", "SET BY") if explain else ("SETTING", "VALUE")
     screen.show(table(heads, [_row(one)[: len(heads)] for one in settings]))
-    screen.show(f"\nAll state is in {state}")
+    screen.show(f"\n{_NO_STATE if state is None else f'All state is in {state}'}")
+
+
+def _state_folder(config: Config) -> str | None:
+    try:
+        return str(state_folder(config))
+    except ConfigurationError:
+        # Not set, and without a home folder there is no place of its own.
+        return None
 
 
 def _row(one: Setting) -> tuple[str, ...]:

@@ -25,8 +25,9 @@ def configuration(config: Config, problem: EmbeddingError | None) -> Iterator[Fi
     files = sorted(origin for origin in read if not origin.startswith("environment"))
     for file in files or ["none found: defaults and the environment hold"]:
         yield _setting("file", file)
-    if user_file().is_file() and str(user_file()) not in files:
-        yield _setting("file", f"{user_file()} (its limits hold as well)")
+    mine = user_file()
+    if mine is not None and mine.is_file() and str(mine) not in files:
+        yield _setting("file", f"{mine} (its limits hold as well)")
     policy = policy_budget()
     if policy is not None:
         yield _setting("policy", f"{policy[0]} (its limits hold over every setting)")
