@@ -29,6 +29,7 @@ class AwaitedForms:
         check_budget: bool = True,
         stop: Stop | None = None,
         cache: bool = True,
+        whole: bool = False,
     ) -> EmbeddingResult:
         raise NotImplementedError
 
@@ -56,31 +57,33 @@ class AwaitedForms:
 
     async def aembed_text(self, text: str) -> list[float]:
         """``embed_text`` without blocking the event loop."""
-        vector: list[float] = (await self.aembed([text])).vectors[0].tolist()
-        return vector
+        return (await self._listed([text]))[0]
 
     async def aembed_texts(
         self, texts: Iterable[str], check_budget: bool = True
     ) -> list[list[float]]:
         """``embed_texts`` without blocking the event loop."""
-        texts = _snapshot(texts)
-        result = await _in_thread(
-            lambda stop: self._embed(texts, check_budget=check_budget, stop=stop)
-        )
-        vectors: list[list[float]] = result.vectors.tolist()
-        return vectors
+        return await self._listed(texts, check_budget=check_budget)
 
     async def aembed_documents(self, texts: Iterable[str]) -> list[list[float]]:
         """``embed_documents`` without blocking the event loop."""
-        result = await self.aembed(texts, input_type="document")
-        vectors: list[list[float]] = result.vectors.tolist()
-        return vectors
+        return await self._listed(texts, input_type="document")
 
     async def aembed_query(self, text: str) -> list[float]:
         """``embed_query`` without blocking the event loop."""
-        result = await self.aembed([text], input_type="query")
-        vector: list[float] = result.vectors[0].tolist()
-        return vector
+        return (await self._listed([text], input_type="query"))[0]
+
+    async def _listed(
+        self, texts: Iterable[str], *, input_type: str | None = None, check_budget: bool = True
+    ) -> list[list[float]]:
+        texts = _snapshot(texts)
+        result = await _in_thread(
+            lambda stop: self._embed(
+                texts, input_type=input_type, check_budget=check_budget, stop=stop, whole=True
+            )
+        )
+        vectors: list[list[float]] = result.vectors.tolist()
+        return vectors
 
 
 def _snapshot(texts: Iterable[str]) -> Iterable[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from embedcore.awaiting import AwaitedForms
 from embedcore.batching import BatchForms
 from embedcore.errors import ConfigurationError
 from embedcore.events import Observer, Progress
+from embedcore.observers import picklable
 from embedcore.opening import Opened
 from embedcore.policy.engine import Engine, Stop
 from embedcore.policy.estimate import Plan, plan_now
@@ -65,9 +67,13 @@ class EmbeddingClient(AwaitedForms, StreamedForms, BatchForms):
     - ``options``: options of the provider, over those of the configuration.
     - ``observers``: callables that are told every ``embedcore.events.Event``.
 
-    Building one needs neither a key nor a network. It may be shared between threads, is usable
-    again after ``close()``, and pickles without keys or handles.
+    Building one needs neither a key nor a network. It may be shared between threads, and is usable
+    again after ``close()``. ``copy`` and ``deepcopy`` give a client of the same key, embedder and
+    observers; it pickles without keys and handles, and with those observers that can be pickled: a
+    warning names the others.
     """
+
+    _told_of_observers = False
 
     def __init__(
         self,
@@ -136,15 +142,17 @@ class EmbeddingClient(AwaitedForms, StreamedForms, BatchForms):
         """The vectors of any number of texts, in their order.
 
         ``check_budget=False`` keeps no limit, and still records what is spent. Raises any
-        ``EmbeddingError``; what was bought before it is in its ``.partial``.
+        ``EmbeddingError``, for an empty text too, whatever the settings: a list has no place for a
+        row that failed. What was bought before it is in its ``.partial``.
         """
-        result = self._embed(texts, check_budget=check_budget)
+        result = self._embed(texts, check_budget=check_budget, whole=True)
         vectors: list[list[float]] = result.vectors.tolist()
         return vectors
 
     def embed_documents(self, texts: Iterable[str]) -> list[list[float]]:
         """As ``embed_texts``, for texts that are to be found."""
-        vectors: list[list[float]] = self.embed(texts, input_type="document").vectors.tolist()
+        result = self._embed(texts, input_type="document", whole=True)
+        vectors: list[list[float]] = result.vectors.tolist()
         return vectors
 
     def embed_query(self, text: str) -> list[float]:
@@ -225,13 +233,29 @@ class EmbeddingClient(AwaitedForms, StreamedForms, BatchForms):
     def __getstate__(self) -> dict[str, Any]:
         by_hand = self._embedder is not None
         choice = self._choice if by_hand else self._choice.without_keys()
-        return {"choice": choice, "embedder": self._embedder}
+        observers = picklable(self._observers, warn=not self._told_of_observers)
+        self._told_of_observers = True
+        return {"choice": choice, "embedder": self._embedder, "observers": observers}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._choice = state["choice"]
         self._embedder = state["embedder"]
-        self._observers = ()
+        self._observers = state["observers"]
         self._opened = Opened()
+
+    def __copy__(self) -> Self:
+        """Another client of the same settings, key, embedder and observers."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__, _opened=Opened())
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # Settings are never changed; an embedder and an observer are somebody's, not a value.
+        twin = memo[id(self)] = copy.copy(self)
+        own = ("_choice", "_embedder", "_observers", "_opened")
+        more = {name: value for name, value in self.__dict__.items() if name not in own}
+        twin.__dict__.update(copy.deepcopy(more, memo))
+        return twin
 
     @property
     def _engine(self) -> Engine:
@@ -242,7 +266,8 @@ class EmbeddingClient(AwaitedForms, StreamedForms, BatchForms):
         return _Running(engine=engine, ledger=ledger)
 
     def _one(self, text: str, *, input_type: str | None) -> list[float]:
-        vector: list[float] = self.embed([text], input_type=input_type).vectors[0].tolist()
+        result = self._embed([text], input_type=input_type, whole=True)
+        vector: list[float] = result.vectors[0].tolist()
         return vector
 
     def _embed(
@@ -256,10 +281,11 @@ class EmbeddingClient(AwaitedForms, StreamedForms, BatchForms):
         stop: Stop | None = None,
         on_arrival: OnArrival | None = None,
         cache: bool = True,
+        whole: bool = False,
     ) -> EmbeddingResult:
         check_on_error(on_error)
         return embed_now(
-            equipped(self._engine, progress=progress, cache=cache),
+            equipped(self._engine, progress=progress, cache=cache, whole=whole),
             texts,
             input_type=input_type,
             on_error=on_error,

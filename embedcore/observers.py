@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import singledispatch
 from typing import Any, Final, TextIO
 
@@ -213,6 +215,42 @@ def with_progress(observe: Observer, progress: bool | Callable[[Progress], None]
         notify(show, event)
 
     return both
+
+
+def picklable(observers: Sequence[Observer], *, warn: bool) -> tuple[Observer, ...]:
+    """Those of a client's observers that can be pickled with it; a warning names the others."""
+    if getattr(_pickling, "tried", False):
+        # One of them holds the client, which is being pickled already.
+        return ()
+    _pickling.tried = True
+    try:
+        kept = tuple(observer for observer in observers if _pickles(observer))
+    finally:
+        _pickling.tried = False
+    if warn and len(kept) < len(observers):
+        lost = [_name_of(one) for one in observers if not any(one is other for other in kept)]
+        logger.warning(
+            "a client is pickled without observers that cannot be pickled: %s. Who unpickles it is "
+            "told of nothing by them: use functions of a module, or add them there",
+            ", ".join(lost),
+        )
+    return kept
+
+
+_pickling = threading.local()
+
+
+def _pickles(observer: Observer) -> bool:
+    try:
+        pickle.dumps(observer)
+    except Exception:  # noqa: BLE001 - whatever it is that cannot be pickled has its own error
+        return False
+    return True
+
+
+def _name_of(observer: Observer) -> str:
+    named = observer if hasattr(observer, "__qualname__") else type(observer)
+    return ".".join(filter(None, (named.__module__, named.__qualname__)))
 
 
 def _only_progress(callback: Any) -> Observer:

@@ -101,8 +101,20 @@ class StreamedForms:
         )
 
 
-def equipped(engine: Engine, *, progress: bool | Callable[[Progress], None], cache: bool) -> Engine:
-    """The engine for one call that shows its progress, or does without the store."""
+def equipped(
+    engine: Engine,
+    *,
+    progress: bool | Callable[[Progress], None],
+    cache: bool,
+    whole: bool = False,
+) -> Engine:
+    """The engine for one call that shows its progress, or does without the cache.
+
+    ``whole``: what is returned has no place to say that a row failed, so that none may, whatever
+    the settings.
+    """
+    if whole and engine.keep_empty:
+        engine = replace(engine, keep_empty=False)
     if not cache:
         engine = replace(engine, shelf=None)
     if progress:

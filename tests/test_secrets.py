@@ -9,6 +9,7 @@ import gc
 import io
 import logging
 import pickle
+import re
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -274,7 +275,12 @@ def imported(path: Path) -> set[str]:
 def test_nothing_that_is_stored_is_a_pickle() -> None:
     picklers = {"pickle", "marshal", "shelve", "dill", "joblib", "cloudpickle"}
     for path in Path(PACKAGE).rglob("*.py"):
-        assert imported(path).isdisjoint(picklers), path
+        found = imported(path) & picklers
+        if path.name == "observers.py":
+            # It tries what can be pickled. Nothing is written, and nothing is ever read.
+            assert set(re.findall(r"pickle\.(\w+)", path.read_text())) == {"dumps"}
+            found -= {"pickle"}
+        assert not found, path
 
 
 def test_the_canary_is_seen_where_it_is(canary: str) -> None:

@@ -93,7 +93,9 @@ def _index_of(row: int, text: object, known: dict[str, int], taken: Intake) -> i
 def _checked_size(row: int, text: str) -> int:
     if not text:
         raise _rejected(
-            row, 'is an empty text, which no model embeds; drop it, or set on_empty = "keep"'
+            row,
+            "is an empty text, which no model embeds: drop it, or have it kept as a failed row "
+            '(on_empty = "keep", for embed and embed_iter)',
         )
     try:
         return utf8_length(text)

@@ -25,6 +25,7 @@ from hypothesis import (  # noqa: E402
 from langchain_core.embeddings import Embeddings  # noqa: E402
 from langchain_tests.integration_tests import EmbeddingsIntegrationTests  # noqa: E402
 from langchain_tests.unit_tests import EmbeddingsUnitTests  # noqa: E402
+from pydantic import BaseModel, ConfigDict  # noqa: E402
 
 from embedcore import (  # noqa: E402
     AuthenticationFailed,
@@ -283,17 +284,69 @@ def test_settings_reach_the_client(server, monkeypatch, canary):
 
 
 @pytest.mark.fault(131)
-def test_it_pickles_and_copies_without_its_key(server, canary):
+def test_it_pickles_without_its_key(server, canary):
     embeddings = EmbedcoreEmbeddings(api_key=canary, options={"dimensions": 16})
     assert canary not in repr(embeddings)
     assert repr(embeddings) == f"EmbedcoreEmbeddings(openai:{MODEL}, scope='default')"
     pickled = pickle.dumps(embeddings)
     assert canary.encode() not in pickled
     # The key is in the environment here.
-    for other in (pickle.loads(pickled), copy.copy(embeddings), copy.deepcopy(embeddings)):
-        assert type(other) is EmbedcoreEmbeddings
-        assert other.embed_query("a") == vector_of("a", 16).tolist()
-        other.close()
+    other = pickle.loads(pickled)
+    assert type(other) is EmbedcoreEmbeddings
+    assert other.embed_query("a") == vector_of("a", 16).tolist()
+    other.close()
+    embeddings.close()
+
+
+class Chain(BaseModel):
+    """What LangChain keeps one in."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+    embeddings: Embeddings
+
+
+@pytest.mark.case("H1")
+@pytest.mark.parametrize(
+    "copied",
+    [
+        copy.copy,
+        copy.deepcopy,
+        lambda one: Chain(embeddings=one).model_copy(deep=True).embeddings,
+        lambda one: copy.deepcopy({"of": [one]})["of"][0],
+    ],
+    ids=["copy", "deepcopy", "deep copy of a model", "in containers"],
+)
+def test_a_copy_keeps_the_account_and_its_observers(server, monkeypatch, copied):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-B-another-account-0123456789")
+    server.api_key, events = None, []
+    embeddings = EmbedcoreEmbeddings(
+        api_key="sk-A-this-account-0123456789",
+        options={"dimensions": 16},
+        observers=[events.append],
+    )
+    other = copied(embeddings)
+    assert other.embed_query("a") == vector_of("a", 16).tolist()
+    sent = server.requests[-1].headers["authorization"]
+    assert sent == "Bearer sk-A-this-account-0123456789"
+    assert RequestFinished in map(type, events)
+    other.close()
+    embeddings.close()
+
+
+@pytest.mark.case("H5")
+@pytest.mark.parametrize("texts", [[""], ["a", "", "b"]])
+def test_it_raises_for_an_empty_text_whatever_the_setting(fake, texts):
+    client = EmbeddingClient(embedder=fake, config={"on_empty": "keep"})
+    embeddings = EmbedcoreEmbeddings(client=client)
+    with pytest.raises(InputRejected, match="empty text"):
+        embeddings.embed_documents(texts)
+    with pytest.raises(InputRejected, match="empty text"):
+        asyncio.run(embeddings.aembed_documents(texts))
+    with pytest.raises(InputRejected, match="empty text"):
+        embeddings.embed_query("")
+    with pytest.raises(InputRejected, match="empty text"):
+        asyncio.run(embeddings.aembed_query(""))
+    assert fake.calls == []
     embeddings.close()
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from pydantic import SecretStr
 
@@ -108,6 +109,16 @@ class OpenAIEmbedder:
                 f"Set {KEY_VARIABLE} instead, or pickle the client, which keeps its config"
             )
         return _rebuild, (self._info.model, self._options)
+
+    def __copy__(self) -> Self:
+        """Another embedder of the same options, the key included, with connections of its own."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__, _session=Session(self._options), _batch=None)
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # Options are never changed, and a callable among them may hold what cannot be copied.
+        return copy.copy(self)
 
     def _outcome(self, request: EmbedRequest) -> EmbedReply | EmbeddingError:
         if not request.texts:
