@@ -4,20 +4,29 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 LOCAL  := -e providers/openai -e providers/hashing
+ADAPTERS := $(addprefix test-,langchain opentelemetry postgresql qdrant lancedb)
 # Third parties' servers: OGX needs 3.12 or newer, AIBrix 3.12 or older.
 SERVERS := .venv-batch-servers
 SERVERS_PYTHON ?= python3.12
 PROJECTS := pyproject.toml $(wildcard providers/*/pyproject.toml)
-# Tests in parallel: one process per core, at most four.
+PROVIDERS := $(notdir $(wildcard providers/*))
+# Tests in parallel: one process per core, at most four. What one has left, another takes.
 JOBS   ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n)
+PYTEST := $(BIN)/python -m pytest -q
+PARALLEL := -n $(JOBS) --dist worksteal
+# Without its caches every process of the tests compiles all it imports: that is half of their start.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test lint types format check test-openai2 test-integrations test-batch-servers test-pythons campaign campaign-batches benchmark compare clean
+.PHONY: help demo test lint types format check test-core $(PROVIDERS:%=test-%) test-openai2 test-integrations $(ADAPTERS) test-batch-servers test-pythons campaign-short campaign campaign-batches benchmark compare clean
 
 help:
 	@echo "make demo      embed and search the standard library's docstrings: no key, no network"
-	@echo "make test      the tests"
-	@echo "make check     lint, types and tests, as CI runs them"
-	@echo "make campaign  the long tests: many processes, kill -9 loops"
+	@echo "make test      the tests, on any machine"
+	@echo "make test-core, $(PROVIDERS:%=make test-%,) make test-openai2  a part of them, or the other openai package"
+	@echo "make test-integrations, $(ADAPTERS:%=make %,) make test-batch-servers  with what others wrote"
+	@echo "make check     lint, types and tests"
+	@echo "make campaign-short  races against real time, kill -9 loops: what CI runs besides"
+	@echo "make campaign  all of those, and ten times the examples: hours"
 	@echo "make campaign-batches  kill -9 and lost answers for batches only"
 	@echo "make benchmark the benchmarks"
 	@echo "make compare   embedcore beside its peers, about 40 minutes"
@@ -26,7 +35,13 @@ demo: $(VENV)/.installed
 	@$(BIN)/embedcore demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q -n $(JOBS) -m "not campaign and not batch_servers"
+	$(PYTEST) $(PARALLEL) -m "not campaign and not batch_servers"
+
+test-core: $(VENV)/.installed-dev
+	$(PYTEST) $(PARALLEL) -m "not campaign and not batch_servers" tests
+
+$(PROVIDERS:%=test-%): test-%: $(VENV)/.installed-dev
+	$(PYTEST) $(PARALLEL) -m "not campaign" providers/$*
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -43,15 +58,19 @@ check: lint types test
 
 # Both majors of the openai package are in use; .venv has the newest.
 test-openai2: .venv-openai2/.installed-dev
-	.venv-openai2/bin/python -m pytest -q -m "not campaign" providers/openai
+	.venv-openai2/bin/python -m pytest -q $(PARALLEL) -m "not campaign" providers/openai
 
 # The adapters and recipes, with what they adapt: too much for .venv. Pytest's options are those
 # that LangChain's own tests need.
+INTEGRATED = .venv-integrations/bin/python -m pytest -q -m "not campaign" \
+  -o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=function
+
 test-integrations: .venv-integrations/.installed-dev
 	.venv-integrations/bin/mypy embedcore/adapters
-	.venv-integrations/bin/python -m pytest -q -m "not campaign" \
-	  -o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=function \
-	  $(wildcard tests/adapters tests/recipes)
+	$(INTEGRATED) $(wildcard tests/adapters tests/recipes)
+
+$(ADAPTERS): test-%: .venv-integrations/.installed-dev
+	$(INTEGRATED) tests/adapters tests/recipes -k $*
 
 # Batches on servers that nobody here wrote: OGX, AIBrix in dry run, and aimock where there is npm.
 test-batch-servers: $(VENV)/.installed-dev $(SERVERS)/ogx/.installed $(SERVERS)/aibrix/.installed $(SERVERS)/aimock/.installed
@@ -66,8 +85,12 @@ test-pythons:
 	  else echo "Python $$version is not here"; fi; \
 	done
 
+campaign-short: $(VENV)/.installed-dev
+	$(PYTEST) $(PARALLEL) -m "campaign(short=True)"
+
 campaign: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q -m campaign
+	$(PYTEST) -m campaign
+	$(PYTEST) $(PARALLEL) --hypothesis-profile=wide -m "hypothesis and not campaign and not batch_servers"
 
 # 400 kills of processes that work on batches, and pollers that stand still: about half an hour.
 campaign-batches: $(VENV)/.installed-dev

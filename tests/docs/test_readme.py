@@ -234,7 +234,7 @@ def _make(arguments: list[str]) -> None:
     for target in arguments:
         found = re.search(rf"^{re.escape(target)}:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
         assert found, f"no target {target!r}"
-        assert {"demo": "embedcore demo", "test": "-m pytest"}.get(target, "$(") in found[1]
+        assert {"demo": "embedcore demo", "test": "$(PYTEST)"}.get(target, "$(") in found[1]
     if "demo" in arguments:
         # In this environment, rather than in one that make would set up.
         done = subprocess.run([*CLI, "demo"], capture_output=True, text=True, check=False)
