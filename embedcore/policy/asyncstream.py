@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 import weakref
 from collections.abc import (
     AsyncGenerator,
@@ -184,7 +183,7 @@ class AsyncEmbeddingStream(OutletView, AsyncIterator[Block]):
             self._read_plain(self._plain)
             await asyncio.sleep(0)
             return
-        until = time.monotonic() + _READ_SECONDS
+        until = self._pipeline.monotonic() + _READ_SECONDS
         while self._feed.wants_more and self._paused is not None and not self._is_closing:
             if self._reading is None:
                 self._reading = asyncio.ensure_future(_next(self._paused))
@@ -192,11 +191,11 @@ class AsyncEmbeddingStream(OutletView, AsyncIterator[Block]):
             if not self._reading.done():
                 return
             self._add(self._reading)
-            if time.monotonic() > until:
+            if self._pipeline.monotonic() > until:
                 return
 
     def _read_plain(self, source: Iterator[Any]) -> None:
-        until = time.monotonic() + _READ_SECONDS
+        until = self._pipeline.monotonic() + _READ_SECONDS
         while self._feed.wants_more:
             try:
                 item = next(source)
@@ -206,7 +205,7 @@ class AsyncEmbeddingStream(OutletView, AsyncIterator[Block]):
                 self._feed.end(error)
             else:
                 self._feed.add(item)
-            if time.monotonic() > until:
+            if self._pipeline.monotonic() > until:
                 return
 
     def _add(self, read: asyncio.Task[Any]) -> None:

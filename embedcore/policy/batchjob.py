@@ -5,7 +5,6 @@ Everything is written down, so that another process has the same by its id.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
@@ -77,8 +76,9 @@ class BatchJob:
         """
         if not poll_interval > 0:
             raise ConfigurationError(f"poll_interval = {poll_interval} must be above 0 seconds")
-        end = None if timeout is None else time.monotonic() + timeout
-        pause = Pause(stop)
+        engine = self._office.engine
+        end = None if timeout is None else engine.monotonic() + timeout
+        pause = Pause(stop, engine.wait_for)
         while True:
             found = recipe.advance(self._office, self.record)
             self.record = found.batch
@@ -88,7 +88,7 @@ class BatchJob:
                 self._office.batches.still_waiting(self.record, waiting_lease(poll_interval))
             if found.problems and not self._goes_on():
                 raise found.problems[0]
-            left = None if end is None else end - time.monotonic()
+            left = None if end is None else end - engine.monotonic()
             if left is not None and left <= 0:
                 break
             seconds = min(poll_interval, found.due or poll_interval, left or poll_interval)

@@ -112,7 +112,11 @@ class Learned:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Engine:
-    """Everything a recipe needs besides the texts. Shared by the threads of one client."""
+    """Everything a recipe needs besides the texts. Shared by the threads of one client.
+
+    ``monotonic`` and ``wait_for`` are its only sense of time: ``wait_for(event, seconds)`` says
+    whether the event was set within so many seconds.
+    """
 
     embedder: Embedder
     account: Account
@@ -132,6 +136,7 @@ class Engine:
     lends_room: bool = False
     learned: Learned = field(default_factory=Learned)
     monotonic: Callable[[], float] = time.monotonic
+    wait_for: Callable[[threading.Event, float], bool] = threading.Event.wait
     jitter: Callable[[float, float], float] = random.uniform
     grace: float = 5.0
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-import time
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from embedcore.policy.blocks import Row, RowReader
@@ -57,7 +56,7 @@ class Feed:
             return
         with self._lock:
             if not self._rows:
-                self._oldest = time.monotonic()
+                self._oldest = self._pipeline.monotonic()
             self._rows.append(row)
             if len(self._rows) >= self._pipeline.block_rows:
                 self._start()
@@ -67,7 +66,7 @@ class Feed:
     def flush(self, *, older_than: float = 0.0) -> None:
         """Start what there is, if its first row has waited so many seconds."""
         with self._lock:
-            waited = time.monotonic() - self._oldest
+            waited = self._pipeline.monotonic() - self._oldest
             if self._rows and self._pipeline.has_room and waited >= older_than:
                 self._start()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -79,11 +79,16 @@ class Pause:
     """Sleeps for a call, and wakes up when it ends.
 
     Called with 0 it only looks whether the call has ended. Raises ``Stopped`` then. ``ended`` may
-    be set by someone outside the call as well.
+    be set by someone outside the call as well. ``wait_for``: of the engine.
     """
 
-    def __init__(self, ended: threading.Event | None = None) -> None:
+    def __init__(
+        self,
+        ended: threading.Event | None = None,
+        wait_for: Callable[[threading.Event, float], bool] = threading.Event.wait,
+    ) -> None:
         self._ended = ended if ended is not None else threading.Event()
+        self._wait_for = wait_for
 
     def end(self) -> None:
         self._ended.set()
@@ -93,5 +98,5 @@ class Pause:
         return self._ended.is_set()
 
     def __call__(self, seconds: float) -> None:
-        if self._ended.wait(seconds) if seconds > 0 else self._ended.is_set():
+        if self._wait_for(self._ended, seconds) if seconds > 0 else self._ended.is_set():
             raise Stopped

@@ -112,7 +112,7 @@ class _Call:
                 room_for=self._collected.room_for,
             )
         )
-        pause = self._pause = Pause(stop)
+        pause = self._pause = Pause(stop, engine.wait_for)
         seconds = engine.retry.deadline
         deadline = None if seconds is None else engine.monotonic() + seconds
         self._deadline = deadline

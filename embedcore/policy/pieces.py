@@ -189,7 +189,8 @@ class _Embedding:
         self.engine.observe(BudgetWait(scope=scope, until=error.resets_at, message=error.message))
         if self.piece.results:
             self.on_ready()
-        if self.piece.stop.wait(min(max(seconds, 0.0) + 0.05, _LOOK_SECONDS)):
+        longest = min(max(seconds, 0.0) + 0.05, _LOOK_SECONDS)
+        if self.engine.wait_for(self.piece.stop, longest):
             raise Stopped
 
 

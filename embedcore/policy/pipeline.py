@@ -6,7 +6,6 @@ import atexit
 import contextvars
 import os
 import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -36,7 +35,7 @@ class Pipeline:
     """Embeds blocks of rows, as many at once as keep every request slot of the client busy.
 
     ``block_rows``: rows of one block; ``ahead``: blocks that may be under way. ``on_ready`` is
-    called, in any thread, when there may be something to give.
+    called, in any thread, when there may be something to give. ``monotonic`` is the engine's clock.
     """
 
     def __init__(
@@ -54,6 +53,7 @@ class Pipeline:
         self.block_rows = block_rows or min(_REQUESTS_PER_BLOCK * per_request, _MOST_ROWS)
         requests = max(-(-self.block_rows // per_request), 1)
         self.ahead = -(-engine.pool.size // requests) + 1
+        self.monotonic = engine.monotonic
         self._engine = engine
         self._how = partial(
             embed_piece, input_type=input_type, on_error=on_error, on_budget=on_budget
@@ -132,10 +132,10 @@ class Pipeline:
     def end(self) -> list[Piece]:
         """Send nothing more. Returns what was under way, once that has landed or been given up."""
         self.stop()
-        until = time.monotonic() + self._engine.grace + _AFTER_GRACE_SECONDS
+        until = self.monotonic() + self._engine.grace + _AFTER_GRACE_SECONDS
         pieces = list(self._pending)
         for piece in pieces:
-            while not piece.done and time.monotonic() < until:
+            while not piece.done and self.monotonic() < until:
                 piece.ready.wait(_LOOK_SECONDS)
                 if not piece.done:
                     piece.ready.clear()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 import weakref
 from collections.abc import Generator, Iterable, Iterator
 from types import TracebackType
@@ -141,9 +140,10 @@ class EmbeddingStream(OutletView, Iterator[Block]):
 
     def _read(self) -> None:
         """Read until a block can be given, unless that is now and reading is quick."""
-        began = time.monotonic()
+        now = self._pipeline.monotonic
+        began = now()
         while self._feed.wants_more:
-            if self._pipeline.next_is_ready and time.monotonic() > began + _READ_ON_SECONDS:
+            if self._pipeline.next_is_ready and now() > began + _READ_ON_SECONDS:
                 return
             try:
                 item = next(self._source)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -23,6 +22,7 @@ from embedcore.events import Held
 from embedcore.policy.blocks import Row, RowReader, elements
 from embedcore.policy.draining import choose_now
 from embedcore.policy.estimate import resolve_input_type
+from embedcore.policy.flights import Pause
 from embedcore.policy.patience import hold_patiently
 from embedcore.policy.preparing import Prepared
 from embedcore.policy.purse import require_price
@@ -255,7 +255,7 @@ def _hold(office: BatchOffice, batch: BatchRecord) -> None:
         lambda: office.cutter.hold(batch, cut),
         engine.account,
         engine.observe,
-        pause=time.sleep,
+        pause=Pause(wait_for=engine.wait_for),
         monotonic=engine.monotonic,
     )
     engine.observe(Held(scope=engine.account.scope, tokens=amount.tokens, picodollars=amount.cost))

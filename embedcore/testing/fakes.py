@@ -188,8 +188,8 @@ class FakeEmbedder(BaseEmbedder):
 class FakeClock:
     """Time that passes only when it is told to. Callable from several threads.
 
-    ``sleep`` lets it pass at once and is listed in ``sleeps``. ``jump`` moves the time of day
-    alone, as a clock set by hand does.
+    ``sleep`` lets it pass at once and is listed in ``sleeps``; so does ``wait``, in place of a wait
+    for an event. ``jump`` moves the time of day alone, as a clock set by hand does.
     """
 
     def __init__(self, now: datetime = datetime(2026, 1, 15, 12, tzinfo=UTC)) -> None:
@@ -225,3 +225,9 @@ class FakeClock:
         with self._lock:
             self.sleeps.append(seconds)
         self.advance(seconds)
+
+    def wait(self, event: threading.Event, seconds: float) -> bool:
+        """Sleep, unless the event is set already. Returns whether it is set."""
+        if not event.is_set():
+            self.sleep(seconds)
+        return event.is_set()
