@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,10 @@ class Bureau:
         ledger = client._engine.account.ledger
         assert ledger is not None
         ledger._clock = self.clock.time
+        # Whoever waits, waits by the same clock: it takes no time.
+        running = client._opened.get(client._open)
+        by_clock = replace(running.engine, monotonic=self.clock.monotonic, wait_for=self.clock.wait)
+        client._opened._thing = replace(running, engine=by_clock)
         self.last = self._opened.enter_context(client)
         return client
 

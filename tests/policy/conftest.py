@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -18,16 +20,19 @@ from embedcore.policy.limiter import Gate
 from embedcore.policy.pool import Pool
 from embedcore.policy.purse import Account
 from embedcore.policy.retry import RetryQuota, RetrySettings
+from embedcore.provider.types import EmbedReply, EmbedRequest
 from embedcore.storage import usage
 from embedcore.storage.amounts import Amount, Limit
 from embedcore.storage.database import Database
 from embedcore.storage.ledger import Ledger
 from embedcore.storage.schema import STATE, STATE_VERSION
 from embedcore.streaming import StreamedForms
-from embedcore.testing import FakeEmbedder, FakeOpenAI, vectors_of
+from embedcore.testing import FakeClock, FakeEmbedder, FakeOpenAI, vectors_of
 
 QUICK = RetrySettings(first_wait=0.001, longest_wait=0.002, longest_named_wait=1.0)
 SCOPE = "default"
+# Seconds for what takes as long as the machine takes, and does happen.
+LONG = 120.0
 
 
 class _Front(StreamedForms):
@@ -40,7 +45,10 @@ class _Front(StreamedForms):
 
 
 class Desk:
-    """An engine over a provider in this process, with its own books, gate and threads."""
+    """An engine over a provider in this process, with its own books, gate and threads.
+
+    With a ``clock`` its waits take no time, and pass on the clock.
+    """
 
     def __init__(
         self,
@@ -50,10 +58,15 @@ class Desk:
         retry: RetrySettings = QUICK,
         threads: int = 4,
         ledger: Ledger | None = None,
-        wait: float = 5.0,
+        wait: float = LONG,
         local: bool = False,
+        clock: FakeClock | None = None,
         **engine: Any,
     ) -> None:
+        time = {"monotonic": clock.monotonic} if clock else {}
+        engine = {"gate": Gate(backoff=(0.001, 0.002), **time), "grace": LONG, **time, **engine}
+        if clock:
+            engine["wait_for"] = clock.wait
         self.embedder = embedder if embedder is not None else FakeEmbedder()
         self.ledger = ledger or Ledger(Database(None, STATE, version=STATE_VERSION))
         self.events: list[Event] = []
@@ -64,7 +77,6 @@ class Desk:
                 ledger=None if local else self.ledger, scope=SCOPE, limits=limits, wait=wait
             ),
             pool=Pool(threads),
-            gate=engine.pop("gate", None) or Gate(backoff=(0.001, 0.002)),
             quota=engine.pop("quota", None) or RetryQuota(1000.0, 1.0),
             retry=retry,
             label="fake:fake-embedding",
@@ -120,6 +132,24 @@ class Desk:
         self.close()
 
 
+class Halting(FakeEmbedder):
+    """Answers so many requests, and holds all others until it is let go. ``begun``: how many
+    came."""
+
+    def __init__(self, answers: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.answers, self.begun, self.go = answers, 0, threading.Event()
+        self._counts = threading.Lock()
+
+    def embed(self, request: EmbedRequest) -> EmbedReply:
+        with self._counts:
+            self.begun += 1
+            number = self.begun
+        if number > self.answers:
+            assert self.go.wait(LONG)
+        return super().embed(request)
+
+
 def day_limit(amount: int, *, reserved: int = 0) -> Limit:
     return Limit(scope=SCOPE, period="day", unit="tokens", amount=amount, reserved=reserved)
 
@@ -143,6 +173,34 @@ def desk() -> Any:
 
 
 @pytest.fixture(scope="session")
+def halting() -> Any:
+    return Halting
+
+
+@pytest.fixture(scope="session")
+def with_engine() -> Any:
+    """``with_engine(client, grace=…)``: the client, whose engine was changed in these things."""
+
+    def with_engine(client: EmbeddingClient, **changed: Any) -> EmbeddingClient:
+        running = client._opened.get(client._open)
+        client._opened._thing = replace(running, engine=replace(running.engine, **changed))
+        return client
+
+    return with_engine
+
+
+@pytest.fixture(scope="session")
+def by_clock(with_engine: Any) -> Any:
+    """``by_clock(client, clock)``: its waits take no time, and pass on the clock."""
+
+    def by_clock(client: EmbeddingClient, clock: FakeClock) -> EmbeddingClient:
+        gate = Gate(monotonic=clock.monotonic)
+        return with_engine(client, monotonic=clock.monotonic, wait_for=clock.wait, gate=gate)
+
+    return by_clock
+
+
+@pytest.fixture(scope="session")
 def rows_are_right() -> Any:
     return check_rows
 
@@ -159,6 +217,24 @@ def server() -> Iterator[FakeOpenAI]:
 
     with FakeOpenAI(count=Cl100kTokenizer().count) as server:
         yield server
+
+
+@pytest.fixture
+def hold_replies(server: FakeOpenAI, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """``go = hold_replies(after=3)``: after three, replies wait for ``go``, and are billed."""
+    go, answer, numbers = threading.Event(), server.answer, itertools.count(1)
+
+    def hold_replies(*, after: int) -> threading.Event:
+        def held(request: Any) -> Any:
+            number, reply = next(numbers), answer(request)
+            assert number <= after or go.wait(LONG)
+            return reply
+
+        monkeypatch.setattr(server, "answer", held)
+        return go
+
+    yield hold_replies
+    go.set()
 
 
 @pytest.fixture

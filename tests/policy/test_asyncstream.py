@@ -14,7 +14,7 @@ from hypothesis import given, settings, strategies as st
 from embedcore.errors import AuthenticationFailed, EmbeddingError, InputRejected
 from embedcore.policy import feed
 from embedcore.storage.amounts import Amount
-from embedcore.testing import FakeEmbedder, vectors_of
+from embedcore.testing import FakeClock, FakeEmbedder, vectors_of
 from embedcore.testing.fakes import FAKE_INFO
 
 NARROW = replace(FAKE_INFO, dimensions=8, max_texts_per_request=4)
@@ -63,7 +63,9 @@ def test_any_source_gives_the_same_blocks(desk, count, size, threads, pauses, pl
         assert await collect(stream) == []
         return blocks
 
-    with desk(FakeEmbedder(info=NARROW, latency=0.001), threads=threads) as one:
+    # No second passes, after which less than a block would be sent.
+    embedder = FakeEmbedder(info=NARROW, latency=0.001)
+    with desk(embedder, threads=threads, monotonic=lambda: 0.0) as one:
         blocks = asyncio.run(go(one))
         check(blocks, texts)
         assert all(len(block) == size for block in blocks[:-1])
@@ -78,7 +80,7 @@ def test_a_source_that_pauses_is_sent_and_given_meanwhile(desk):
         async def rows():
             yield "row 0"
             # It goes on only when the consumer has the first block.
-            await asyncio.wait_for(goes_on.wait(), 10)
+            await asyncio.wait_for(goes_on.wait(), 120)
             yield "row 1"
 
         began = time.monotonic()
@@ -120,36 +122,104 @@ def test_a_cancelled_anext_loses_no_block(desk, plain, seconds):
 
 
 def test_an_error_is_not_lost_when_it_is_waited_for_in_short_steps(desk):
-    def script(request, number):
-        return AuthenticationFailed("key", status=401) if "row 4" in request.texts else None
+    under_way, was_late = threading.Event(), threading.Event()
 
     class Slow(FakeEmbedder):
         def embed(self, request):
-            # What is under way when the stream fails takes a while to land.
+            # What is under way when the stream fails lands after the error was waited for in vain.
+            if "row 4" in request.texts:
+                assert under_way.wait(120)
+                raise AuthenticationFailed("key", status=401)
             if "row 8" in request.texts:
-                time.sleep(0.3)
+                under_way.set()
+                assert was_late.wait(120)
             return super().embed(request)
 
     async def go(one):
         stream = one.astream(texts_of(12), block_size=4)
-        blocks, late = [], 0
+        blocks = []
         while True:
             try:
                 blocks.append(await asyncio.wait_for(anext(stream), 0.01))
             except TimeoutError:
-                late += 1
+                if stream._ending is not None:
+                    was_late.set()
             except AuthenticationFailed:
-                assert late
+                assert was_late.is_set()
                 assert await collect(stream) == []
                 return blocks, stream.salvaged
 
-    with desk(Slow(info=NARROW, script=script)) as one:
+    with desk(Slow(info=NARROW)) as one:
         blocks, salvaged = asyncio.run(go(one))
         check(blocks, texts_of(4))
         assert [block.rows for block in salvaged] == [texts_of(12)[8:]]
         assert one.used.held == Amount()
 
 
+@pytest.mark.parametrize("plain", [True, False])
+def test_the_event_loop_goes_on_while_requests_are_under_way(desk, plain):
+    asked, heard = threading.Event(), threading.Event()
+
+    class Waiting(FakeEmbedder):
+        def embed(self, request):
+            # Whoever waited for this in the event loop would wait for ever.
+            asked.set()
+            assert heard.wait(120)
+            return super().embed(request)
+
+    async def listen():
+        while not asked.is_set():
+            await asyncio.sleep(0)
+        heard.set()
+
+    async def go(one):
+        listening = asyncio.ensure_future(listen())
+        rows = texts_of(40)
+        blocks = await collect(one.astream(rows if plain else pausing(rows, [None]), block_size=4))
+        await listening
+        return blocks
+
+    with desk(Waiting(info=NARROW), threads=2) as one:
+        check(asyncio.run(go(one)), texts_of(40))
+        one.check()
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_source_is_read_for_a_hundredth_of_a_second_at_a_time(desk, plain):
+    """Each row takes a millisecond of the clock: after ten of them, others have their turn."""
+    clock, runs = FakeClock(), [0]
+
+    def read():
+        clock.advance(0.001)
+        runs[-1] += 1
+
+    def rows():
+        for text in texts_of(300):
+            read()
+            yield text
+
+    async def paused():
+        for text in rows():
+            yield text
+
+    async def watch():
+        while True:
+            runs.append(0)
+            await asyncio.sleep(0)
+
+    async def go(one):
+        watching = asyncio.ensure_future(watch())
+        blocks = await collect(one.astream(rows() if plain else paused(), block_size=50))
+        watching.cancel()
+        return blocks
+
+    with desk(FakeEmbedder(info=NARROW), monotonic=clock.monotonic) as one:
+        check(asyncio.run(go(one)), texts_of(300))
+    assert sum(runs) == 300
+    assert max(runs) <= 11
+
+
+@pytest.mark.campaign(short=True)
 @pytest.mark.parametrize("plain", [True, False])
 def test_the_event_loop_is_never_held_up(desk, plain):
     texts = texts_of(6000)
@@ -258,7 +328,7 @@ def test_closing_ends_the_source_and_leaves_nothing_held(desk, plain):
         assert await collect(stream) == []
         return sum(int(block.ok.sum()) for block in stream.salvaged)
 
-    with desk(FakeEmbedder(info=NARROW, latency=0.005), threads=2, grace=2.0) as one:
+    with desk(FakeEmbedder(info=NARROW, latency=0.005), threads=2) as one:
         kept = asyncio.run(go(one))
         assert ended == [True]
         assert one.embedder.meter.billed_texts.total() == 4 + kept
@@ -269,15 +339,16 @@ def test_closing_while_a_source_pauses_ends_the_task_that_waits(desk):
     async def go(one):
         async def rows():
             yield "row 0"
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
 
         stream = one.astream(rows(), block_size=1)
         await anext(stream)
         waiting = asyncio.ensure_future(anext(stream))
-        await asyncio.sleep(0.05)
+        while not stream._busy.locked():
+            await asyncio.sleep(0)
         await stream.aclose()
         with pytest.raises(EmbeddingError, match="closed before it ended"):
-            await asyncio.wait_for(waiting, 5)
+            await asyncio.wait_for(waiting, 120)
 
     with desk(FakeEmbedder(info=NARROW)) as one:
         asyncio.run(go(one))
@@ -299,9 +370,9 @@ def test_a_stream_that_is_dropped_with_its_loop_sends_nothing_more(desk):
         stream = one.astream(map(str, itertools.count()), block_size=4)
         await anext(stream)
 
-    with desk(FakeEmbedder(info=NARROW, latency=0.005), threads=2, grace=2.0) as one:
+    with desk(FakeEmbedder(info=NARROW, latency=0.005), threads=2) as one:
         asyncio.run(go(one))
-        ends = time.monotonic() + 10
+        ends = time.monotonic() + 120
         while one.used.held != Amount() or any(
             thread.name == "embedcore-stream" for thread in threading.enumerate()
         ):

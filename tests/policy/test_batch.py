@@ -85,7 +85,7 @@ def test_two_clients_that_look_at_once_do_everything_once(bureau: Any) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
     assert not any(thread.is_alive() for thread in threads)
     assert not failed, failed
     for job in jobs:

@@ -517,6 +517,7 @@ def test_campaign(machine: type[Machine]) -> None:
     run_state_machine_as_test(machine, settings=plan(4_000, 50, database=None))
 
 
+@pytest.mark.campaign(short=True)
 @pytest.mark.parametrize("name", sorted(mutants.MUTANTS))
 def test_mutant_is_found(name: str, caplog: pytest.LogCaptureFixture) -> None:
     """Break the code, and see it fail."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import pytest
 
@@ -71,10 +70,8 @@ def test_a_pause_ends_with_the_call_or_from_outside():
         pause(0.0)
         pause(0.001)
         threading.Timer(0.05, pause.end if end == "inside" else outside.set).start()
-        began = time.monotonic()
         with pytest.raises(Stopped):
-            pause(30.0)
-        assert time.monotonic() - began < 10
+            pause(3600.0)
         assert pause.ended
         with pytest.raises(Stopped):
             pause(0.0)

@@ -30,6 +30,7 @@ from embedcore.errors import (
 )
 from embedcore.events import BoundViolated, Progress, RequestFailed, RequestFinished, RequestSent
 from embedcore.policy.estimate import plan_now
+from embedcore.policy.limiter import Gate
 from embedcore.policy.retry import RetryQuota, RetrySettings
 from embedcore.provider.types import EmbedReply, ModelInfo, Price
 from embedcore.storage.amounts import Amount
@@ -50,7 +51,7 @@ def small(**options):
     return FakeEmbedder(info=options.pop("info", SMALL), **options)
 
 
-def until(true, seconds=20.0):
+def until(true, seconds=120.0):
     ends = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < ends, "waited in vain"
@@ -561,7 +562,7 @@ def test_first_replies_of_two_widths_at_the_same_moment(desk):
 
     def script(request, number):
         def reply(request, honest):
-            together.wait(10)
+            together.wait(120)
             return replace(honest, vectors=vectors_of(request.texts, 8 + number))
 
         return Outcome(reply=reply)
@@ -643,31 +644,49 @@ def test_a_reply_is_taken_whole_or_not_at_all(desk):
 
 @pytest.mark.fault(20)
 def test_one_threads_429_holds_all_of_them(desk):
-    arrivals, slow = [], RateLimited("slow", retry_after=0.3)
-
-    def script(request, number):
-        arrivals.append(time.monotonic())
-        return slow if number == 0 else None
-
-    first = desk(small(script=script), threads=1)
-    second = desk(small(script=script), gate=first.engine.gate, threads=8)
+    clock = FakeClock()
+    gate = Gate(monotonic=clock.monotonic)
+    # They look again and again, and only the test lets time pass.
+    by_clock = {"gate": gate, "retry": RetrySettings()}
+    by_clock["wait_for"] = lambda event, _: event.wait(0.005)
+    first = desk(small(script=[RateLimited("slow", retry_after=30)]), threads=1, **by_clock)
+    second = desk(small(), threads=8, **by_clock)
     with first, second:
-        thread = threading.Thread(target=lambda: first.embed(["a"]))
-        thread.start()
-        until(lambda: first.engine.gate.closed_for > 0)
-        second.embed(texts(40))
-        thread.join()
-    assert min(arrivals[1:]) - arrivals[0] >= 0.3
+        calls = [
+            threading.Thread(target=lambda: first.embed(["a"])),
+            threading.Thread(target=lambda: second.embed(texts(40))),
+        ]
+        calls[0].start()
+        until(lambda: gate.closed_for > 0)
+        calls[1].start()
+        until(lambda: gate.state().waiting == 1 + 8)
+        assert (first.embedder.meter.requests, second.embedder.meter.requests) == (1, 0)
+        clock.advance(29)
+        assert gate.closed_for > 0
+        while any(call.is_alive() for call in calls):
+            clock.advance(60)
+            calls[1].join(0.005)
+        assert (first.embedder.meter.requests, second.embedder.meter.requests) == (2, 10)
 
 
-def test_a_short_call_does_not_wait_for_a_long_one(desk):
-    with desk(small(info=replace(SMALL, max_texts_per_request=1), latency=0.01), threads=2) as one:
+def test_a_short_call_does_not_wait_for_a_long_one(desk, halting, monkeypatch):
+    info = replace(SMALL, max_texts_per_request=1)
+    with desk(halting(4, info=info), threads=2) as one:
+        pool, submit = one.engine.pool, one.engine.pool.submit
+
+        def submitted(task):
+            submit(task)
+            if threading.current_thread() is threading.main_thread():
+                one.embedder.go.set()
+
+        monkeypatch.setattr(pool, "submit", submitted)
         long = threading.Thread(target=lambda: one.embed(texts(150)))
         long.start()
-        until(lambda: one.embedder.meter.requests >= 4)
+        until(lambda: one.embedder.begun == 6)
         one.embed(["a question"])
-        assert one.embedder.meter.requests < 60
         long.join()
+        asked = [call.texts for call in one.embedder.calls]
+        assert asked.index(("a question",)) < 10
         one.check()
 
 
@@ -692,8 +711,8 @@ def test_calls_of_many_threads_share_one_client(desk):
         one.check()
 
 
-def test_a_client_closed_meanwhile_ends_the_call_with_a_typed_error(desk):
-    one = desk(small(info=replace(SMALL, max_texts_per_request=1), latency=0.01), threads=2)
+def test_a_client_closed_meanwhile_ends_the_call_with_a_typed_error(desk, halting):
+    one = desk(halting(4, info=replace(SMALL, max_texts_per_request=1)), threads=2)
     raised = []
 
     def go():
@@ -704,9 +723,10 @@ def test_a_client_closed_meanwhile_ends_the_call_with_a_typed_error(desk):
 
     thread = threading.Thread(target=go)
     thread.start()
-    until(lambda: one.embedder.meter.requests >= 4)
+    until(lambda: one.embedder.begun == 6)
     one.engine.pool.close()
-    thread.join(20)
+    one.embedder.go.set()
+    thread.join(120)
     assert raised[0].partial.ok.sum() == one.embedder.meter.requests
     one.check()
     one.close()

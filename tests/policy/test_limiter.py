@@ -21,6 +21,13 @@ def nothing() -> None:
     """Nobody has a lease to keep alive."""
 
 
+def until(true, seconds=120.0):
+    ends = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < ends, "waited in vain"
+        time.sleep(0.002)
+
+
 @settings(deadline=None)
 @given(
     st.lists(st.tuples(st.floats(0, 50), st.floats(0, 300)), max_size=8),
@@ -134,7 +141,7 @@ def test_a_rate_of_the_caller_is_kept():
 
 def test_threads_share_what_remains():
     """A bucket of 100 requests and no refill to speak of: no more than that leave."""
-    gate, gone, stop = Gate(), [], threading.Event()
+    gate, gone, stop = Gate(monotonic=FakeClock().monotonic), [], threading.Event()
     one = gate.admit(1, time.sleep, meanwhile=nothing)
     left = RateLimits(limit_requests=100, remaining_requests=50, reset_requests=50.0)
     gate.answered(one, left, tokens=1)
@@ -143,7 +150,7 @@ def test_threads_share_what_remains():
         pass
 
     def pause(seconds: float) -> None:
-        if stop.wait(seconds):
+        if stop.wait(0.001):
             raise Stopped
 
     def go() -> None:
@@ -154,30 +161,36 @@ def test_threads_share_what_remains():
     threads = [threading.Thread(target=go) for _ in range(8)]
     for thread in threads:
         thread.start()
-    time.sleep(0.3)
+    until(lambda: gate.state().waiting == 8)
     stop.set()
     for thread in threads:
-        thread.join(20)
+        thread.join(120)
     assert 48 <= len(gone) <= 51
     assert gate.state().waiting == 0
 
 
 def test_many_threads_all_wait_and_all_get_through():
-    gate, left = Gate(), []
-    gate.close(0.2)
-    opens = time.monotonic() + 0.19
+    clock, left = FakeClock(), []
+    gate = Gate(monotonic=clock.monotonic)
+    gate.close(30)
 
     def go():
-        gate.admit(1, time.sleep, meanwhile=nothing)
-        left.append(time.monotonic())
+        gate.admit(1, lambda _: time.sleep(0.001), meanwhile=nothing)
+        left.append(clock.monotonic())
 
     threads = [threading.Thread(target=go) for _ in range(32)]
     for thread in threads:
         thread.start()
+    until(lambda: gate.state().waiting == 32)
+    clock.advance(29)
+    assert left == []
+    clock.advance(2)
     for thread in threads:
-        thread.join(20)
+        while thread.is_alive():
+            clock.advance(1)
+            thread.join(0.001)
     assert len(left) == 32
-    assert min(left) >= opens
+    assert min(left) >= 1000 + 30
 
 
 def test_one_gate_for_each_endpoint_and_model():

@@ -34,11 +34,11 @@ class Crowd:
 
         return run
 
-    def wait_for(self, done, seconds=20.0):
+    def wait_for(self, done, seconds=120.0):
         return until(lambda: self.done >= done, seconds)
 
 
-def until(true, seconds=20.0):
+def until(true, seconds=120.0):
     ends = time.monotonic() + seconds
     while not true():
         if time.monotonic() > ends:
@@ -53,7 +53,7 @@ def threads_of(pool):
 
 @pytest.fixture(autouse=True)
 def _nobody_left():
-    until(lambda: threads_of(None) == 0)
+    until(lambda: threads_of(None) == 0, 10)
     before = threads_of(None)
     yield
     gc.collect()
@@ -79,8 +79,8 @@ def test_threads_are_started_only_when_none_is_idle():
     for number in range(1, 30):
         pool.submit(crowd.task())
         assert crowd.wait_for(number)
-        time.sleep(0.002)
-    assert threads_of(pool) <= 2
+        assert until(lambda: pool._free == len(pool._threads))
+    assert threads_of(pool) == 1
     pool.close()
 
 
@@ -89,7 +89,7 @@ def test_tasks_that_could_run_at_once_do():
     results = []
     for _ in range(3):
         for _ in range(6):
-            pool.submit(lambda: results.append(together.wait(10)))
+            pool.submit(lambda: results.append(together.wait(120)))
         assert until(lambda: len(results) % 6 == 0 and results)
         results.clear()
     pool.close()
@@ -114,11 +114,19 @@ def test_submitting_from_many_threads_loses_nothing():
     pool.close()
 
 
+def meet(pool, count):
+    """So many tasks can run at once."""
+    together, met = threading.Barrier(count), []
+    for _ in range(count):
+        pool.submit(lambda: met.append(together.wait(120)))
+    assert until(lambda: len(met) == count)
+
+
 def hang_in(pool, count):
     """Tasks that hang until told otherwise: their threads, and what lets them go."""
     release, stuck = threading.Event(), []
     for _ in range(count):
-        pool.submit(lambda: (stuck.append(threading.current_thread()), release.wait(30)))
+        pool.submit(lambda: (stuck.append(threading.current_thread()), release.wait(120)))
     assert until(lambda: len(stuck) == count)
     return stuck, release
 
@@ -132,7 +140,8 @@ def test_a_thread_that_hangs_is_replaced():
     for _ in range(20):
         pool.submit(crowd.task(0.001))
     assert crowd.wait_for(20)
-    assert crowd.most == 3
+    assert crowd.most <= 3
+    meet(pool, 3)
     release.set()
     pool.close()
 
@@ -150,7 +159,8 @@ def test_threads_that_come_back_do_not_add_up():
     for _ in range(30):
         pool.submit(crowd.task(0.002))
     assert crowd.wait_for(30)
-    assert crowd.most == 3
+    assert crowd.most <= 3
+    meet(pool, 3)
     pool.close()
     assert until(lambda: threads_of(pool) == 0)
 
@@ -221,11 +231,7 @@ def test_a_thread_that_cannot_be_started_leaves_the_count_right(monkeypatch):
         pool.submit(crowd.task())
     release.set()
     assert crowd.wait_for(2)
-    together = threading.Barrier(2)
-    met = []
-    for _ in range(2):
-        pool.submit(lambda: met.append(together.wait(10)))
-    assert until(lambda: len(met) == 2)
+    meet(pool, 2)
     pool.close()
 
 

@@ -32,12 +32,12 @@ from embedcore.policy.engine import Stop
 from embedcore.policy.flights import Stopped
 from embedcore.provider.types import Price
 from embedcore.storage.keys import Keys
-from embedcore.testing import FakeEmbedder, tokens_of, vector_of, vectors_of
+from embedcore.testing import FakeClock, FakeEmbedder, tokens_of, vector_of, vectors_of
 from embedcore.testing.fakes import FAKE_INFO, FakeTokenizer
 
 WIDTH = 8
 SINGLE = replace(FAKE_INFO, dimensions=WIDTH, max_texts_per_request=1)
-SECONDS = 20.0
+SECONDS = 120.0
 
 
 def right(result, texts, *, salt=""):
@@ -105,10 +105,11 @@ def shop(home):
         client.close()
 
 
-def hurried(client):
+def hurried(client, **engine):
     """It waits only a moment for what is under way when a call ends."""
     running = client._opened.get(client._open)
-    client._opened._thing = replace(running, engine=replace(running.engine, grace=0.1))
+    hurried = replace(running.engine, grace=0.1, **engine)
+    client._opened._thing = replace(running, engine=hurried)
     return client
 
 
@@ -312,8 +313,10 @@ def stopped(shop, embedder):
 
 
 def too_late(shop, embedder):
-    client = hurried(shop(embedder, concurrency=1, retry={"deadline": 0.5}))
-    return client.embed, lambda: None, OutcomeUnknown
+    clock = FakeClock()
+    client = shop(embedder, concurrency=1, retry={"deadline": 30})
+    hurried(client, monotonic=clock.monotonic)
+    return client.embed, lambda: clock.advance(31), OutcomeUnknown
 
 
 @pytest.mark.parametrize("ending", [interrupted, stopped, too_late])
@@ -505,9 +508,13 @@ def test_a_text_that_had_to_be_shortened_is_handed_to_nobody_as_whole(shop):
 @pytest.mark.fault(127)
 def test_a_reply_that_comes_too_late_is_kept_nevertheless(shop):
     embedder = Gated()
-    client = hurried(shop(embedder, retry={"deadline": 0.3}))
-    with pytest.raises(OutcomeUnknown):
-        client.embed(["GATE"])
+    clock, calls = FakeClock(), Calls()
+    client = hurried(shop(embedder, retry={"deadline": 30}), monotonic=clock.monotonic)
+    calls.start("late", lambda: client.embed(["GATE"]))
+    assert embedder.inside.wait(SECONDS)
+    clock.advance(31)
+    calls.end()
+    assert isinstance(calls.errors["late"], OutcomeUnknown)
     embedder.go.set()
     until(lambda: embedder.meter.billed_texts["GATE"] == 1)
     other = shop(embedder)
@@ -753,7 +760,9 @@ def test_threads_share_what_they_buy_even_without_a_store(shop):
 
 
 @pytest.mark.fault(120)
-def test_a_store_that_another_program_has_locked_delays_a_call_once(connect, server, home):
+def test_a_store_that_another_program_has_locked_delays_a_call_once(
+    connect, server, home, monkeypatch
+):
     connect(cache=True).embed(["a"])
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD_THE_LOCK, str(home / "vectors.db")],
@@ -764,12 +773,19 @@ def test_a_store_that_another_program_has_locked_delays_a_call_once(connect, ser
     assert holder.stdout.readline() == "locked\n"
     told = []
     client = connect(cache=True, observers=[told.append], options={"max_texts_per_request": 2})
-    client._engine.shelf.store.database._timeout = 0.5
+    store = client._engine.shelf.store
+    store.database._timeout = 0.5
+    put, puts = store.put, []
+
+    def counted(*arguments, **options):
+        puts.append(arguments)
+        return put(*arguments, **options)
+
+    monkeypatch.setattr(store, "put", counted)
     texts = [f"text {number}" for number in range(16)]
-    began = time.monotonic()
     for _ in range(3):
         right(client.embed(texts), texts)
-    assert time.monotonic() - began < 5, "each request waited for it"
+    assert len(puts) == 1, "each request waited for it"
     assert len([event for event in told if isinstance(event, StoreProblem)]) == 1
     assert "stayed locked" in next(e.message for e in told if isinstance(e, StoreProblem))
     holder.kill()
@@ -777,12 +793,12 @@ def test_a_store_that_another_program_has_locked_delays_a_call_once(connect, ser
 
 
 HOLD_THE_LOCK = """
-import sys, time
+import sys
 from embedcore.storage.engine import driver
 connection = driver().connect(sys.argv[1], isolation_level=None)
 connection.execute("BEGIN IMMEDIATE")
 print("locked", flush=True)
-time.sleep(60)
+sys.stdin.read()
 """
 
 

@@ -24,11 +24,16 @@ from embedcore.errors import (
 )
 from embedcore.policy.retry import RetrySettings
 from embedcore.policy.rows import may_be_kept
-from embedcore.testing import FakeEmbedder, FakeTokenizer, tokens_of
+from embedcore.testing import FakeClock, FakeEmbedder, FakeTokenizer, tokens_of
 from embedcore.testing.fakes import FAKE_INFO, Outcome
 from embedcore.testing.strategies import outcomes
 
 RETRY = RetrySettings(attempts=3, first_wait=0.0, longest_wait=0.0, longest_named_wait=0.001)
+
+
+def quick():
+    """No wait takes any time."""
+    return {"retry": RETRY, "clock": FakeClock()}
 
 
 def wrong_replies():
@@ -121,7 +126,7 @@ def test_whatever_happens_rows_are_right_and_the_bill_is_covered(
 ):
     info = replace(FAKE_INFO, dimensions=8, max_texts_per_request=per_request)
     embedder = FakeEmbedder(info=info, script=fresh(script))
-    with desk(embedder, daily=daily, retry=RETRY, threads=threads, wait=0.0) as one:
+    with desk(embedder, daily=daily, threads=threads, wait=0.0, **quick()) as one:
         result, error = run(one, rows, on_error)
         one.right(result, as_sent(rows, result))
         meter = embedder.meter
@@ -158,7 +163,7 @@ def test_a_budget_is_kept_over_many_calls(desk, script, rows, extra):
     info = replace(FAKE_INFO, dimensions=8, max_texts_per_request=3)
     embedder = FakeEmbedder(info=info, script=fresh(script))
     daily = 60 + extra
-    with desk(embedder, daily=daily, retry=RETRY, threads=2, wait=0.0) as one:
+    with desk(embedder, daily=daily, threads=2, wait=0.0, **quick()) as one:
         for number in range(6):
             run(one, [f"{row} of call {number}" for row in rows], "keep")
             assert embedder.meter.billed_tokens <= one.spent <= daily
@@ -171,7 +176,7 @@ def test_honest_vectors_are_never_lost(desk, script, rows):
     """One text to a request and one thread: each reply is either kept or was no honest one."""
     info = replace(FAKE_INFO, dimensions=8, max_texts_per_request=1)
     embedder = FakeEmbedder(info=info, script=fresh(script))
-    with desk(embedder, retry=RETRY, threads=1) as one:
+    with desk(embedder, threads=1, **quick()) as one:
         result, _ = run(one, rows, "keep")
         honest = {
             call.texts[0]

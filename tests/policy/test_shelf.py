@@ -142,17 +142,17 @@ def test_while_one_thread_waits_for_a_lock_in_vain_the_others_do_not_queue_up(on
     def put(*_, **__):
         one.store.asked["put"] += 1
         waiting.set()
-        assert go_on.wait(20)
+        assert go_on.wait(120)
         raise StorageBusy("locked")
 
     one.store.put = put
     threads = [threading.Thread(target=one.put, args=("a",)) for _ in range(8)]
     for thread in threads:
         thread.start()
-    assert waiting.wait(20)
+    assert waiting.wait(120)
     go_on.set()
     for thread in threads:
-        thread.join(20)
+        thread.join(120)
     assert one.store.asked["put"] == 1
     assert len(one.told) == 1
 

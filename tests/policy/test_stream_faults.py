@@ -35,7 +35,7 @@ def texts_of(count):
     return [f"row {number}" for number in range(count)]
 
 
-def until(true, seconds=20.0):
+def until(true, seconds=120.0):
     ends = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < ends, "waited in vain"
@@ -146,14 +146,37 @@ def test_an_interrupt_ends_the_stream_at_once_and_loses_nothing(desk, error):
 @pytest.mark.fault(9)
 def test_an_interrupt_while_waiting_for_a_block_loses_nothing():
     program = """
-import _thread, threading
+import _thread, sys, threading, time
+from dataclasses import replace
 from embedcore import EmbeddingClient
 from embedcore.testing import FakeEmbedder
-embedder = FakeEmbedder(latency=0.4)
+
+def is_waiting():
+    frame = sys._current_frames()[threading.main_thread().ident]
+    while frame is not None and "pipeline" not in frame.f_code.co_filename:
+        frame = frame.f_back
+    return frame is not None and frame.f_code.co_name == "wait"
+
+class Interrupting(FakeEmbedder):
+    # Four blocks are given; the fifth interrupts the program while it is waited for.
+    interrupted = threading.Event()
+
+    def embed(self, request):
+        first = int(request.texts[0].split()[1])
+        if first == 32:
+            while not (len(given) == 32 and is_waiting()):
+                time.sleep(0.001)
+            _thread.interrupt_main()
+            self.interrupted.set()
+        elif first > 32:
+            assert self.interrupted.wait(120)
+        return super().embed(request)
+
+embedder, given, kept = Interrupting(), [], []
 with EmbeddingClient(embedder=embedder, config={"cache": False}) as client:
+    running = client._opened.get(client._open)
+    client._opened._thing = replace(running, engine=replace(running.engine, grace=120.0))
     stream = client.embed_iter((f"row {n}" for n in range(10**6)), block_size=8)
-    threading.Timer(1.0, _thread.interrupt_main).start()
-    given, kept = [], []
     try:
         for block in stream:
             given += block.rows
@@ -162,7 +185,7 @@ with EmbeddingClient(embedder=embedder, config={"cache": False}) as client:
     assert sorted([*given, *kept]) == sorted(embedder.meter.billed_texts), len(kept)
     assert kept and not embedder.meter.billed_twice
 """
-    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=60)
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=120)
 
 
 # Rows
@@ -310,8 +333,7 @@ def test_a_failure_ends_no_block_before_it(desk):
                 first.set()
                 raise AuthenticationFailed("key", status=401)
             if "row 0" in request.texts:
-                assert first.wait(10)
-                time.sleep(0.05)
+                assert first.wait(120)
             return super().embed(request)
 
     with desk(Overtaken(info=NARROW)) as one:
@@ -345,7 +367,7 @@ client = EmbeddingClient(embedder=FakeEmbedder(latency=0.2), config={"cache": Fa
 stream = client.embed_iter((f"row {n}" for n in range(10**6)), block_size=8)
 next(stream)
 """
-    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=60)
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=120)
     from embedcore.storage import usage
     from embedcore.storage.database import Database
     from embedcore.storage.ledger import Ledger
@@ -369,7 +391,9 @@ with EmbeddingClient(options=given["options"], config=given["config"]) as client
 
 
 @pytest.mark.fault(9)
-def test_a_killed_stream_that_runs_again_buys_twice_only_what_was_in_flight(server, home):
+def test_a_killed_stream_that_runs_again_buys_twice_only_what_was_in_flight(
+    server, home, hold_replies
+):
     given = {
         "options": {
             "base_url": server.base_url,
@@ -379,15 +403,17 @@ def test_a_killed_stream_that_runs_again_buys_twice_only_what_was_in_flight(serv
         "config": {"home": str(home), "concurrency": 4},
     }
     command = [sys.executable, "-c", KILLED, json.dumps(given)]
+    go = hold_replies(after=12)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     for _ in range(8):
         process.stdout.readline()
     process.send_signal(signal.SIGKILL)
     process.communicate()
+    go.set()
     until(lambda: server.meter.in_flight == 0)
     before = server.meter.billed_texts
     assert 80 <= before.total() < 600
-    subprocess.run(command, stdout=subprocess.DEVNULL, check=True, timeout=60)
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True, timeout=120)
     after = server.meter.billed_texts
     assert len(after) == 600
     # Four requests of ten rows were in flight.
