@@ -11,7 +11,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 
 from embedcore.choice import Choice
 from embedcore.config import Config
-from embedcore.configfile import state_folder
+from embedcore.configfile import CONFIG_VARIABLE, state_folder
 from embedcore.errors import ConfigurationError, StorageReadOnly, UnsafeStorage
 from embedcore.events import Event, Observer
 from embedcore.folders import expanded
@@ -25,6 +25,7 @@ from embedcore.policy.retry import RetryQuota
 from embedcore.policy.shelf import Shelf
 from embedcore.provider import registry
 from embedcore.provider.options import (
+    ADDRESS,
     ResolvedOptions,
     embedder_fingerprint,
     options_fingerprint,
@@ -56,8 +57,9 @@ def checked_options(choice: Choice, provider: Provider) -> BaseModel | None:
     return _valid_options(provider, resolved)
 
 
-def create_embedder(choice: Choice) -> tuple[Embedder, str, _Secrets]:
-    """The embedder, its fingerprint, and the secrets that must never be shown."""
+def create_embedder(choice: Choice) -> tuple[Embedder, str, _Secrets, str]:
+    """The embedder, its fingerprint, the secrets that must never be shown, and why it may have no
+    key."""
     provider = registry.load(choice.provider)
     resolved = choice.resolve(provider)
     if resolved.missing:
@@ -67,9 +69,14 @@ def create_embedder(choice: Choice) -> tuple[Embedder, str, _Secrets]:
             f"({resolved.origins[name]}), and that variable is not set: export {variable}=…"
         )
     options = _valid_options(provider, resolved)
-    embedder = registry.build(provider, choice.model, options)
+    try:
+        embedder = registry.build(provider, choice.model, options)
+    except ConfigurationError as error:
+        error.message += _why_no_key(resolved)
+        error.args = (error.message,)
+        raise
     fingerprint = options_fingerprint(choice.provider, choice.model, options, embedder.info)
-    return embedder, fingerprint, _secrets(options)
+    return embedder, fingerprint, _secrets(options), _why_no_key(resolved)
 
 
 def _valid_options(provider: Provider, resolved: ResolvedOptions) -> BaseModel:
@@ -79,17 +86,32 @@ def _valid_options(provider: Provider, resolved: ResolvedOptions) -> BaseModel:
         sources = ", ".join(sorted(set(resolved.origins.values())))
         where = f"options of provider {provider.name!r} ({sources})"
         message = registry.explain_validation(error, where, provider.options)
+        message += _why_no_key(resolved)
     # Outside of the handler: the original error quotes values, and one may be a key.
     raise ConfigurationError(message)
+
+
+def _why_no_key(resolved: ResolvedOptions) -> str:
+    """A sentence for the message of an error that is about a key; empty if none was withheld."""
+    if not resolved.withheld:
+        return ""
+    variables = " and ".join(resolved.withheld.values())
+    file = resolved.origins[ADDRESS]
+    return (
+        f". {variables} is set and was not sent: {ADDRESS} is from {file}, which was found and not "
+        f"named. embedcore trust FILE or {CONFIG_VARIABLE}=FILE allows it"
+    )
 
 
 def build_engine(
     choice: Choice, embedder: Embedder | None, observers: Sequence[Observer]
 ) -> tuple[Engine, Ledger | None]:
     """Everything a recipe needs, and the ledger to close with it."""
-    secrets, by_hand = _Secrets(), embedder is not None
+    secrets, by_hand, no_key = _Secrets(), embedder is not None, ""
     if embedder is None:
-        embedder, fingerprint, secrets = create_embedder(choice)
+        embedder, fingerprint, secrets, no_key = create_embedder(choice)
+        if no_key:
+            logger.info("%s", no_key.removeprefix(". "))
     else:
         fingerprint = embedder_fingerprint(embedder)
     info, config = embedder.info, choice.config
@@ -116,6 +138,7 @@ def build_engine(
         label=f"{info.provider}:{info.model}",
         fingerprint=fingerprint,
         secrets=secrets,
+        no_key=no_key,
         observe=observe,
         lends_room=not by_hand,
     )

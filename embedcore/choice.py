@@ -69,21 +69,11 @@ class Choice:
     def resolve(self, provider: Provider) -> ResolvedOptions:
         """This choice's options for its provider, from every layer."""
         config = self.config
-        # Settings made in Python may hold a key; those read from a file must not.
-        by_hand = not config.origins
         return resolve_options(
             provider,
             [
-                OptionLayer(
-                    origin=_origin(config, f"options.{self.provider}."),
-                    values=config.options.get(self.provider, {}),
-                    plain_keys=by_hand,
-                ),
-                OptionLayer(
-                    origin=_origin(config, "profiles."),
-                    values=self.profile.options,
-                    plain_keys=by_hand,
-                ),
+                _in_file(config, config.options.get(self.provider, {})),
+                _in_file(config, self.profile.options),
                 OptionLayer(origin="Python", values=self.options, plain_keys=True),
             ],
         )
@@ -110,10 +100,15 @@ class Choice:
         )
 
 
-def _origin(config: Config, prefix: str) -> str:
-    """The file that the settings under ``prefix`` were read from."""
-    found = (origin for path, origin in config.origins.items() if path.startswith(prefix))
-    return next(found, "the configuration")
+def _in_file(config: Config, values: Mapping[str, Any]) -> OptionLayer:
+    """Options of the settings: no variable of embedcore's own sets any."""
+    return OptionLayer(
+        origin=config.file or "the configuration",
+        values=values,
+        # Settings made in Python may hold a key; those read from a file must not.
+        plain_keys=not config.origins,
+        trusted=config.standing != "found",
+    )
 
 
 def choose(
@@ -163,16 +158,23 @@ def _check_not_a_provider(name: str) -> None:
         )
 
 
-def as_config(config: Config | Mapping[str, Any] | Path | str | None) -> Config:
+def as_config(
+    config: Config | Mapping[str, Any] | Path | str | None, *, limited: bool = False
+) -> Config:
     """A ``Config`` from whatever the caller has.
 
     Settings made in Python take the place of the files and the environment, except that the limits
-    of the machine, the user and the environment hold as well.
+    of the machine, the user and the environment hold as well. ``limited``: the caller sets a limit
+    beside them, which a file that was only found must not evade (``ConfigurationError``).
     """
     if config is None or isinstance(config, (Path, str)):
-        return Config.load(config)
-    settings = config if isinstance(config, Config) else validated(config, "config argument")
-    return layered(settings)
+        settings = Config.load(config)
+    else:
+        settings = config if isinstance(config, Config) else validated(config, "config argument")
+        settings = layered(settings)
+    if limited and settings.under_limit is not None:
+        raise ConfigurationError(settings.under_limit)
+    return settings
 
 
 def check_scope(scope: str) -> None:

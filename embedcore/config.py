@@ -67,6 +67,11 @@ class Limits(_Model):
         dollars: Decimal | None = getattr(self, f"{name}_cost_limit")
         return None if dollars is None else int(dollars * _PICODOLLARS)
 
+    @property
+    def has_limits(self) -> bool:
+        """Whether any of them is set."""
+        return any(getattr(self, name) is not None for name in Limits.model_fields)
+
     def _tightest(self, other: Limits) -> dict[str, Any]:
         found = {}
         for name in Limits.model_fields:
@@ -89,6 +94,12 @@ class Budget(Limits):
     scopes: dict[ScopeName, Limits] = {}
     query_share: Share = 0.0
     wait: Seconds = 30.0
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether any limit is set, for any scope."""
+        holders = (self.all_scopes, *self.scopes.values())
+        return super().has_limits or any(one.has_limits for one in holders)
 
     def tightened_by(self, lower: Budget) -> Budget:
         """This budget and one of a lower layer together: of each limit the tighter, of the query
@@ -257,10 +268,14 @@ class Config(Rules):
     allow_network_filesystem: bool = False
     confirm_above: Dollars = Decimal(1)
 
-    # Where each value came from, by its path, and the budgets that ``budget`` was made from. Not
-    # settings.
+    # Where each value came from, by its path, and the budgets that ``budget`` was made from; the
+    # file among the layers, what it may do (``embedcore.trust``), and what is wrong with that once
+    # a limit is set. Not settings.
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
     _layers: tuple[tuple[str, Budget], ...] = PrivateAttr(default=())
+    _file: str | None = PrivateAttr(default=None)
+    _standing: Literal["named", "found", "trusted"] = PrivateAttr(default="named")
+    _under_limit: str | None = PrivateAttr(default=None)
 
     @classmethod
     def load(cls, path: Path | str | None = None) -> Config:
@@ -277,6 +292,24 @@ class Config(Rules):
     def origins(self) -> dict[str, str]:
         """Path of each value that was set → the layer that set it; of a limit, the tightest one."""
         return dict(self._origins)
+
+    @property
+    def file(self) -> str | None:
+        """The file that was read, as ``origins`` names it. None: there is none."""
+        return self._file
+
+    @property
+    def standing(self) -> Literal["named", "found", "trusted"]:
+        """Whether the user named that file, or it was found; "trusted" if it was, and is trusted.
+
+        Every other layer was named.
+        """
+        return self._standing
+
+    @property
+    def under_limit(self) -> str | None:
+        """What is wrong with these settings once a limit is set beside them; None: nothing."""
+        return self._under_limit
 
     @property
     def layers(self) -> tuple[tuple[str, Budget], ...]:

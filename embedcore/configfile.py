@@ -2,17 +2,20 @@
 
 Settings: the environment over one file (``$EMBEDCORE_CONFIG``, else the nearest ``embedcore.toml``
 upwards, else ``[tool.embedcore]`` of the nearest ``pyproject.toml`` that has it, else the user's).
+Upwards ends at the top of the repository or at the home folder; outside of both, only the working
+directory is looked at. What a file may set that was only found there, ``embedcore.trust`` decides.
 Limits: those of the machine's policy (``$EMBEDCORE_POLICY``), the user, the project and the
 environment hold together, so that a lower layer can only tighten them.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from functools import reduce
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -22,12 +25,33 @@ from embedcore import folders
 from embedcore.config import Budget, Config, Limits
 from embedcore.errors import ConfigurationError
 from embedcore.provider.registry import LOAD_PLUGINS_VARIABLE, explain_validation
+from embedcore.trust import (
+    LOWERED_KEYS,
+    NOT_NAMED,
+    RECORDS_FOLDER,
+    TRUST_VARIABLE,
+    UNDER_A_LIMIT,
+    Entry,
+    FoundFile,
+    Others,
+    Records,
+    Standing,
+    entries,
+    lowered,
+    may_set,
+    parsed,
+    read_found,
+    sensitive,
+    standing_of,
+)
 
 FILE_NAME: Final = "embedcore.toml"
+PYPROJECT: Final = "pyproject.toml"
 CONFIG_VARIABLE: Final = "EMBEDCORE_CONFIG"
 POLICY_VARIABLE: Final = "EMBEDCORE_POLICY"
 HOME_VARIABLE: Final = "EMBEDCORE_HOME"
 _TABLE: Final = " [tool.embedcore]"
+_NO_FILE: Final = "defaults"
 _SETTINGS: Final = {
     "EMBEDCORE_MODEL": "model",
     "EMBEDCORE_PROVIDER": "provider",
@@ -46,8 +70,12 @@ _LIMITS: Final = {
         f"EMBEDCORE_ALL_SCOPES_{name.upper()}": ("all_scopes", name) for name in Limits.model_fields
     },
 }
-VARIABLES: Final = (*_SETTINGS, *_LIMITS, CONFIG_VARIABLE, POLICY_VARIABLE)
+VARIABLES: Final = (*_SETTINGS, *_LIMITS, CONFIG_VARIABLE, POLICY_VARIABLE, TRUST_VARIABLE)
+_LIMIT_NAMES: Final = frozenset((*Limits.model_fields, "query_share"))
 _READ: Final = (*VARIABLES, LOAD_PLUGINS_VARIABLE)
+
+
+logger = logging.getLogger("embedcore")
 
 
 class _Policy(BaseModel):
@@ -58,26 +86,103 @@ class _Policy(BaseModel):
     budget: Budget = Budget()
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Source:
+    """The one layer that is a file. ``found``: it was not named by the user."""
+
+    origin: str
+    table: dict[str, Any] = field(default_factory=dict, repr=False)
+    found: FoundFile | None = None
+
+
 def load(path: Path | str | None = None) -> Config:
     """Read every layer. See ``Config.load``."""
-    origin, settings = _settings(path)
-    config = validated(settings, origin)
+    source = _source(path)
+    origin = source.origin
+    # Mistakes first: a key that is misspelt is no key that needs trust.
+    config = validated(source.table, origin)
+    user = _user_layer(origin)
+    upper, variables = list(_upper_layers(user)), list(_environment())
+    settings, under_limit = source.table, None
+    standing: Standing = "named"
     origins = {".".join(keys): origin for keys in _leaves(settings)}
+    if source.found is not None:
+        others = _others(user, [*upper, *variables])
+        standing, under_limit = _checked(source.found, settings, others)
+        granted = {one.path for one in sensitive(settings)} if standing == "trusted" else ()
+        settings, lower = lowered(settings, others, granted=granted)
+        origins |= {".".join(keys): whose for keys, whose in lower.items()}
+        config = validated(settings, origin)
     for variable, name in _SETTINGS.items():
         if os.environ.get(variable):
-            value: object = os.environ[variable]
-            if name == "concurrency":
-                value = _whole_number(variable, os.environ[variable])
-            settings[name] = value
+            settings[name] = _variable_value(variable, name)
             # One by one, so that a mistake is laid at the door of its own variable.
             config = validated(settings, f"environment variable {variable}")
             origins[name] = f"environment {variable}"
-    layers = [*_upper_layers(origin), (origin, config.budget), *_environment()]
+    layers = [*upper, (origin, config.budget), *variables]
     budget, limit_origins = _tightest(layers)
     config = config.model_copy(update={"budget": budget, **_folders(config, origins)})
     config._layers = tuple(layers)
     config._origins = {**origins, **limit_origins}
+    config._file = None if origin == _NO_FILE else origin
+    config._standing = standing
+    config._under_limit = under_limit
     return config
+
+
+def _variable_value(variable: str, name: str) -> object:
+    text = os.environ[variable]
+    return _whole_number(variable, text) if name == "concurrency" else text
+
+
+def _checked(
+    file: FoundFile, table: Mapping[str, Any], others: Others
+) -> tuple[Standing, str | None]:
+    """Whether the user trusts a file, and what is wrong with it once Python sets a limit, too.
+
+    Raises ``ConfigurationError`` if it sets what it may not set.
+    """
+    asked = sensitive(table)
+    if asked and standing_of(file, asked, records()) == "trusted":
+        return "trusted", None
+    refused = [one for one in asked if not may_set("found", one, others)]
+    if refused:
+        # Which lines those are is only looked for where it is said.
+        only_limits = all(may_set("found", one, Others()) for one in refused)
+        raise ConfigurationError(file.refusal(refused, UNDER_A_LIMIT if only_limits else NOT_NAMED))
+    under_limit = [one for one in asked if not may_set("found", one, Others(limited=True))]
+    return "found", file.refusal(under_limit, UNDER_A_LIMIT) if under_limit else None
+
+
+def _others(user: tuple[str, Config] | None, layers: Sequence[tuple[str, Budget]]) -> Others:
+    """What the layers beside a found file say."""
+    limited = any(budget.has_limits for _, budget in layers)
+    lowest: dict[tuple[str, ...], tuple[float, str]] = {}
+    if user is not None:
+        limited = limited or any(one.budget.has_limits for one in user[1].profiles.values())
+        for keys in LOWERED_KEYS:
+            value = _set_in(user[1], keys)
+            if value is not None:
+                lowest[keys] = (value, user[0])
+    variable = "EMBEDCORE_CONCURRENCY"
+    if os.environ.get(variable):
+        value = _whole_number(variable, os.environ[variable])
+        # It goes over the user's file, as everywhere.
+        lowest["concurrency",] = (value, f"environment {variable}")
+    return Others(limited=limited, lowest=lowest)
+
+
+def _set_in(model: BaseModel, keys: Sequence[str]) -> Any:
+    """The value that settings give a key; None if they do not."""
+    for key in keys[:-1]:
+        model = getattr(model, key)
+    return getattr(model, keys[-1]) if keys[-1] in model.model_fields_set else None
+
+
+def records() -> Records:
+    """Where it is written down which files this user trusts."""
+    folder = folders.user_config()
+    return Records(folder and folder / RECORDS_FOLDER)
 
 
 def layered(config: Config) -> Config:
@@ -85,7 +190,7 @@ def layered(config: Config) -> Config:
     they are."""
     if config.layers:
         return config
-    layers = [*_upper_layers(""), *_environment(), ("Python", config.budget)]
+    layers = [*_upper_layers(_user_layer("")), *_environment(), ("Python", config.budget)]
     config = config.model_copy(update={"budget": _tightest(layers)[0]})
     config._layers = tuple(layers)
     return config
@@ -128,31 +233,127 @@ def user_file() -> Path | None:
     return folder and folder / FILE_NAME
 
 
-def _settings(path: Path | str | None) -> tuple[str, dict[str, Any]]:
+def _source(path: Path | str | None) -> _Source:
     named = path or os.environ.get(CONFIG_VARIABLE)
     if named:
-        return str(named), _read(folders.expanded(named))
-    for path in _upwards(FILE_NAME):
-        return str(path), _read(path)
-    for path in _upwards("pyproject.toml"):
-        tool = _read(path).get("tool")
-        if isinstance(tool, dict) and "embedcore" in tool:
-            return f"{path}{_TABLE}", tool["embedcore"]
+        return _named_source(str(named))
+    inside, beyond = search_folders()
+    found = nearest_settings(inside)
+    _say_what_is_beyond(beyond)
+    # The user's own file is named by its place, wherever the program was started.
+    if found is not None and not _is_users(found.path):
+        if found.owner_problem is not None:
+            raise ConfigurationError(f"{found.path} {found.owner_problem}")
+        return _Source(origin=origin_of(found), table=found.table, found=found)
     mine = user_file()
     if mine is not None and _is_there(mine):
-        return str(mine), _read(mine)
-    return "defaults", {}
+        return _Source(origin=str(mine), table=_read(mine))
+    return _Source(origin=_NO_FILE)
 
 
-def _upwards(name: str) -> Iterator[Path]:
-    """The files of that name in the working directory and above, the nearest first."""
+def _named_source(name: str) -> _Source:
+    path = folders.expanded(name)
+    table = _read(path)
+    if path.name != PYPROJECT:
+        return _Source(origin=name, table=table)
+    own = _own_table(table)
+    if own is None:
+        raise ConfigurationError(f"{name} has no table [tool.embedcore]")
+    return _Source(origin=f"{name}{_TABLE}", table=own)
+
+
+def search_folders() -> tuple[list[Path], list[Path]]:
+    """The folders in which settings are looked for, the nearest first, and those above them."""
     try:
         here = Path.cwd()
     except FileNotFoundError:
-        return
-    for folder in (here, *here.parents):
-        if _is_there(folder / name):
-            yield folder / name
+        return [], []
+    upwards, home = [here, *here.parents], folders.home()
+    # Accounts that need no home folder have "/", which is no border.
+    border = None if home is None or home == home.parent else home
+    for number, folder in enumerate(upwards, start=1):
+        # In a worktree and in a submodule it is a file.
+        if os.path.lexists(folder / ".git") or (border is not None and _same(folder, border)):
+            return upwards[:number], upwards[number:]
+    return upwards[:1], upwards[1:]
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
+
+
+def nearest_settings(places: Sequence[Path]) -> FoundFile | None:
+    """The nearest ``embedcore.toml`` in these folders, else the nearest ``pyproject.toml`` with
+    settings in it; its ``table`` is that of the settings."""
+    files = (settings_at(place / name) for name in (FILE_NAME, PYPROJECT) for place in places)
+    return next((found for found in files if found is not None), None)
+
+
+def settings_at(path: Path) -> FoundFile | None:
+    """The file at that path; None if there is none, or no settings of ours are in it."""
+    found = read_found(path)
+    if found is None or path.name != PYPROJECT:
+        return found
+    own = _own_table(found.table)
+    return None if own is None else replace(found, table=own, below=("tool", "embedcore"))
+
+
+def _own_table(pyproject: Mapping[str, Any]) -> Any:
+    tool = pyproject.get("tool")
+    return tool.get("embedcore") if isinstance(tool, dict) else None
+
+
+def origin_of(found: FoundFile) -> str:
+    """The name of the layer that this file is."""
+    return f"{found.path}{_TABLE if found.below else ''}"
+
+
+def limits_beyond(places: Sequence[Path]) -> Path | None:
+    """The nearest file in these folders that would set a limit if it were looked at."""
+    for place in places:
+        try:
+            found = nearest_settings([place])
+        except ConfigurationError:
+            # Somebody else's: what cannot be read there is nobody's concern here.
+            continue
+        if found is not None and any(map(_sets_a_limit, entries(found.table))):
+            return found.path
+    return None
+
+
+def _sets_a_limit(entry: Entry) -> bool:
+    return "budget" in entry.path[:-1] and entry.path[-1] in _LIMIT_NAMES
+
+
+def _say_what_is_beyond(places: Sequence[Path]) -> None:
+    path = limits_beyond(places)
+    if path is not None:
+        _say_once(path)
+
+
+@cache
+def _say_once(path: Path) -> None:
+    logger.warning("%s", beyond_message(path))
+
+
+def beyond_message(path: Path) -> str:
+    """Why the limits in that file do not hold here, and what makes them hold."""
+    own = user_file()
+    or_there = "" if own is None else f" or set the limits in {own}"
+    return (
+        f"{path} sets limits, and they do not hold here: settings are looked for no further up "
+        "than the top of the repository or the home folder. If they should hold, name the file "
+        f"({CONFIG_VARIABLE}={path}){or_there}"
+    )
+
+
+def _is_users(path: Path) -> bool:
+    # By the folder: a link elsewhere to the user's own file is no place of the user's.
+    own = user_file()
+    return own is not None and path.name == FILE_NAME and _same(path.parent, own.parent)
 
 
 def _is_there(path: Path) -> bool:
@@ -162,13 +363,20 @@ def _is_there(path: Path) -> bool:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _upper_layers(origin: str) -> Iterator[tuple[str, Budget]]:
+def _user_layer(origin: str) -> tuple[str, Config] | None:
+    """The user's own file, unless it is the layer of that name already."""
+    path = user_file()
+    if path is None or str(path) == origin or not _is_there(path):
+        return None
+    return str(path), validated(_read(path), str(path))
+
+
+def _upper_layers(user: tuple[str, Config] | None) -> Iterator[tuple[str, Budget]]:
     policy = policy_budget()
     if policy is not None:
         yield policy
-    path = user_file()
-    if path is not None and str(path) != origin and _is_there(path):
-        yield str(path), validated(_read(path), str(path)).budget
+    if user is not None:
+        yield user[0], user[1].budget
 
 
 def _environment() -> Iterator[tuple[str, Budget]]:
@@ -260,24 +468,26 @@ def _absolute(folder: Path | None, origin: str) -> Path | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """A file that is no found one: whoever named it answers for its owner."""
+    found = _read_or_problem(path)
+    if isinstance(found, str):
+        raise ConfigurationError(found)
+    return found
+
+
+def _read_or_problem(path: Path) -> dict[str, Any] | str:
+    """Whoever raises the problem must not have the file's text in a frame."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        found = parsed(path.read_bytes())
     except FileNotFoundError:
-        problem = f"the configuration file {path} does not exist"
+        return f"the configuration file {path} does not exist"
     except OSError as error:
-        problem = f"{path} cannot be read: {error.strerror}"
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        problem = f"{path} is not valid TOML: {error}"
-    # Outside of the handler: the original error and its frames hold the whole text of the file.
-    raise ConfigurationError(problem)
+        return f"{path} cannot be read: {error.strerror}"
+    return f"{path} {found}" if isinstance(found, str) else found[1]
 
 
-def _leaves(table: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    for key, value in table.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, (*path, key))
-        else:
-            yield (*path, key)
+def _leaves(table: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    return (entry.path for entry in entries(table))
 
 
 def _whole_number(variable: str, text: str) -> int:

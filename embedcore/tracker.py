@@ -49,7 +49,7 @@ class TokenTracker:
             _check_tokens(daily_limit, "daily_limit = ")
         if scope is not None:
             check_scope(scope)
-        settings = as_config(config)
+        settings = as_config(config, limited=daily_limit is not None)
         profile = settings.profile(None)
         # Nothing else of the settings is needed here, and among the rest there may be a key.
         self._config = settings.model_copy(update={"options": {}, "profiles": {}})

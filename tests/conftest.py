@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -74,6 +74,19 @@ def _nothing_shared() -> Iterator[None]:
     log = logging.getLogger("embedcore")
     log.handlers.clear()
     log.setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def name_settings(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """``name_settings(text)``: the user's own settings of this test, which may set everything."""
+
+    def write(text: str) -> Path:
+        path = Path("embedcore.toml").absolute()
+        path.write_text(text, encoding="utf-8")
+        monkeypatch.setenv("EMBEDCORE_CONFIG", str(path))
+        return path
+
+    return write
 
 
 @pytest.fixture

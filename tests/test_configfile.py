@@ -45,6 +45,7 @@ def write(path: Path, text: str | dict) -> Path:
 def places(monkeypatch):
     """The settings files in their order of precedence, and how each is put in place."""
     here = Path.cwd()
+    (here.parent / ".git").mkdir()
 
     def named(text):
         monkeypatch.setenv("EMBEDCORE_CONFIG", str(write(here.parent / "named.toml", text)))
@@ -80,6 +81,7 @@ def test_without_any_settings_the_defaults_hold():
 
 
 def test_a_nearer_file_is_taken_from_a_folder_below(monkeypatch):
+    Path(".git").mkdir()
     write(Path("embedcore.toml"), 'scope = "outer"')
     inner = write(Path("a/embedcore.toml"), 'scope = "inner"').parent
     (inner / "b").mkdir()
@@ -88,6 +90,7 @@ def test_a_nearer_file_is_taken_from_a_folder_below(monkeypatch):
 
 
 def test_a_pyproject_without_our_table_is_passed_by(monkeypatch):
+    Path(".git").mkdir()
     write(Path("pyproject.toml"), '[tool.embedcore]\nscope = "outer"')
     inner = write(Path("a/pyproject.toml"), "[tool.other]\nx = 1").parent
     monkeypatch.chdir(inner)
@@ -121,7 +124,8 @@ def test_the_environment_goes_over_the_file(monkeypatch, variable, text, name, v
     file = {"concurrency": 9, "confirm_above": 5, "overlong": "truncate"}
     file |= {"cache": True, "cache_dir": "/c"}
     settings = {"model": "m", "provider": "p", "scope": "s", "timezone": "UTC", "home": "/f"}
-    path = write(Path("embedcore.toml"), {**settings, **file}).absolute()
+    path = write(Path("named.toml"), {**settings, **file}).absolute()
+    monkeypatch.setenv("EMBEDCORE_CONFIG", str(path))
     monkeypatch.delenv("EMBEDCORE_HOME")
     before = Config.load()
     assert getattr(before, name) != value
@@ -138,7 +142,7 @@ def test_every_variable_of_the_settings_is_tested_above():
     limits = {f"EMBEDCORE_{name.upper()}" for name in Limits.model_fields}
     over_all = {f"EMBEDCORE_ALL_SCOPES_{name.upper()}" for name in Limits.model_fields}
     others = {"MODEL", "PROVIDER", "SCOPE", "TIMEZONE", "OVERLONG", "CONCURRENCY", "HOME"}
-    others |= {"CONFIRM_ABOVE", "CONFIG", "POLICY", "CACHE", "CACHE_DIR"}
+    others |= {"CONFIRM_ABOVE", "CONFIG", "POLICY", "CACHE", "CACHE_DIR", "TRUST"}
     assert set(VARIABLES) == limits | over_all | {f"EMBEDCORE_{name}" for name in others}
 
 
@@ -321,11 +325,13 @@ def test_a_folder_named_in_a_file_is_meant_from_there(monkeypatch):
     """Two programs in two folders of one project must not have two budgets."""
     monkeypatch.delenv("EMBEDCORE_HOME")
     path = write(Path("embedcore.toml"), 'home = "state"').absolute()
+    monkeypatch.setenv("EMBEDCORE_CONFIG", str(path))
     (path.parent / "below").mkdir()
     for start in (path.parent, path.parent / "below"):
         monkeypatch.chdir(start)
         assert state_folder(Config.load()) == path.parent / "state"
     path.rename(path.parent / "moved.toml")
+    monkeypatch.delenv("EMBEDCORE_CONFIG")
     assert state_folder(Config.load("../moved.toml")) == Path.cwd() / "../state"
     monkeypatch.setenv("EMBEDCORE_HOME", "here")
     assert state_folder(Config.load()) == Path.cwd() / "here"

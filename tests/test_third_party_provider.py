@@ -137,7 +137,12 @@ def program(tmp_path: Path) -> Path:
     return path
 
 
-def run(python: Path, program: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+def run(
+    python: Path, program: Path, *, named: bool = True, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """``named``: by the user; otherwise the settings are only found beside the program."""
+    if named:
+        variables["EMBEDCORE_CONFIG"] = str(program.parent / "embedcore.toml")
     return subprocess.run(
         [python, str(program)],
         cwd=program.parent,
@@ -188,6 +193,23 @@ def test_a_missing_key_is_named_and_nothing_is_sent(
     assert done.returncode != 0
     assert "ACME_API_KEY" in done.stderr
     assert "ConfigurationError" in done.stderr
+    assert asked == []
+
+
+@pytest.mark.case("D1")
+def test_an_address_that_was_only_found_gets_no_key(
+    python: Path, program: Path, acme: tuple[str, list[list[str]]]
+) -> None:
+    """The core decides that, for a provider that knows nothing of it."""
+    url, asked = acme
+    config = program.parent / "embedcore.toml"
+    config.write_text(CONFIG.format(model="acme:v1", url=url), encoding="utf-8")
+    done = run(python, program, named=False, ACME_API_KEY=KEY)
+    assert done.returncode != 0
+    assert "ACME_API_KEY is set and was not sent" in done.stderr
+    config.write_text(CONFIG.format(model="acme:v1", url="http://acme.invalid"), encoding="utf-8")
+    done = run(python, program, named=False, ACME_API_KEY=KEY)
+    assert "sets options.acme.base_url (line 4)" in done.stderr
     assert asked == []
 
 

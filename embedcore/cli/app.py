@@ -29,6 +29,7 @@ COMMANDS: Final = {
     "budget": ("budget", "The limits: what is left of them, and when they reset."),
     "cache": ("cache", "The store of bought vectors: its size, and making room in it."),
     "config": ("settings", "Every setting, and with --explain the layer that set it."),
+    "trust": ("trust", "Let a settings file that is only found set addresses and keys, too."),
     "demo": ("demo", "Embed and search the docstrings of your own Python, offline."),
     "doctor": ("doctor", "Look at this installation for what is wrong or unusual."),
 }

@@ -29,11 +29,16 @@ _NO_STATE = "There is no folder for state: set EMBEDCORE_HOME"
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One value in force. ``value`` never shows a key; None: not set."""
+    """One value in force. ``value`` never shows a key; None: not set.
+
+    ``trust``: whether its layer was named by the user, or is a file that was found, and then
+    perhaps trusted; None for a default.
+    """
 
     path: str
     value: str | None
     origin: str
+    trust: str | None = None
 
 
 @click.command(name="config")
@@ -45,7 +50,8 @@ def command(screen: Screen, explain: bool) -> None:
 
     The environment goes over one file: $EMBEDCORE_CONFIG, else the nearest embedcore.toml upwards,
     else [tool.embedcore] of the nearest pyproject.toml, else the user's own. Limits are different:
-    those of every layer hold, and the tightest is shown. Keys are never shown.
+    those of every layer hold, and the tightest is shown. Keys are never shown. What a file may set
+    that was found and not named: embedcore trust --help.
     """
     config = Config.load()
     settings = [*_in_config(config), *_in_environment(config)]
@@ -56,7 +62,7 @@ def command(screen: Screen, explain: bool) -> None:
             "state_folder": state,
         }
     )
-    heads = ("SETTING", "VALUE", "SET BY") if explain else ("SETTING", "VALUE")
+    heads = ("SETTING", "VALUE", "TRUST", "SET BY") if explain else ("SETTING", "VALUE")
     screen.show(table(heads, [_row(one)[: len(heads)] for one in settings]))
     screen.show(f"\n{_NO_STATE if state is None else f'All state is in {state}'}")
 
@@ -70,14 +76,25 @@ def _state_folder(config: Config) -> str | None:
 
 
 def _row(one: Setting) -> tuple[str, ...]:
-    return one.path, "not set" if one.value is None else one.value, one.origin
+    value = "not set" if one.value is None else one.value
+    return one.path, value, one.trust or "", one.origin
 
 
 def _in_config(config: Config) -> Iterator[Setting]:
     for path, value in _leaves(config, ()):
         dotted = ".".join(path)
-        origin = config.origins.get(dotted, _DEFAULT)
-        yield Setting(path=dotted, value=_shown(config, path, value), origin=origin)
+        origin = config.origins.get(dotted)
+        yield Setting(
+            path=dotted,
+            value=shown_value(config, path, value),
+            origin=origin or _DEFAULT,
+            trust=None if origin is None else trust_of(config, origin),
+        )
+
+
+def trust_of(config: Config, origin: str) -> str:
+    """Whether the user named this layer, or it was found, or trusted after that."""
+    return config.standing if origin == config.file else "named"
 
 
 def _leaves(value: object, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], object]]:
@@ -93,7 +110,8 @@ def _leaves(value: object, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, .
         yield path, value
 
 
-def _shown(config: Config, path: tuple[str, ...], value: object) -> str | None:
+def shown_value(config: Config, path: tuple[str, ...], value: object) -> str | None:
+    """A value without the key that it may be; None if there is none."""
     if value is None:
         return None
     if isinstance(value, bool):
@@ -146,6 +164,7 @@ def environment_settings(provider: Provider, written: Mapping[str, Any]) -> Iter
             path=f"options.{provider.name}.{option}",
             value=shown,
             origin=f"environment {variable}" if value else f"{_DEFAULT}; {variable} would set it",
+            trust="named" if value else None,
         )
 
 

@@ -10,10 +10,27 @@ from typing import Final
 
 from embedcore.cli.checks import Finding, Level
 from embedcore.cli.text import without_credentials
+from embedcore.cli.trust import record_state
 from embedcore.config import Config
-from embedcore.configfile import nearest_variable, policy_budget, unread_variables, user_file
+from embedcore.configfile import (
+    CONFIG_VARIABLE,
+    beyond_message,
+    limits_beyond,
+    nearest_variable,
+    policy_budget,
+    records,
+    search_folders,
+    unread_variables,
+    user_file,
+)
 from embedcore.errors import EmbeddingError
+from embedcore.trust import TRUST_VARIABLE, trusted_by_environment
 
+_STANDINGS: Final = {
+    "named": "named by you: may set everything",
+    "found": "found, not named: may set no address elsewhere and no key",
+    "trusted": "found, and trusted by you: may set everything",
+}
 _CERTIFICATES: Final = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
@@ -21,18 +38,22 @@ def configuration(config: Config, problem: EmbeddingError | None) -> Iterator[Fi
     """The files that were read, what they choose, and variables that nothing reads."""
     if problem is not None:
         yield _setting("configuration", str(problem), "problem")
-    read = {origin.split(" [")[0] for origin in config.origins.values()}
-    files = sorted(origin for origin in read if not origin.startswith("environment"))
-    for file in files or ["none found: defaults and the environment hold"]:
-        yield _setting("file", file)
+    files = [] if config.file is None else [config.file.split(" [")[0]]
+    if config.file is None:
+        yield _setting("file", "none found: defaults and the environment hold")
+    else:
+        yield _setting("file", f"{config.file} ({_STANDINGS[config.standing]})")
     mine = user_file()
     if mine is not None and mine.is_file() and str(mine) not in files:
         yield _setting("file", f"{mine} (its limits hold as well)")
+        files.append(str(mine))
     policy = policy_budget()
     if policy is not None:
         yield _setting("policy", f"{policy[0]} (its limits hold over every setting)")
+        files.append(policy[0])
     for file in files:
         yield from _who_may_write(Path(file))
+    yield from _trust()
     yield _setting("model", config.profile(None).model)
     yield _setting("scope", config.scope)
     yield from _unknown_variables()
@@ -66,10 +87,26 @@ def _who_may_write(path: Path) -> Iterator[Finding]:
     if os.name != "posix" or not path.is_file():
         return
     mode = path.stat().st_mode
-    if mode & 0o022:
-        yield _setting("file", f"{path} can be changed by others: chmod go-w {path}", "problem")
+    if mode & 0o002:
+        yield _setting("file", f"{path} can be changed by everybody: chmod o-w {path}", "problem")
+    elif mode & 0o020:
+        yield _setting("file", f"{path} can be changed by its group", "note")
     elif mode & 0o004:
         yield _setting("file", f"{path} can be read by everybody: keep keys out of it", "note")
+
+
+def _trust() -> Iterator[Finding]:
+    """Which files may set everything, and limits that do not hold."""
+    for one in records().all():
+        state = record_state(one)
+        level: Level = "ok" if state == "trusted" else "note"
+        yield _setting("trust", f"{one.path} ({state}: {', '.join(one.keys)})", level)
+    for path in trusted_by_environment():
+        yield _setting("trust", f"{path} ({TRUST_VARIABLE})")
+    _, beyond = search_folders()
+    path_beyond = None if os.environ.get(CONFIG_VARIABLE) else limits_beyond(beyond)
+    if path_beyond is not None:
+        yield _setting("limits", beyond_message(path_beyond), "note")
 
 
 def _unknown_variables() -> Iterator[Finding]:

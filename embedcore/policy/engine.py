@@ -11,7 +11,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Literal
 
-from embedcore.errors import EmbeddingError, ProviderError
+from embedcore.errors import (
+    AuthenticationFailed,
+    ConfigurationError,
+    EmbeddingError,
+    ProviderError,
+)
 from embedcore.events import Event, Observer
 from embedcore.policy.counting import CheckedTokenizer
 from embedcore.policy.limiter import Gate
@@ -132,6 +137,7 @@ class Engine:
     label: str = ""
     fingerprint: str = ""
     secrets: tuple[str, ...] = field(default=(), repr=False)
+    no_key: str = ""
     observe: Observer = _nobody
     lends_room: bool = False
     learned: Learned = field(default_factory=Learned)
@@ -153,6 +159,7 @@ class Engine:
         """What escaped a provider, as one of ours; the outcome of what is not is unknown."""
         if isinstance(error, EmbeddingError):
             self._hide_secrets(error)
+            self._explain_missing_key(error)
             return error
         said = _said(error)
         billing = (
@@ -177,6 +184,13 @@ class Engine:
             if len(secret) >= _SHORTEST_SECRET:
                 message = message.replace(secret, "***")
         return message
+
+    def _explain_missing_key(self, error: EmbeddingError) -> None:
+        # A provider that was given no key says so, and cannot know why.
+        about_keys = isinstance(error, (AuthenticationFailed, ConfigurationError))
+        if about_keys and not error.message.endswith(self.no_key):
+            error.message += self.no_key
+            error.args = (error.message,)
 
     def _hide_secrets(self, error: EmbeddingError) -> None:
         message = str(error.message)

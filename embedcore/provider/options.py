@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from embedcore.provider.protocol import Embedder
     from embedcore.provider.types import ModelInfo
 
+# The options that have a meaning for the core, whatever the provider.
+ADDRESS: Final = "base_url"
+HEADERS: Final = "headers"
+
 _REFERENCE: Final = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
 _KEY_NAME: Final = re.compile(r"(?:^|_)(?:key|secret|password|token)$")
 _FINGERPRINT_VERSION: Final = 1
@@ -36,11 +40,15 @@ class HiddenValues(dict[str, Any]):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptionLayer:
-    """Options from one place. ``plain_keys``: whether a key may be written there in plain."""
+    """Options from one place. ``plain_keys``: whether a key may be written there in plain.
+
+    ``trusted``: False for a file that was only found, whose address gets no key.
+    """
 
     origin: str
     values: Mapping[str, Any] = field(default_factory=dict, repr=False)
     plain_keys: bool = False
+    trusted: bool = True
 
     def leaves_to_environment(self, name: str) -> bool:
         """Whether a variable named by ``FromEnvironment`` goes over what this layer says."""
@@ -51,29 +59,40 @@ class OptionLayer:
 class ResolvedOptions:
     """The values to validate, where each comes from, and the references that lead nowhere.
 
-    ``missing``: option → name of an environment variable that is not set.
+    ``missing``: option → name of an environment variable that is not set. ``withheld``: option →
+    name of one that is set and not read, since a file that was only found names the address.
     """
 
     values: HiddenValues
     origins: dict[str, str]
     missing: dict[str, str]
+    withheld: dict[str, str] = field(default_factory=dict)
 
 
 def resolve_options(provider: Provider, layers: Sequence[OptionLayer]) -> ResolvedOptions:
     """Lay the layers over one another, the last on top, and the environment over the files.
 
     A variable named by ``FromEnvironment`` goes over what a file says, but neither over what was
-    passed in Python nor over a ``"$NAME"`` reference, which is the environment already. References
-    also hold inside a table, such as one of headers.
-    Raises ``ConfigurationError`` for a key written in plain in a file.
+    passed in Python nor over a ``"$NAME"`` reference, which is the environment already. A key from
+    such a variable goes to the provider's own address or to one that a trusted layer names.
+    Raises ``ConfigurationError`` for a key written in plain in a file, and for a reference in an
+    option that holds no key.
     """
-    values, origins, missing = HiddenValues(), {}, {}
+    values, origins, missing, withheld = HiddenValues(), {}, {}, {}
     for each in layers:
         for name in each.values:
             _refuse_plain_key(provider, each, name)
-    for name, variable in environment_options(provider.options):
-        layer = next((one for one in reversed(layers) if name in one.values), None)
-        if os.environ.get(variable) and (layer is None or layer.leaves_to_environment(name)):
+            _refuse_reference(provider, each, name)
+    supplied = {
+        name: variable
+        for name, variable in environment_options(provider.options)
+        if os.environ.get(variable) and _leaves_to_environment(layers, name)
+    }
+    keyless = ADDRESS not in supplied and not _names_trusted(layers, ADDRESS)
+    for name, variable in supplied.items():
+        if keyless and is_secret(provider.options, name):
+            withheld[name] = variable
+        else:
             values[name], origins[name] = os.environ[variable], f"environment {variable}"
     for layer in reversed(layers):
         for name in layer.values:
@@ -83,7 +102,40 @@ def resolve_options(provider: Provider, layers: Sequence[OptionLayer]) -> Resolv
             values[name], unset = _looked_up(layer.values[name])
             if unset is not None:
                 missing[name] = unset
-    return ResolvedOptions(values=values, origins=origins, missing=missing)
+    return ResolvedOptions(values=values, origins=origins, missing=missing, withheld=withheld)
+
+
+def _on_top(layers: Sequence[OptionLayer], name: str) -> OptionLayer | None:
+    return next((layer for layer in reversed(layers) if name in layer.values), None)
+
+
+def _leaves_to_environment(layers: Sequence[OptionLayer], name: str) -> bool:
+    layer = _on_top(layers, name)
+    return layer is None or layer.leaves_to_environment(name)
+
+
+def _names_trusted(layers: Sequence[OptionLayer], name: str) -> bool:
+    """Whether a layer that may do so decides about an option; the provider itself may."""
+    layer = _on_top(layers, name)
+    return layer is None or layer.trusted
+
+
+def _refuse_reference(provider: Provider, layer: OptionLayer, name: str) -> None:
+    """A variable is sent only where one that is sent is expected."""
+    if name != HEADERS and not is_secret(provider.options, name):
+        variable = _reference_in(layer.values[name])
+        if variable is not None:
+            raise ConfigurationError(
+                f"{name} of provider {provider.name!r} ({layer.origin}) is ${variable}: a variable "
+                "is read for options that hold a key, and for headers; write the value itself"
+            )
+
+
+def _reference_in(value: object) -> str | None:
+    if isinstance(value, Mapping):
+        found = (_reference_in(inner) for inner in value.values())
+        return next((one for one in found if one is not None), None)
+    return value[1:] if isinstance(value, str) and _is_reference(value) else None
 
 
 def _refuse_plain_key(provider: Provider, layer: OptionLayer, name: str) -> None:

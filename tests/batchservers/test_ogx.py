@@ -273,11 +273,11 @@ def test_a_file_that_nothing_was_made_of_is_found_and_goes(ogx, clients, in_an_h
     assert set(strategy.orphans(before=in_an_hour)) <= known
 
 
-def test_the_command_line_in_processes_of_its_own(ogx, upstream, clients):
+def test_the_command_line_in_processes_of_its_own(ogx, upstream, clients, name_settings):
     """Submitted by one, watched by another, written by a third."""
     texts, before = texts_of("command line", 5), billed(upstream)
     Path("texts.txt").write_text("\n".join(texts), encoding="utf-8")
-    Path("embedcore.toml").write_text(clients.file(ogx), encoding="utf-8")
+    name_settings(clients.file(ogx))
     clients.run("batch", "submit", "texts.txt")
     (listed,) = json.loads(clients.run("batch", "list", "--json"))["batches"]
     clients.run("batch", "resume")

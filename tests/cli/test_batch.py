@@ -125,8 +125,10 @@ def test_what_is_charged_is_what_was_shown(cli, server, submitted):
     assert (billed.billed_texts.total(), server.meter.billed_texts.total()) == (30, 0)
 
 
-def test_without_a_terminal_more_than_confirm_above_needs_yes(cli, server, texts_file):
-    Path("embedcore.toml").write_text(f"confirm_above = 0.0000001\n{OFFERED}")
+def test_without_a_terminal_more_than_confirm_above_needs_yes(
+    cli, server, texts_file, name_settings
+):
+    name_settings(f"confirm_above = 0.0000001\n{OFFERED}")
     run = cli("batch", "submit", str(texts_file(30)))
     assert run.code == 2
     assert "say --yes to go on" in run.err
@@ -137,8 +139,8 @@ def test_without_a_terminal_more_than_confirm_above_needs_yes(cli, server, texts
 
 
 @pytest.mark.parametrize(("answer", "jobs"), [("y", 1), ("n", 0)])
-def test_on_a_terminal_it_asks(server, texts_file, terminal, answer, jobs):
-    Path("embedcore.toml").write_text(f"confirm_above = 0.0000001\n{OFFERED}")
+def test_on_a_terminal_it_asks(server, texts_file, terminal, answer, jobs, name_settings):
+    name_settings(f"confirm_above = 0.0000001\n{OFFERED}")
     screen = terminal("batch", "submit", str(texts_file(30)))
     screen.wait_for(r"This costs .*Go on\? \[y/N\]")
     screen.send(f"{answer}\r")
@@ -174,10 +176,12 @@ def test_a_setting_cannot_make_it_dearer_than_was_shown(cli, server, texts_file)
     assert not server.meter.billed_texts
 
 
-def test_with_a_deadline_the_question_is_about_the_full_price(cli, server, texts_file):
+def test_with_a_deadline_the_question_is_about_the_full_price(
+    cli, server, texts_file, name_settings
+):
     cost = cli("batch", "submit", str(texts_file(30)), "--dry-run", "--json").json["plan"]
     between = Decimal(3 * cost["picodollars"] // 2) / PICODOLLARS_PER_DOLLAR
-    Path("embedcore.toml").write_text(f"confirm_above = {between:f}\n{OFFERED}")
+    name_settings(f"confirm_above = {between:f}\n{OFFERED}")
     refused = cli("batch", "submit", "texts.jsonl", "--deadline", "6h")
     assert refused.code == 2
     assert "if all is embedded at once, it would be $" in refused.err
@@ -273,8 +277,8 @@ def test_each_step_in_a_process_of_its_own(shell, server, texts_file, read_outpu
     assert read_output(Path("batch.jsonl")) == read_output(Path("embed.jsonl"))
 
 
-def test_the_same_rows_again_join_what_is_under_way(cli, server, submitted):
-    Path("embedcore.toml").write_text(f"confirm_above = 0.0000001\n{OFFERED}")
+def test_the_same_rows_again_join_what_is_under_way(cli, server, submitted, name_settings):
+    name_settings(f"confirm_above = 0.0000001\n{OFFERED}")
     again = cli("batch", "submit", "texts.jsonl")
     assert again.code == 0, again.err
     assert f"nothing: batch {submitted} has the same rows under way" in again.err

@@ -273,13 +273,13 @@ def test_gc_leaves_an_input_whose_job_may_still_be_created(cli, server, submit):
     assert remote_files(server) == before
 
 
-def test_gc_forgets_old_batches_with_their_files(cli, server, submit, state_home):
+def test_gc_forgets_old_batches_with_their_files(cli, server, submit, state_home, name_settings):
     ended, open_one = submit(3), submit(2)
     server.batches.finish(server.batches.jobs[0].id)
     assert cli("batch", "status", ended).code == 0
     assert cli("batch", "gc", "--json").json["batches"] == []
     time.sleep(0.2)
-    Path("embedcore.toml").write_text(f"{OFFERED}[batch]\nkeep_days = 0.000001\n")
+    name_settings(f"{OFFERED}[batch]\nkeep_days = 0.000001\n")
     assert cli("batch", "gc", "--dry-run", "--json").json["batches"] == [ended]
     assert set(states(cli)) == {ended, open_one}
     assert cli("batch", "gc", "--json").json["batches"] == [ended]

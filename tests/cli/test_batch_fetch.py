@@ -225,8 +225,8 @@ def test_empty_texts_are_listed(cli, server, read_output):
     assert "empty" in listed["reason"]
 
 
-def test_partial_writes_what_is_there(cli, server, texts_file, read_output):
-    Path("embedcore.toml").write_text(f"{OFFERED}[batch]\npart_texts = 5\n")
+def test_partial_writes_what_is_there(cli, server, texts_file, read_output, name_settings):
+    name_settings(f"{OFFERED}[batch]\npart_texts = 5\n")
     server.batches.settings.progress = Progress()
     name = submit(cli, texts_file(10))
     server.batches.finish(server.batches.jobs[0].id)

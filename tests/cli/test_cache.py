@@ -65,9 +65,9 @@ def test_what_is_in_it(cli, server, bought):
     assert "2.4% of 42 texts were found and not paid for again" in shown.out
 
 
-def test_where_it_is(cli, state_home, tmp_path):
+def test_where_it_is(cli, state_home, tmp_path, name_settings):
     assert cli("cache", "where").out == f"{state_home / 'vectors.db'}\n"
-    Path("embedcore.toml").write_text(
+    name_settings(
         f'cache_dir = "near"\n[profiles.far]\nmodel = "{LARGE}"\ncache_dir = "{tmp_path}"\n'
     )
     assert cli("cache", "where", "--json").json == {"path": str(Path("near/vectors.db").absolute())}
@@ -85,8 +85,8 @@ def test_where_it_is(cli, state_home, tmp_path):
         ("", "nosuch:m", "not known for nosuch:m: "),
     ],
 )
-def test_whether_it_is_on_and_why(cli, settings, model, said):
-    Path("embedcore.toml").write_text(settings)
+def test_whether_it_is_on_and_why(cli, settings, model, said, name_settings):
+    name_settings(settings)
     run = cli("cache", "-m", model)
     assert run.code == 0
     assert f"vectors  {said}" in run.out
@@ -282,8 +282,8 @@ def test_doctor_tells_of_it(cli, server, bought):
     assert value.startswith("40 vectors, ")
 
 
-def test_doctor_says_when_it_is_nearly_full(cli, server, bought):
-    Path("embedcore.toml").write_text("cache_cap = 300000\n")
+def test_doctor_says_when_it_is_nearly_full(cli, server, bought, name_settings):
+    name_settings("cache_cap = 300000\n")
     (found,) = [one for one in findings(cli("doctor", "--json")) if one[0] == "file"]
     assert found[2] == "note"
     assert "embedcore cache prune" in found[1]
@@ -299,7 +299,9 @@ def test_doctor_says_when_others_can_read_it(cli, server, bought):
 
 
 @pytest.mark.fault(110)
-def test_doctor_says_when_it_is_on_a_network_file_system(cli, monkeypatch, state_home):
+def test_doctor_says_when_it_is_on_a_network_file_system(
+    cli, monkeypatch, state_home, name_settings
+):
     state_home.mkdir()
     for module in (database, filesystem):
         monkeypatch.setattr(module, "network_filesystem", lambda _: "nfs4")
@@ -308,7 +310,7 @@ def test_doctor_says_when_it_is_on_a_network_file_system(cli, monkeypatch, state
     ((_, value, _),) = problems
     assert "nfs4" in value
     assert "cache_dir" in value
-    Path("embedcore.toml").write_text("allow_network_filesystem = true\n")
+    name_settings("allow_network_filesystem = true\n")
     assert not [one for one in findings(cli("doctor", "--json")) if one[2] == "problem"]
 
 

@@ -133,10 +133,12 @@ def test_files_that_others_can_read_or_change_are_noticed(cli, server, state_hom
     assert run.code == 1
     assert "chmod 600" in run.out
     (state_home / "state.db").chmod(0o600)
+    Path("embedcore.toml").chmod(0o620)
+    assert "can be changed by its group  (note)" in cli("doctor").out
     Path("embedcore.toml").chmod(0o666)
     run = cli("doctor")
     assert run.code == 1
-    assert "chmod go-w" in run.out
+    assert "can be changed by everybody (chmod o-w)" in run.out
 
 
 def test_a_damaged_state_file_is_a_finding(cli, state_home):
@@ -149,8 +151,8 @@ def test_a_damaged_state_file_is_a_finding(cli, state_home):
     assert cli("usage").code == 5
 
 
-def test_a_reference_to_a_variable_that_is_not_set(cli, monkeypatch):
-    Path("embedcore.toml").write_text('[options.openai]\napi_key = "$TEAM_KEY"\n')
+def test_a_reference_to_a_variable_that_is_not_set(cli, monkeypatch, name_settings):
+    name_settings('[options.openai]\napi_key = "$TEAM_KEY"\n')
     run = cli("doctor")
     assert run.code == 1
     assert "$TEAM_KEY, which is not set" in run.out
@@ -160,8 +162,8 @@ def test_a_reference_to_a_variable_that_is_not_set(cli, monkeypatch):
     assert "CANARY" not in cli("config", "--explain").out + cli("doctor").out
 
 
-def test_config_explains_where_each_value_comes_from(cli, monkeypatch):
-    Path("embedcore.toml").write_text(
+def test_config_explains_where_each_value_comes_from(cli, monkeypatch, name_settings):
+    name_settings(
         'model = "hashing:64"\n[profiles.p]\nmodel = "openai:x"\n[profiles.p.options]\n'
         'base_url = "https://user:secret@host/v1"\nheaders = { x-api = "$HEADER" }\n'
         "[budget]\ndaily_token_limit = 900\n"
@@ -186,8 +188,8 @@ def test_config_explains_where_each_value_comes_from(cli, monkeypatch):
     assert "SET BY" not in cli("config").out
 
 
-def test_options_of_a_provider_that_is_not_there_are_hidden(cli):
-    Path("embedcore.toml").write_text('[options.acme]\ntoken = "sk-CANARY-0123456789"\nsize = 3\n')
+def test_options_of_a_provider_that_is_not_there_are_hidden(cli, name_settings):
+    name_settings('[options.acme]\ntoken = "sk-CANARY-0123456789"\nsize = 3\n')
     run = cli("config", "--explain")
     assert run.code == 0
     assert "CANARY" not in run.out

@@ -78,13 +78,13 @@ def test_stopped_in_order_it_pays_nothing_twice(far_server, texts_file, read_out
 
 
 @pytest.mark.fault(144)
-def test_killed_it_loses_no_more_than_the_requests_in_flight(far_server, texts_file, read_output):
+def test_killed_it_loses_no_more_than_the_requests_in_flight(
+    far_server, texts_file, read_output, name_settings
+):
     server = far_server(0.1)
     texts_file(3_000)
-    with Path("embedcore.toml").open("r+") as settings:
-        narrow = settings.read()
-        settings.seek(0)
-        settings.write(f"concurrency = 2\n{narrow}max_texts_per_request = 50\n")
+    narrow = Path("embedcore.toml").read_text()
+    name_settings(f"concurrency = 2\n{narrow}max_texts_per_request = 50\n")
     command = ["embed", "texts.jsonl", "-o", "out.jsonl"]
     run = start(*command)
     server.wait_for(600)

@@ -12,7 +12,6 @@ import threading
 import time
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
@@ -565,7 +564,7 @@ def test_one_call_without_it_buys_anew_and_keeps_nothing(server, connect, home):
 
 
 @pytest.mark.parametrize("where", ["config", "profile", "environment"])
-def test_turned_off_there_is_no_file(server, home, monkeypatch, where):
+def test_turned_off_there_is_no_file(server, home, monkeypatch, where, name_settings):
     config = {"home": str(home), "model": "docs"}
     profile = {"model": "openai:text-embedding-3-small", "options": {"dimensions": WIDTH}}
     monkeypatch.setenv("OPENAI_API_KEY", server.api_key)
@@ -579,7 +578,7 @@ def test_turned_off_there_is_no_file(server, home, monkeypatch, where):
     lines = [f"{key} = {json.dumps(value)}" for key, value in config.items()]
     lines += ["[profiles.docs]", f"model = '{profile['model']}'", "options.dimensions = 8"]
     lines += ["cache = false"] if "cache" in profile else []
-    Path("embedcore.toml").write_text("\n".join(lines))
+    name_settings("\n".join(lines))
     with EmbeddingClient() as client:
         for _ in range(2):
             right(client.embed(["a"]), ["a"])

@@ -85,11 +85,86 @@ def test_the_environment_is_over_files_and_below_python(said, variable):
 
 
 def test_a_reference_is_the_environment_already(monkeypatch):
-    monkeypatch.setenv("ACME_URL", "https://variable.example")
-    monkeypatch.setenv("OTHER", "https://other.example")
-    found = resolve(profile={"base_url": "$OTHER"}, file={"base_url": "https://file.example"})
-    assert found.values["base_url"] == "https://other.example"
-    assert found.origins["base_url"] == "profile"
+    monkeypatch.setenv("ACME_KEY", "of the variable")
+    monkeypatch.setenv("OTHER", "of the other")
+    found = resolve(profile={"key": "$OTHER"}, file={"key": "$ACME_KEY"})
+    assert found.values["key"] == "of the other"
+    assert found.origins["key"] == "profile"
+
+
+@pytest.mark.case("D1")
+@pytest.mark.parametrize("origin", ["file", "profile", "Python"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"base_url": "$CANARY"},
+        {"labels": {"a": "$CANARY"}},
+        {"mode": "$CANARY"},
+        {"no_such_option": "$CANARY"},
+        {"dimensions": "$CANARY"},
+    ],
+    ids=lambda values: next(iter(values)),
+)
+def test_a_reference_is_read_for_keys_and_headers_and_for_nothing_else(
+    monkeypatch, canary, origin, values
+):
+    monkeypatch.setenv("CANARY", canary)
+    with pytest.raises(ConfigurationError, match=r"\$CANARY: a variable is read for options") as it:
+        resolve(**{origin: values})
+    assert canary not in str(it.value)
+    for name in ("key", "raw"):
+        assert resolve(**{origin: {name: "$CANARY"}}).values[name] == canary
+    assert resolve(**{origin: {"headers": {"X": "$CANARY"}}}).values["headers"] == {"X": canary}
+
+
+class OpenHeaders(BaseModel):
+    """A provider whose headers are no secrets by their type."""
+
+    headers: dict[str, str] = {}
+
+
+def test_headers_take_references_whatever_their_type(monkeypatch):
+    monkeypatch.setenv("TENANT", "blue")
+    provider = Provider(name="acme", options=OpenHeaders, create=_create)
+    found = resolve_options(provider, [layer("file", {"headers": {"X-Tenant": "$TENANT"}})])
+    assert found.values["headers"] == {"X-Tenant": "blue"}
+
+
+def found_layer(values: dict[str, Any]) -> OptionLayer:
+    return OptionLayer(origin="found.toml", values=values, trusted=False)
+
+
+LOCAL = "http://localhost:8000"
+
+
+@pytest.mark.case("D1")
+@pytest.mark.parametrize(
+    ("layers", "variable", "withheld"),
+    [
+        ([found_layer({"base_url": LOCAL})], None, True),
+        ([found_layer({"dimensions": 8})], None, False),
+        ([found_layer({"base_url": LOCAL})], "https://named.example", False),
+        ([found_layer({"base_url": LOCAL}), layer("Python", {"base_url": LOCAL})], None, False),
+        ([layer("file", {"base_url": LOCAL})], None, False),
+        ([layer("file", {"base_url": LOCAL}), found_layer({"base_url": LOCAL})], None, True),
+        ([], None, False),
+    ],
+)
+def test_a_key_of_the_environment_goes_where_the_user_or_the_provider_says(
+    monkeypatch, canary, layers, variable, withheld
+):
+    monkeypatch.setenv("ACME_KEY", canary)
+    if variable is not None:
+        monkeypatch.setenv("ACME_URL", variable)
+    found = resolve_options(ACME, layers)
+    assert ("key" not in found.values) is withheld
+    assert found.withheld == ({"key": "ACME_KEY"} if withheld else {})
+
+
+def test_a_key_that_python_gives_goes_where_it_is_sent(monkeypatch, canary):
+    """The user named it for this client: it is no key of the environment."""
+    layers = [found_layer({"base_url": LOCAL}), layer("Python", {"key": canary})]
+    assert resolve_options(ACME, layers).values["key"] == canary
 
 
 @pytest.mark.fault(130)
