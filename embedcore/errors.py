@@ -66,6 +66,7 @@ class EmbeddingError(Exception):
     ``position``: the row of the caller's input that is to blame, from 0, where one is.
     ``partial``: what did succeed before the failure, as an ``EmbeddingResult``, or None.
     ``budget_blocked``: a retry would have been made, but the budget no longer allowed it.
+    ``billed_tokens``: what the provider says it billed for the failed request, or None.
     """
 
     retryable: bool = False
@@ -88,6 +89,7 @@ class EmbeddingError(Exception):
         self.position: int | None = None
         self.partial = partial
         self.budget_blocked = False
+        self.billed_tokens: int | None = None
 
     def __str__(self) -> str:
         return self.message
@@ -204,10 +206,16 @@ class CostBudgetExceeded(BudgetExceeded):
 class ProviderError(EmbeddingError):
     """The remote side failed. ``status`` and ``code`` are the provider's own, when it gave any.
 
+    ``free_by_status``: ``billed`` is "no" for the status alone, without a body that proves it.
+    ``again``: the provider would ask differently now, with a new key say; the same request is sent
+    once more, at once, for each value of it.
+
     Raised directly only for what escapes a plugin untyped; its outcome is then unknown.
     """
 
     billed: Billed = "unknown"
+    free_by_status: bool = False
+    again: str | None = None
 
     def __init__(
         self,

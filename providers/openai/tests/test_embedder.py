@@ -28,6 +28,7 @@ from embedcore.errors import (
     ProviderUnavailable,
     QuotaExhausted,
     RateLimited,
+    ReplyMismatch,
     RequestRejected,
     RequestTooLarge,
 )
@@ -202,9 +203,13 @@ def test_a_callable_key_that_fails_is_an_authentication_problem(make: Make) -> N
         pytest.param("duplicate_index", {}, InvalidResponse, "yes", marks=pytest.mark.fault(39)),
         pytest.param("missing_index", {}, InvalidResponse, "yes", marks=pytest.mark.fault(39)),
         pytest.param(
-            "component", {"literal": "NaN"}, InvalidResponse, "yes", marks=pytest.mark.fault(40)
+            "component",
+            {"literal": "Infinity"},
+            InvalidResponse,
+            "yes",
+            marks=pytest.mark.fault(40),
         ),
-        pytest.param("wrong_width", {}, InvalidResponse, "yes", marks=pytest.mark.fault(42)),
+        pytest.param("wrong_width", {}, ReplyMismatch, "yes", marks=pytest.mark.fault(42)),
         pytest.param("mixed_width", {}, InvalidResponse, "yes", marks=pytest.mark.fault(42)),
         pytest.param(
             "bad_base64", {"kind": "length"}, InvalidResponse, "yes", marks=pytest.mark.fault(43)
@@ -240,6 +245,21 @@ def test_odd_but_honest_replies_are_taken(
     server.faults.push(mode, **options)
     answer = embed(make())
     assert np.array_equal(answer.vectors, vectors_of(TEXTS, 1536))
+    assert answer.tokens == server.meter.billed_tokens
+
+
+@pytest.mark.case("A4")
+@pytest.mark.fault(40)
+@pytest.mark.parametrize("literal", ["NaN", "null"])
+@pytest.mark.parametrize("encoding", ["base64", "float"])
+def test_a_vector_that_is_none_leaves_the_others(
+    server: FakeOpenAI, make: Make, literal: str, encoding: str
+) -> None:
+    server.faults.push("component", literal=literal, position=1)
+    answer = embed(make(encoding=encoding))
+    expected = vectors_of(TEXTS, 1536)
+    assert np.isnan(answer.vectors[1]).all()
+    assert np.array_equal(answer.vectors[[0, 2]], expected[[0, 2]])
     assert answer.tokens == server.meter.billed_tokens
 
 

@@ -6,7 +6,7 @@ import copy
 import logging
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import SecretStr
 
@@ -24,11 +24,6 @@ if TYPE_CHECKING:
     from embedcore_openai.batch import OpenAIBatch
     from embedcore_openai.errorcontext import Context
     from embedcore_openai.transport import Answer
-
-# A component takes at most 25 characters as JSON text, and 5.4 as base64.
-_BYTES_PER_COMPONENT: Final = 32
-_BYTES_BESIDE: Final = 1_000_000
-_WIDEST: Final = 16_384
 
 _log = logging.getLogger("embedcore.openai")
 _warned: set[str] = set()
@@ -145,16 +140,16 @@ class OpenAIEmbedder:
         return EmbedReply(vectors=np.empty((0, width), dtype=np.float32), tokens=0)
 
     def _body(self, texts: Sequence[str]) -> bytes | EmbeddingError:
-        from embedcore_openai import wire
+        from embedcore.provider import replies
 
         try:
-            return wire.request_body(
+            return replies.request_body(
                 self._info.model,
                 texts,
                 encoding=self._options.encoding,
                 dimensions=self._options.dimensions,
             )
-        except wire.NotUnicode as error:
+        except replies.NotUnicode as error:
             return InputRejected(
                 f"text {error.position} of the request is no valid Unicode (a lone surrogate)",
                 position=error.position,
@@ -169,12 +164,16 @@ class OpenAIEmbedder:
             endpoint=self._info.endpoint,
             texts=texts,
             secrets=self._session.secrets(key),
+            reply_models=self._info.reply_models,
+            key_hint=f"check {KEY_VARIABLE}",
+            refusals_billed=self._options.refusals_billed,
             server_errors_billed=self._options.server_errors_billed,
         )
 
     def _exchange(
         self, body: bytes, key: str | None, request: EmbedRequest, context: Context
     ) -> Answer | EmbeddingError:
+        from embedcore.provider import replies
         from embedcore_openai.transport import Call
 
         timeout = self._options.timeout
@@ -182,36 +181,26 @@ class OpenAIEmbedder:
             timeout = min(timeout, request.timeout)
         if not timeout > 0:
             return ProviderUnavailable("no time is left for the request", billed="no")
-        width = self._info.dimensions or _WIDEST
-        cap = len(request.texts) * width * _BYTES_PER_COMPONENT + _BYTES_BESIDE
+        cap = replies.most_bytes(len(request.texts), self._info.dimensions)
         call = Call(path="/embeddings", body=body, timeout=timeout, max_bytes=cap)
         return self._session.send(call, key, context)
 
     def _understood(
         self, answer: Answer, context: Context, into: Vectors | None
     ) -> EmbedReply | EmbeddingError:
-        from embedcore_openai import errors, headers, wire
-        from embedcore_openai.errorcontext import request_id
+        from embedcore.provider import replies
 
-        if not 200 <= answer.status < 300:
-            return errors.from_answer(answer, context)
         try:
-            reply = wire.parse_reply(
+            return replies.read(
+                answer.status,
+                answer.headers,
                 answer.body,
-                count=len(context.texts),
+                context,
                 dimensions=self._info.dimensions,
                 into=into,
             )
-        except wire.BadReply as bad:
-            return errors.from_bad_reply(bad, answer, context)
-        expected = reply.model in (None, self._info.model, *self._info.reply_models)
-        return EmbedReply(
-            vectors=reply.vectors,
-            tokens=reply.tokens,
-            model=reply.model if expected else context.shown(reply.model or ""),
-            request_id=request_id(answer, context),
-            limits=headers.rate_limits(answer.headers),
-        )
+        except EmbeddingError as error:
+            return error
 
 
 def _warn_of_plaintext(options: OpenAIOptions) -> None:

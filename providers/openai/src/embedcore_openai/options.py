@@ -54,9 +54,9 @@ class OpenAIOptions(BaseModel):
     instead of the table's; 0 for an own server. ``max_…`` replace the model's limits.
     ``reply_models``: further model names that a reply may carry; ``["*"]`` for any.
 
-    ``server_errors_billed`` is an assumption, since no document says it: a 500, 503 or 529 with
-    the server's own error body was not billed ("no"). Set "unknown" to charge such requests to
-    the budget.
+    ``refusals_billed`` and ``server_errors_billed`` are assumptions, since no document says it: a
+    request that was refused (4xx), and a 500, 503 or 529 with the server's own error body, was not
+    billed ("no"). Set "unknown" to charge such requests to the budget.
 
     ``batch``: whether the server has a batch API; unset: only OpenAI's own is taken to have one.
     ``batch_encoding``: how vectors travel in a batch's output; "base64" inside a batch is allowed
@@ -94,6 +94,7 @@ class OpenAIOptions(BaseModel):
     max_concurrency: Annotated[PositiveInt | None, KeepsVectors()] = None
     price: Annotated[Price | None, KeepsVectors()] = None
     batch_price: Annotated[Price | None, KeepsVectors()] = None
+    refusals_billed: Annotated[Literal["no", "unknown"], KeepsVectors()] = "no"
     server_errors_billed: Annotated[Literal["no", "unknown"], KeepsVectors()] = "no"
 
     batch: Annotated[bool | None, KeepsVectors()] = None

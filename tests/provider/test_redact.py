@@ -6,8 +6,9 @@ import base64
 from urllib.parse import quote
 
 import pytest
-from embedcore_openai.scrub import clean
 from hypothesis import given, strategies as st
+
+from embedcore.provider.redact import clean
 
 keys = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=12, max_size=60).filter(
     lambda key: len(set(key)) > 6

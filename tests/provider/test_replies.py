@@ -5,12 +5,16 @@ from __future__ import annotations
 import base64
 import json
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
-from embedcore_openai.wire import BadReply, NotUnicode, parse_reply, request_body
 from hypothesis import given, strategies as st
 
+from embedcore.errors import EmbeddingError, InvalidResponse, ReplyMismatch
+from embedcore.provider.error_bodies import tokens_in
+from embedcore.provider.refusals import Asked
+from embedcore.provider.replies import BadReply, NotUnicode, parse_reply, read, request_body
 from embedcore.testing import vector_of
 
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -125,25 +129,70 @@ def test_another_number_of_embeddings_is_refused(sent: int, came: int) -> None:
 
 
 @pytest.mark.fault(39)
-@pytest.mark.parametrize("index", [-1, 2, "0", True, False, 0.0, 1.0, None, [0], 2**70, 1])
+@pytest.mark.parametrize("index", [-1, 2, "0", True, False, 0.0, 1.0, [0], 2**70, 1])
 def test_an_index_that_is_not_its_own_is_refused(index: object) -> None:
     raw = body([item(index, packed([1.0])), item(1, packed([2.0]))])
     assert "index" in refused(raw, count=2)
 
 
+@pytest.mark.case("B1")
 @pytest.mark.fault(39)
-def test_a_missing_index_is_refused() -> None:
-    assert "index" in refused(body([{"embedding": packed([1.0])}]))
+@given(st.integers(1, 7), st.data())
+def test_the_one_index_that_is_missing_is_the_one_that_is_left(
+    count: int, data: st.DataObject
+) -> None:
+    """Whichever it is, wherever it stands, absent or null."""
+    items = [item(index, packed([float(index)])) for index in range(count)]
+    without = data.draw(st.integers(0, count - 1))
+    if data.draw(st.booleans()):
+        del items[without]["index"]
+    else:
+        items[without]["index"] = None
+    raw = body(data.draw(st.permutations(items)))
+    vectors = parse_reply(raw, count=count, dimensions=1).vectors
+    assert vectors[:, 0].tolist() == list(range(count))
+
+
+@pytest.mark.case("B1")
+@pytest.mark.fault(39)
+@given(st.integers(2, 6), st.data())
+def test_several_missing_indexes_are_refused_unless_the_order_is_trusted(
+    count: int, data: st.DataObject
+) -> None:
+    items = [item(index, packed([float(index)])) for index in range(count)]
+    gone = data.draw(st.sets(st.integers(0, count - 1), min_size=2, max_size=count))
+    for index in gone:
+        del items[index]["index"]
+    raw = body(items)
+    assert "trust_order" in refused(raw, count=count, dimensions=1)
+    vectors = parse_reply(raw, count=count, dimensions=1, trust_order=True).vectors
+    assert vectors[:, 0].tolist() == list(range(count))
+
+
+@pytest.mark.case("B1")
+@pytest.mark.fault(39)
+def test_a_missing_index_among_others_that_are_wrong_is_refused() -> None:
+    for indexes in ([None, 1, 1], [None, 0, 3], [None, -1, 0], [None, "1", 2]):
+        items = [item(index, packed([1.0])) for index in indexes]
+        assert "index" in refused(body(items), count=3)
+
+
+@pytest.mark.case("B1")
+def test_with_the_order_trusted_a_complete_index_still_counts() -> None:
+    items = [item(1, packed([1.0])), item(0, packed([0.0]))]
+    reply = parse_reply(body(items), count=2, dimensions=1, trust_order=True)
+    assert reply.vectors[:, 0].tolist() == [0.0, 1.0]
+    restarts = [item(0, packed([0.0])), item(0, packed([1.0]))]
+    reply = parse_reply(body(restarts), count=2, dimensions=1, trust_order=True)
+    assert reply.vectors[:, 0].tolist() == [0.0, 1.0]
 
 
 @pytest.mark.fault(40)
 @pytest.mark.parametrize(
     "component",
     [
-        "NaN",
         "Infinity",
         "-Infinity",
-        "null",
         "1e999",
         "1e39",
         "-1e300",
@@ -163,16 +212,100 @@ def test_components_that_are_not_finite_numbers_are_refused(component: str, esca
 
 
 @pytest.mark.fault(40)
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_base64_of_what_is_not_finite_is_refused(value: float) -> None:
-    assert "finite" in refused(body([item(0, packed([1.0, value]))]))
+@pytest.mark.parametrize("value", [math.inf, -math.inf])
+def test_base64_of_what_is_infinite_is_refused(value: float) -> None:
+    both = [item(0, packed([1.0, value])), item(1, None)]
+    assert "finite" in refused(body(both), count=2)
+    assert "finite" in refused(body(both[:1]))
+
+
+# Vectors that are not there, and all others are
+
+NO_VECTORS = ["null", "[]", '""', "[null,null]", "[0.5,null]", "[NaN,NaN]", "[NaN,0.5]"]
+NO_VECTORS += [f'"{packed([math.nan, 1.0])}"', f'"{packed([math.nan, math.nan])}"']
+
+
+@pytest.mark.case("A4")
+@pytest.mark.fault(40)
+@given(st.data())
+def test_where_a_vector_is_none_the_others_stay(data: st.DataObject) -> None:
+    count = data.draw(st.integers(2, 6))
+    listed, escaped = data.draw(st.booleans()), data.draw(st.booleans())
+    bad = data.draw(st.dictionaries(st.integers(0, count - 1), st.sampled_from(NO_VECTORS)))
+    vectors = np.array([vector_of(f"text {index}", 2) for index in range(count)], np.float32)
+    parts = []
+    for index in data.draw(st.permutations(range(count))):
+        good = json.dumps(vectors[index].tolist() if listed else packed(vectors[index]))
+        parts.append(f'{{"index":{index},"embedding":{bad.get(index, good)}}}')
+    model = '"a\\"b"' if escaped else '"m"'
+    raw = f'{{"data":[{",".join(parts)}],"model":{model}}}'.encode()
+    width = data.draw(st.sampled_from([2, None]))
+    if len(bad) == count:
+        assert "none of its" in refused(raw, count=count, dimensions=width)
+        return
+    found = parse_reply(raw, count=count, dimensions=width).vectors
+    kept = [index for index in range(count) if index not in bad]
+    assert found[kept].tobytes() == vectors[kept].tobytes()
+    assert np.isnan(found[sorted(bad)]).all()
+
+
+@pytest.mark.case("A4")
+@pytest.mark.parametrize("text", NO_VECTORS)
+def test_a_reply_of_no_vector_at_all_is_refused(text: str) -> None:
+    raw = f'{{"data":[{{"index":0,"embedding":{text}}}]}}'.encode()
+    assert "none of its 1 embeddings is a vector" in refused(raw, dimensions=2)
+
+
+@pytest.mark.fault(40)
+def test_an_entry_without_an_embedding_is_refused() -> None:
+    both = [item(0, packed([1.0])), {"index": 1, "error": "no"}]
+    assert "no 'embedding'" in refused(body(both), count=2)
+
+
+@pytest.mark.case("A4")
+def test_with_another_fault_beside_it_nothing_is_kept() -> None:
+    good, none = item(0, packed([1.0])), item(1, None)
+    for wrong in (
+        [good, item(0, None)],
+        [good, {**none, "index": 7}],
+        [good, none, item(2, "****")],
+        [good, none, item(2, packed([1.0, 2.0]))],
+        [good, none, item(2, ["x"])],
+    ):
+        refused(body(wrong), count=len(wrong), dimensions=1)
+
+
+@pytest.mark.case("A4")
+def test_rows_without_a_vector_are_blank_where_they_are_wanted() -> None:
+    into = np.zeros((2, 1), np.float32)
+    raw = body([item(0, packed([1.0])), item(1, packed([math.nan]))])
+    reply = parse_reply(raw, count=2, dimensions=1, into=into)
+    assert reply.vectors is into
+    assert np.isnan(into[:, 0]).tolist() == [False, True]
 
 
 @pytest.mark.fault(42)
 def test_widths_must_agree_with_each_other_and_the_model() -> None:
     both = [item(0, packed([1.0, 2.0])), item(1, packed([1.0]))]
     assert "mixes" in refused(body(both), count=2)
+    assert "mixes" in refused(body(both), count=2, dimensions=1)
     assert "2 dimensions instead of 3" in refused(body([both[0]]), dimensions=3)
+    assert "2 dimensions instead of 3" in refused(
+        body([both[0], item(1, None)]), count=2, dimensions=3
+    )
+
+
+@pytest.mark.fault(42)
+def test_another_width_than_that_of_the_settings_is_a_mismatch() -> None:
+    asked = Asked(model="m", endpoint="https://x/v1", texts=["a", "b"])
+    raw = body([item(0, packed([1.0, 2.0])), item(1, packed([1.0, 2.0]))])
+    with pytest.raises(ReplyMismatch) as caught:
+        read(200, {}, raw, asked, dimensions=3)
+    assert (caught.value.billed, caught.value.retryable) == ("yes", False)
+    mixed = body([item(0, packed([1.0, 2.0])), item(1, packed([1.0]))])
+    with pytest.raises(InvalidResponse) as other:
+        read(200, {}, mixed, asked, dimensions=3)
+    assert type(other.value) is InvalidResponse
 
 
 @pytest.mark.fault(43)
@@ -195,11 +328,12 @@ def test_payloads_that_are_not_base64_of_float32_are_refused(text: str) -> None:
     refused(body([item(0, text)]))
 
 
-@pytest.mark.parametrize("embedding", [None, 1, 1.5, True, {}, []])
+@pytest.mark.parametrize("embedding", [1, 1.5, True, {}])
 def test_an_embedding_of_another_kind_is_refused(embedding: object) -> None:
     refused(body([item(0, embedding)]))
 
 
+@pytest.mark.case("B4")
 @pytest.mark.fault(44)
 @pytest.mark.parametrize(
     ("usage", "tokens"),
@@ -207,25 +341,55 @@ def test_an_embedding_of_another_kind_is_refused(embedding: object) -> None:
         ({"prompt_tokens": 5, "total_tokens": 5}, 5),
         ({"total_tokens": 7}, 7),
         ({"prompt_tokens": 0, "total_tokens": 7}, 7),
+        ({"input_tokens": 7, "output_tokens": 0}, 7),
+        ({"inputTokens": 7}, 7),
+        ({"promptTokenCount": 7}, 7),
+        ({"prompt_tokens": 5.0, "total_tokens": 5.0}, 5),
+        ({"prompt_tokens": 5.2}, 6),
+        ({"prompt_tokens": "5"}, 5),
+        ({"prompt_tokens": " 5.0 "}, 5),
+        ({"prompt_tokens": None, "total_tokens": 7}, 7),
+        ({"prompt_tokens": "many", "total_tokens": 7}, 7),
+        (8, 8),
+        ("8", 8),
         ({"prompt_tokens": 0, "total_tokens": 0}, None),
         ({"prompt_tokens": -3}, None),
-        ({"prompt_tokens": 5.0}, None),
+        ({"prompt_tokens": "-3"}, None),
         ({"prompt_tokens": 2**63}, None),
+        ({"prompt_tokens": 1e30}, None),
         ({"prompt_tokens": 2**70}, None),
-        ({"prompt_tokens": "5"}, None),
+        ({"prompt_tokens": "9" * 30}, None),
         ({"prompt_tokens": True}, None),
         ({"prompt_tokens": None}, None),
+        ({"prompt_tokens": [5]}, None),
+        ({"cost": 0.001}, None),
         ({}, None),
         (None, None),
         ([], None),
-        ("8", None),
+        (True, None),
     ],
 )
-def test_usage_is_a_positive_number_or_unknown(usage: object, tokens: int | None) -> None:
+def test_usage_is_read_if_it_can_be(usage: object, tokens: int | None) -> None:
     assert (
         parse_reply(body([item(0, packed([1.0]))], usage=usage), count=1, dimensions=1).tokens
         == tokens
     )
+
+
+@pytest.mark.case("B4")
+@pytest.mark.fault(44)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: (
+            st.dictionaries(st.sampled_from(["prompt_tokens", "total_tokens", "x"]), inner)
+            | st.lists(inner, max_size=2)
+        ),
+    )
+)
+def test_any_usage_is_a_positive_number_or_none(usage: object) -> None:
+    tokens = tokens_in(usage)
+    assert tokens is None or (type(tokens) is int and 0 < tokens < 2**63)
 
 
 def test_usage_and_model_may_be_missing() -> None:
@@ -315,10 +479,65 @@ def test_bodies_of_another_shape_are_refused(raw: bytes) -> None:
     refused(raw)
 
 
+@pytest.mark.case("B5")
 @pytest.mark.fault(34)
-def test_leading_white_space_is_understood() -> None:
-    raw = b" \n\r\t" * 40 + body([item(0, packed([1.0]))])
+@pytest.mark.parametrize(
+    "before", [b" \n\r\t" * 40, b"\xef\xbb\xbf", b"\n\xef\xbb\xbf", b"\xef\xbb\xbf \r\n"]
+)
+@pytest.mark.parametrize("width", [1, 64])
+def test_white_space_and_a_byte_order_mark_before_a_reply(before: bytes, width: int) -> None:
+    raw = before + body([item(0, packed([1.0] * width))])
+    for each in (raw, memoryview(raw)):
+        assert parse_reply(each, count=1, dimensions=width).vectors.tolist() == [[1.0] * width]
+
+
+# More parts than any reply has
+
+
+FLOODS = {
+    "lists": b'{"data":[' + b"[]," * 2_000_000 + b"[]]}",
+    "objects": b'{"data":[' + b"{}," * 2_000_000 + b"{}]}",
+    "texts": b'{"data":[' + b'"ab",' * 1_200_000 + b'""]}',
+    "numbers": b'{"data":[' + b"1," * 3_000_000 + b"1]}",
+    "keys": b"{" + b'"a":1,' * 1_000_000 + b'"b":1}',
+    "elsewhere": b'{"data":[],"x":[' + b"[]," * 2_000_000 + b"[]]}",
+    "in an error": b'{"error":[' + b"[]," * 2_000_000 + b"[]]}",
+    "quotation marks": b'"' * 6_000_000,
+    "depth": b"[" * 6_000_000,
+    "NaN": b'{"data":[{"index":0,"embedding":[' + b"NaN," * 1_500_000 + b"1]}]}",
+    "behind a byte order mark": b'\xef\xbb\xbf{"data":[' + b"[]," * 2_000_000 + b"[]]}",
+}
+
+
+@pytest.mark.case("D6")
+@pytest.mark.fault(35)
+@pytest.mark.parametrize("name", FLOODS)
+def test_a_flood_of_parts_is_refused_before_they_become_objects(name: str) -> None:
+    raw = FLOODS[name]
+    asked = Asked(model="m", endpoint="https://x/v1", texts=["a"] * 16)
+    tracemalloc.start()
+    with pytest.raises(EmbeddingError) as caught:
+        read(200, {}, memoryview(raw), asked)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert type(caught.value) is InvalidResponse
+    assert "far more parts" in str(caught.value)
+    assert peak < 4 * len(raw), f"{peak:,} bytes for {len(raw):,}"
+
+
+@pytest.mark.case("D6")
+def test_brackets_in_texts_that_a_server_repeats_are_no_flood() -> None:
+    echo = ["[[[{,,," * 40_000, 'a "quoted" [' * 1_000]
+    raw = json.dumps({"data": [item(0, [1.0])], "texts": echo}).encode()
     assert parse_reply(raw, count=1, dimensions=1).vectors.tolist() == [[1.0]]
+
+
+@pytest.mark.case("D6")
+def test_what_honest_servers_add_to_each_vector_is_no_flood() -> None:
+    more = {"tokens": list(range(500)), "meta": [{"a": [1, 2]}] * 30, "words": ["w"] * 100}
+    items = [{**item(index, [0.5] * 64), **more} for index in range(200)]
+    reply = parse_reply(body(items), count=200, dimensions=64)
+    assert reply.vectors.shape == (200, 64)
 
 
 @pytest.mark.parametrize(
@@ -344,12 +563,18 @@ def test_recorded_replies_are_understood(name: str, recordings: object) -> None:
 
 
 @pytest.mark.fault(6)
-@given(st.lists(st.text(), min_size=1, max_size=4), st.none() | st.integers(1, 9))
-def test_requests_carry_texts_unchanged(texts: list[str], dimensions: int | None) -> None:
-    sent = json.loads(request_body("m", texts, encoding="base64", dimensions=dimensions))
-    assert sent["input"] == texts
-    assert ("dimensions" in sent) == (dimensions is not None)
-    assert sent["encoding_format"] == "base64"
+@given(st.lists(st.text(), min_size=1, max_size=4), st.none() | st.integers(1, 9), st.booleans())
+def test_requests_carry_texts_unchanged(
+    texts: list[str], dimensions: int | None, encoded: bool
+) -> None:
+    encoding = "base64" if encoded else None
+    more = {"user": "u", "nested": {"a": [1]}}
+    raw = request_body("m", texts, encoding=encoding, dimensions=dimensions, more=more)
+    sent = json.loads(raw)
+    assert sent.pop("input") == texts
+    assert sent.pop("dimensions", None) == dimensions
+    assert sent.pop("encoding_format", None) == encoding
+    assert sent == {"model": "m", **more}
 
 
 @pytest.mark.fault(5)

@@ -1,7 +1,11 @@
-"""Which bytes of a reply are vectors? Told apart without making a string of each of them."""
+"""A body before it is parsed: which bytes are vectors, and how many parts are there?
+
+The vectors are told apart without making a string of each of them.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
@@ -12,20 +16,26 @@ if TYPE_CHECKING:
 
 _QUOTE: Final = ord('"')
 _BACKSLASH: Final = ord("\\")
+_COMMA: Final = ord(",")
+_OPENING: Final = (ord("["), ord("{"))
 # Shorter texts stay where they are: names, and vectors of very few dimensions.
 _SHORTEST: Final = 64
 # In no base64 text; a body that has it anywhere else is left to the parser as a whole.
 _MARK: Final = b"#"
 _BLOCK: Final = 1 << 18
+_WEIGHT: Final = 8
+# A string, with its end or that of the body; or the beginning of another part.
+_PART: Final = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\Z)|[\[{,]', re.S)
 
 
-def apart(body: bytes | memoryview) -> tuple[bytes, list[memoryview]] | None:
+def apart(body: bytes | memoryview, most: int) -> tuple[bytes, list[memoryview]] | None:
     """The document with ``"#0"``, ``"#1"`` … for its long texts, and those texts.
 
-    None where quotation marks alone do not tell where a text ends, or a mark could be mistaken.
+    None where quotation marks alone do not tell where a text ends, where a mark could be mistaken,
+    or where there are more than ``most`` of them.
     """
     view = memoryview(body)
-    marks = _places(view)
+    marks = _places(view, most)
     if marks is None or len(marks) % 2:
         return None
     begins, ends = marks[0::2] + 1, marks[1::2]
@@ -65,11 +75,40 @@ def _blocks(body: bytes | memoryview) -> Iterator[NDArray[np.uint8]]:
     return (codes[at : at + _BLOCK] for at in range(0, len(codes), _BLOCK))
 
 
-def _places(body: memoryview) -> NDArray[np.intp] | None:
+def _places(body: memoryview, most: int) -> NDArray[np.intp] | None:
     """Where the quotation marks are; None if a backslash may have taken the meaning of one."""
-    found = []
+    found, total = [], 0
     for number, block in enumerate(_blocks(body)):
         if (block == _BACKSLASH).any():
             return None
         found.append(np.flatnonzero(block == _QUOTE) + number * _BLOCK)
+        total += len(found[-1])
+        if total > most:
+            return None
     return np.concatenate(found) if found else None
+
+
+def has_more_parts(body: bytes, most: int) -> bool:
+    """Whether a document has more parts than ``most``, before an object is made of each.
+
+    A part is a number; an object, a list or a string counts for eight.
+    """
+    if _parts(body) <= most:
+        return False
+    # Brackets and commas within texts are no parts.
+    parts = 0
+    for part in _PART.finditer(body):
+        parts += 1 if part[0] == b"," else _WEIGHT
+        if parts > most:
+            return True
+    return False
+
+
+def _parts(body: bytes) -> int:
+    """An upper bound of the numbers in a document, an object, list or string for eight."""
+    numbers = heavy = 0
+    for block in _blocks(body):
+        numbers += int(np.count_nonzero(block == _COMMA))
+        heavy += sum(int(np.count_nonzero(block == code)) for code in _OPENING)
+        heavy += int(np.count_nonzero(block == _QUOTE)) // 2
+    return numbers + _WEIGHT * heavy

@@ -1,4 +1,4 @@
-"""How can what a server says be shown, when it may repeat the key or a text?"""
+"""Redaction: what a server says, for showing it, when it may repeat the key or a text."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ _QUOTED: Final = 24
 _WINDOW: Final = 16
 _READ: Final = 4_000
 _SHOWN: Final = 240
+_JUDGED: Final = 800
 # str.lower() may change the length of a line, and with it every place in it.
 _LOWER: Final = str.maketrans(ascii_uppercase, ascii_lowercase)
 # Keys that are not ours but look like one, as a gateway's own might.
@@ -36,6 +37,12 @@ def clean(message: str, *, secrets: Iterable[str] = (), texts: Sequence[str] = (
     line = _hide(line, (match.span() for match in _KEY_LIKE.finditer(line)))
     line = _hide(line[: _SHOWN + _QUOTED], _quoted_places(line[: _SHOWN + _QUOTED], texts))
     return line if len(line) <= _SHOWN else line[: _SHOWN - 1] + "…"
+
+
+def without_texts(message: str, texts: Sequence[str]) -> str:
+    """The beginning of a message on one line, without passages of the texts: for judging it."""
+    line = " ".join(_printable(message[:_JUDGED]).split())
+    return _hide(line, _quoted_places(line, texts))
 
 
 def _printable(text: str) -> str:
