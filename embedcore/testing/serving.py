@@ -31,6 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             ended.wait()
 
 
+def server_of(arguments: Sequence[str]) -> FakeOpenAI:
+    """The server that the command would start with these arguments."""
+    return _server(_parser().parse_args(arguments))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m embedcore.testing.server")
     parser.add_argument("--port", type=int, default=0, help="0: any free one")

@@ -21,6 +21,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from embedcore import BatchEmbeddingFailed, EmbeddingClient, EmbeddingError
@@ -28,6 +29,8 @@ from embedcore.policy import asking, batch, batchoffice, collecting, parts
 from embedcore.storage import entries
 from embedcore.storage.database import Database
 from embedcore.storage.jobs import Jobs
+from embedcore.testing import FakeOpenAI
+from embedcore.testing.batchsettings import BatchSettings, Progress
 
 SETTINGS: dict[str, Any] = {}
 REMOTE = [
@@ -199,6 +202,7 @@ def fork() -> int:
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)
     status = 1
+    os.environ["EMBEDCORE_HOME"] = SETTINGS["home"]
     try:
         main()
         status = 0
@@ -214,10 +218,18 @@ def fork() -> int:
         os._exit(status)
 
 
+def warm_up() -> None:
+    """Do once what every worker does, so that none has to import anything."""
+    settings = BatchSettings(progress=Progress(polls=1))
+    with FakeOpenAI(batch=settings) as server, TemporaryDirectory() as home:
+        options = {"base_url": server.base_url, "api_key": server.api_key}
+        SETTINGS.update(options=options, home=home, texts=("warm", 0, 1, 0))
+        with connect() as client:
+            embed(client)
+
+
 def serve() -> None:
-    client = EmbeddingClient("text-embedding-3-small", options={"api_key": "none"})
-    client.plan(["to have the tokenizer loaded"])
-    client.close()
+    warm_up()
     for line in sys.stdin:
         SETTINGS.clear()
         SETTINGS.update(json.loads(line))

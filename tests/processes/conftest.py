@@ -22,26 +22,25 @@ from embedcore.storage.amounts import Amount
 from embedcore.storage.database import Database
 from embedcore.storage.ledger import Ledger
 from embedcore.storage.schema import STATE, STATE_VERSION
-from embedcore.testing import tokens_of
+from embedcore.testing import serving, tokens_of
 
 WORKER = Path(__file__).with_name("batch_worker.py")
+# For what takes as long as the machine takes, and does happen.
+SECONDS = 120.0
 # A provider's list is as quick here as everything else.
 QUICK = {"parts": 3, "part_texts": 20, "grace": 0.3, "look_again": 0.05, "watch": 3600}
 
 
 class Server:
-    """The fake server in a process of its own."""
+    """The fake server, started as its command would start it, in threads of this process."""
 
     def __init__(self, *arguments: object) -> None:
-        command = [sys.executable, "-m", "embedcore.testing.server", "--until-eof"]
-        self._process = subprocess.Popen(
-            [*command, *map(str, arguments)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self._process.stdout is not None
-        self.place = json.loads(self._process.stdout.readline())
+        self._fake = serving.server_of(list(map(str, arguments)))
+        self.place = {
+            "url": self._fake.url,
+            "base_url": self._fake.base_url,
+            "api_key": str(self._fake.api_key),
+        }
 
     @property
     def options(self) -> dict[str, str]:
@@ -65,15 +64,11 @@ class Server:
         self._ask("/_faults", script)
 
     def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=20)
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        self._fake.close()
 
     def _ask(self, path: str, script: object = None) -> dict[str, Any]:
         data = None if script is None else json.dumps(script).encode()
-        with urllib.request.urlopen(self.place["url"] + path, data=data, timeout=30) as reply:
+        with urllib.request.urlopen(self.place["url"] + path, data=data, timeout=SECONDS) as reply:
             found: dict[str, Any] = json.loads(reply.read())
         return found
 
@@ -81,12 +76,11 @@ class Server:
 class Workshop:
     """Makes workers: one process that has everything imported, and forks."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self) -> None:
         self._process = subprocess.Popen(
             [sys.executable, str(WORKER)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "EMBEDCORE_HOME": str(home)},
             text=True,
         )
 
@@ -101,7 +95,7 @@ class Workshop:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
-        self._process.wait(timeout=20)
+        self._process.wait(timeout=SECONDS)
         self._process.stdout.close()
 
 
@@ -117,7 +111,7 @@ class Worker:
     def lines(self) -> list[str]:
         return self.said.read_text().splitlines() if self.said.exists() else []
 
-    def until_said(self, word: str, seconds: float = 30.0) -> None:
+    def until_said(self, word: str, seconds: float = SECONDS) -> None:
         ends = time.monotonic() + seconds
         while not any(word in line for line in self.lines()):
             assert time.monotonic() < ends, self.lines()
@@ -126,7 +120,7 @@ class Worker:
     def signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
-    def end(self, seconds: float = 60.0) -> dict[str, Any] | None:
+    def end(self, seconds: float = 2 * SECONDS) -> dict[str, Any] | None:
         """What it found; None if it was killed before it could say."""
         hangs = threading.Timer(seconds, lambda: self.signal(signal.SIGABRT))
         hangs.start()
@@ -198,7 +192,7 @@ class Scene:
             ledger.database.close()
         return found
 
-    def until_landed(self, seconds: float = 10.0) -> None:
+    def until_landed(self, seconds: float = SECONDS) -> None:
         """Until everything late has happened, and every job that came of it has run."""
         ends = time.monotonic() + seconds
         while (told := self.server.drive())["pending"] or not all(
@@ -248,16 +242,24 @@ def open_server() -> Iterator[Callable[..., Server]]:
         server.close()
 
 
+@pytest.fixture(scope="session")
+def workshop() -> Iterator[Workshop]:
+    """One for all tests: what it makes is told everything that a test decides."""
+    made = Workshop()
+    yield made
+    made.close()
+
+
 @pytest.fixture
 def open_scene(
-    tmp_path: Path, open_server: Callable[..., Server]
+    tmp_path: Path, open_server: Callable[..., Server], workshop: Workshop
 ) -> Iterator[Callable[..., Scene]]:
     """A state folder and a server; arguments: those of the server, and ``batch`` settings."""
     opened: list[Scene] = []
 
     def open_one(*arguments: object, **batch: object) -> Scene:
         home = tmp_path / f"home{len(opened)}"
-        scene = Scene(home, open_server(*arguments), Workshop(home), {**QUICK, **batch})
+        scene = Scene(home, open_server(*arguments), workshop, {**QUICK, **batch})
         opened.append(scene)
         return scene
 
@@ -265,7 +267,6 @@ def open_scene(
     for scene in opened:
         for worker in scene.workers:
             worker.kill()
-        scene.workshop.close()
 
 
 @pytest.fixture(scope="session")

@@ -93,12 +93,10 @@ def finish(scene: Any, tokens_of_texts: Tokens) -> None:
 
 
 def seeds(each: int, series: int, campaign: int) -> list[Any]:
-    fast = [pytest.param(seed, each, id=f"{seed}") for seed in range(series)]
-    slow = [
-        pytest.param(seed, each, id=f"{seed}", marks=pytest.mark.campaign)
-        for seed in range(series, campaign)
+    return [
+        pytest.param(seed, each, id=f"{seed}", marks=pytest.mark.campaign(short=seed < series))
+        for seed in range(campaign)
     ]
-    return fast + slow
 
 
 @pytest.mark.fault(59)
