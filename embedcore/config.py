@@ -178,6 +178,8 @@ class Batch(_Model):
     - ``attempts``: jobs in which a text may end without a result before it has failed.
     - ``grace``: how long a job that was created can take to appear in the provider's list;
       ``look_again``: between two looks; ``watch``: how long one that was charged is looked for.
+    - ``output_wait``: how long results that an ended job owes are looked for again;
+      ``input_wait``: how long a job is asked for again whose input is not ready.
     - ``keep_days``: so long vectors of a batch are safe from pruning, and its rows are kept.
     - ``small_texts``, ``worth``, ``quickest``: "auto" embeds at once so many texts if a batch saves
       less US dollars, and any with so near a deadline; ``drain_before`` it jobs give way to that.
@@ -190,6 +192,8 @@ class Batch(_Model):
     grace: Seconds = 600.0
     look_again: Annotated[Seconds, Field(gt=0)] = 60.0
     watch: Seconds = 90_000.0
+    output_wait: Seconds = 600.0
+    input_wait: Seconds = 600.0
     keep_days: Annotated[Number, Field(gt=0, le=3650)] = 30.0
     small_texts: Annotated[int, Field(ge=0), BeforeValidator(_number)] = 2048
     worth: Number = 0.01

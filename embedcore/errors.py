@@ -13,6 +13,7 @@ EmbeddingError                   .retryable  .billed  .position  .partial  .budg
 │   ├── TransientProviderError       .retry_after .limits; trying again may help
 │   │   ├── RateLimited
 │   │   ├── ProviderUnavailable
+│   │   ├── InputNotReady              a batch's input was uploaded and cannot be used yet
 │   │   └── OutcomeUnknown
 │   │       └── TimedOut               no reply in time; fewer texts may be quick enough
 │   ├── PermanentProviderError       trying the same again cannot help
@@ -271,6 +272,12 @@ class RateLimited(TransientProviderError):
 
 class ProviderUnavailable(TransientProviderError):
     """The provider could not be reached, or said that it cannot serve now."""
+
+
+class InputNotReady(TransientProviderError):
+    """A job was refused because its input, which was uploaded, cannot be used yet."""
+
+    billed = "no"
 
 
 class OutcomeUnknown(TransientProviderError):

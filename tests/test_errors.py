@@ -102,6 +102,7 @@ def test_every_error_survives_pickling_whole(name: str, through: Any) -> None:
         ("TransientProviderError", True, "unknown"),
         ("RateLimited", True, "no"),
         ("ProviderUnavailable", True, "unknown"),
+        ("InputNotReady", True, "no"),
         ("OutcomeUnknown", True, "unknown"),
         ("TimedOut", True, "unknown"),
         ("PermanentProviderError", False, "unknown"),

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from embedcore.errors import (
     EmbeddingError,
+    InputNotReady,
+    RequestRejected,
     RequestTooLarge,
     StorageCorrupt,
     TransientProviderError,
 )
 from embedcore.provider.types import BatchItem
 from embedcore.storage.amounts import Amount
+from embedcore.storage.calendar import MICROSECONDS
 from embedcore.storage.jobsteps import Ended
 from embedcore.storage.partrecords import Part
 
@@ -48,6 +51,7 @@ class Asker:
         if too_large or not self._jobs.is_wanted(part) or not self._has_texts(part):
             # It is larger than was learned since to be allowed, or nobody wants it, or who planned
             # it has ended: others who want it cut parts of their own.
+            self._delete_input(part)
             self._steps.dissolve(part)
             return replace(part, state="done")
         room = office.room()
@@ -92,7 +96,9 @@ class Asker:
                             f"{manifest.path} lacks a text of batch {batch.name}: submit it again"
                         )
                     yield BatchItem(
-                        id=str(ordinal), text=texts[key], input_type=part.input_type or None
+                        id=part.item_id(ordinal),
+                        text=texts[key],
+                        input_type=part.input_type or None,
                     )
                 if self._engine.monotonic() - renewed > _RENEW_SECONDS:
                     renewed = self._engine.monotonic()
@@ -114,20 +120,57 @@ class Asker:
             )
             return self._jobs.note(part, next=self._office.backoff(0), trouble=str(error))
         return self._jobs.note(
-            part, state="submitted", job=job, tries=0, next=0, status="", trouble=None
+            part, state="submitted", job=job, tries=0, next=0, since=None, status="", trouble=None
         )
 
     def _not_created(self, part: Part, error: EmbeddingError) -> Part:
+        if isinstance(error, InputNotReady):
+            now = self._jobs.now()
+            since = now if part.since is None else part.since
+            end = since + round(self._office.settings.input_wait * MICROSECONDS)
+            if now < end:
+                return self._not_ready(part, error, since, end)
+            error = RequestRejected(
+                f"its input, which was uploaded, could not be used for "
+                f"{(now - since) / MICROSECONDS:.0f} s: {error}",
+                billed="no",
+                status=error.status,
+                code=error.code,
+            )
         lasting = not isinstance(error, TransientProviderError)
         if lasting:
             self._problems.append(error)
+        # The input itself may be what is refused, or be gone.
+        new_input = lasting or part.tries >= _MOST_CREATE_TRIES
+        if new_input:
+            self._delete_input(part)
         return self._steps.not_created(
             part,
             next_at=0 if lasting else self._office.backoff(part.tries, error),
             why=str(error),
-            # The input itself may be what is refused, or be gone.
-            new_input=lasting or part.tries >= _MOST_CREATE_TRIES,
+            new_input=new_input,
         )
+
+    def _not_ready(self, part: Part, error: InputNotReady, since: int, end: int) -> Part:
+        """Ask again at once, then more and more rarely, with the input that is there."""
+        logger.info("Batch part %d: its job is asked for again (%s)", part.id, error)
+        return self._steps.not_created(
+            part,
+            next_at=self._office.next_look(since, end),
+            why=str(error),
+            new_input=False,
+            since=since,
+        )
+
+    def _delete_input(self, part: Part) -> None:
+        """No job was made of it, and none will be."""
+        if part.input is None:
+            return
+        try:
+            self._call(lambda: self._office.strategy.discard(part.input or ""))
+        except EmbeddingError as error:
+            # It costs nothing, and embedcore batch gc finds it.
+            logger.info("Batch part %d: its input stays at the provider (%s)", part.id, error)
 
     def _refused(self, part: Part, error: EmbeddingError) -> Part:
         self._jobs.fail(part, [(one[1], str(error)) for one in self._jobs.items(part)])

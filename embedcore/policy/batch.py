@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from embedcore.errors import BudgetExceeded, EmbeddingError
@@ -42,13 +41,15 @@ class Pass:
     due: float | None = None
 
 
-def advance(office: BatchOffice, batch: BatchRecord) -> Pass:
+def advance(office: BatchOffice, batch: BatchRecord, *, asked: bool = False) -> Pass:
     """Do what is due for a batch: plan, upload, create, poll, look for what was lost, collect.
+
+    ``asked``: also what would be tried again a little later, such as results that are late.
 
     Raises ``StorageError`` only: what the provider says is in ``problems`` and in the parts, and
     changes nothing that was written down.
     """
-    work = PartWork(office)
+    work = PartWork(office, asked=asked)
     batch = office.batches.again(batch)
     if draining.is_due(office, batch):
         office.batches.drain(batch)
@@ -234,8 +235,3 @@ def done_so_far(batch: BatchRecord, counts: Counts, parts: list[Part]) -> int:
         (part.completed or 0) + (part.failed or 0) for part in parts if part.state == "submitted"
     )
     return batch.reused + counts.stored + counts.failed + min(remote, counts.in_flight)
-
-
-def moment(microseconds: int) -> datetime:
-    """A time of the books as a datetime, in UTC."""
-    return datetime.fromtimestamp(microseconds / MICROSECONDS, UTC)

@@ -51,14 +51,18 @@ class BatchJob:
         ``StorageError``.
         """
         if poll and not self.record.has_ended:
-            self.record = recipe.advance(self._office, self.record).batch
+            self.record = recipe.advance(self._office, self.record, asked=True).batch
         else:
             self.record = self._office.batches.again(self.record)
         return report_of(self._office, self.record)
 
-    def advance(self) -> list[EmbeddingError]:
-        """Do whatever is due, once. Returns the errors that waiting alone does not mend."""
-        found = recipe.advance(self._office, self.record)
+    def advance(self, *, asked: bool = False) -> list[EmbeddingError]:
+        """Do whatever is due, once. Returns the errors that waiting alone does not mend.
+
+        ``asked``: as ``status`` does, look now for what the provider should have by now, and not
+        only when it is due.
+        """
+        found = recipe.advance(self._office, self.record, asked=asked)
         self.record = found.batch
         return found.problems
 
@@ -78,10 +82,10 @@ class BatchJob:
             raise ConfigurationError(f"poll_interval = {poll_interval} must be above 0 seconds")
         engine = self._office.engine
         end = None if timeout is None else engine.monotonic() + timeout
-        pause = Pause(stop, engine.wait_for)
+        pause, asked = Pause(stop, engine.wait_for), True
         while True:
-            found = recipe.advance(self._office, self.record)
-            self.record = found.batch
+            found = recipe.advance(self._office, self.record, asked=asked)
+            self.record, asked = found.batch, False
             if self.record.has_ended:
                 break
             if self.transient:
@@ -163,7 +167,8 @@ class BatchJob:
     def _goes_on(self) -> bool:
         """Whether some job of it is under way without trouble."""
         return any(
-            part.state in ("creating", "submitted", "collecting") and part.trouble is None
+            part.since is not None
+            or (part.state in ("creating", "submitted", "collecting") and part.trouble is None)
             for part in self._office.jobs.of_batch(self.record)
         )
 

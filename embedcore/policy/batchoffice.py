@@ -143,6 +143,13 @@ class BatchOffice:
         """A time of the books, so many seconds from now."""
         return self.jobs.now() + round(seconds * MICROSECONDS)
 
+    def next_look(self, since: int, end: int) -> int:
+        """When to look again for what has been missing since then: at once, and then as long after
+        as was waited already, but never less often than ``look_again`` and at the ``end``."""
+        now = self.jobs.now()
+        wait = min(now - since, round(self.settings.look_again * MICROSECONDS))
+        return min(now + wait, max(end, now))
+
     def backoff(self, tries: int, error: EmbeddingError | None = None) -> int:
         """When to try again after so many errors in a row: doubled each time, and spread."""
         seconds = min(_FIRST_BACKOFF * 2 ** min(tries, 10), _LONGEST_BACKOFF)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from embedcore.policy import batch as recipe
 from embedcore.policy.result import Spending
+from embedcore.storage.calendar import as_datetime
 from embedcore.storage.partrecords import ACTIVE
 
 if TYPE_CHECKING:
@@ -111,8 +112,8 @@ def report_of(office: BatchOffice, batch: BatchRecord) -> BatchReport:
         ),
         held_tokens=spent.held.tokens,
         held_picodollars=spent.held.cost,
-        created=recipe.moment(batch.created),
-        ended=None if batch.ended is None else recipe.moment(batch.ended),
+        created=as_datetime(batch.created),
+        ended=None if batch.ended is None else as_datetime(batch.ended),
     )
 
 
@@ -131,7 +132,7 @@ def _queue_of(office: BatchOffice, batch: BatchRecord, parts: list[Part]) -> str
     if queue.until > office.jobs.now() and (planned or office.batches.to_submit(batch, 1)):
         return (
             "queue: the account has too many tokens enqueued; the next job is created at "
-            f"{recipe.moment(queue.until):%Y-%m-%d %H:%M:%S} UTC at the earliest"
+            f"{as_datetime(queue.until):%Y-%m-%d %H:%M:%S} UTC at the earliest"
         )
     others = office.jobs.in_flight(pool)[0]
     if planned and others and not any(part.state in ACTIVE for part in office.jobs.live(pool)):

@@ -16,6 +16,8 @@ class BatchSettings:
     grace: float = 600.0
     look_again: float = 60.0
     watch: float = 90_000.0
+    output_wait: float = 600.0
+    input_wait: float = 600.0
     keep_days: float = 30.0
     small_texts: int = 2048
     worth: float = 0.01

@@ -7,15 +7,17 @@ the same results again and loses nothing. Memory holds one chunk of vectors and 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import TYPE_CHECKING, Final
 
+from embedcore.errors import EmbeddingError, StorageError
 from embedcore.events import BoundViolated, Event
 from embedcore.policy.batchcheck import Checked, check
 from embedcore.storage.cutting import priced
 from embedcore.storage.keys import Origin
+from embedcore.storage.partrecords import Superseded
 
 if TYPE_CHECKING:
     from embedcore.policy.batchoffice import BatchOffice
@@ -31,34 +33,75 @@ _MOST_TOKENS: Final = 2**32
 class Found:
     """What the lines of a job said.
 
-    - ``lines``: how many. ``stored``: texts with a vector. ``unknown``: lines of nobody.
+    - ``lines``: how many. ``unknown``: of these, lines of no text of this job.
+    - ``stored``: texts with a vector, of which ``fresh`` were not stored before. ``ran``: those
+      that the job came to; ``done``: those that were paid for, whether or not the vector is right.
     - ``tokens``: billed by the lines; those that do not say count as what was held for them, and
       then ``reported`` is False.
-    - ``retry``: id of a text and why it may be tried in another job.
+    - ``refused``: id of a text and the provider's reason; ``unbelieved``: the same of those whose
+      vector came and cannot be used; ``retry``: of those that another job may do.
     - ``without_line``: of each text that no line spoke of, the tokens held for it.
+    - ``broken``: what ended the reading before its end.
     """
 
     provider: str = ""
     model: str = ""
     lines: int = 0
-    stored: int = 0
     unknown: int = 0
+    stored: int = 0
+    fresh: int = 0
+    ran: int = 0
+    done: int = 0
     tokens: int = 0
     reported: bool = True
+    refused: list[tuple[int, str]] = field(default_factory=list)
+    unbelieved: list[tuple[int, str]] = field(default_factory=list)
     retry: list[tuple[int, str]] = field(default_factory=list)
     without_line: list[int] = field(default_factory=list)
+    broken: EmbeddingError | None = None
+
+    def may_be_paid(self, status: BatchStatus, part: Part) -> bool:
+        """Whether texts without a line may have been billed all the same.
+
+        They were not only where the provider's own figures leave no room for it: it is money that
+        is at stake, and a figure that is missing, or contradicts another one, proves nothing.
+        """
+        billed, completed = _billed(status), status.completed
+        if not self.without_line:
+            return False
+        if self.unknown or (completed is not None and completed > self.done):
+            return True
+        if self.reported and billed is not None and billed >= self.tokens:
+            # Every token of the bill has its line, or some have none.
+            return billed > self.tokens
+        if status.state == "completed":
+            return (completed, status.total) != (self.done, part.items)
+        return status.state == "expired" and completed is None
+
+    def may_grow(self, status: BatchStatus, part: Part) -> bool:
+        """Whether lines may still come for texts that have none."""
+        told = (status.completed or 0) + (status.failed or 0)
+        if self.may_be_paid(status, part) or told > self.ran:
+            return True
+        if status.state == "completed":
+            # It did everything, it says; only the bill can prove that this is all that there is.
+            return not self.reported or _billed(status) != self.tokens
+        return status.completed is None and status.state in ("expired", "cancelled")
 
     def cost(self, status: BatchStatus, part: Part) -> Amount:
         """What the job cost: by its lines, or by its own total where that is more.
 
-        What the provider counts as done and has no line for may be billed as well.
+        What may have been billed and has no line counts as what was held for it.
         """
-        tokens, told = self.tokens, status.tokens
-        if told is not None and 0 < told <= _MOST_TOKENS:
-            tokens = max(tokens, told) if self.reported else told
-        elif (unseen := (status.completed or 0) - self.stored) > 0:
+        tokens, billed = self.tokens, _billed(status)
+        if billed is not None:
+            tokens = max(tokens, billed) if self.reported else billed
+        elif self.may_be_paid(status, part):
+            unseen = len(self.without_line)
+            if status.completed is not None and status.completed > self.done:
+                unseen = min(unseen, status.completed - self.done)
             tokens += sum(sorted(self.without_line, reverse=True)[:unseen])
-            self.reported = self.reported and not self.without_line
+            self.reported = False
         return priced(tokens, part.price)
 
     def events(self, part: Part, actual: Amount | None) -> Iterator[Event]:
@@ -73,42 +116,83 @@ class Collector:
 
     def __init__(self, office: BatchOffice) -> None:
         self._office = office
-        self._jobs = office.jobs
 
     def collect(self, part: Part) -> Found:
         """Store every vector of the part's job. Harmless to repeat.
 
         Raises ``StorageFull`` when the store takes no more: the provider's copy stays the only one
-        until there is room. Raises what ``results`` raises, and ``Superseded``.
+        until there is room. Raises ``Superseded``; what ``results`` raises is in ``broken``.
         """
-        reading = _Reading(self._office, part)
+        jobs = self._office.jobs
+        reading = _Reading(
+            self._office,
+            part,
+            jobs.items(part),
+            before=jobs.stored(part),
+            keep=lambda ids: jobs.store(part, ids),
+        )
+        return self._read(reading, part)
+
+    def collect_unread(self, part: Part) -> Found:
+        """The same for what a part that has ended was left without."""
+        came: list[int] = []
+        rows = self._office.jobs.unread_items(part)
+        reading = _Reading(
+            self._office,
+            part,
+            [(ordinal, ordinal, key, 0) for ordinal, key in rows],
+            keep=came.extend,
+        )
+        found = self._read(reading, part)
+        useless = {ordinal for ordinal, _ in found.unbelieved}
+        self._office.jobs.was_read(part, [one for one in came if one not in useless])
+        return found
+
+    def _read(self, reading: _Reading, part: Part) -> Found:
         chunk: list[BatchOutcome] = []
+        broken: EmbeddingError | None = None
         try:
             for outcome in self._office.strategy.results(part.job or ""):
                 chunk.append(outcome)
                 if len(chunk) == _OUTCOMES_PER_CHUNK:
                     chunk, full = [], chunk
                     reading.take(full)
-        finally:
-            # What came before an error is paid for as well.
-            reading.take(chunk)
-        return reading.end()
+        except (Superseded, StorageError):
+            raise
+        except Exception as error:  # noqa: BLE001 - a plugin may raise anything
+            broken = self._office.engine.typed(error)
+        # What came before an error is paid for as well.
+        reading.take(chunk)
+        found = reading.end()
+        found.broken = broken
+        return found
 
 
 class _Reading:
     """One pass over the results of a part."""
 
-    def __init__(self, office: BatchOffice, part: Part) -> None:
+    def __init__(
+        self,
+        office: BatchOffice,
+        part: Part,
+        rows: Sequence[tuple[int, int, bytes, int]],
+        *,
+        keep: Callable[[list[int]], None],
+        before: frozenset[int] = frozenset(),
+    ) -> None:
         self._office = office
         self._part = part
-        rows = office.jobs.items(part)
+        self._keep_ids = keep
         self._ids = [row[1] for row in rows]
         self._keys = [row[2] for row in rows]
         self._held = [row[3] for row in rows]
         self._place = {row[0]: place for place, row in enumerate(rows)}
+        self._before = {place for place, row in enumerate(rows) if row[1] in before}
         # Of each text the checksum of the vector that came: equal ones may come twice.
         self._seen: list[int | None] = [None] * len(rows)
         self._spoken_of: set[int] = set()
+        self._done: set[int] = set(self._before)
+        self._not_run: set[int] = set()
         self._counted: set[int] = set()
         self._bad: dict[int, str] = {}
         self._refused: dict[int, str] = {}
@@ -127,7 +211,6 @@ class _Reading:
                 self._spoken_of.add(place)
             if place is None:
                 found.unknown += 1
-                found.tokens += _said(outcome) or 0
             elif outcome.vector is None:
                 self._failed(place, outcome)
             elif place in mine:
@@ -139,14 +222,15 @@ class _Reading:
         self._keep(mine)
 
     def _placed(self, outcome: BatchOutcome) -> int | None:
-        name = outcome.id
-        if not (name.isascii() and name.isdigit() and len(name) < 10):
-            return None
-        # "07" is nobody's name for 7.
-        return self._place.get(int(name)) if str(int(name)) == name else None
+        ordinal = self._part.ordinal_of(outcome.id)
+        return None if ordinal is None else self._place.get(ordinal)
 
     def _failed(self, place: int, outcome: BatchOutcome) -> None:
         self._count(place, outcome, billed=outcome.billed != "no")
+        if outcome.billed != "no" or _said(outcome):
+            self._done.add(place)
+        elif not outcome.ran:
+            self._not_run.add(place)
         if self._seen[place] is not None or not outcome.ran:
             return
         reason = self._office.engine.scrubbed(outcome.error or "no reason was given")[:500]
@@ -173,6 +257,7 @@ class _Reading:
             return
         for place, outcome in mine.items():
             self._count(place, outcome, billed=True)
+        self._done.update(mine)
         checked = check(self._office.engine, mine)
         self._bad.update(checked.problems)
         self._refuse_others(checked)
@@ -187,8 +272,8 @@ class _Reading:
         )
         keys = [self._keys[place] for place in checked.places]
         self._office.store.put(keys, checked.vectors, origin, keep_until=self._keep_until)
-        self._office.jobs.store(self._part, [self._ids[place] for place in checked.places])
-        self._found.stored += len(checked.places)
+        self._keep_ids([self._ids[place] for place in checked.places])
+        self._found.fresh += len(set(checked.places) - self._before)
 
     def _refuse_others(self, checked: Checked) -> None:
         """Leave out what came before; a second vector that differs makes both worthless."""
@@ -204,28 +289,43 @@ class _Reading:
         checked.choose(fresh)
 
     def end(self) -> Found:
-        """Write down what failed. Nothing more comes."""
+        """What came of it all. Nothing more comes."""
         for place in self._bad:
             if self._seen[place] is not None:
                 self._office.store.drop(self._keys[place])
-        refused = self._jobs_fail()
-        self._found.retry = [
-            (self._ids[place], reason)
-            for place, reason in self._retry.items()
-            if self._seen[place] is None and place not in self._bad and place not in refused
-        ]
-        self._found.without_line = [
-            held for place, held in enumerate(self._held) if place not in self._spoken_of
-        ]
-        return self._found
-
-    def _jobs_fail(self) -> Mapping[int, str]:
+        found, good = self._found, self._good()
         # A vector outdoes an error line for the same text, whichever came first.
-        refused = {place: why for place, why in self._refused.items() if self._seen[place] is None}
-        reasons = [(self._ids[place], reason) for place, reason in {**refused, **self._bad}.items()]
-        if reasons:
-            self._office.jobs.fail(self._part, reasons)
-        return refused
+        found.refused = self._named(self._refused, without=good | self._bad.keys())
+        found.unbelieved = self._named(self._bad, without=())
+        found.retry = self._named(
+            self._retry, without=good | self._bad.keys() | self._refused.keys()
+        )
+        found.stored, found.done = len(good), len(self._done)
+        found.ran = len(self._before | self._spoken_of) - len(self._not_run - self._done)
+        for place, held in enumerate(self._held):
+            if place in self._spoken_of:
+                continue
+            if place in self._before:
+                # It was there when its results were read before.
+                found.tokens, found.reported = found.tokens + held, False
+            else:
+                found.without_line.append(held)
+        return found
+
+    def _good(self) -> set[int]:
+        came = {place for place, one in enumerate(self._seen) if one is not None}
+        return (self._before | came) - self._bad.keys()
+
+    def _named(
+        self, reasons: Mapping[int, str], *, without: Collection[int]
+    ) -> list[tuple[int, str]]:
+        return [(self._ids[one], why) for one, why in reasons.items() if one not in without]
+
+
+def _billed(status: BatchStatus) -> int | None:
+    """What the provider says the whole job cost, if that can be right."""
+    told = status.tokens
+    return told if told is not None and 0 < told <= _MOST_TOKENS else None
 
 
 def _said(outcome: BatchOutcome) -> int | None:

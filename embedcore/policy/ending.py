@@ -6,16 +6,23 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from embedcore.errors import RemoteGone, StorageError, TransientProviderError
+from embedcore.errors import (
+    InvalidResponse,
+    RemoteGone,
+    RequestRejected,
+    TransientProviderError,
+)
 from embedcore.policy.collecting import Collector
-from embedcore.storage.cutting import priced
+from embedcore.storage.calendar import MICROSECONDS, as_datetime
 from embedcore.storage.jobsteps import Ended
-from embedcore.storage.partrecords import Part, Superseded
+from embedcore.storage.partrecords import Part, ordinal_in
 
 if TYPE_CHECKING:
+    from embedcore.errors import EmbeddingError
     from embedcore.policy.batchoffice import BatchOffice
     from embedcore.policy.collecting import Found
     from embedcore.provider.types import BatchStatus
+    from embedcore.storage.amounts import Amount
 
 logger = logging.getLogger("embedcore")
 
@@ -34,55 +41,99 @@ class Ending:
         self._collector = Collector(office)
 
     def collected(self, part: Part, status: BatchStatus) -> Part:
-        """Store what came, settle the money, and free what must be submitted again."""
-        try:
-            found = self._collector.collect(part)
-        except (Superseded, StorageError):
-            raise
-        except Exception as raw:  # noqa: BLE001 - a plugin may raise anything
-            error = self._engine.typed(raw)
-            if isinstance(error, RemoteGone):
-                return self._lost(part, status, f"output_gone: {error}")
-            if isinstance(error, TransientProviderError) and part.tries >= _MOST_READS:
-                # The provider's own copy is cut off: what could be read is stored, that is all.
-                return self._lost(part, status, f"its result could not be read: {error}")
-            raise error from None
+        """Store what came, settle the money, and free what must be submitted again.
+
+        Where results are missing that the job owes, they are looked for again for a while first.
+        """
+        found = self._collector.collect(part)
+        if found.broken is not None and not self._may_be_late(part, found.broken):
+            raise found.broken
+        if (since := self._waits_since(part, status, found)) is not None:
+            return self._look_again(part, status, found, since)
         self._warn(part, status, found)
+        self._jobs.fail(part, [*found.refused, *found.unbelieved])
         refused = self._note_refusals(part, status)
         waits = status.queue_full and not found.lines
         if waits:
             waits = self._queue_full(part, status)
         # Where the whole job is at fault, that it names some texts as well leads nowhere.
         progress = bool(found.stored or (refused and "" not in status.errors))
-        cancelled = status.state == "cancelled" and not self._jobs.is_wanted(part)
-        actual = found.cost(status, part)
-        if actual.tokens > part.tokens > 0:
+        cancelled = status.state == "cancelled"
+        paid, again = found.may_be_paid(status, part), self.resubmits_lost(part)
+        actual = self._cost(part, status, found)
+        if actual is not None and actual.tokens > part.tokens > 0:
             self._engine.learned.billed(actual.tokens / part.tokens)
         ended = Ended(
             actual=actual,
             reported=found.reported or bool(status.tokens),
             note=f"batch job {part.job} ended {status.detail or status.state}",
             counts=not (progress or cancelled or waits),
-            reason=self._why(status),
+            reason=self._gone(status, found) if paid else self._why(status),
+            retry=not paid or again,
+            lost=paid and not again,
+            stopped=cancelled and not part.cancelled,
+            unbelieved=tuple(identity for identity, _ in found.unbelieved),
             most_tries=self._office.settings.attempts,
         )
         self._office.tell(*found.events(part, actual), *self._steps.end(part, ended, found.retry))
         return replace(part, state="done")
 
-    def _lost(self, part: Part, status: BatchStatus, reason: str) -> Part:
-        """Paid for, and not to be had: bought again only by those who say so."""
-        logger.warning("Batch %s: %s", part.job, reason)
-        again = self.resubmits_lost(part)
-        ended = Ended(
-            actual=None if status.tokens is None else priced(status.tokens, part.price),
-            note=reason,
-            reason=reason,
-            retry=again,
-            lost=not again,
-            most_tries=self._office.settings.attempts,
+    def _may_be_late(self, part: Part, error: EmbeddingError) -> bool:
+        """Whether what the provider answered instead of results may be all that there is of them.
+
+        A file that is not there yet is answered like one that is not there any more. A connection
+        that breaks is tried again, though not for ever: its own copy may be cut off.
+        """
+        if isinstance(error, TransientProviderError):
+            return part.tries >= _MOST_READS
+        return isinstance(error, RemoteGone | RequestRejected | InvalidResponse)
+
+    def _waits_since(self, part: Part, status: BatchStatus, found: Found) -> int | None:
+        """Since when missing results are waited for; None: they are not, or not any more."""
+        if isinstance(found.broken, TransientProviderError) or not found.without_line:
+            return None
+        if found.broken is None and not found.may_grow(status, part):
+            return None
+        if not self._jobs.is_awaited(part):
+            return None
+        now = self._jobs.now()
+        since = now if part.since is None or found.fresh else part.since
+        over = now >= since + round(self._office.settings.output_wait * MICROSECONDS)
+        return None if over else since
+
+    def _look_again(self, part: Part, status: BatchStatus, found: Found, since: int) -> Part:
+        """At once, and then more and more rarely; whoever asks for it does not wait for that."""
+        end = since + round(self._office.settings.output_wait * MICROSECONDS)
+        trouble = (
+            f"its results are not all there yet ({self._missing(status, found)}); they are looked "
+            f"for until {as_datetime(end):%H:%M:%S} UTC"
         )
-        self._office.tell(*self._steps.end(part, ended))
-        return replace(part, state="done")
+        if part.since is None:
+            logger.info("Batch %s: %s", part.job, trouble)
+        next_at = self._office.next_look(since, end)
+        return self._jobs.note(part, since=since, next=next_at, tries=0, trouble=trouble)
+
+    def _cost(self, part: Part, status: BatchStatus, found: Found) -> Amount | None:
+        """None where nothing at all says what it cost, and it may have been billed."""
+        if found.lines or status.tokens is not None or not found.may_be_paid(status, part):
+            return found.cost(status, part)
+        return None
+
+    def _gone(self, status: BatchStatus, found: Found) -> str:
+        """Paid for, and not to be had: bought again only by those who say so."""
+        if isinstance(found.broken, TransientProviderError):
+            reason = f"its result could not be read: {found.broken}"
+        else:
+            reason = f"output_gone: {self._missing(status, found)}"
+        return self._engine.scrubbed(reason)
+
+    def _missing(self, status: BatchStatus, found: Found) -> str:
+        """What there is, and what there should be."""
+        if found.broken is not None:
+            return str(found.broken)
+        told = "" if status.completed is None else f"its provider counts {status.completed} done, "
+        here = f"{told}and there are results for {found.done}"
+        return f"{here}; {found.unknown} lines name no text of it" if found.unknown else here
 
     def _warn(self, part: Part, status: BatchStatus, found: Found) -> None:
         """What does not add up: the lines are believed, and somebody should know."""
@@ -105,11 +156,11 @@ class Ending:
         """Texts that the provider named as the reason why it took none of the job."""
         if status.state != "failed":
             return 0
-        places = {str(item[0]): item[1] for item in self._jobs.items(part)}
+        ids = {ordinal: identity for ordinal, identity, _, _ in self._jobs.items(part)}
         named = [
-            (places[one], self._engine.scrubbed(f"refused: {why}"))
+            (ids[place], self._engine.scrubbed(f"refused: {why}"))
             for one, why in status.errors.items()
-            if one in places
+            if (place := _place_of(part, one)) in ids
         ]
         self._jobs.fail(part, named)
         return len(named)
@@ -145,3 +196,9 @@ class Ending:
         batches = self._office.batches
         found = [batches.numbered(one) for one in self._jobs.wanted_by(part)]
         return any(batch is not None and batch.resubmits_lost for batch in found)
+
+
+def _place_of(part: Part, name: str) -> int | None:
+    """The place of an item that is named by its id, or by that place itself."""
+    place = part.ordinal_of(name)
+    return ordinal_in(name) if place is None else place

@@ -40,10 +40,15 @@ Got = TypeVar("Got")
 
 
 class PartWork:
-    """Does whatever is due for parts. ``problems``: what a person or a longer wait must mend."""
+    """Does whatever is due for parts. ``problems``: what a person or a longer wait must mend.
 
-    def __init__(self, office: BatchOffice) -> None:
+    ``asked``: somebody asks for it now, so what the provider should have by now is looked for again
+    at once.
+    """
+
+    def __init__(self, office: BatchOffice, *, asked: bool = False) -> None:
         self._office = office
+        self._asked = asked
         self._engine = office.engine
         self._jobs, self._steps = office.jobs, office.steps
         self.problems: list[EmbeddingError] = []
@@ -58,7 +63,8 @@ class PartWork:
 
         Raises ``StorageError``.
         """
-        if part.state == "done" or part.next > self._jobs.now() or part.id in self._failed:
+        waits = part.next > self._jobs.now() and not (self._asked and part.since is not None)
+        if part.state == "done" or waits or part.id in self._failed:
             return False
         owned = self._jobs.take(part)
         if owned is None:
@@ -70,7 +76,9 @@ class PartWork:
             while last is None or (current.state != last.state and current.state != "done"):
                 last = current
                 current = self._step(current)
-            if current.tries > owned.tries:
+                if current.since is not None:
+                    break
+            if current.tries > owned.tries or current.since is not None:
                 self._failed.add(part.id)
             return current.state != owned.state or current.status != owned.status
         except Superseded:
@@ -125,10 +133,17 @@ class PartWork:
         part = self._told(part, status)
         if status.state == "running":
             if not self._jobs.is_wanted(part) and not is_stopping(part.status):
-                self._call(lambda: self._office.strategy.cancel(part.job or ""))
+                part = self._cancelled(part)
             return self._overdue(part)
         part = self._jobs.note(part, state="collecting")
         return self._ending.collected(part, status)
+
+    def _cancelled(self, part: Part) -> Part:
+        """Tell a job to stop. That it was embedcore who did is written down before."""
+        if not part.cancelled:
+            part = self._jobs.note(part, cancelled=True)
+        self._call(lambda: self._office.strategy.cancel(part.job or ""))
+        return part
 
     def _overdue(self, part: Part) -> Part:
         """Say once that a job should have ended long ago; it is still waited for."""
@@ -148,7 +163,7 @@ class PartWork:
         if status is None:
             return replace(part, state="done")
         if status.state == "running":
-            return self._jobs.note(part, state="submitted")
+            return self._jobs.note(part, state="submitted", since=None)
         return self._ending.collected(part, status)
 
     def _poll(self, part: Part) -> BatchStatus | None:

@@ -31,6 +31,7 @@ from embedcore.policy.tidying import forget, sweep
 from embedcore.provider.types import BatchItem
 from embedcore.storage.batchrecords import BatchRecord, Wanted
 from embedcore.storage.manifest import Manifest, ManifestRow
+from embedcore.storage.partrecords import longest_id
 
 if TYPE_CHECKING:
     from embedcore.policy.batchoffice import BatchOffice
@@ -133,7 +134,7 @@ class _Writer:
         self._first = 0
         self.missing = 0
         # The id of an item is not known before its part is: the longest one is counted.
-        self._longest_id = "9" * len(str(office.cut().items))
+        self._longest_id = longest_id(office.cut().items)
         self._keep_until = office.keep_until()
 
     def write(self, rows: Sequence[Row]) -> None:

@@ -169,7 +169,10 @@ class BatchLimits:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchItem:
-    """One text of a job. ``id`` is unique within the job and comes back with the result."""
+    """One text of a job. ``id`` comes back with the result, and no item of any other job has it.
+
+    It has at most 40 ASCII letters, digits and hyphens.
+    """
 
     id: str = ""
     text: str = ""
@@ -204,7 +207,8 @@ class BatchStatus:
 
     ``detail``: the provider's own word for it. ``completed``, ``failed``, ``total``: items, where
     it says so. ``tokens``: billed for the whole job, or None as long as that is not known.
-    ``errors``: item id, or "" for the job as a whole → reason, for a job that failed validation.
+    ``errors``: item id, or its place among the items as uploaded ("0" is the first), or "" for the
+    job as a whole → reason, for a job that failed validation.
     ``queue_full``: it failed only because too much is enqueued already; ``queue_limit``: the
     tokens that may be enqueued, where it names them.
     """

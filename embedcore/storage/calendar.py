@@ -14,6 +14,11 @@ PERIODS: Final[tuple[Period, ...]] = ("day", "month", "total")
 MICROSECONDS: Final = 1_000_000
 
 
+def as_datetime(microseconds: int) -> datetime:
+    """A time of the ledger, in UTC."""
+    return datetime.fromtimestamp(microseconds / MICROSECONDS, UTC)
+
+
 @lru_cache(maxsize=64)
 def zone_named(name: str) -> ZoneInfo:
     """The IANA zone of that name. Raises ``ConfigurationError`` if there is none."""

@@ -207,7 +207,8 @@ class Cutter:
         return read_part(
             connection.execute(
                 "INSERT INTO part (key, pool, batch, state, input_type, items, tokens, cost, "
-                "price, \"grant\", created) VALUES (?, ?, ?, 'planned', ?, ?, ?, ?, ?, ?, ?) "
+                'price, "grant", created, ids) '
+                "VALUES (?, ?, ?, 'planned', ?, ?, ?, ?, ?, ?, ?, 'key') "
                 f"RETURNING {COLUMNS}",
                 (new_key(), self.pool.id, batch.id, batch.input_type, items, *books, created),
             ).fetchone()

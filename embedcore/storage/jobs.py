@@ -33,10 +33,11 @@ if TYPE_CHECKING:
     from embedcore.storage.windows import Moment
 
 LEASE_SECONDS: Final = 120.0
-_WAITING: Final = (
+_AWAITING: Final = (
     "FROM item i JOIN wish w ON w.item = i.id JOIN batch b ON b.id = w.batch "
-    "WHERE i.part = ? AND i.state = 'open' AND b.state = 'open' AND NOT b.draining"
+    "WHERE i.part = ? AND i.state = 'open' AND b.state = 'open'"
 )
+_WAITING: Final = f"{_AWAITING} AND NOT b.draining"
 # Accounts grow: what was learned of a queue is forgotten after a day.
 _LEARNED: Final = 86_400 * MICROSECONDS
 
@@ -145,6 +146,14 @@ class Jobs:
                 (part.id,),
             ).fetchall()
 
+    def stored(self, part: Part) -> frozenset[int]:
+        """The ids of its texts that have their vector already."""
+        with self.database.read() as connection:
+            rows = connection.execute(
+                "SELECT id FROM item WHERE part = ? AND state = 'stored'", (part.id,)
+            ).fetchall()
+        return frozenset(identity for (identity,) in rows)
+
     def store(self, part: Part, ids: Sequence[int]) -> None:
         """The vectors of these texts are in the store, for good."""
         with self.step(part) as (connection, _):
@@ -166,6 +175,13 @@ class Jobs:
         """Whether a batch still waits for a text of this part."""
         with self.database.read() as connection:
             row = connection.execute(f"SELECT EXISTS (SELECT 1 {_WAITING})", (part.id,)).fetchone()
+        return bool(row[0])
+
+    def is_awaited(self, part: Part) -> bool:
+        """Whether a batch will take what comes for a text of this part, though it may be buying the
+        rest elsewhere."""
+        with self.database.read() as connection:
+            row = connection.execute(f"SELECT EXISTS (SELECT 1 {_AWAITING})", (part.id,)).fetchone()
         return bool(row[0])
 
     def wanted_by(self, part: Part) -> list[int]:
@@ -238,12 +254,57 @@ class Jobs:
             reported=bool(row[6]),
         )
 
+    def unread(self, batch: BatchRecord) -> list[Part]:
+        """The parts that ended without a vector for a text of this batch that was paid for."""
+        with self.database.read() as connection:
+            rows = connection.execute(
+                f"SELECT {COLUMNS} FROM part WHERE job IS NOT NULL AND id IN (SELECT u.part "
+                "FROM unread u JOIN part p ON p.id = u.part "
+                "JOIN item i ON i.pool = p.pool AND i.key = u.key "
+                "JOIN wish w ON w.item = i.id AND w.batch = ?) ORDER BY id",
+                (batch.id,),
+            ).fetchall()
+        return [read_part(row) for row in rows]
+
+    def unread_items(self, part: Part) -> list[tuple[int, bytes]]:
+        """Ordinal and key of such texts of a part, by ordinal."""
+        with self.database.read() as connection:
+            return connection.execute(
+                "SELECT ordinal, key FROM unread WHERE part = ? ORDER BY ordinal", (part.id,)
+            ).fetchall()
+
+    def was_read(self, part: Part, ordinals: Sequence[int]) -> None:
+        """The vectors of these came after all, and are in the store. Batches that ended without
+        them have them now."""
+        with self.database.transaction() as connection:
+            for ordinal in ordinals:
+                row = connection.execute(
+                    "DELETE FROM unread WHERE part = ? AND ordinal = ? RETURNING key",
+                    (part.id, ordinal),
+                ).fetchone()
+                if row is None:
+                    continue
+                found = connection.execute(
+                    "UPDATE item SET state = 'stored', reason = NULL WHERE pool = ? AND key = ? "
+                    "AND part IS NULL AND state IN ('failed', 'lost') RETURNING id",
+                    (part.pool, *row),
+                ).fetchone()
+                if found is not None:
+                    connection.execute(
+                        "UPDATE batch SET stored = stored + 1, failed = failed - 1 "
+                        "WHERE ended IS NOT NULL AND failed > 0 "
+                        "AND id IN (SELECT batch FROM wish WHERE item = ?)",
+                        found,
+                    )
+
     def forget(self, before: int) -> int:
         """Drop the parts that ended before then; returns how many."""
         with self.database.transaction() as connection:
-            return connection.execute(
+            gone = connection.execute(
                 "DELETE FROM part WHERE state = 'done' AND ended < ?", (before,)
             ).rowcount
+            connection.execute("DELETE FROM unread WHERE part NOT IN (SELECT id FROM part)")
+        return gone
 
 
 def in_flight(connection: sqlite3.Connection, pool: Pool) -> tuple[int, int]:

@@ -43,8 +43,9 @@ class Ended:
       ``reported``: the provider named the tokens. ``note``: for the record.
     - ``retry``: texts without an outcome are submitted again, for at most ``most_tries`` times that
       count; ``counts``: this was one of them. Otherwise they have failed, or are ``lost``: paid for
-      and gone.
+      and gone. ``stopped``: what is to be submitted again waits until a person says so.
     - ``reason``: why they have no outcome.
+    - ``unbelieved``: ids of texts that have failed, and may be believed with other settings.
     """
 
     actual: Amount | None
@@ -54,6 +55,8 @@ class Ended:
     counts: bool = True
     reason: str = ""
     lost: bool = False
+    stopped: bool = False
+    unbelieved: tuple[int, ...] = ()
     most_tries: int = 3
 
 
@@ -98,8 +101,13 @@ class JobSteps:
                 trouble=None,
             )
 
-    def not_created(self, part: Part, *, next_at: int, why: str, new_input: bool) -> Part:
-        """Proof that there is no job: as before it was asked for. ``new_input``: upload again."""
+    def not_created(
+        self, part: Part, *, next_at: int, why: str, new_input: bool, since: int | None = None
+    ) -> Part:
+        """Proof that there is no job: as before it was asked for. ``new_input``: upload again.
+
+        ``since``: it is no error, but has to wait since then.
+        """
         with self.jobs.step(part) as (connection, moment):
             outcomes.give_back(connection, self._attempt(part), moment, note=why)
             return change(
@@ -107,8 +115,9 @@ class JobSteps:
                 part,
                 state="planned",
                 attempt=None,
-                tries=part.tries + 1,
+                tries=part.tries + (since is None),
                 next=next_at,
+                since=since,
                 input=None if new_input else part.input,
                 trouble=why,
             )
@@ -166,27 +175,32 @@ class JobSteps:
             near = self._account(connection, part, ended, moment)
             reason = ended.reason or "the job ended without a result for it"
             mine = "WHERE part = ? AND state = 'open'"
+            others = f"{mine} AND id NOT IN (SELECT value FROM json_each(?))"
+            tried_ids = json.dumps([one for one, _ in tried])
             connection.executemany(
                 f"UPDATE item SET tries = tries + 1, reason = ? WHERE id = ? AND {mine[6:]}",
                 [(why, one, part.id) for one, why in tried],
             )
             if ended.counts:
-                others = f"{mine} AND id NOT IN (SELECT value FROM json_each(?))"
                 connection.execute(
                     f"UPDATE item SET tries = tries + 1, reason = ? {others}",
-                    (reason, part.id, json.dumps([one for one, _ in tried])),
+                    (reason, part.id, tried_ids),
                 )
-            if ended.retry:
+            if not ended.retry:
                 connection.execute(
-                    "UPDATE item SET state = 'failed', reason = coalesce(reason, ?) "
-                    f"{mine} AND tries >= ?",
-                    (reason, part.id, ended.most_tries),
+                    f"UPDATE item SET state = ?, reason = ? {others}",
+                    ("lost" if ended.lost else "failed", reason, part.id, tried_ids),
                 )
-            else:
+            connection.execute(
+                "UPDATE item SET state = 'failed', reason = coalesce(reason, ?) "
+                f"{mine} AND tries >= ?",
+                (reason, part.id, ended.most_tries),
+            )
+            if ended.stopped:
                 connection.execute(
-                    f"UPDATE item SET state = ?, reason = ? {mine}",
-                    ("lost" if ended.lost else "failed", reason, part.id),
+                    f"UPDATE item SET stopped = 1, reason = ? {mine}", (reason, part.id)
                 )
+            _remember_unread(connection, part, ended.unbelieved)
             _free_items(connection, part)
             _end(connection, part, moment, trouble=None)
             return near
@@ -232,6 +246,16 @@ def _amount(part: Part) -> Amount:
     return Amount(tokens=part.tokens, cost=part.cost)
 
 
+def _remember_unread(connection: sqlite3.Connection, part: Part, unbelieved: Sequence[int]) -> None:
+    """What was paid for and has no vector can be read again, as long as the provider has it."""
+    connection.execute(
+        "INSERT INTO unread (part, ordinal, key) SELECT part, ordinal, key FROM item "
+        "WHERE part = ? AND (state = 'lost' OR (state = 'failed' AND id IN "
+        "(SELECT value FROM json_each(?)))) ON CONFLICT DO NOTHING",
+        (part.id, json.dumps(unbelieved)),
+    )
+
+
 def _free_items(connection: sqlite3.Connection, part: Part) -> None:
     connection.execute("UPDATE item SET part = NULL, ordinal = NULL WHERE part = ?", (part.id,))
 
@@ -245,6 +269,7 @@ def _end(
         part,
         state="done",
         ended=moment.now,
+        since=None,
         trouble=trouble,
         owner=None,
         lease=None,

@@ -9,8 +9,8 @@
 - ``{"advance": seconds}``: the service's clock; ``{"land": true}``: all that is late happens;
 - ``{"fail_lines": [{"marker": "BAD", "status": 500, …}]}``: the arguments of ``fail_lines``;
 - ``{"jobs": [{"id": …, "do": "finish", "done": 3}, …]}``: a method of ``BatchService`` for a job
-  and its arguments; without ``id`` it is the newest job. There are step, finish, expire,
-  end_cancel, fail, vanish and vanish_output.
+  and its arguments; without ``id`` it is the newest job. There are step, finish, expire, cancel,
+  end_cancel, fail, vanish, vanish_output and swap_outputs (with ``other``, a job's id).
 """
 
 from __future__ import annotations
@@ -82,14 +82,16 @@ def _do(service: BatchService, deed: Mapping[str, object]) -> None:
     jobs = service.jobs
     job_id = arguments.pop("id", jobs[-1].id if jobs else "")
     name = arguments.pop("do", None)
-    deeds: dict[object, Callable[..., None]] = {
+    deeds: dict[object, Callable[..., object]] = {
         "step": service.step,
         "finish": service.finish,
         "expire": service.expire,
+        "cancel": service.cancel,
         "end_cancel": service.end_cancel,
         "fail": service.fail,
         "vanish": service.vanish,
         "vanish_output": service.vanish_output,
+        "swap_outputs": service.swap_outputs,
     }
     if name not in deeds:
         raise ValueError(f"no deed {name!r}; there are {', '.join(map(str, deeds))}")

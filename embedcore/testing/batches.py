@@ -18,9 +18,11 @@ from __future__ import annotations
 from embedcore.testing import batchpages
 from embedcore.testing.api import ApiError
 from embedcore.testing.batchdriver import BatchDriver
-from embedcore.testing.batchfiles import Content, Stored, StoredFile
+from embedcore.testing.batchfiles import Content, Stored, StoredFile, missing
 from embedcore.testing.batchjobs import Job
+from embedcore.testing.batchoutput import OutputContent
 from embedcore.testing.batchsettings import (
+    NOT_READY,
     BatchSettings as BatchSettings,
     FileLimits as FileLimits,
     Listing as Listing,
@@ -28,6 +30,8 @@ from embedcore.testing.batchsettings import (
     Quirks as Quirks,
 )
 from embedcore.testing.embeddings_api import EMBEDDINGS
+
+LATE_ERROR = b'{"error": {"message": "The file is not there yet.", "code": "not_found"}}\n'
 
 
 class BatchService(BatchDriver):
@@ -55,26 +59,58 @@ class BatchService(BatchDriver):
         with self._request():
             if not stored.size:
                 raise ApiError(400, "The uploaded file is empty.", param="file")
-            return self._files.add(
+            file = self._files.add(
                 stored, filename=filename, purpose=purpose, expires_after=expires_after
-            ).described()
+            )
+            return file.described(self._state_of(file) or "uploaded")
 
     def files(
         self, *, after: str | None = None, limit: int = 10_000, purpose: str | None = None
     ) -> dict[str, object]:
         """A page of the files, newest first."""
         with self._request():
-            found = self._files.newest_first(purpose)
-            return batchpages.page(found, StoredFile.described, after=after, limit=limit)
+            found = [one for one in self._files.newest_first(purpose) if self._state_of(one)]
+            return batchpages.page(
+                found,
+                lambda file: file.described(self._state_of(file) or ""),
+                after=after,
+                limit=limit,
+            )
 
     def file(self, file_id: str) -> dict[str, object]:
         with self._request():
-            return self._files.get(file_id).described()
+            file = self._files.get(file_id)
+            state = self._state_of(file)
+            if state is None:
+                raise missing(file_id, param="id", status=404)
+            return file.described(state)
 
     def content(self, file_id: str) -> Content:
         """What is in a file; readable after the file is gone as well, as a running download is."""
         with self._request():
-            return self._files.get(file_id).content
+            content, quirks = self._files.get(file_id).content, self.settings.quirks
+            for job in self._jobs.values():
+                late = job.is_late_file(file_id, quirks) and job.is_late(quirks, self.clock())
+                if late and quirks.late != "no file":
+                    job.looks += 1
+                    return self._instead(file_id, content)
+            return content
+
+    def _instead(self, file_id: str, content: Content) -> Content:
+        """What is there as long as a result is late."""
+        late = self.settings.quirks.late
+        if late == "missing":
+            raise missing(file_id, param="id", status=404)
+        if late == "first line" and isinstance(content, OutputContent):
+            return OutputContent(content.results[:1], content.quirks)
+        return Stored(b"" if late == "empty" else LATE_ERROR)
+
+    def result_files(self, job_id: str) -> list[str]:
+        """The files with what a job did, as far as its object names them."""
+        with self._request():
+            described = self._looked_at(self.job(job_id))
+            named = (described["output_file_id"], described["error_file_id"])
+            return [str(file) for file in named if file is not None]
 
     def delete(self, file_id: str) -> dict[str, object]:
         with self._request():
@@ -117,7 +153,7 @@ class BatchService(BatchDriver):
             job.polls += 1
             if not job.ended:
                 self._catch_up(job)
-            return self._described(job)
+            return self._looked_at(job)
 
     def batches(self, *, after: str | None = None, limit: int = 20) -> dict[str, object]:
         """A page of the jobs, newest first, as far as ``settings.listing`` shows them."""
@@ -142,6 +178,23 @@ class BatchService(BatchDriver):
                 self._runner.begin_cancel(job)
             return self._described(job)
 
+    def swap_outputs(self, one: str, other: str) -> None:
+        """Two jobs that have ended: each names the output of the other from now on."""
+        with self._request():
+            first, second = self.job(one), self.job(other)
+            first.output_file_id, second.output_file_id = (
+                second.output_file_id,
+                first.output_file_id,
+            )
+
+    def _state_of(self, file: StoredFile) -> str | None:
+        """The file's own state; None: there seems to be none."""
+        settings = self.settings
+        waits = self.clock() < file.created_at + settings.not_ready_seconds
+        if file.purpose == "batch" and (waits or file.refused < settings.not_ready_creates):
+            return settings.not_ready_word
+        return "processed"
+
     def _check_input(self, file_id: str) -> None:
         """Raises ``ApiError`` unless a job may read the file."""
         kept = self._files.once(file_id)
@@ -149,9 +202,24 @@ class BatchService(BatchDriver):
             return
         status = self.settings.missing_input_status
         file = self._files.get(file_id, param="input_file_id", status=status)
+        state = self._state_of(file)
+        if state != "processed":
+            file.refused += 1
+            message = f"The input file {file_id} is not in processed state (it is {state})."
+            raise ApiError(
+                self.settings.not_ready_status, message, param="input_file_id", code=NOT_READY
+            )
         if file.purpose != "batch":
             message = f"The file {file_id} was not uploaded for the purpose 'batch'."
             raise ApiError(400, message, param="input_file_id")
 
     def _described(self, job: Job) -> dict[str, object]:
-        return job.described(self.settings.quirks)
+        quirks = self.settings.quirks
+        hidden = quirks.late == "no file" and job.is_late(quirks, self.clock())
+        return job.described(quirks, hidden=hidden)
+
+    def _looked_at(self, job: Job) -> dict[str, object]:
+        """The object, for somebody who looks whether its results are there."""
+        described = self._described(job)
+        job.looks += job.ended and self.settings.quirks.late == "no file"
+        return described

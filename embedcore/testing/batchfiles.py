@@ -57,7 +57,10 @@ def whole(content: Content) -> bytes:
 
 @dataclass(kw_only=True, slots=True)
 class StoredFile:
-    """A file, also after it was deleted: ``gone`` says so, and keeps what it held."""
+    """A file, also after it was deleted: ``gone`` says so, and keeps what it held.
+
+    ``refused``: creates on it that were refused because it was not ready.
+    """
 
     id: str
     content: Content
@@ -66,8 +69,9 @@ class StoredFile:
     created_at: int
     expires_at: int | None
     gone: bool = False
+    refused: int = 0
 
-    def described(self) -> dict[str, object]:
+    def described(self, status: str = "processed") -> dict[str, object]:
         return {
             "object": "file",
             "id": self.id,
@@ -76,7 +80,7 @@ class StoredFile:
             "bytes": self.content.size,
             "created_at": self.created_at,
             "expires_at": self.expires_at,
-            "status": "processed",
+            "status": status,
             "status_details": None,
         }
 

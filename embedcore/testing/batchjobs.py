@@ -55,6 +55,8 @@ class Job:
     polls: int = 0
     polls_when_cancelled: int = 0
     listings: int = 0
+    looks: int = 0
+    ended_at: float = 0.0
     gone: bool = False
 
     @property
@@ -70,9 +72,30 @@ class Job:
     def failed(self) -> int:
         return sum(result.failure is not None for result in self.results)
 
-    def described(self, quirks: Quirks) -> dict[str, object]:
-        """The batch object."""
+    def is_late(self, quirks: Quirks, now: float) -> bool:
+        """Whether its results are not there yet, though it has ended. ``looks`` were in vain."""
+        over = quirks.late_looks is not None and self.looks >= quirks.late_looks
+        seconds = quirks.late_seconds
+        return (
+            self.ended
+            and quirks.late is not None
+            and not over
+            and (seconds is None or now < self.ended_at + seconds)
+        )
+
+    def is_late_file(self, file_id: str | None, quirks: Quirks) -> bool:
+        """Whether it is one of the files that are late."""
+        files = {"output": [self.output_file_id], "error": [self.error_file_id]}
+        both = [self.output_file_id, self.error_file_id]
+        return file_id is not None and file_id in files.get(quirks.late_files, both)
+
+    def described(self, quirks: Quirks, *, hidden: bool = False) -> dict[str, object]:
+        """The batch object. ``hidden``: without the files that are late."""
         known = quirks.status_word is None or self.ended
+
+        def shown(file_id: str | None) -> str | None:
+            return None if hidden and self.is_late_file(file_id, quirks) else file_id
+
         found: dict[str, object] = {
             "id": self.id,
             "object": "batch",
@@ -82,8 +105,8 @@ class Job:
             "input_file_id": self.input_file_id,
             "completion_window": self.completion_window,
             "status": quirks.words.get(self.status, self.status) if known else quirks.status_word,
-            "output_file_id": self.output_file_id,
-            "error_file_id": self.error_file_id,
+            "output_file_id": shown(self.output_file_id),
+            "error_file_id": shown(self.error_file_id),
             "created_at": int(self.created_at),
             **{name: self.times.get(name) for name in _TIMES},
             "request_counts": self._counts(quirks),
@@ -227,6 +250,7 @@ class Runner:
     def _enter(self, job: Job, status: str) -> None:
         job.status = status
         job.times[f"{status}_at"] = int(self._clock())
+        job.ended_at = self._clock()
 
     def _failure(self, line: Line) -> tuple[Failure | None, bool]:
         """What goes wrong with a line, and whether it costs its tokens."""

@@ -145,7 +145,9 @@ def frame(result: Result, quirks: Quirks) -> list[bytes]:
     """A line in pieces: a vector belongs between each two of them."""
     number = result.line.number
     head = f'{{"id":"batch_req_{number:032x}",'
-    if result.custom_id is not None:
+    if quirks.numeric_ids:
+        head += f'"custom_id":{number - 1},'
+    elif result.custom_id is not None:
         head += f'"custom_id":{json.dumps(result.custom_id)},'
     failure = result.failure
     if failure is not None and not failure.http:

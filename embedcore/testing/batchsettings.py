@@ -7,8 +7,10 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Literal, TypeAlias
 
 DAY = 86400.0
+NOT_READY = "file_not_processed"
 
 Order: TypeAlias = Literal["shuffled", "input", "reversed"]
+Late: TypeAlias = Literal["no file", "missing", "empty", "first line", "error"]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -57,7 +59,14 @@ class Quirks:
     ``no_output_file``: a completed job has none, and what was in it is in no file;
     ``empty_error_file``: it has an error file of 0 bytes where nothing failed.
 
-    Lines, by a marker in their text: written a second time with an equal vector
+    Results that are late, which holds for jobs that have ended already as well: ``late`` is what
+    there is instead of ``late_files``: the object names no file, or the content of the file is
+    answered 404, has 0 bytes, is its first line only, or is an error object. So it is until
+    ``late_seconds`` after the job's end, and for ``late_looks`` looks, whichever ends first; None:
+    neither ends it.
+
+    Lines: ``numeric_ids``: a ``custom_id`` is the number of the line instead. By a marker in their
+    text: written a second time with an equal vector
     (``duplicate_equal``) or another one (``duplicate_different``), left out of both files
     (``missing``), written without a ``custom_id`` (``no_id``). ``unknown_id``: one line more, with
     an id that nobody sent.
@@ -80,6 +89,11 @@ class Quirks:
     empty_error: bool = False
     no_output_file: bool = False
     empty_error_file: bool = False
+    late: Late | None = None
+    late_files: Literal["output", "error", "both"] = "output"
+    late_looks: int | None = 1
+    late_seconds: float | None = None
+    numeric_ids: bool = False
     duplicate_equal: str | None = None
     duplicate_different: str | None = None
     missing: str | None = None
@@ -105,6 +119,9 @@ class BatchSettings:
     - ``missing_input_status``: how a create on a file that is not there is refused.
     - ``accepts_deleted_input``: it is not refused if the file was there once, and validation still
       reads it: the case that an assumption of embedcore about the real API is false.
+    - ``not_ready_creates``, ``not_ready_seconds``: so many creates on a new file, and for so long
+      after its upload, are refused with ``not_ready_status``; meanwhile the file's own state is
+      ``not_ready_word``; None: there is no such file.
     - ``window``: seconds until a job expires; None: never.
     - ``ranges``: downloads honour the Range header.
     """
@@ -116,6 +133,10 @@ class BatchSettings:
     enqueued_token_limit: int | None = None
     missing_input_status: int = 400
     accepts_deleted_input: bool = False
+    not_ready_creates: int = 0
+    not_ready_seconds: float = 0.0
+    not_ready_status: int = 400
+    not_ready_word: str | None = "pending"
     window: float | None = DAY
     ranges: bool = False
 

@@ -15,9 +15,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from embedcore.errors import TransientProviderError
+from embedcore.errors import RemoteGone, TransientProviderError
 from embedcore.provider.types import (
     BatchItem,
     BatchLimits,
@@ -159,10 +160,7 @@ class FakeBatch:
         """Do the work, or what the script says of it instead; translates the API's errors."""
         fault = self._taken(method)
         if fault is None:
-            try:
-                return work()
-            except ApiError as error:
-                raise translated(error) from error
+            return self._answer(work)
         if fault.effect == "after":
             try:
                 work()
@@ -220,21 +218,29 @@ class FakeBatch:
             raise fault.raised()
 
     def _all_outcomes(self, job_id: str) -> Iterator[BatchOutcome]:
-        try:
-            job = self.service.job(job_id)
-            files = [self._written(file) for file in (job.output_file_id, job.error_file_id)]
-        except ApiError as error:
-            raise translated(error) from error
+        job = self._answer(lambda: self.service.job(job_id))
         if not job.ended:
             raise RuntimeError(f"the results of a job that has not ended: {job.status}")
-        for content in files:
-            if content is not None:
+        gone: RemoteGone | None = None
+        for file in self._answer(lambda: self.service.result_files(job_id)):
+            try:
+                content = self._answer(partial(self.service.content, file))
+            except RemoteGone as error:
+                # What the other file says is worth having all the same.
+                gone = error
+                continue
+            if isinstance(content, OutputContent):
                 yield from self._read(content, job)
+            elif content.size:
+                yield BatchOutcome(error="a line has no custom_id", billed="unknown")
+        if gone is not None:
+            raise gone
 
-    def _written(self, file_id: str | None) -> OutputContent | None:
-        if file_id is None:
-            return None
-        return cast(OutputContent, self.service.content(file_id))
+    def _answer(self, work: Callable[[], Returned]) -> Returned:
+        try:
+            return work()
+        except ApiError as error:
+            raise translated(error) from error
 
     def _read(self, content: OutputContent, job: Job) -> Iterator[BatchOutcome]:
         results = content.results

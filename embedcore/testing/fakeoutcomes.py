@@ -10,6 +10,7 @@ from itertools import groupby
 from typing import cast
 
 from embedcore.errors import (
+    InputNotReady,
     ProviderError,
     ProviderUnavailable,
     RateLimited,
@@ -21,6 +22,7 @@ from embedcore.provider.types import BatchOutcome, BatchState, BatchStatus
 from embedcore.testing.api import ApiError
 from embedcore.testing.batchlines import LineError
 from embedcore.testing.batchoutput import Failure, OutputContent, Result, model_of
+from embedcore.testing.batchsettings import NOT_READY
 from embedcore.testing.vectors import vectors_of
 
 _CUSTOM_ID = re.compile(rb'\{"custom_id": ("(?:[^"\\]|\\.)*")')
@@ -63,24 +65,30 @@ def embedded(results: Sequence[Result], content: OutputContent) -> Iterator[Batc
     for kind, group in groupby(results, content.kind):
         rows = list(group)
         if kind is None:
-            yield from map(_failed, rows)
+            yield from (_failed(row, _id_of(row, content)) for row in rows)
             continue
         width, salt, _ = kind
         vectors = vectors_of([row.line.texts[0] for row in rows], width, salt=salt)
         for row, vector in zip(rows, vectors, strict=True):
             yield BatchOutcome(
-                id=row.custom_id or "",
+                id=_id_of(row, content),
                 vector=vector,
                 tokens=row.line.tokens if content.quirks.line_usage else None,
                 model=model_of(row, content.quirks),
             )
 
 
-def _failed(result: Result) -> BatchOutcome:
+def _id_of(result: Result, content: OutputContent) -> str:
+    if content.quirks.numeric_ids:
+        return str(result.line.number - 1)
+    return result.custom_id or ""
+
+
+def _failed(result: Result, item: str) -> BatchOutcome:
     failure = result.failure or Failure()
     status = failure.status if failure.http else None
     return BatchOutcome(
-        id=result.custom_id or "",
+        id=item,
         error=failure.message,
         code=failure.code or (str(status) if status else None),
         retryable=status is None or status in (408, 409, 429) or status >= 500,
@@ -89,8 +97,12 @@ def _failed(result: Result) -> BatchOutcome:
 
 
 def translated(error: ApiError) -> ProviderError:
-    # Of a create it says that there is no input, and so no job either.
-    if error.status == 404 and error.error["param"] != "input_file_id":
+    # Of a create it says that there is no input, and so no job either; but there was one.
+    if error.error["param"] == "input_file_id" and (
+        error.status == 404 or error.error["code"] == NOT_READY
+    ):
+        return InputNotReady(str(error), status=error.status)
+    if error.status == 404:
         return RemoteGone(str(error), status=404)
     if error.status == 429:
         return RateLimited(str(error), status=429)

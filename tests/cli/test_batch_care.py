@@ -205,6 +205,7 @@ def test_what_was_lost_is_bought_again_only_when_asked(cli, server, submit):
 
 
 def test_lost_texts_of_a_batch_that_ended_are_submitted_anew(cli, server, submit):
+    Path("embedcore.toml").write_text(f"{OFFERED}[batch]\noutput_wait = 0\n")
     name = submit(5)
     (job,) = server.batches.jobs
     server.batches.finish(job.id)

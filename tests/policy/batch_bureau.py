@@ -14,12 +14,14 @@ import pytest
 from embedcore import EmbeddingClient
 from embedcore.events import Event
 from embedcore.policy.batchjob import BatchJob
+from embedcore.provider.types import BatchOutcome
 from embedcore.storage import usage
 from embedcore.storage.amounts import Amount
 from embedcore.testing import FakeClock, vectors_of
 from embedcore.testing.batches import BatchSettings, Progress
 from embedcore.testing.batchjobs import Job
 from embedcore.testing.fakebatch import batch_embedder
+from embedcore.testing.fakeoutcomes import custom_id_of
 
 LOOK = 61.0
 
@@ -69,6 +71,13 @@ class Bureau:
     def jobs(self) -> list[Job]:
         """The jobs at the provider, oldest first."""
         return self.service.jobs
+
+    def named(self, number: int, outcomes: Sequence[BatchOutcome]) -> list[BatchOutcome]:
+        """What a strategy gives of the job of that number, where ids that are places ("0", "1", …)
+        are as this job has them."""
+        lines = self.service.input_lines(self.jobs[number].input_file_id)
+        ids = {str(place): custom_id_of(line) for place, line in enumerate(lines)}
+        return [replace(one, id=ids.get(one.id, one.id)) for one in outcomes]
 
     def finish_all(self) -> None:
         """Every job that the provider has is run to its end, if it has not expired before."""

@@ -258,7 +258,7 @@ def test_all_tables_are_strict_and_migrations_are_on_record(ledger: Ledger) -> N
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         applied = STATE.applied(ledger.database.utilities(connection))
     books = {"book", "window", "grant", "attempt", "warning", "rate"}
-    batches = {"pool", "batch", "part", "item", "wish"}
+    batches = {"pool", "batch", "part", "item", "wish", "unread"}
     assert {name for name, _ in tables} == books | batches
     assert {strict for _, strict in tables} == {1}
     assert version == STATE_VERSION == len(applied)

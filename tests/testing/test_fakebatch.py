@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from embedcore.errors import (
+    InputNotReady,
     OutcomeUnknown,
     ProviderUnavailable,
     RateLimited,
@@ -199,13 +200,13 @@ def test_results_of_a_running_job_are_a_mistake(batch):
         list(batch.results(started(batch, "a")))
 
 
-@pytest.mark.parametrize("status", [400, 404])
-def test_a_create_without_its_input_is_proof_that_there_is_no_job(status):
+@pytest.mark.parametrize(("status", "kind"), [(400, RequestRejected), (404, InputNotReady)])
+def test_a_create_without_its_input_is_proof_that_there_is_no_job(status, kind):
     batch = by_hand(missing_input_status=status)
     file = batch.upload(items("a"), key="key")
     batch.discard(file)
     batch.discard(file)
-    with pytest.raises(RequestRejected) as refused:
+    with pytest.raises(kind) as refused:
         batch.create(file, key="key")
     assert refused.value.billed == "no"
     assert batch.service.jobs == []

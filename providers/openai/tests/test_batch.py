@@ -24,6 +24,7 @@ from embedcore.errors import (
     AuthenticationFailed,
     ConfigurationError,
     EmbeddingError,
+    InputNotReady,
     InputRejected,
     InvalidResponse,
     OutcomeUnknown,
@@ -294,7 +295,7 @@ def test_a_full_disk_is_named(api: Api, batch_of: BatchOf, monkeypatch: pytest.M
     [
         ((400, REFUSED), RequestRejected, "no"),
         ((401, REFUSED), AuthenticationFailed, "no"),
-        ((404, REFUSED), RemoteGone, "no"),
+        ((404, REFUSED), InputNotReady, "no"),
         ((429, REFUSED), RateLimited, "no"),
         ((400, b"<html>"), RequestRejected, "unknown"),
         ((401, b"<html>"), AuthenticationFailed, "unknown"),
@@ -319,10 +320,76 @@ def test_no_job_is_only_what_the_api_itself_refused(
     api: Api, batch_of: BatchOf, reply: Any, kind: type[EmbeddingError], billed: str
 ) -> None:
     api.routes["POST /v1/batches"] = reply
+    api.routes["GET /v1/batches"] = {"data": [], "has_more": False}
     with pytest.raises(kind) as caught:
         batch_of().create("file-1", key=KEY)
+    assert type(caught.value) is kind
     assert caught.value.billed == billed
-    assert len(api.asked) == 1, "a create is never sent twice"
+    assert [one.method for one in api.asked].count("POST") == 1, "a create is never sent twice"
+
+
+def saying(message: str = "", **more: object) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "invalid_request_error", **more}}
+
+
+NOT_IN_STATE = saying("the input is not in processed state")
+
+
+@pytest.mark.case("E4")
+@pytest.mark.parametrize(
+    ("reply", "file"),
+    [
+        ((404, saying("no such file")), {"id": "file-1", "status": "processed"}),
+        ((404, {"detail": "Input file not found"}), {"id": "file-1"}),
+        ((404, saying("no such file")), (404, saying("no such file"))),
+        ((404, saying("no such file")), (500, saying("not now"))),
+        ((400, NOT_IN_STATE), {"id": "file-1", "status": "pending"}),
+        ((400, NOT_IN_STATE), {"id": "file-1", "status": "Running"}),
+        ((400, saying("the file is not processed")), {"id": "file-1", "status": "processed"}),
+        ((400, saying("not yet", param="input_file_id")), {"id": "file-1", "status": "uploaded"}),
+        ((422, saying("not yet", code="file_not_ready")), (404, saying("no such file"))),
+        ((425, {"detail": "too early for this file"}), {"id": "file-1", "status": "validating"}),
+    ],
+)
+def test_a_refusal_because_of_a_new_file_is_worth_another_try(
+    api: Api, batch_of: BatchOf, reply: Any, file: Any
+) -> None:
+    api.routes["POST /v1/batches"] = reply
+    api.routes["GET /v1/batches"] = {"data": [], "has_more": False}
+    api.routes["GET /v1/files/file-1"] = file
+    with pytest.raises(InputNotReady) as caught:
+        batch_of().create("file-1", key=KEY)
+    assert (caught.value.billed, caught.value.status) == ("no", reply[0])
+    assert caught.value.__cause__ is caught.value.__context__ is None
+    assert [one.method for one in api.asked].count("POST") == 1
+
+
+@pytest.mark.case("E4")
+@pytest.mark.parametrize(
+    ("reply", "file"),
+    [
+        ((400, REFUSED), {"id": "file-1", "status": "processed"}),
+        ((400, REFUSED), {"id": "file-1", "status": "uploaded"}),
+        ((400, REFUSED), {"id": "file-1"}),
+        ((400, NOT_IN_STATE), {"id": "file-1", "status": "error"}),
+        ((422, saying("the file is broken")), {"id": "file-1", "status": "Failed"}),
+    ],
+)
+def test_a_refusal_for_another_reason_is_told_at_once(
+    api: Api, batch_of: BatchOf, reply: Any, file: Any
+) -> None:
+    api.routes["POST /v1/batches"] = reply
+    api.routes["GET /v1/files/file-1"] = file
+    with pytest.raises(RequestRejected) as caught:
+        batch_of().create("file-1", key=KEY)
+    assert caught.value.billed == "no"
+
+
+@pytest.mark.case("E4")
+def test_where_there_is_no_batch_api_nothing_is_waited_for(api: Api, batch_of: BatchOf) -> None:
+    api.routes["GET /v1/files/file-1"] = {"id": "file-1", "status": "processed"}
+    with pytest.raises(RequestRejected, match="has no batch API"):
+        batch_of().create("file-1", key=KEY)
 
 
 def test_a_refused_connection_is_proof_that_there_is_no_job() -> None:

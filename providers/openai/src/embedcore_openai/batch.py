@@ -19,6 +19,7 @@ import orjson
 from embedcore.errors import (
     ConfigurationError,
     EmbeddingError,
+    InputNotReady,
     OutcomeUnknown,
     PermanentProviderError,
     ProviderUnavailable,
@@ -50,6 +51,11 @@ _WINDOW_SECONDS: Final = 86_400.0
 # The longest that the API allows.
 _OUTPUT_SECONDS: Final = 2_592_000
 _CLOCKS_DIFFER: Final = timedelta(hours=1)
+# Words for the state of a file, without what is between their letters. OpenAI's own are "uploaded",
+# "processed" and "error", and some servers never say more than the first; Azure's begin with
+# "pending".
+_PREPARED: Final = frozenset({"", "uploaded", "processed", "ready", "active", "available"})
+_BROKEN: Final = frozenset({"error", "failed", "deleted", "deleting"})
 _ENDED_ALREADY: Final = frozenset({400, 409, 422})
 
 _log = logging.getLogger("embedcore.openai")
@@ -58,8 +64,8 @@ _log = logging.getLogger("embedcore.openai")
 class OpenAIBatch:
     """Implements ``embedcore.provider.protocol.BatchStrategy``. Shared freely between threads.
 
-    Items must have the ids "0", "1", … in the order of upload: the API names the lines that it
-    does not accept by their number, and ``poll`` gives their reasons by these ids.
+    The API names the lines that it does not accept by their number, so ``poll`` gives their reasons
+    by the place of the item among those that were uploaded.
     """
 
     def __init__(self, info: ModelInfo, options: OpenAIOptions, session: Session) -> None:
@@ -92,7 +98,10 @@ class OpenAIBatch:
             return self._calls.upload(objects.file_name(_mark(key)), file)
 
     def create(self, input_ref: str, *, key: str) -> str:
-        """Start the job, with one request that is never repeated."""
+        """Start the job, with one request that is never repeated.
+
+        A refusal because the input is not there yet, or not ready, is ``InputNotReady``.
+        """
         _require_id(input_ref, "input file")
         body: dict[str, object] = {
             "input_file_id": input_ref,
@@ -102,7 +111,47 @@ class OpenAIBatch:
         }
         if self._options.batch_output_expiry:
             body["output_expires_after"] = {"anchor": "created_at", "seconds": _OUTPUT_SECONDS}
-        return self._calls.create(orjson.dumps(body), input_ref)
+        try:
+            return self._calls.create(orjson.dumps(body), input_ref)
+        except (InputNotReady, RequestRejected) as error:
+            refusal = error
+        # Outside the handler, where what is raised would carry the refusal's way along.
+        raise self._understood(refusal, input_ref).with_traceback(None)
+
+    def _understood(
+        self, refusal: InputNotReady | RequestRejected, input_ref: str
+    ) -> EmbeddingError:
+        """A refused ``create`` by the state of its file: does waiting help?"""
+        if refusal.billed != "no":
+            return refusal
+        if refusal.status == 404:
+            try:
+                self._calls.batches(None)
+            except RequestRejected as error:
+                # There is no such API.
+                return error
+            except EmbeddingError as error:
+                _log.debug("whether there is a batch API cannot be seen: %s", error)
+        try:
+            state = _folded(self._calls.file_status(input_ref))
+        except EmbeddingError:
+            # Nor is the file to be seen, perhaps: what was said of the job is all that is known.
+            return refusal
+        if state in _BROKEN:
+            return RequestRejected(
+                f"{refusal.message}; the file is {state!r}",
+                billed="no",
+                status=refusal.status,
+                code=refusal.code,
+            )
+        if state in _PREPARED or isinstance(refusal, InputNotReady):
+            return refusal
+        return InputNotReady(
+            f"{refusal.message}; the file is {state!r}",
+            billed="no",
+            status=refusal.status,
+            code=refusal.code,
+        )
 
     def find(self, *, key: str, input_ref: str, since: datetime) -> list[FoundJob]:
         """Jobs that carry the key or the input, by the time of their creation.
@@ -235,6 +284,10 @@ class OpenAIBatch:
             return self._calls.size(file)
         except PermanentProviderError:
             return None
+
+
+def _folded(word: str) -> str:
+    return "".join(filter(str.isalpha, word.casefold()))
 
 
 def _mark(key: str) -> str:

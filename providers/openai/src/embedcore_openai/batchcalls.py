@@ -12,10 +12,11 @@ from typing import Any, Final, TypeVar
 
 import orjson
 
-from embedcore.errors import EmbeddingError
+from embedcore.errors import EmbeddingError, InputNotReady
 from embedcore.provider.types import BatchStatus, ModelInfo
 from embedcore_openai import batchobjects as objects, errors, jsonl
 from embedcore_openai.capped import Download
+from embedcore_openai.errorbody import read_body
 from embedcore_openai.errorcontext import BATCH_API, Context
 from embedcore_openai.listing import PAGE_SIZE, Page, page_of
 from embedcore_openai.options import OpenAIOptions
@@ -26,6 +27,9 @@ from embedcore_openai.wire import BadReply
 _LARGEST_OBJECT: Final = 64_000_000
 # A file of 200 MB is looked at before the answer comes.
 _WAITS_AFTER_UPLOAD: Final = 5
+
+# A server that does not find the input, or finds that it cannot be used, answers one of these.
+_ABOUT_THE_INPUT: Final = frozenset({400, 404, 422, 423, 425})
 
 T = TypeVar("T")
 Document = dict[str, Any]
@@ -86,6 +90,10 @@ class BatchCalls:
 
     def delete(self, file: str) -> None:
         self._ask(self._call("DELETE", f"/files/{file}"), _deleted, f"file {file}")
+
+    def file_status(self, file: str) -> str:
+        """The server's word for the state of a file; empty where it has none."""
+        return self._ask(self._call("GET", f"/files/{file}"), _word, f"file {file}")
 
     def size(self, file: str) -> int | None:
         """The bytes that a file should have."""
@@ -207,7 +215,8 @@ class BatchCalls:
         if isinstance(answer, EmbeddingError):
             return answer
         if not 200 <= answer.status < 300:
-            return errors.from_batch_answer(answer, context)
+            error = errors.from_batch_answer(answer, context)
+            return _about_its_input(error, answer) if creates else error
         return answer, context
 
     def _key_print(self, key: str | None) -> str:
@@ -230,6 +239,26 @@ def _document(answer: Answer) -> Document:
     if not isinstance(document, dict):
         raise BadReply("it is not a JSON object")
     return document
+
+
+def _about_its_input(error: EmbeddingError, answer: Answer) -> EmbeddingError:
+    """A refused ``create`` may be about the file that was uploaded for it: then it is that error.
+
+    To be wrong about that only costs time: it is asked for again for a while, with the same file.
+    """
+    if error.billed != "no" or answer.status not in _ABOUT_THE_INPUT:
+        return error
+    said = read_body(bytes(answer.body))
+    words = f"{said.parameter} {said.code} {said.message}".casefold()
+    if answer.status != 404 and "file" not in words:
+        return error
+    facts = {name: getattr(error, name, None) for name in ("status", "code", "request_id")}
+    return InputNotReady(error.message, billed="no", **facts)
+
+
+def _word(document: Document, _: objects.Shown) -> str:
+    word = document.get("status")
+    return word if isinstance(word, str) else ""
 
 
 def _id(document: Document, _: objects.Shown) -> str:

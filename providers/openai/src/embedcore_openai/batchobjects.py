@@ -63,10 +63,10 @@ def id_of(document: dict[str, Any]) -> str:
 
 
 def status_of(document: dict[str, Any], *, job_id: str, shown: Shown) -> BatchStatus:
-    """The state of the job ``job_id``; errors by line are given by item.
+    """The state of the job ``job_id``; errors by line are given by the item's place.
 
-    Line n belongs to the item ``str(n - 1)``: ids are the ordinals of the items as uploaded.
-    Raises ``BadReply`` for the state of another job or none.
+    Line n belongs to the item at the place ``str(n - 1)`` among those that were uploaded. Raises
+    ``BadReply`` for the state of another job or none.
     """
     word = document.get("status")
     if not isinstance(word, str) or not word:
@@ -148,7 +148,7 @@ def _tokens(usage: object) -> int | None:
 
 
 def _errors(errors: object, shown: Shown) -> tuple[dict[str, str], bool, int | None]:
-    """Reasons by item, whether they all are that the queue is full, and how much it takes."""
+    """Reasons by place, whether they all are that the queue is full, and how much it takes."""
     entries = errors.get("data") if isinstance(errors, dict) else errors
     reasons: dict[str, str] = {}
     full: list[bool] = []
