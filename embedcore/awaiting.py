@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 from embedcore.policy.engine import Stop
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from embedcore.events import Progress
     from embedcore.policy.result import EmbeddingResult
 
 
 class AwaitedForms:
-    """What ``EmbeddingClient`` adds to itself by defining ``_embed``.
+    """What ``EmbeddingClient`` adds to itself by defining ``_embed``, ``open`` and ``close``.
 
     Cancelling a call sends nothing more of it; what was under way is accounted for.
     """
@@ -32,6 +34,31 @@ class AwaitedForms:
         whole: bool = False,
     ) -> EmbeddingResult:
         raise NotImplementedError
+
+    def open(self) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aopen(self) -> None:
+        """``open`` without blocking the event loop."""
+        await asyncio.to_thread(self.open)
+
+    async def aclose(self) -> None:
+        """``close`` without blocking the event loop."""
+        await asyncio.to_thread(self.close)
 
     async def aembed(
         self,

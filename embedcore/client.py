@@ -210,6 +210,19 @@ class EmbeddingClient(AwaitedForms, StreamedForms, BatchForms):
             office=self._office() if batch else None,
         )
 
+    def open(self) -> None:
+        """Do now, for free, what the first call would otherwise wait for: open the files, import
+        what its threads need, connect to the provider, load the tokenizer.
+
+        For services, before the first request of theirs; and before a fork, so that no child has to
+        import. Harmless when repeated. Raises ``EmbeddingError`` if it cannot be done.
+        """
+        running = self._opened.get(self._open)
+        if running.engine.shelf is not None:
+            running.engine.shelf.store.database.open()
+        running.engine.tokenizer.count(["a"])
+        running.engine.connect()
+
     def close(self) -> None:
         """Close connections and end the threads. The next call opens them again."""
         running = self._opened.take()

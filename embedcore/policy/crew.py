@@ -53,6 +53,8 @@ class Crew:
         Raises it; ``Stopped`` when the call was ended from outside; ``OutcomeUnknown`` when the
         deadline and the grace after it have passed.
         """
+        if tasks:
+            self._engine.load()
         self._tasks.extend(tasks)
         try:
             for _ in range(min(len(tasks), self._engine.pool.size)):

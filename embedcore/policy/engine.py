@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from typing import Final, Literal
 
 from embedcore.errors import (
@@ -26,6 +27,7 @@ from embedcore.policy.purse import Account
 from embedcore.policy.rates import Rates
 from embedcore.policy.retry import RetryQuota, RetrySettings
 from embedcore.policy.shelf import Shelf
+from embedcore.provider.base import startup_of
 from embedcore.provider.protocol import Embedder, Tokenizer
 from embedcore.provider.types import ModelInfo, RateLimits
 
@@ -34,10 +36,29 @@ _LARGEST_SCALE: Final = 100.0
 # Until something was billed: English has about four bytes to a token, other languages fewer.
 _FIRST_GUESS: Final = 0.3
 _WEIGHT: Final = 1_000_000
+# Modules that steps of a call import where they need them.
+_USED_BY_THREADS: Final = ("embedcore.storage.encoding", "mmap", "numpy")
 
 
 def _nobody(_: Event) -> None:
     """No one is told."""
+
+
+class Once:
+    """Something that is done once, by the first who asks for it; the others wait for him."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._done = False
+
+    def do(self, work: Callable[[], None]) -> None:
+        """If it raises, the next who asks tries again."""
+        if self._done:
+            return
+        with self._lock:
+            if not self._done:
+                work()
+                self._done = True
 
 
 @dataclass(kw_only=True, slots=True)
@@ -145,6 +166,37 @@ class Engine:
     wait_for: Callable[[threading.Event, float], bool] = threading.Event.wait
     jitter: Callable[[float, float], float] = random.uniform
     grace: float = 5.0
+    loaded: Once = field(default_factory=Once)
+
+    def load(self) -> None:
+        """Import what the threads of a call use, before there are any. Free, and done once.
+
+        An import that fails in such a thread, for want of memory say, may hang there for ever; and
+        it is no part of a request. Raises ``EmbeddingError``.
+        """
+        self.loaded.do(self._load)
+
+    def connect(self) -> None:
+        """Have a connection open before the first request. Free. Raises ``EmbeddingError``."""
+        self.load()
+        self._start_up("connect")
+
+    def _load(self) -> None:
+        for name in _USED_BY_THREADS:
+            import_module(name)
+        self._start_up("load")
+
+    def _start_up(self, step: Literal["load", "connect"]) -> None:
+        startup, failure = startup_of(self.embedder), None
+        if startup is None:
+            return
+        try:
+            startup.load() if step == "load" else startup.connect()
+        except Exception as error:  # noqa: BLE001 - a provider may raise anything
+            failure = self.typed(error, sent=False)
+        # Not inside the handler, where the raw error, a key perhaps in it, would become a context.
+        if failure is not None:
+            raise failure
 
     @property
     def info(self) -> ModelInfo:

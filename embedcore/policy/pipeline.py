@@ -106,6 +106,7 @@ class Pipeline:
         try:
             if self.is_ended:
                 raise closed()
+            self._engine.load()
             self._threads.submit(partial(self._context.copy().run, self._run, piece))
         except EmbeddingError as error:
             piece.finish(error)

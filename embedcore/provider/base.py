@@ -5,21 +5,28 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
-from embedcore.provider.protocol import BatchStrategy, Embedder, Tokenizer
+from embedcore.provider.protocol import BatchStrategy, Embedder, Startup, Tokenizer
 from embedcore.provider.tokens import EstimatingTokenizer
 from embedcore.provider.types import EmbedReply, EmbedRequest, ModelInfo
+
+
+def startup_of(embedder: Embedder) -> Startup | None:
+    """What an embedder can do before its first request. An ``Embedder`` need not have it."""
+    found: Startup | None = getattr(embedder, "startup", None)
+    return found
 
 
 class BaseEmbedder:
     """Defaults for a small provider: set ``info``, write ``embed``, and it is one.
 
     The tokenizer counts UTF-8 bytes, which bounds what any byte-level model can bill; there is no
-    batch API and nothing to close.
+    batch API, nothing to prepare and nothing to close.
     """
 
     info: ModelInfo
     tokenizer: Tokenizer = EstimatingTokenizer()
     batch: BatchStrategy | None = None
+    startup: Startup | None = None
 
     def embed(self, request: EmbedRequest) -> EmbedReply:
         raise NotImplementedError(f"{type(self).__name__} must define embed(request)")
@@ -60,6 +67,10 @@ class WrapperEmbedder:
     @property
     def batch(self) -> BatchStrategy | None:
         return self.inner.batch
+
+    @property
+    def startup(self) -> Startup | None:
+        return startup_of(self.inner)
 
     def embed(self, request: EmbedRequest) -> EmbedReply:
         return self.inner.embed(request)

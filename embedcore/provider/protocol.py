@@ -1,4 +1,4 @@
-"""What a provider implements. Three protocols; only ``Embedder`` is required.
+"""What a provider implements. Four protocols; only ``Embedder`` is required.
 
 The evolution rule: a protocol never gains a member in a minor release. New knowledge becomes a
 field with a default in ``embedcore.provider.types``; a new ability becomes a new optional object.
@@ -102,6 +102,26 @@ class BatchStrategy(Protocol):
 
         That it has ended already is fine.
         """
+        ...
+
+
+class Startup(Protocol):
+    """What an embedder can do before its first request, so that no request has to wait for it.
+
+    Optional: an embedder that has it names it in an attribute ``startup``. Both methods cost
+    nothing, may be called again, and raise what ``embed`` raises; ``embed`` works without them.
+    """
+
+    def load(self) -> None:
+        """Import and build whatever ``embed`` needs. Touches no network.
+
+        Called before the first thread that sends is started: an import that fails in such a thread
+        may hang. It is no part of the time that an attempt takes.
+        """
+        ...
+
+    def connect(self) -> None:
+        """Open a connection that the first request will use."""
         ...
 
 

@@ -16,6 +16,7 @@ from embedcore.provider.types import EmbedReply, EmbedRequest, ModelInfo
 from embedcore_openai import models
 from embedcore_openai.options import KEY_VARIABLE, OpenAIOptions
 from embedcore_openai.session import Session
+from embedcore_openai.startup import OpenAIStartup
 from embedcore_openai.tokenizer import Cl100kTokenizer
 
 if TYPE_CHECKING:
@@ -32,15 +33,15 @@ _warned: set[str] = set()
 class OpenAIEmbedder:
     """Implements ``embedcore.provider.protocol.Embedder``. Shared freely between threads.
 
-    Built without key and network; the SDK is imported, and a connection opened, by the first
-    ``embed``.
+    Built without key and network; the SDK is imported, and a connection opened, by ``startup`` or
+    the first ``embed``.
     """
 
     def __init__(self, model: str, options: OpenAIOptions) -> None:
         self._options = options
         self._info = models.describe(model, options)
-        exact = models.counts_like_openai(model, options)
-        self._tokenizer: Tokenizer = Cl100kTokenizer() if exact else EstimatingTokenizer()
+        self._exact = models.counts_like_openai(model, options)
+        self._tokenizer: Tokenizer = Cl100kTokenizer() if self._exact else EstimatingTokenizer()
         self._session = Session(options)
         self._batch: OpenAIBatch | None = None
         _warn_of_plaintext(options)
@@ -66,6 +67,11 @@ class OpenAIEmbedder:
 
             self._batch = OpenAIBatch(self._info, self._options, self._session)
         return self._batch
+
+    @property
+    def startup(self) -> OpenAIStartup:
+        """Imports the SDK, builds the connections, connects."""
+        return OpenAIStartup(self._info, self._session, exact=self._exact)
 
     def embed(self, request: EmbedRequest) -> EmbedReply:
         """Send one request. ``billed`` of what it raises follows the rules of ``errors``.

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pydantic import SecretStr
 
-from embedcore.errors import AuthenticationFailed, ConfigurationError, EmbeddingError
+from embedcore.errors import (
+    AuthenticationFailed,
+    ConfigurationError,
+    EmbeddingError,
+    InvalidResponse,
+)
 from embedcore_openai.options import KEY_VARIABLE, OpenAIOptions
 
 if TYPE_CHECKING:
     from embedcore_openai.errorcontext import Context
     from embedcore_openai.transport import Answer, Call, Transport
+
+_MOST_BYTES: Final = 1 << 20
 
 
 class Session:
@@ -68,6 +75,30 @@ class Session:
         """What must not be shown of a request with this key."""
         values = [value.get_secret_value() for value in self._options.headers.values()]
         return [*values, key] if key else values
+
+    def prepare(self, context: Context) -> EmbeddingError | None:
+        """Import the SDK and build the connections; none is opened."""
+        from embedcore_openai import errors
+
+        try:
+            self._connected()
+        except Exception as error:  # noqa: BLE001 - a proxy's address, a certificate, a package
+            return errors.from_setup(error, context)
+        return None
+
+    def connect(self, context: Context) -> EmbeddingError | None:
+        """Open a connection, by a request that costs nothing and carries no key."""
+        from embedcore_openai.transport import Call
+
+        call = Call(method="GET", path="/", timeout=self._options.timeout, max_bytes=_MOST_BYTES)
+        answer = self.send(call, None, context)
+        if isinstance(answer, InvalidResponse):
+            # It answered, and that was all that was asked.
+            return None
+        if isinstance(answer, EmbeddingError):
+            return answer
+        answer.release()
+        return None
 
     def send(self, call: Call, key: str | None, context: Context) -> Answer | EmbeddingError:
         """Send one request, once. An HTTP answer of any status is an answer."""
