@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from embedcore.testing.billing import openai_tokens as openai_tokens
     from embedcore.testing.contract import EmbedderContract as EmbedderContract
     from embedcore.testing.fakes import (
         FakeClock as FakeClock,
@@ -30,6 +31,7 @@ _HOMES = {
     "FakeEmbedder": "fakes",
     "FakeOpenAI": "server",
     "FakeTokenizer": "fakes",
+    "openai_tokens": "billing",
     "tokens_of": "vectors",
     "vector_of": "vectors",
     "vectors_of": "vectors",

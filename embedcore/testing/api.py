@@ -18,16 +18,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FakeModel:
-    """A model the fake serves. ``shortens``: it accepts the ``dimensions`` parameter."""
+    """A model the fake serves.
+
+    ``shortens``: it accepts the ``dimensions`` parameter. ``openai_tokens``: it bills as OpenAI's
+    models do; else a token is four bytes, as for ``tokens_of``.
+    """
 
     dimensions: int
     shortens: bool = True
+    openai_tokens: bool = False
 
 
 OPENAI_MODELS: Mapping[str, FakeModel] = {
-    "text-embedding-3-small": FakeModel(dimensions=1536),
-    "text-embedding-3-large": FakeModel(dimensions=3072),
-    "text-embedding-ada-002": FakeModel(dimensions=1536, shortens=False),
+    "text-embedding-3-small": FakeModel(dimensions=1536, openai_tokens=True),
+    "text-embedding-3-large": FakeModel(dimensions=3072, openai_tokens=True),
+    "text-embedding-ada-002": FakeModel(dimensions=1536, shortens=False, openai_tokens=True),
 }
 
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from embedcore.testing.api import OPENAI_MODELS, Answer, ApiError, FakeModel, Router, model_named
-from embedcore.testing.vectors import BYTES_PER_TOKEN, tokens_of, vectors_of
+from embedcore.testing.billing import counted_by_bytes, openai_tokens
+from embedcore.testing.vectors import BYTES_PER_TOKEN, vectors_of
 from embedcore.testing.wire import HttpRequest
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def encode(vector: NDArray[np.float32], encoding: str) -> object:
 
 
 class EmbeddingsApi:
-    """``POST /v1/embeddings``. ``count`` says what each text costs."""
+    """``POST /v1/embeddings``. ``count`` says what each text costs; None: as its model bills."""
 
     def __init__(
         self,
@@ -91,7 +92,7 @@ class EmbeddingsApi:
     ) -> None:
         self._models = models
         self._limits = limits or Limits()
-        self._count = count or (lambda texts: [tokens_of(text) for text in texts])
+        self._count = count
         self.salt = salt
 
     def register(self, router: Router) -> None:
@@ -135,7 +136,12 @@ class EmbeddingsApi:
             raise ApiError(400, f"Invalid value: {encoding!r}.", param="encoding_format")
         texts, counted = self._texts(fields.get("input"))
         width = self._width(fields.get("dimensions"), model)
-        tokens = self._check_size(texts, counted)
+        if counted is None:
+            counts = self._counts(texts, model)
+            gauge = math.ceil(sum(len(text.encode()) for text in texts) / BYTES_PER_TOKEN)
+        else:
+            counts, gauge = counted, sum(counted)
+        tokens = self._check_size(counts, gauge)
         return Asked(model=name, texts=texts, tokens=tokens, width=width, encoding=str(encoding))
 
     def _texts(self, given: object) -> tuple[list[str], list[int] | None]:
@@ -178,17 +184,19 @@ class EmbeddingsApi:
             raise ApiError(400, message, param="dimensions")
         return dimensions
 
-    def _check_size(self, texts: Sequence[str], counted: list[int] | None) -> int:
-        counts = list(self._count(texts)) if counted is None else counted
+    def _counts(self, texts: Sequence[str], model: FakeModel) -> Sequence[int]:
+        if self._count is not None:
+            return self._count(texts)
+        return openai_tokens(texts) if model.openai_tokens else counted_by_bytes(texts)
+
+    def _check_size(self, counts: Sequence[int], gauge: int) -> int:
+        most = self._limits.max_text_tokens
         for place, tokens in enumerate(counts):
-            if tokens > self._limits.max_text_tokens:
-                most = self._limits.max_text_tokens
+            if tokens > most:
                 raise ApiError(
                     400, f"Invalid 'input[{place}]': maximum input length is {most} tokens."
                 )
         most = self._limits.max_request_tokens
-        gauge = math.ceil(sum(len(text.encode()) for text in texts) / BYTES_PER_TOKEN)
-        gauge = gauge if counted is None else sum(counted)
         if gauge > most:
             code = "max_tokens_per_request"
             message = f"Requested {gauge} tokens, max {most} tokens per request"

@@ -9,9 +9,10 @@
         assert server.requests[-1].texts == [...]
 
 For clients in several processes at full speed it also runs in a process of its own:
-``python -m embedcore.testing.server --port 0`` prints one JSON line with ``url``, ``base_url`` and
-``api_key``, and serves until it is terminated, or with ``--until-eof`` until its standard input
-ends; ``embedcore.testing.control`` says how to read its meter and script its faults.
+``python -m embedcore.testing.server --port 0`` prints one JSON line with ``url``, ``base_url``,
+``api_key`` and how it counts ``tokens``, and serves until it is terminated, or with
+``--until-eof`` until its standard input ends; ``embedcore.testing.control`` says how to read its
+meter and script its faults.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ class FakeOpenAI:
     """Listens on 127.0.0.1 from its construction to ``close``, or to the end of ``with``.
 
     - ``api_key``: the only key it takes; None takes any request. ``models``: those it serves.
-    - ``limits``: the largest request. ``count``: tokens of each text; ``tokens_of`` by default.
+    - ``limits``: the largest request. ``count``: tokens of each text; by default OpenAI's models
+      bill what OpenAI bills (``openai_tokens``), others a token for four bytes.
     - ``salt``: gives its vectors another value, as another model would.
     - ``latency``: seconds before each reply. ``quota``: rate limits, enforced or only announced.
     - ``record``: keep every request in ``requests``, bodies included (but those of uploads).

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from embedcore.testing.api import OPENAI_MODELS
 from embedcore.testing.batchsettings import BatchSettings, Listing, Progress
+from embedcore.testing.billing import openai_encoding
 from embedcore.testing.server import FAKE_KEY, FakeOpenAI
 
 
@@ -22,7 +23,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
     with _server(options) as server:
-        place = {"url": server.url, "base_url": server.base_url, "api_key": server.api_key}
+        place = {
+            "url": server.url,
+            "base_url": server.base_url,
+            "api_key": server.api_key,
+            "tokens": openai_encoding(),
+        }
         sys.stdout.write(json.dumps(place) + "\n")
         sys.stdout.flush()
         if options.until_eof:

@@ -22,7 +22,7 @@ from embedcore.storage.amounts import Amount
 from embedcore.storage.database import Database
 from embedcore.storage.ledger import Ledger
 from embedcore.storage.schema import STATE, STATE_VERSION
-from embedcore.testing import serving, tokens_of
+from embedcore.testing import openai_tokens, serving
 
 WORKER = Path(__file__).with_name("batch_worker.py")
 # For what takes as long as the machine takes, and does happen.
@@ -226,7 +226,7 @@ class Scene:
 
 
 def tokens_in(prefix: str, first: int, end: int) -> int:
-    return sum(tokens_of(f"{prefix} {number}") for number in range(first, end))
+    return sum(openai_tokens([f"{prefix} {number}" for number in range(first, end)]))
 
 
 @pytest.fixture

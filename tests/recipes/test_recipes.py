@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedcore.testing import tokens_of, vectors_of
+from embedcore.testing import openai_tokens, vectors_of
 
 ROOT = Path(__file__).parents[2]
 ROWS = 200
@@ -44,7 +44,7 @@ def sent_after(server, number):
 
 def assert_unique_texts_were_billed(server, texts):
     assert server.meter.billed_twice == {}
-    assert server.meter.billed_tokens == sum(map(tokens_of, set(texts)))
+    assert server.meter.billed_tokens == sum(openai_tokens([*set(texts)]))
 
 
 def test_a_run_embeds_every_row_once(recipe, server):
@@ -146,7 +146,7 @@ def test_a_text_that_cannot_be_embedded_is_named_and_the_others_are_written(reci
 
 def test_it_stops_at_the_limit_and_goes_on_when_there_is_more(recipe, server, configure):
     recipe.put(corpus(repeated=0))
-    whole = sum(map(tokens_of, recipe.texts.values()))
+    whole = sum(openai_tokens([*recipe.texts.values()]))
     configure(limit=whole // 2)
     stopped, tokens = recipe.run().split()
     rows = recipe.rows()
@@ -178,7 +178,7 @@ def test_the_vectors_of_another_model_are_refused(recipe, server):
 
 def test_the_page_runs_as_a_user_runs_it(recipe, server):
     recipe.put(corpus(1500, repeated=0))
-    tokens = sum(map(tokens_of, recipe.texts.values()))
+    tokens = sum(openai_tokens([*recipe.texts.values()]))
     printed = re.fullmatch(rf"{tokens} tokens, \$(0\.\d+)\n", recipe.check(["recipe.py"]))
     assert float(printed[1]) == pytest.approx(tokens * 0.02e-6)
     assert_complete(recipe)

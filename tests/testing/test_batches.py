@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from embedcore.testing import FakeClock, tokens_of, vector_of
+from embedcore.testing import FakeClock, openai_tokens, vector_of
 from embedcore.testing.api import ApiError
 from embedcore.testing.batches import (
     BatchService,
@@ -91,7 +91,7 @@ def test_by_hand_a_job_passes_every_state(service):
     assert [one["model"] for one in seen] == [None, SMALL, SMALL, SMALL]
     assert [one["request_counts"]["total"] for one in seen] == [0, 4, 4, 4]
     assert [one["usage"]["total_tokens"] for one in seen] == [0, 0, 0, service.meter.billed_tokens]
-    assert seen[-1]["usage"]["input_tokens"] == sum(map(tokens_of, texts(4)))
+    assert seen[-1]["usage"]["input_tokens"] == sum(openai_tokens(texts(4)))
     assert seen[-1]["output_file_id"]
     assert seen[-1]["error_file_id"] is None
 
@@ -285,7 +285,7 @@ def test_the_form_of_an_input_is_free(service, edit):
 
 
 def test_too_much_in_the_queue_fails_later_and_may_be_tried_again(service):
-    tokens = sum(map(tokens_of, texts(4)))
+    tokens = sum(openai_tokens(texts(4)))
     service.settings.enqueued_token_limit = tokens + 1
     first, second = started(service, 4), started(service, 4)
     service.step(first)
@@ -367,7 +367,7 @@ def test_each_vector_is_that_of_its_text(encoding, found):
         one = lines[f"id {text}"]
         assert right(one, text)
         assert isinstance(vector(one), np.ndarray) == (encoding == "base64")
-        assert one["response"]["body"]["usage"]["prompt_tokens"] == tokens_of(text)
+        assert one["response"]["body"]["usage"]["prompt_tokens"] == openai_tokens([text])[0]
     assert service.meter.billed_texts == dict.fromkeys(found, 1)
 
 

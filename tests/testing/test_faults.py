@@ -15,7 +15,7 @@ from email.utils import parsedate_to_datetime
 import numpy as np
 import pytest
 
-from embedcore.testing import tokens_of, vector_of
+from embedcore.testing import openai_tokens, vector_of
 from embedcore.testing.faults import Fault
 from embedcore.testing.modes import MODES, table
 
@@ -43,7 +43,7 @@ def test_meter_knows_whether_a_fault_bills(client, server, mode, bills):
     expected = MODES[mode].bills if bills is None else bills
     if mode == "reset_unread":
         expected = False  # what was never read cannot be billed
-    tokens = (tokens_of("one") + tokens_of("two")) * expected
+    tokens = sum(openai_tokens(["one", "two"])) * expected
     assert server.meter.billed_tokens == tokens
     assert server.meter.billed_requests == expected
     assert server.meter.rejected_requests == 1 - expected

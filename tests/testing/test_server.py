@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from embedcore.testing import FakeOpenAI, tokens_of, vector_of
+from embedcore.testing import FakeOpenAI, openai_tokens, tokens_of, vector_of
 from embedcore.testing.api import FakeModel
 from embedcore.testing.embeddings_api import Limits
 from embedcore.testing.quota import Quota, go_duration
@@ -189,7 +189,8 @@ def test_gauge_of_a_request_is_bytes_not_tokens(connect):
 
 
 def test_limits_can_be_small(connect):
-    client = connect(limits=Limits(max_texts=2, max_text_tokens=3, max_request_tokens=5))
+    limits = Limits(max_texts=2, max_text_tokens=3, max_request_tokens=5)
+    client = connect(limits=limits, count=lambda texts: [tokens_of(text) for text in texts])
     assert client.embed("a" * 12, "b" * 8).status == 200
     assert client.embed("a", "b", "c").error["code"] == "array_above_max_length"
     assert "maximum input length is 3" in client.embed("a" * 13).error["message"]
@@ -210,7 +211,7 @@ def test_meter_bills_what_was_answered(client, server):
     client.embed("one", "two words", "one")
     client.embed("three")
     client.embed("")
-    tokens = 2 * tokens_of("one") + tokens_of("two words") + tokens_of("three")
+    tokens = sum(openai_tokens(["one", "two words", "one", "three"]))
     assert server.meter.billed_tokens == tokens
     assert (server.meter.billed_requests, server.meter.rejected_requests) == (2, 1)
     assert server.meter.requests == 3
@@ -247,7 +248,7 @@ def test_many_threads_lose_no_request(connect):
     with ThreadPoolExecutor(16) as pool:
         assert all(pool.map(lambda _: _one(server), range(400)))
     assert server.meter.billed_requests == len(server.requests) == 400
-    assert server.meter.billed_tokens == 400 * tokens_of("a text")
+    assert server.meter.billed_tokens == 400 * sum(openai_tokens(["a text"]))
 
 
 def test_requests_are_recorded(client, server):
@@ -341,7 +342,7 @@ def test_quota_is_only_announced_unless_enforced(connect):
 def test_enforced_quota_refuses_and_says_how_long(connect, conforms):
     now = [0.0]
     quota = Quota(requests_per_minute=60, tokens_per_minute=10, enforced=True, clock=lambda: now[0])
-    client = connect(quota=quota)
+    client = connect(quota=quota, count=lambda texts: [tokens_of(text) for text in texts])
     assert client.embed("x" * 40).status == 200  # 10 tokens
     refused = client.embed("x" * 20)
     assert (refused.status, refused.error["type"]) == (429, "tokens")
