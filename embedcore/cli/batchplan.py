@@ -32,6 +32,14 @@ class BatchPlan:
         """With the most that it may cost."""
         return replace(self.plan, picodollars=self.at_once) if self.mixed else self.plan
 
+    @property
+    def at_least(self) -> FilePlan:
+        """With the lower price of the ways that it may take: limits refuse what fits in none."""
+        prices = [one for one in (self.plan.picodollars, self.at_once) if one is not None]
+        if not self.mixed or not prices:
+            return self.plan
+        return replace(self.plan, picodollars=min(prices))
+
     def fields(self) -> dict[str, Any]:
         """For ``--json``."""
         plan = self.plan

@@ -54,7 +54,7 @@ def submit_files(screen: Screen, wish: BatchWish) -> int:
             shown.draw(FileProgress(stage="reading"))
             found = _scanned(ready, wish, inputs, shown)
             plan = _planned(ready, wish, inputs, found)
-        estimate = estimated(ready, plan.at_most)
+        estimate = estimated(ready, plan.at_least)
         screen.say(plan.text(ready, estimate, waits=wish.on_budget == "wait"))
         if wish.dry_run:
             screen.answer({"plan": plan.fields()})

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from embedcore.errors import BudgetExceeded, EmbeddingError, TransientProviderError
 from embedcore.policy.immediate import embed_now
 from embedcore.policy.planning import priced
+from embedcore.storage.amounts import Amount
 from embedcore.storage.calendar import MICROSECONDS
 from embedcore.storage.keys import Origin
 
 if TYPE_CHECKING:
+    from decimal import Decimal
+
     from embedcore.policy.batchoffice import BatchOffice
     from embedcore.policy.result import Arrival
     from embedcore.storage.batchrecords import BatchRecord
@@ -57,6 +61,29 @@ def choose_now(
     return reason
 
 
+def what_fits(office: BatchOffice, batch: BatchRecord, *, now: bool) -> bool:
+    """Whether ``strategy="auto"`` embeds at once, once the limits have been asked as well.
+
+    ``now``: what it would choose. Where the limits allow only the other way, that is taken.
+    """
+    cut = office.cut()
+    as_batch = office.cutter.whole(batch, cut)
+    at_once = replace(cut, price=_immediate_price(office))
+    ways = {False: as_batch, True: office.cutter.whole(batch, at_once)}
+    if office.cutter.affords(ways[now], waits=True) or ways[now] == ways[not now]:
+        return now
+    if not office.cutter.affords(ways[not now], waits=True):
+        return now
+    other = "as a batch, which may be later than wanted" if now else "at once"
+    logger.info("auto: the limits allow this only %s", other)
+    return not now
+
+
+def _immediate_price(office: BatchOffice) -> Decimal | None:
+    price = office.engine.info.price
+    return None if price is None else price.immediate
+
+
 def _saved(office: BatchOffice, tokens: int) -> float | None:
     price = office.engine.info.price
     if price is None or price.batch is None:
@@ -79,7 +106,11 @@ def is_due(office: BatchOffice, batch: BatchRecord) -> bool:
     then = office.cut().amount(tokens).cost
     if not tokens:
         return False
-    if not office.cutter.affords(max(now - then, 0)):
+    # Where the budget is waited for, what is in no job has no money yet.
+    unheld = office.cutter.whole(batch, office.cut()) if batch.grant is None else Amount()
+    if not office.cutter.affords(
+        Amount(tokens=unheld.tokens, cost=max(now - then, 0) + unheld.cost)
+    ):
         _warn(
             office,
             batch,

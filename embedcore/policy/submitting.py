@@ -20,7 +20,7 @@ from embedcore.errors import (
 )
 from embedcore.events import Held
 from embedcore.policy.blocks import Row, RowReader, elements
-from embedcore.policy.draining import choose_now
+from embedcore.policy.draining import choose_now, what_fits
 from embedcore.policy.estimate import resolve_input_type
 from embedcore.policy.flights import Pause
 from embedcore.policy.patience import hold_patiently
@@ -93,14 +93,17 @@ def submit(office: BatchOffice, rows: Iterable[Any], how: Submission) -> BatchRe
         if twin is not None:
             manifest.delete()
             return twin
-        now = choose_now(
+        why = choose_now(
             office,
             texts=writer.missing,
             tokens=office.batches.open_tokens(batch),
             strategy=how.strategy,
             deadline=how.deadline,
         )
-        if now is not None:
+        now = why is not None
+        if how.strategy == "auto" and writer.missing:
+            now = what_fits(office, batch, now=now)
+        if now:
             office.batches.drain(batch)
         elif how.on_budget == "raise":
             _hold(office, batch)

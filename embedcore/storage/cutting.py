@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
 from embedcore.storage import admission, entries, windows as counters
-from embedcore.storage.amounts import Amount, Grant, Limit
+from embedcore.storage.amounts import Amount, Grant, HeldLoosely, Limit
 from embedcore.storage.jobs import new_key
 from embedcore.storage.partrecords import COLUMNS, Part, read_part
 
@@ -70,14 +70,7 @@ class Cutter:
         ``HeldLoosely`` is raised instead of a refusal that is due to the loose bounds of others.
         """
         with self.database.transaction() as connection:
-            tokens, items = connection.execute(
-                "SELECT coalesce(sum(i.tokens), 0), count(*) FROM wish w JOIN item i "
-                "ON i.id = w.item WHERE w.batch = ? AND i.state = 'open' AND i.part IS NULL",
-                (batch.id,),
-            ).fetchone()
-            amount = cut.amount(tokens + items * cut.overhead)
-            # Every part is rounded up by itself.
-            amount = Amount(tokens=amount.tokens, cost=amount.cost + (items if amount.cost else 0))
+            amount = self._whole(connection, batch, cut)
             grant, refusal = self._hold(connection, amount)
             if grant is not None:
                 connection.execute(
@@ -87,10 +80,29 @@ class Cutter:
             raise refusal
         return amount
 
-    def affords(self, cost: int) -> bool:
-        """Whether the limits allow so many more picodollars now. Nothing is held."""
+    def whole(self, batch: BatchRecord, cut: Cut) -> Amount:
+        """What ``hold`` would hold."""
+        with self.database.read() as connection:
+            return self._whole(connection, batch, cut)
+
+    def affords(self, amount: Amount, *, waits: bool = False) -> bool:
+        """Whether the limits allow so much more now. Nothing is held.
+
+        ``waits``: also if they will as soon as the loose bounds of others are settled.
+        """
         with self.database.transaction() as connection:
-            return self._refusal(connection, Amount(cost=cost)) is None
+            refusal = self._refusal(connection, amount, waits=waits)
+            return refusal is None or isinstance(refusal, HeldLoosely)
+
+    def _whole(self, connection: sqlite3.Connection, batch: BatchRecord, cut: Cut) -> Amount:
+        tokens, items = connection.execute(
+            "SELECT coalesce(sum(i.tokens), 0), count(*) FROM wish w JOIN item i "
+            "ON i.id = w.item WHERE w.batch = ? AND i.state = 'open' AND i.part IS NULL",
+            (batch.id,),
+        ).fetchone()
+        amount = cut.amount(tokens + items * cut.overhead)
+        # Every part is rounded up by itself.
+        return Amount(tokens=amount.tokens, cost=amount.cost + (items if amount.cost else 0))
 
     def plan(self, batch: BatchRecord, cut: Cut, *, after: int = 0) -> tuple[Part | None, int]:
         """Cut the next part of what a batch still has to submit; None if that is nothing.
@@ -134,11 +146,13 @@ class Cutter:
                 most = middle - 1
         return least
 
-    def _refusal(self, connection: sqlite3.Connection, amount: Amount) -> Exception | None:
+    def _refusal(
+        self, connection: sqlite3.Connection, amount: Amount, *, waits: bool = False
+    ) -> Exception | None:
         scope = self.pool.scope
         grant = entries.new_grant(scope, "all", self.limits, False)
         moment, windows = self._ledger.begin_in(connection, scope, "all")
-        return admission.check(connection, grant, windows, amount, moment, final=True, waits=False)
+        return admission.check(connection, grant, windows, amount, moment, final=True, waits=waits)
 
     def _choose(
         self, connection: sqlite3.Connection, batch: BatchRecord, cut: Cut, after: int

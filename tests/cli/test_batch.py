@@ -95,6 +95,22 @@ def test_what_is_stored_or_under_way_is_in_no_price(cli, server, texts_file, mon
     assert cli("batch", "submit", str(texts_file(41, "more.jsonl"))).code != 0
 
 
+@pytest.mark.case("C10")
+def test_with_a_deadline_a_limit_refuses_what_fits_in_no_way(cli, server, texts_file, monkeypatch):
+    plan = cli("batch", "submit", str(texts_file(30)), "--dry-run", "--json").json["plan"]
+    both = plan["picodollars"] + plan["picodollars_at_once"]
+    monkeypatch.setenv("EMBEDCORE_TOTAL_COST_LIMIT", f"{Decimal(both) / 2 / 10**12:f}")
+    submit = ("batch", "submit", "texts.jsonl", "--deadline", "1h")
+    assert "refuse" not in cli(*submit, "--dry-run").err
+    assert cli(*submit).code == 0
+    assert len(server.batches.jobs) == 1
+    assert server.meter.requests == 0
+    monkeypatch.setenv("EMBEDCORE_TOTAL_COST_LIMIT", "0.0000001")
+    texts_file(30, start=100)
+    assert "will refuse" in cli(*submit, "--dry-run").err
+    assert cli(*submit).code == 3
+
+
 @pytest.mark.case("C9")
 def test_what_is_damaged_is_submitted_again(cli, server, submitted, texts_file):
     finish(server)

@@ -103,6 +103,62 @@ def test_what_the_budget_refuses_at_once_leaves_nothing(priced: Any) -> None:
     priced.check_money()
 
 
+# 24 tokens: 480,000 picodollars at once, 240,000 (and 12 for rounding) as a batch.
+FITS_HALF = {"daily_cost_limit": "0.0000003"}
+
+
+@pytest.mark.case("C10")
+@pytest.mark.parametrize("on_budget", ["raise", "wait"])
+@pytest.mark.parametrize("deadline", [None, 60.0])
+def test_auto_takes_the_batch_where_only_its_price_fits(
+    priced: Any, on_budget: Any, deadline: float | None
+) -> None:
+    """Small and urgent work is embedded at once, but for a limit that allows only the batch."""
+    client = priced.client(budget=FITS_HALF)
+    with pytest.raises(BudgetExceeded):
+        client.submit_batch(TEXTS, strategy="immediate")
+    job = client.submit_batch(TEXTS, strategy="auto", deadline=deadline, on_budget=on_budget)
+    assert len(priced.jobs) == 1
+    assert bought_now(priced) == []
+    priced.work(job)
+    priced.check(job, TEXTS)
+    assert bought_now(priced) == []
+    assert priced.spent().spent.cost <= 300_000
+    priced.check_money()
+
+
+@pytest.mark.case("C10")
+@pytest.mark.parametrize("on_budget", ["raise", "wait"])
+def test_auto_embeds_at_once_where_only_that_fits(bureau: Any, on_budget: Any) -> None:
+    dear = Price(immediate=Decimal("0.01"), batch=Decimal("0.02"))
+    bureau.provide(info=replace(FAKE_INFO, price=dear))
+    with pytest.raises(BudgetExceeded):
+        submit(bureau, TEXTS, strategy="batch", config={"budget": FITS_HALF})
+    job = submit(bureau, TEXTS, strategy="auto", on_budget=on_budget, config={"budget": FITS_HALF})
+    assert job.record.state == "done"
+    assert bureau.jobs == []
+    bureau.check(job, TEXTS)
+
+
+@pytest.mark.case("C10")
+def test_auto_refuses_what_fits_in_no_way_and_leaves_nothing(priced: Any) -> None:
+    budget = {"daily_cost_limit": "0.0000001"}
+    for batch in ({}, BATCH_ONLY):
+        client = priced.client(budget=budget, batch=batch)
+        with pytest.raises(BudgetExceeded):
+            client.submit_batch(TEXTS, strategy="auto")
+        assert client.batch_jobs() == []
+    assert priced.jobs == priced.files == bought_now(priced) == []
+    assert priced.spent().held.tokens == 0
+
+
+@pytest.mark.case("C10")
+def test_auto_with_enough_for_both_ways_chooses_as_without_a_limit(priced: Any) -> None:
+    job = priced.client(budget={"daily_cost_limit": 1}).submit_batch(TEXTS, strategy="auto")
+    assert job.record.state == "done"
+    assert priced.jobs == []
+
+
 @pytest.mark.parametrize("done", [0, 5, 12])
 def test_what_is_late_is_embedded_at_once_and_what_was_done_is_kept(priced: Any, done: int) -> None:
     job = submit(priced, TEXTS, strategy="auto", deadline=24 * HOUR)
