@@ -74,7 +74,7 @@ def test_the_price_is_shown_first_and_nothing_sent(cli, server, texts_file):
 
 
 @pytest.mark.case("C9")
-@pytest.mark.parametrize("cache", ["", "cache = false\n"])
+@pytest.mark.parametrize("cache", ["true", "false"])
 def test_what_is_stored_or_under_way_is_in_no_price(cli, server, texts_file, monkeypatch, cache):
     texts_file(30)
     assert cli("batch", "submit", "texts.jsonl").code == 0
@@ -83,7 +83,7 @@ def test_what_is_stored_or_under_way_is_in_no_price(cli, server, texts_file, mon
     assert cli("batch", "submit", str(texts_file(10, "later.jsonl", start=30))).code == 0
     monkeypatch.setenv("EMBEDCORE_TOTAL_COST_LIMIT", "0.0000000001")
     monkeypatch.setenv("EMBEDCORE_CONFIRM_ABOVE", "0")
-    Path("embedcore.toml").write_text(f"{cache}{OFFERED}")
+    monkeypatch.setenv("EMBEDCORE_CACHE", cache)
     both = str(texts_file(40, "both.jsonl"))
     plan = cli("batch", "submit", both, "--dry-run", "--json").json["plan"]
     assert (plan["to_embed"], plan["cached"], plan["in_flight"]) == (0, 30, 10)
