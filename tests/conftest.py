@@ -70,6 +70,9 @@ def _nothing_shared() -> Iterator[None]:
     claims = sys.modules.get("embedcore.policy.claims")
     if claims is not None:
         claims.claims_for.cache_clear()
+    encodings = sys.modules.get("embedcore_openai.encodings")
+    if encodings is not None:
+        encodings.forget()
     # A command of the test showed the log on its own screen.
     log = logging.getLogger("embedcore")
     log.handlers.clear()

@@ -15,12 +15,14 @@ from typing import Final, TypeVar
 
 import tenacity
 
-from embedcore.errors import RateLimited, TransientProviderError
+from embedcore.errors import ProviderError, RateLimited, TransientProviderError
 
 Reply = TypeVar("Reply")
 
 # A provider that names a time every time and never serves must end a call at last.
 _MOST_NAMED_WAITS: Final = 20
+# Beyond that a provider that always finds another way to ask is not believed.
+_MOST_WAYS: Final = 4
 # Others share the limit, and take what becomes free in turns with us.
 _PATIENCE: Final = 2
 _LONGEST_JITTER: Final = 1.0
@@ -89,6 +91,8 @@ class Retrier:
         self._unserved = 0
         self._tries = 0
         self._named_waits = 0
+        # The ways in which the provider has asked otherwise for the same texts.
+        self._asked: set[str] = set()
 
     def run(
         self,
@@ -100,11 +104,15 @@ class Retrier:
         """Call ``attempt`` until it succeeds, or raise its last error.
 
         ``on_failure`` hears of each transient error with the seconds until the next try, or None.
+        An error whose ``again`` is new is followed by an attempt at once, which is no retry.
         """
         wait: float | None = None
 
         def again(error: BaseException) -> bool:
             nonlocal wait
+            if self._is_asked_otherwise(error):
+                wait = 0.0
+                return True
             if not isinstance(error, TransientProviderError):
                 return False
             wait = self.next_wait(error)
@@ -126,6 +134,14 @@ class Retrier:
             vars(retrying).clear()
         self._quota.earn()
         return reply
+
+    def _is_asked_otherwise(self, error: BaseException) -> bool:
+        """Would the provider ask for the same texts in a way that was not tried for them yet?"""
+        how = error.again if isinstance(error, ProviderError) else None
+        if how is None or how in self._asked or len(self._asked) >= _MOST_WAYS:
+            return False
+        self._asked.add(how)
+        return True
 
     def next_wait(self, error: TransientProviderError) -> float | None:
         """Seconds until the next try, or None: this was the last one."""

@@ -85,7 +85,7 @@ _NAMES: Final[dict[Kind, re.Pattern[str]]] = {
         r"(?:model|deployment|engine)\w*?(?:not?exist|notfound|unknown|unsupported|notsupported"
         r"|notavailable)|(?:unknown|invalid|nosuch|unsupported)(?:model|deployment)(?:name|id)?$"
     ),
-    "permission": re.compile(r"permission|forbidden|accessdenied|unsupportedcountry"),
+    "permission": re.compile(r"permission|^forbidden|accessdenied|unsupportedcountry"),
     "rate": re.compile(
         r"ratelimit|toomanyrequests|throttl|resourceexhausted|slowdown|toofast|concurrencylimit"
         r"|requestlimit"
@@ -134,6 +134,9 @@ _NO_MODEL_WORDS: Final = re.compile(
     re.I,
 )
 _MODEL_WORDS: Final = re.compile(r"model|deployment|模型|モデル", re.I)
+_OTHER_PARAMETER: Final = re.compile(
+    r"encoding|base64|dimension|param(?:eter|s)|field|format", re.I
+)
 _NO_MODEL_ID: Final = re.compile(
     r"\bmodel (?:identifier|id|name)\b.{0,24}\b(?:invalid|unknown)", re.I
 )
@@ -381,6 +384,8 @@ def _about(words: re.Pattern[str], said: str, asked: Asked) -> bool:
 
 def _names_no_model(refused: Refused) -> bool:
     model, said = refused.asked.model, refused.said
+    if _OTHER_PARAMETER.search(f"{refused.body.parameter} {said}"):
+        return False
     if _NO_MODEL_ID.search(said):
         return True
     named = re.search(rf"(?<![\w-]){re.escape(model)}(?![\w-])", said) is not None

@@ -269,3 +269,58 @@ def test_a_named_wait_of_an_overloaded_server_costs_quota_and_that_of_a_gate_doe
                 attempt, pause=lambda _: None, on_failure=lambda *each, d=done: d.append(each)
             )
         assert len(done) == tries - (tries == 3)
+
+
+# What is sent again in another way is no retry
+
+
+def asked_otherwise(*ways, error=RequestRejected, **more):
+    """Errors one after the other, each of which says how the provider would ask next."""
+    left = iter(ways)
+
+    def make():
+        failure = error("no", billed="no", **more)
+        failure.again = next(left, None)
+        return failure
+
+    return make
+
+
+@pytest.mark.case("B3")
+@pytest.mark.case("B10")
+@pytest.mark.parametrize("error", [RequestRejected, AuthenticationFailed, ProviderUnavailable])
+def test_each_new_way_of_asking_is_tried_once_and_at_once(error):
+    settings = RetrySettings(attempts=1)
+    for ways, tries in (
+        (["a"], 2),
+        (["a", "b"], 3),
+        (["a", "a", "a"], 2),
+        (["a", "b", "a"], 3),
+        ([None], 1),
+    ):
+        count, sleeps, told, caught = failing(
+            asked_otherwise(*ways, error=error), settings, quota_of=quota(0.0)
+        )
+        assert (count, set(sleeps) - {0.0}) == (tries, set())
+        assert type(caught) is error
+        # Only a transient error is told of, and only the last one: the others were no failures.
+        assert told == ([None] if error is ProviderUnavailable else [])
+
+
+def test_a_provider_that_always_finds_another_way_is_not_believed():
+    endless = asked_otherwise(*map(str, range(1000)))
+    count, *_ = failing(endless, RetrySettings(attempts=1), quota_of=quota(0.0))
+    assert count == 5
+
+
+def test_another_way_of_asking_leaves_the_attempts_as_they_were():
+    """A time-out after it is tried again as often as any."""
+    ways = iter([RequestRejected("no", billed="no"), OutcomeUnknown("a"), OutcomeUnknown("b")])
+
+    def make():
+        failure = next(ways, None) or OutcomeUnknown("c")
+        failure.again = "key" if isinstance(failure, RequestRejected) else None
+        return failure
+
+    count, *_ = failing(make, RetrySettings(attempts=3))
+    assert count == 1 + 3

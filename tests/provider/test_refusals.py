@@ -180,7 +180,7 @@ def numbers_as_text(value: Any) -> Any:
 @pytest.mark.case("B2")
 @pytest.mark.case("B5")
 @pytest.mark.case("B6")
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=3 * settings.default.max_examples)
 @given(data=st.data())
 def test_other_spellings_of_a_body_mean_the_same(data: st.DataObject) -> None:
     case = data.draw(st.sampled_from(IN_JSON))

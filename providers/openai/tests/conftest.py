@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 from embedcore_openai.batch import OpenAIBatch
 from embedcore_openai.embedder import OpenAIEmbedder
+from embedcore_openai.encodings import forget
 from embedcore_openai.options import OpenAIOptions
 from embedcore_openai.plugin import create
 from embedcore_openai.tokenizer import Cl100kTokenizer
@@ -39,6 +40,13 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name.lower(), raising=False)
     for name in ("API_KEY", "BASE_URL", "ORG_ID", "PROJECT_ID", "ADMIN_KEY", "LOG"):
         monkeypatch.delenv(f"OPENAI_{name}", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_learned() -> Iterator[None]:
+    """What is learned of an endpoint must not pass to the next server on the same port."""
+    yield
+    forget()
 
 
 @pytest.fixture

@@ -45,7 +45,10 @@ def test_only_what_can_change_a_vector_is_part_of_the_fingerprint() -> None:
         "base_model",
         "reply_models",
         "max_input_tokens",
+        "trust_order",
     }
+    # Of the query and the further fields, those that are not listed as neutral.
+    assert set(OpenAIOptions.model_computed_fields) == {"fields_of_vectors"}
 
 
 @pytest.mark.fault(134)

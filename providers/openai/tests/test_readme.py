@@ -29,4 +29,4 @@ def test_the_configurations_work(block: str) -> None:
 
 
 def test_there_is_something_to_check() -> None:
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 3

@@ -243,6 +243,7 @@ class OpenAIBatch:
             model=self._info.model,
             encoding=self._options.batch_encoding,
             dimensions=self._options.dimensions,
+            more=self._options.body,
         )
 
     def _write(self, items: Iterable[BatchItem], file: Spool) -> None:

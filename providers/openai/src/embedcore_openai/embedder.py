@@ -10,10 +10,18 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import SecretStr
 
-from embedcore.errors import EmbeddingError, InputRejected, ProviderUnavailable
+from embedcore.errors import (
+    AuthenticationFailed,
+    EmbeddingError,
+    InputRejected,
+    ProviderError,
+    ProviderUnavailable,
+    RequestRejected,
+)
 from embedcore.provider.tokens import EstimatingTokenizer
 from embedcore.provider.types import EmbedReply, EmbedRequest, ModelInfo
 from embedcore_openai import models
+from embedcore_openai.encodings import encodings_of
 from embedcore_openai.options import KEY_VARIABLE, OpenAIOptions
 from embedcore_openai.session import Session
 from embedcore_openai.startup import OpenAIStartup
@@ -25,6 +33,9 @@ if TYPE_CHECKING:
     from embedcore_openai.batch import OpenAIBatch
     from embedcore_openai.errorcontext import Context
     from embedcore_openai.transport import Answer
+
+# Of the body of a refusal, for the names of fields in it.
+_READ_FOR_NAMES = 20_000
 
 _log = logging.getLogger("embedcore.openai")
 _warned: set[str] = set()
@@ -43,8 +54,10 @@ class OpenAIEmbedder:
         self._exact = models.counts_like_openai(model, options)
         self._tokenizer: Tokenizer = Cl100kTokenizer() if self._exact else EstimatingTokenizer()
         self._session = Session(options)
+        place = (options.base_url, tuple(sorted((options.query or {}).items())), model)
+        self._encodings = encodings_of(place, options.encoding)
         self._batch: OpenAIBatch | None = None
-        _warn_of_plaintext(options)
+        _warn_of_what_can_be_read(options)
 
     @property
     def info(self) -> ModelInfo:
@@ -124,7 +137,8 @@ class OpenAIEmbedder:
     def _outcome(self, request: EmbedRequest) -> EmbedReply | EmbeddingError:
         if not request.texts:
             return self._nothing()
-        body = self._body(request.texts)
+        form = self._encodings.form_for(request.texts)
+        body = self._body(request.texts, form)
         if isinstance(body, EmbeddingError):
             return body
         key = self._session.key()
@@ -135,9 +149,27 @@ class OpenAIEmbedder:
         if isinstance(answer, EmbeddingError):
             return answer
         try:
-            return self._understood(answer, context, request.into)
+            outcome = self._understood(answer, context, request.into)
+            if isinstance(outcome, ProviderError):
+                outcome.again = self._otherwise(outcome, form, request.texts, answer)
         finally:
             answer.release()
+        if isinstance(outcome, EmbedReply):
+            self._encodings.succeeded(form)
+        return outcome
+
+    def _otherwise(
+        self, error: ProviderError, form: str | None, texts: Sequence[str], answer: Answer
+    ) -> str | None:
+        """What would be different if the same request were sent again now; None: nothing."""
+        if isinstance(error, AuthenticationFailed):
+            renewable = callable(self._options.api_key) and not self._options.own_authentication
+            return "key" if renewable else None
+        if isinstance(error, RequestRejected) or error.status in (500, 501):
+            body = bytes(answer.body[:_READ_FOR_NAMES])
+            if self._encodings.after_refusal(form, texts, body):
+                return f"encoding_format = {self._encodings.form_for(texts)}"
+        return None
 
     def _nothing(self) -> EmbedReply:
         import numpy as np
@@ -145,15 +177,16 @@ class OpenAIEmbedder:
         width = self._info.dimensions or 0
         return EmbedReply(vectors=np.empty((0, width), dtype=np.float32), tokens=0)
 
-    def _body(self, texts: Sequence[str]) -> bytes | EmbeddingError:
+    def _body(self, texts: Sequence[str], form: str | None) -> bytes | EmbeddingError:
         from embedcore.provider import replies
 
         try:
             return replies.request_body(
                 self._info.model,
                 texts,
-                encoding=self._options.encoding,
+                encoding=form,
                 dimensions=self._options.dimensions,
+                more=self._options.body,
             )
         except replies.NotUnicode as error:
             return InputRejected(
@@ -171,7 +204,9 @@ class OpenAIEmbedder:
             texts=texts,
             secrets=self._session.secrets(key),
             reply_models=self._info.reply_models,
-            key_hint=f"check {KEY_VARIABLE}",
+            key_hint="check the headers that carry it"
+            if self._options.own_authentication
+            else f"check {KEY_VARIABLE}",
             refusals_billed=self._options.refusals_billed,
             server_errors_billed=self._options.server_errors_billed,
         )
@@ -203,19 +238,25 @@ class OpenAIEmbedder:
                 answer.body,
                 context,
                 dimensions=self._info.dimensions,
+                trust_order=bool(self._options.trust_order),
                 into=into,
             )
         except EmbeddingError as error:
             return error
 
 
-def _warn_of_plaintext(options: OpenAIOptions) -> None:
+def _warn_of_what_can_be_read(options: OpenAIOptions) -> None:
     where = options.endpoint
-    if where.plaintext and where.reach == "private" and where.url not in _warned:
-        _warned.add(where.url)
-        _log.warning(
-            "%s is not encrypted: whoever is on that network can read texts and key", where.url
-        )
+    if where.url in _warned:
+        return
+    if where.plaintext and where.reach == "private":
+        why = "is not encrypted: whoever is on that network"
+    elif options.verify is False and not where.plaintext and where.reach != "loopback":
+        why = "is not checked (verify = false): whoever answers in its place"
+    else:
+        return
+    _warned.add(where.url)
+    _log.warning("%s %s can read texts and key", where.url, why)
 
 
 def _rebuild(model: str, options: OpenAIOptions) -> OpenAIEmbedder:

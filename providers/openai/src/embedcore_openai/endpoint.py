@@ -69,8 +69,8 @@ def _refuse_secrets(parts: SplitResult) -> None:
         )
     if parts.query or parts.fragment:
         raise ConfigurationError(
-            "base_url contains a query or fragment, which would be written to logs: "
-            "pass a key as api_key or as a header"
+            "base_url contains a query or fragment: parameters belong in the option query, "
+            'as in query = {"api-version" = "…"}, and a key in api_key or a header'
         )
 
 

@@ -79,6 +79,8 @@ def _about_a_job(refused: Refused, context: Context) -> EmbeddingError | None:
 
 def from_setup(error: Exception, context: Context) -> ConfigurationError:
     """The error for a connection that could not even be prepared: nothing was sent."""
+    if isinstance(error, ConfigurationError):
+        return error
     return ConfigurationError(
         f"a connection to {context.endpoint} cannot be set up "
         f"({type(error).__name__}: {context.shown(str(error))}). Check the proxy (HTTPS_PROXY, "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 import orjson
@@ -18,15 +18,29 @@ _LONGEST: Final = 1_000_000
 _BOM: Final = b"\xef\xbb\xbf"
 
 
-def input_line(item: BatchItem, *, model: str, encoding: str, dimensions: int | None) -> bytes:
-    """The line of one text, with its line end.
+def input_line(
+    item: BatchItem,
+    *,
+    model: str,
+    encoding: str,
+    dimensions: int | None,
+    more: Mapping[str, object] | None = None,
+) -> bytes:
+    """The line of one text, with its line end; ``more``: further fields of its request.
 
     Raises ``InputRejected`` for a text that is not Unicode.
     """
-    body: dict[str, object] = {"model": model, "input": item.text, "encoding_format": encoding}
+    body: dict[str, object] = {"model": model, "input": item.text}
+    if encoding != "omit":
+        body["encoding_format"] = encoding
     if dimensions is not None:
         body["dimensions"] = dimensions
-    line = {"custom_id": item.id, "method": "POST", "url": ENDPOINT, "body": body}
+    line = {
+        "custom_id": item.id,
+        "method": "POST",
+        "url": ENDPOINT,
+        "body": {**body, **(more or {})},
+    }
     try:
         return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
     except orjson.JSONEncodeError:

@@ -11,9 +11,12 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    JsonValue,
     PositiveFloat,
     PositiveInt,
     SecretStr,
+    ValidationInfo,
+    computed_field,
     field_validator,
     model_validator,
 )
@@ -33,6 +36,26 @@ _RESERVED_HEADERS: Final = frozenset(
     | {"host", "transfer-encoding"}
 )
 
+# What carries the key of the API, by whatever name: "Authorization", "api-key", "x-goog-api-key",
+# "Ocp-Apim-Subscription-Key" …
+_CREDENTIAL: Final = re.compile(
+    r"(?:x-)?(?:authorization|auth|token|key)"
+    r"|(?:[a-z0-9]+[-_])*(?:api|access|auth|subscription|functions|secret)[-_]?(?:key|token)"
+)
+# Of gateways that want a key of their own beside that of the API.
+_BESIDE: Final = ("cf-aig-", "helicone-", "x-portkey-", "proxy-")
+_SECRET_NAME: Final = re.compile(
+    r"(?:^|[_-])(?:api[_-]?)?(?:key|secret|password|token|sig|signature|credential)s?$", re.I
+)
+_OWN_FIELDS: Final = {
+    "model": "the model's name",
+    "input": "the texts",
+    "encoding_format": "the option encoding",
+    "dimensions": "the option dimensions",
+}
+# Who asks, and in which dialect: no vector depends on it.
+_NEUTRAL: Final = frozenset({"user", "api-version"})
+
 Price = Annotated[Decimal, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -41,13 +64,22 @@ class OpenAIOptions(BaseModel):
 
     ``api_key``: a string, or a callable that is asked before each request, for tokens that expire.
     Without one, only servers on loopback or private addresses are called (no key is sent), and
-    those for which ``headers`` carries ``Authorization`` or ``api-key``.
+    those for which ``headers`` carries a key.
 
     ``timeout`` is in seconds, for one attempt as a whole; ``connect_timeout`` for reaching the
     server. ``headers`` are sent with each request; their values are treated as secrets.
 
-    ``dimensions`` is sent only when set. ``encoding``: how vectors travel; a float list is
-    understood either way.
+    A header that carries a key is the only one that does: ``api_key`` is then not sent.
+
+    ``query`` and ``body``: parameters of the address and further fields of the request, as they
+    are. They count for the fingerprint, but for those that ``neutral_fields`` lists (and ``user``
+    and ``api-version``). ``verify``: a file or folder with the certificates to trust, or False to
+    trust any.
+
+    ``dimensions`` is sent only when set. ``encoding``: how vectors are asked for; lists of numbers
+    are understood either way. What the server refuses is asked for otherwise: as "float", then
+    without the field ("omit"). ``trust_order``: where a reply does not number its vectors, they
+    are in the order of the texts.
 
     ``base_model``: the OpenAI model behind a deployment's name; gives price, tokenizer, limits and
     the name expected in replies. ``price`` and ``batch_price``: US dollars per million tokens,
@@ -83,8 +115,14 @@ class OpenAIOptions(BaseModel):
         default_factory=dict
     )
 
+    query: Annotated[Mapping[str, str] | None, KeepsVectors()] = None
+    body: Annotated[Mapping[str, JsonValue] | None, KeepsVectors()] = None
+    neutral_fields: Annotated[tuple[str, ...], KeepsVectors()] = ()
+    verify: Annotated[bool | str, KeepsVectors()] = True
+
     dimensions: PositiveInt | None = None
-    encoding: Annotated[Literal["base64", "float"], KeepsVectors()] = "base64"
+    encoding: Annotated[Literal["base64", "float", "omit"], KeepsVectors()] = "base64"
+    trust_order: bool | None = None
 
     base_model: str | None = None
     reply_models: tuple[str, ...] = ()
@@ -98,7 +136,7 @@ class OpenAIOptions(BaseModel):
     server_errors_billed: Annotated[Literal["no", "unknown"], KeepsVectors()] = "no"
 
     batch: Annotated[bool | None, KeepsVectors()] = None
-    batch_encoding: Annotated[Literal["float", "base64"], KeepsVectors()] = "float"
+    batch_encoding: Annotated[Literal["float", "base64", "omit"], KeepsVectors()] = "float"
     batch_errors_billed: Annotated[Literal["no", "unknown"], KeepsVectors()] = "no"
     batch_output_expiry: Annotated[bool, KeepsVectors()] = True
     max_enqueued_tokens: Annotated[PositiveInt | None, KeepsVectors()] = None
@@ -135,6 +173,21 @@ class OpenAIOptions(BaseModel):
                 )
         return value
 
+    @field_validator("query", "body")
+    @classmethod
+    def _no_secrets(
+        cls, value: Mapping[str, JsonValue] | None, info: ValidationInfo
+    ) -> Mapping[str, JsonValue] | None:
+        for name in value or {}:
+            if _SECRET_NAME.search(name):
+                raise ValueError(
+                    f"{name!r} looks like a key, which would be written to logs there: pass it as "
+                    "api_key or in headers"
+                )
+            if info.field_name == "body" and name in _OWN_FIELDS:
+                raise ValueError(f"{name!r} is set by {_OWN_FIELDS[name]}")
+        return value or None
+
     @model_validator(mode="after")
     def _plaintext_only_nearby(self) -> Self:
         where = self.endpoint
@@ -151,11 +204,27 @@ class OpenAIOptions(BaseModel):
 
     @property
     def own_authentication(self) -> bool:
-        """True when ``headers`` carries a key of its own."""
-        return any(name.lower() in ("authorization", "api-key") for name in self.headers)
+        """True when ``headers`` carries a key of its own: then it is the only one that is sent."""
+        return any(map(_is_credential, self.headers))
+
+    @computed_field(repr=False)  # type: ignore[prop-decorator]
+    @property
+    def fields_of_vectors(self) -> dict[str, dict[str, Any]] | None:
+        """What of ``query`` and ``body`` counts for the fingerprint; None: nothing."""
+        neutral = {*_NEUTRAL, *self.neutral_fields}
+        counted = {
+            part: {name: value for name, value in (given or {}).items() if name not in neutral}
+            for part, given in (("query", self.query), ("body", self.body))
+        }
+        return {part: given for part, given in counted.items() if given} or None
 
     def __getstate__(self) -> dict[Any, Any]:
         # Pickles end up in caches, queues and files: no secret goes into one.
         state = super().__getstate__()
         public = {**state["__dict__"], "api_key": None, "headers": {}}
         return {**state, "__dict__": public}
+
+
+def _is_credential(header: str) -> bool:
+    name = header.lower()
+    return not name.startswith(_BESIDE) and _CREDENTIAL.fullmatch(name) is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from pydantic import SecretStr
@@ -43,6 +44,9 @@ class Session:
 
     def key(self) -> str | EmbeddingError | None:
         """The key for one request; None where none is sent. Never raises: its frame has the key."""
+        if self._options.own_authentication:
+            # The headers have one, and no other may go along.
+            return None
         given: object = self._options.api_key
         if callable(given):
             try:
@@ -59,17 +63,14 @@ class Session:
         if key is not None and not isinstance(key, str):
             return ConfigurationError(f"api_key gave a {type(key).__name__} instead of a string")
         if not key or not key.strip():
-            return None if self._works_without_key else _missing_key(self._options.base_url)
+            near = self._options.endpoint.reach != "public"
+            return None if near else _missing_key(self._options.base_url)
         if not all("!" <= character <= "~" for character in key):
             return ConfigurationError(
                 "the API key contains white space, line breaks or characters beyond ASCII: "
                 f"copy it again, without a line end, into {KEY_VARIABLE}"
             )
         return key
-
-    @property
-    def _works_without_key(self) -> bool:
-        return self._options.own_authentication or self._options.endpoint.reach != "public"
 
     def secrets(self, key: str | None) -> list[str]:
         """What must not be shown of a request with this key."""
@@ -111,6 +112,8 @@ class Session:
             transport = self._connected()
         except Exception as error:  # noqa: BLE001 - a proxy's address, a certificate, a package
             return errors.from_setup(error, context)
+        if self._options.query:
+            call = replace(call, query={**self._options.query, **call.query})
         try:
             return transport.send(call, sent)
         except Exception as error:  # noqa: BLE001 - whatever it is, its frames hold the key
@@ -126,6 +129,7 @@ class Session:
                     organization=self._options.organization,
                     project=self._options.project,
                     connect_timeout=self._options.connect_timeout,
+                    verify=self._options.verify,
                 )
             return self._transport
 

@@ -6,16 +6,19 @@ import contextlib
 import io
 import logging
 import math
+import ssl
 import time
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Final
 
 import openai
 from openai import Omit
 
+from embedcore.errors import ConfigurationError
 from embedcore_openai.capped import CappedClient, Download, Exchange, exchange_under_way
 
 _LOGGERS: Final = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
@@ -79,6 +82,7 @@ class Transport:
         organization: str | None,
         project: str | None,
         connect_timeout: float,
+        verify: bool | str = True,
     ) -> None:
         self._connect_timeout = connect_timeout
         self._headers = {
@@ -88,7 +92,7 @@ class Transport:
             "OpenAI-Organization": organization or Omit(),
             "OpenAI-Project": project or Omit(),
         }
-        http = CappedClient()
+        http = CappedClient(verify=_certificates(verify))
         self._client = openai.OpenAI(
             # The real one travels with each request, and is kept by nobody.
             api_key="(none)",
@@ -159,6 +163,22 @@ class Transport:
 
     def close(self) -> None:
         self._client.close()
+
+
+def _certificates(verify: bool | str) -> bool | ssl.SSLContext:
+    """What a certificate is checked against. Raises ``ConfigurationError``."""
+    if not isinstance(verify, str):
+        return verify
+    path = Path(verify).expanduser()
+    try:
+        if path.is_dir():
+            return ssl.create_default_context(capath=path)
+        return ssl.create_default_context(cafile=path)
+    except OSError as error:
+        raise ConfigurationError(
+            f"verify = {verify!r} is no file of certificates ({type(error).__name__}): give the "
+            "path of a PEM file, or of a folder of them"
+        ) from None
 
 
 def _quieten() -> None:
