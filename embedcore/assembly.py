@@ -224,7 +224,8 @@ def open_ledger(config: Config, limits: Sequence[Limit]) -> Ledger:
     try:
         database.open()
     except (StorageReadOnly, UnsafeStorage) as error:
-        if limits:
+        # The others can be mended by who runs the program, and would be a gap in the books.
+        if limits or getattr(error, "reason", "network") != "network":
             raise
         logger.warning("usage is not recorded: %s", error)
         database = Database(None, STATE, version=STATE_VERSION)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from embedcore.errors import ConfigurationError, EmbeddingError
+from embedcore.forksafe import Lazy
 from embedcore.observers import with_progress
 from embedcore.streaming import check_on_error
 
@@ -230,10 +231,14 @@ class BatchForms:
 
         if not progress:
             return BatchJob(record=record, open_office=self._office)
+        # A child of a fork has an office of its own.
+        shown: Lazy[BatchOffice] = Lazy()
+        return BatchJob(record=record, open_office=lambda: shown.get(lambda: self._shown(progress)))
+
+    def _shown(self, progress: bool | Callable[[Progress], None]) -> BatchOffice:
         plain = self._office()
         observe = with_progress(plain.engine.observe, progress)
-        shown = replace(plain, engine=replace(plain.engine, observe=observe))
-        return BatchJob(record=record, open_office=lambda: shown)
+        return replace(plain, engine=replace(plain.engine, observe=observe))
 
     def _office(self) -> BatchOffice:
         office = self._batch_office()

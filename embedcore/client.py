@@ -14,8 +14,8 @@ from embedcore.awaiting import AwaitedForms
 from embedcore.batching import BatchForms
 from embedcore.errors import ConfigurationError
 from embedcore.events import Observer, Progress
+from embedcore.forksafe import Lazy
 from embedcore.observers import picklable
-from embedcore.opening import Opened
 from embedcore.policy.engine import Engine, Stop
 from embedcore.policy.estimate import Plan, plan_now
 from embedcore.policy.immediate import embed_now
@@ -100,7 +100,7 @@ class EmbeddingClient(AwaitedForms, StreamedForms, BatchForms):
         self._choice = choice.choose(model, config=config, scope=scope, options=given)
         self._embedder = embedder
         self._observers = tuple(observers)
-        self._opened: Opened[_Running] = Opened()
+        self._opened: Lazy[_Running] = Lazy()
         if embedder is None:
             assembly.checked_options(self._choice, registry.load(self._choice.provider))
 
@@ -254,12 +254,12 @@ class EmbeddingClient(AwaitedForms, StreamedForms, BatchForms):
         self._choice = state["choice"]
         self._embedder = state["embedder"]
         self._observers = state["observers"]
-        self._opened = Opened()
+        self._opened = Lazy()
 
     def __copy__(self) -> Self:
         """Another client of the same settings, key, embedder and observers."""
         twin = object.__new__(type(self))
-        twin.__dict__.update(self.__dict__, _opened=Opened())
+        twin.__dict__.update(self.__dict__, _opened=Lazy())
         return twin
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:

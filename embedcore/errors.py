@@ -424,4 +424,14 @@ class StorageTooNew(StorageError):
 
 
 class UnsafeStorage(StorageError):
-    """The state file is on a network file system, where locks cannot be trusted with money."""
+    """Locks on the state file cannot be trusted with money.
+
+    ``reason``: ``"network"``, it is on a network file system; ``"links"``, it has several names;
+    ``"fork"``, this process was forked off while it was in use.
+    """
+
+    def __init__(
+        self, message: str, *, reason: Literal["network", "links", "fork"] = "network"
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason

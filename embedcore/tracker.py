@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from embedcore.assembly import open_ledger
 from embedcore.choice import as_config, check_scope
 from embedcore.errors import ConfigurationError
+from embedcore.forksafe import Lazy
 from embedcore.observers import log
-from embedcore.opening import Opened
 from embedcore.storage import usage, windows as counters
 from embedcore.storage.amounts import Amount, Grant, Limit
 
@@ -60,7 +60,7 @@ class TokenTracker:
         if daily_limit is not None:
             own = Limit(scope=self.scope, period="day", unit="tokens", amount=daily_limit)
             self._limits.append(own)
-        self._opened: Opened[Ledger] = Opened()
+        self._opened: Lazy[Ledger] = Lazy()
 
     def get_usage_today(self) -> UsageToday:
         """What is spent today; ``remaining`` leaves out what calls under way have set aside, and
@@ -102,7 +102,7 @@ class TokenTracker:
         return {**self.__dict__, "_opened": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _opened=Opened())
+        self.__dict__.update(state, _opened=Lazy())
 
     @property
     def _ledger(self) -> Ledger:

@@ -736,8 +736,10 @@ def test_a_client_works_on_both_sides_of_a_fork(server, monkeypatch):
 @pytest.mark.fault(147)
 def test_a_fork_while_a_thread_opens_the_client(monkeypatch):
     """The child has that thread's lock and not that thread."""
-    from embedcore import assembly
+    from embedcore import assembly, forksafe
 
+    # It is waited for, though not for ever.
+    monkeypatch.setattr(forksafe, "WAIT_SECONDS", 0.05)
     opening, go_on = threading.Event(), threading.Event()
     real = assembly.build_engine
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from embedcore.errors import ConfigurationError, EmbeddingError, TransientProviderError
+from embedcore.forksafe import cached
 from embedcore.policy.batchsettings import BatchSettings
 from embedcore.policy.engine import Engine
 from embedcore.policy.reuse import keys_of, vector_width
@@ -49,7 +49,7 @@ class BatchOffice:
     allow_network_filesystem: bool = False
     jitter: Callable[[float, float], float] = random.uniform
 
-    @cached_property
+    @cached
     def batches(self) -> Batches:
         ledger = self.engine.account.ledger
         if ledger is None or ledger.database.path is None:
@@ -59,11 +59,11 @@ class BatchOffice:
             )
         return Batches(ledger)
 
-    @cached_property
+    @cached
     def jobs(self) -> Jobs:
         return Jobs(self.batches.ledger)
 
-    @cached_property
+    @cached
     def pool(self) -> Pool:
         info = self.engine.info
         return self.batches.pool(
@@ -74,11 +74,11 @@ class BatchOffice:
             account=info.account,
         )
 
-    @cached_property
+    @cached
     def steps(self) -> JobSteps:
         return JobSteps(self.jobs, self.pool, self.engine.account.limits)
 
-    @cached_property
+    @cached
     def cutter(self) -> Cutter:
         return Cutter(self.batches.ledger, self.pool, self.engine.account.limits)
 

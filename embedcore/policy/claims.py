@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Final, TypeAlias
+
+from embedcore.forksafe import in_child
 
 if TYPE_CHECKING:
     from embedcore.provider.types import Vectors
@@ -134,6 +135,5 @@ def claims_for(store: str) -> Claims:  # noqa: ARG001 - the cache's key
     return Claims()
 
 
-if hasattr(os, "register_at_fork"):
-    # The parent's calls do not go on in a child.
-    os.register_at_fork(after_in_child=claims_for.cache_clear)
+# The parent's calls do not go on in a child.
+in_child(claims_for.cache_clear)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import threading
 import time
@@ -10,6 +9,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Final
 
+from embedcore.forksafe import in_child
 from embedcore.policy.rates import GateState, Pass, Rates
 from embedcore.policy.turns import BACKOFF, Limiter
 from embedcore.provider.types import RateLimits
@@ -134,6 +134,4 @@ def gate_for(endpoint: str, model: str = "") -> Gate:  # noqa: ARG001 - the cach
     return Gate()
 
 
-if hasattr(os, "register_at_fork"):
-    # A child must not inherit a lock that a thread of the parent was holding.
-    os.register_at_fork(after_in_child=gate_for.cache_clear)
+in_child(gate_for.cache_clear)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextvars
-import os
 import threading
 import weakref
 from collections import deque
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from embedcore.errors import ConfigurationError, EmbeddingError
 from embedcore.events import Event, Progress
+from embedcore.forksafe import process
 from embedcore.policy.engine import Engine
 from embedcore.policy.pieces import OnBudget, OnError, Piece, closed, embed_piece
 from embedcore.policy.pool import Pool
@@ -62,7 +62,7 @@ class Pipeline:
         self._threads = Pool(self.ahead)
         # What is traced in those threads belongs to the caller's trace.
         self._context = contextvars.copy_context()
-        self._process = os.getpid()
+        self._process = process()
         self._pending: deque[Piece] = deque()
         self._turn = threading.Condition()
         self._next_to_hold = 0
@@ -95,7 +95,7 @@ class Pipeline:
 
     @property
     def is_of_this_process(self) -> bool:
-        return os.getpid() == self._process
+        return process() == self._process
 
     def start(self, rows: Sequence[Row]) -> None:
         """Begin with the next rows of the stream. Called by one thread at a time."""

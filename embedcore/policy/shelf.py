@@ -117,7 +117,8 @@ class Shelf:
         try:
             damaged = self.store.get(keys, width, guarded, room=room)
         except StorageError as error:
-            if error in not_ours:
+            if error in not_ours or getattr(error, "reason", None) == "fork":
+                # To go on after a fork that was not safe would be to buy everything again.
                 raise
             if self._note("get", error):
                 self._tell_of(error)

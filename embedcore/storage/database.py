@@ -3,6 +3,10 @@
 One connection for each process, one transaction at a time on it, and every write starts with
 ``BEGIN IMMEDIATE``: a deferred transaction that reads before it writes fails at once when another
 process has written meanwhile, whatever the time-out.
+
+Before a fork the connection is closed, and both sides open their own. SQLite keeps a table of the
+locks that its process has on a file. In a child that table says that they are held, and they are
+not: whoever closes the file last elsewhere deletes the log under its hands.
 """
 
 from __future__ import annotations
@@ -10,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +25,7 @@ from embedcore.errors import (
     StorageTooNew,
     UnsafeStorage,
 )
+from embedcore.forksafe import Lock, keep_for_ever, process
 from embedcore.storage.engine import (
     SPENDING,
     Contents,
@@ -33,7 +37,16 @@ from embedcore.storage.engine import (
     is_sound,
     wal_is_safe,
 )
-from embedcore.storage.filesystem import network_filesystem, place_once, size_of
+from embedcore.storage.filesystem import (
+    Identity,
+    identity_of,
+    is_mount_point,
+    is_open_here,
+    network_filesystem,
+    other_names,
+    place_once,
+    size_of,
+)
 
 if TYPE_CHECKING:
     import sqlite3
@@ -44,13 +57,18 @@ if TYPE_CHECKING:
 # Under load from 64 processes SQLite's busy handler was seen to starve one of them for up to 40 s.
 BUSY_TIMEOUT_SECONDS = 60.0
 
+# Files that were open at a fork, in this process and its forefathers: SQLite's table of locks has
+# them for as long as the process lives. By identity, and by path where none was known yet.
+_unsafe: set[tuple[int, int] | str] = set()
+
 
 class Database:
     """A state file, opened at its first use.
 
-    ``path`` None keeps everything in memory. Safe to share between threads; after a fork the child
-    opens its own connection. Every error is a ``StorageError``, save for a name that is no Unicode
-    text: that is a ``ConfigurationError``. Transactions and reads do not nest.
+    ``path`` None keeps everything in memory. Safe to share between threads, and across a fork:
+    where one could not be prepared for, the child gets ``UnsafeStorage``. Every error is a
+    ``StorageError``, save for a name that is no Unicode text: that is a ``ConfigurationError``.
+    Transactions and reads do not nest.
     """
 
     def __init__(
@@ -71,11 +89,13 @@ class Database:
         self._timeout = timeout
         self._allow_network_filesystem = allow_network_filesystem
         self._at_creation, self._contents = at_creation, contents
-        self._lock = threading.Lock()
+        self._lock = Lock(self)
         self._connection: sqlite3.Connection | None = None
-        self._inode: tuple[int, int] | None = None
-        self._pid = os.getpid()
-        self._inherited: list[object] = []
+        # While it is open: the file, and in WAL mode its log and the log's index.
+        self._files: dict[str, Identity] = {}
+        # Closed for a fork only: it must be the same when it is opened again.
+        self._expected: Identity | None = None
+        self._is_opening = self._is_lost = False
 
     def open(self) -> None:
         """Open the file now instead of at the first transaction."""
@@ -85,19 +105,22 @@ class Database:
     @property
     def journal_mode(self) -> str:
         with self.read() as connection:
-            return str(connection.execute("PRAGMA journal_mode").fetchone()[0])
+            return self._ask_journal(connection)
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """A write transaction: committed at the end of the block, rolled back if it raises."""
         with self._exclusive() as connection, self._translated(connection):
-            self._check_still_the_same_file()
+            here = process()
             try:
                 connection.execute("BEGIN IMMEDIATE")
+                self._check_still_the_same_files()
                 yield connection
+                self._check_still_the_same_process(here)
+                self._check_still_the_same_files()
                 connection.execute("COMMIT")
             except BaseException:
-                if connection.in_transaction:
+                if process() == here and connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
 
@@ -105,19 +128,20 @@ class Database:
     def read(self) -> Iterator[sqlite3.Connection]:
         """A consistent view for the length of the block, without the write lock."""
         with self._exclusive() as connection, self._translated(connection):
+            here = process()
+            self._check_still_the_same_files()
             try:
                 connection.execute("BEGIN")
                 yield connection
             finally:
-                if connection.in_transaction:
+                if process() == here and connection.in_transaction:
                     connection.execute("ROLLBACK")
 
     def close(self) -> None:
         """Close the connection; the next use opens it again."""
-        if self._pid != os.getpid():
-            self._forget_what_the_parent_had()
         with self._lock:
             connection, self._connection = self._connection, None
+            self._files, self._expected = {}, None
             if connection is not None:
                 connection.close()
 
@@ -126,35 +150,83 @@ class Database:
 
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[sqlite3.Connection]:
-        if self._pid != os.getpid():
-            self._forget_what_the_parent_had()
         with self._lock:
             if self._connection is None:
                 self._connection = self._connect()
             yield self._connection
 
-    def _forget_what_the_parent_had(self) -> None:
-        # A connection must not be used or closed across fork: it is kept, untouched, for ever. The
-        # lock may have been taken by a thread that does not exist here.
-        self._inherited.append(self._connection)
-        self._connection = None
-        self._lock = threading.Lock()
-        self._pid = os.getpid()
+    # Before a fork, and in the child
+
+    def rest(self) -> None:
+        """Close the file, and remember which it was. What is only in memory stays."""
+        if self.path is not None and self._connection is not None:
+            self._connection.close()
+            self._connection = None
+            self._expected, self._files = self._files[str(self.path)], {}
+
+    def is_at_rest(self) -> bool:
+        """Whether nothing in this process has the file open: a cursor that outlived its connection,
+        or the program itself, would be in SQLite's table of locks as well."""
+        if self.path is None or self._expected is None:
+            return self.path is None or self._connection is None
+        return not is_open_here(self._expected)
+
+    def forked(self, *, at_rest: bool) -> None:
+        """What was open is neither used nor closed here, not even at the end of the program."""
+        if at_rest:
+            return
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            keep_for_ever(connection)
+        if self.path is None:
+            self._is_lost = True
+            return
+        known = self._files.pop(str(self.path), self._expected)
+        if known is not None:
+            _unsafe.add((known.device, known.number))
+        if self._is_opening:
+            _unsafe.add(os.path.realpath(self.path))
+
+    def _check_fork_was_safe(self) -> None:
+        path = self.path
+        if path is None:
+            is_safe = not self._is_lost
+        else:
+            now = identity_of(path)
+            known = os.path.realpath(path) if now is None else (now.device, now.number)
+            is_safe = _unsafe.isdisjoint((known, os.path.realpath(path)))
+        if not is_safe:
+            raise UnsafeStorage(
+                f"{path or 'the in-memory ledger'} was in use when this process was forked off, "
+                "and SQLite's locks do not survive that: nothing was sent. Start processes with "
+                'multiprocessing.set_start_method("spawn") or "forkserver", or fork before '
+                "anything is embedded",
+                reason="fork",
+            )
+
+    def _check_still_the_same_process(self, here: int) -> None:
+        # A signal handler forked in the middle of it: the transaction is the parent's.
+        if process() != here:
+            self._check_fork_was_safe()
 
     def _connect(self) -> sqlite3.Connection:
         with self._translated():
-            target = ":memory:" if self.path is None else self._prepare_file(self.path)
-            connection: sqlite3.Connection = driver().connect(
-                target, timeout=self._timeout, isolation_level=None, check_same_thread=False
-            )
+            self._check_fork_was_safe()
+            self._is_opening = True
             try:
-                self._configure(connection)
-                self._migrate(connection)
-            except BaseException:
-                connection.close()
-                raise
-            if self.path is not None:
-                self._inode = _identity(self.path)
+                target = ":memory:" if self.path is None else self._prepare_file(self.path)
+                connection: sqlite3.Connection = driver().connect(
+                    target, timeout=self._timeout, isolation_level=None, check_same_thread=False
+                )
+                try:
+                    self._configure(connection)
+                    self._migrate(connection)
+                    self._recognise_files(connection)
+                except BaseException:
+                    connection.close()
+                    raise
+            finally:
+                self._is_opening = False
             return connection
 
     def _prepare_file(self, path: Path) -> str:
@@ -165,8 +237,11 @@ class Database:
                 raise UnsafeStorage(
                     f"{path} is on a network file system ({kind}), where file locks cannot be "
                     f"trusted with {self._contents.what}: set EMBEDCORE_HOME to a local folder, or "
-                    "allow_network_filesystem = true if only one machine uses it"
+                    "allow_network_filesystem = true if only one machine uses it",
+                    reason="network",
                 )
+            if self._expected is not None:
+                self._check_same(str(path), self._expected)
             self._check_what_is_there(path)
             if not path.exists():
                 place_once(path, self._fill)
@@ -174,9 +249,32 @@ class Database:
             # it, those of its other SQLite connections included.
             if not os.access(path, os.R_OK | os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            if other_names(path) or is_mount_point(path):
+                raise self._several_names()
         except OSError as error:
             raise from_os_error(error, path) from error
         return os.fspath(path)
+
+    def _several_names(self) -> UnsafeStorage:
+        return UnsafeStorage(
+            f"{self.path} is one file under several names (hard links, or a mount of this file "
+            "alone). Its log lies beside one of them, so that programs which use different names "
+            "do not see each other. Nothing was sent. Delete the other names "
+            f"(find / -samefile {self.path} shows them), or mount the whole folder",
+            reason="links",
+        )
+
+    def _recognise_files(self, connection: sqlite3.Connection) -> None:
+        if self.path is None:
+            return
+        names = [str(self.path)]
+        if self._ask_journal(connection) == "wal":
+            # Nobody deletes these while this connection is open, unless locks were lost.
+            beside = os.path.realpath(self.path)
+            names += [f"{beside}-wal", f"{beside}-shm"]
+        found = {name: identity_of(name) for name in names}
+        self._files = {name: known for name, known in found.items() if known is not None}
+        self._expected = None
 
     def _check_what_is_there(self, path: Path) -> None:
         # Files come into being whole: an empty one was cut off, and beside a missing one SQLite
@@ -266,12 +364,21 @@ class Database:
         # Other people's sqlite-utils plugins have no business in the ledger.
         return SqliteUtils(connection, execute_plugins=False, recursive_triggers=False)
 
-    def _check_still_the_same_file(self) -> None:
-        if self.path is not None and _identity(self.path) != self._inode:
-            raise StorageCorrupt(
-                f"{self.path} was deleted or replaced while it was open. Restore it if you can; "
-                f"a new one starts with {self._contents.without}. Then restart this program"
-            )
+    def _check_still_the_same_files(self) -> None:
+        for name, known in self._files.items():
+            self._check_same(name, known)
+
+    def _check_same(self, name: str, known: Identity) -> None:
+        now = identity_of(name)
+        if now == known:
+            return
+        if now is not None and (now.device, now.number) == (known.device, known.number):
+            raise self._several_names()
+        raise StorageCorrupt(
+            f"{name} was deleted or replaced while it was open. Stop every program that uses it, "
+            f"and restore it if you can; a new one starts with {self._contents.without}. Then "
+            "start this program again"
+        )
 
     @contextlib.contextmanager
     def _translated(self, connection: sqlite3.Connection | None = None) -> Iterator[None]:
@@ -291,10 +398,3 @@ class Database:
             if connection is None or is_sound(connection):
                 raise
             raise damaged(error, self.path, self._contents) from error
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    with contextlib.suppress(OSError):
-        found = path.stat()
-        return found.st_dev, found.st_ino
-    return None

@@ -9,6 +9,7 @@ import secrets
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 _NETWORK = frozenset(
     {"nfs", "nfs4", "cifs", "smb", "smb2", "smb3", "smbfs", "9p", "afs", "ceph", "lustre"}
@@ -35,6 +36,17 @@ def network_filesystem(folder: Path, *, mounts: Path = _MOUNTS) -> str | None:
     if kind in _NETWORK or kind.startswith("fuse.") or kind == "fuse":
         return kind
     return None
+
+
+def is_mount_point(path: Path, *, mounts: Path = _MOUNTS) -> bool:
+    """Whether this very file was mounted, apart from its folder. Known on Linux only."""
+    try:
+        table = mounts.read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return False
+    name = os.path.realpath(path)
+    points = (line.split(" ")[4:5] for line in table.splitlines())
+    return any(_unescape(point[0]) == name for point in points if point)
 
 
 def _kind_of(folder: str, table: str) -> str:
@@ -64,6 +76,48 @@ def size_of(path: Path) -> int | None:
         return path.stat().st_size
     except FileNotFoundError:
         return None
+
+
+class Identity(NamedTuple):
+    """Which file it is, by whatever name, and how many names it has."""
+
+    device: int
+    number: int
+    names: int
+
+
+def identity_of(path: str | Path) -> Identity | None:
+    """None if there is no such file."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - three of them in every transaction
+    except OSError:
+        return None
+    return Identity(found.st_dev, found.st_ino, found.st_nlink)
+
+
+def is_open_here(file: Identity) -> bool:
+    """Whether anything in this process has that file open. False where the system does not tell."""
+    try:
+        descriptors = [int(name) for name in os.listdir("/dev/fd")]  # noqa: PTH208
+    except OSError:
+        return False
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):
+            found = os.fstat(descriptor)
+            if (found.st_dev, found.st_ino) == (file.device, file.number):
+                return True
+    return False
+
+
+def other_names(path: Path) -> int:
+    """How many hard links a file has beside this one. A draft that was left behind is removed."""
+    if path.stat().st_nlink > 1:
+        # Whoever places a file has two names for it for a moment, or for ever if it is killed then.
+        for draft in path.parent.glob(".*.new"):
+            with contextlib.suppress(OSError):
+                if draft.samefile(path):
+                    draft.unlink(missing_ok=True)
+    return max(path.stat().st_nlink - 1, 0)
 
 
 def has_room(path: Path) -> bool:

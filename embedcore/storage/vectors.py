@@ -7,7 +7,6 @@ is thrown out to make room, since that would be to buy it again one day.
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from embedcore.errors import StorageError, StorageFull
+from embedcore.forksafe import Lock
 from embedcore.storage.database import Database
 from embedcore.storage.engine import VECTORS as CONTENTS
 from embedcore.storage.keys import Origin
@@ -74,7 +74,7 @@ class VectorStore:
             at_creation=(f"page_size={PAGE_BYTES}", "auto_vacuum=INCREMENTAL"),
             contents=CONTENTS,
         )
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._hits = self._misses = 0
 
     def get(

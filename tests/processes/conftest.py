@@ -47,6 +47,10 @@ class Server:
         return {name: self.place[name] for name in ("base_url", "api_key")}
 
     @property
+    def options_json(self) -> str:
+        return json.dumps(self.options)
+
+    @property
     def bill(self) -> dict[str, int]:
         """Of the Batch API."""
         found: dict[str, int] = self._ask("/_meter")["batches"]

@@ -27,8 +27,11 @@ from embedcore.storage import database as databases, filesystem, usage
 from embedcore.storage.amounts import Amount
 from embedcore.storage.database import Database
 from embedcore.storage.engine import driver, engine_version, wal_is_safe
+from embedcore.storage.filesystem import is_mount_point
 from embedcore.storage.ledger import Ledger
+from embedcore.storage.manifest import Manifest
 from embedcore.storage.schema import STATE, STATE_VERSION
+from embedcore.storage.vectors import VectorStore
 
 ONE = Amount(tokens=1)
 OLD_ENGINE = "3.40.1"
@@ -393,6 +396,119 @@ def test_a_file_that_is_gone_or_another_is_noticed_before_anything_is_held(
     with pytest.raises(StorageCorrupt, match="deleted or replaced"):
         ledger.hold("s", ONE)
     assert state_path.exists() is replaced
+
+
+@pytest.mark.case("C2")
+@pytest.mark.fault(107)
+@pytest.mark.parametrize("replaced", [False, True])
+@pytest.mark.parametrize("end", ["-wal", "-shm"])
+def test_the_log_is_watched_as_well(
+    state_path: Path, open_ledger: Callable[..., Ledger], end: str, replaced: bool
+) -> None:
+    """Whoever lost its locks deletes it under the hands of others, who would write to nothing."""
+    ledger = open_ledger()
+    ledger.record("s", ONE)
+    if ledger.database.journal_mode != "wal":
+        pytest.skip("no log to watch: this SQLite does not use WAL")
+    log = state_path.with_name(f"state.db{end}")
+    old = log.rename(f"{log}.old")
+    if replaced:
+        log.write_bytes(old.read_bytes())
+    for spend in (ledger.hold, ledger.hold_and_send):
+        with pytest.raises(StorageCorrupt, match=f"{log.name} was deleted or replaced"):
+            spend("s", ONE)
+    with pytest.raises(StorageCorrupt), ledger.database.read():
+        pass
+
+
+@pytest.mark.case("C2")
+def test_a_log_that_goes_in_the_middle_of_a_transaction_ends_it(
+    state_path: Path, ledger: Ledger
+) -> None:
+    ledger.record("s", ONE)
+    if ledger.database.journal_mode != "wal":
+        pytest.skip("no log to watch: this SQLite does not use WAL")
+    with (
+        pytest.raises(StorageCorrupt, match="deleted or replaced"),
+        ledger.database.transaction() as connection,
+    ):
+        connection.execute("UPDATE window SET requests = requests + 100")
+        state_path.with_name("state.db-wal").unlink()
+
+
+def test_the_log_lies_beside_the_file_that_a_link_leads_to(
+    tmp_path: Path, open_ledger: Callable[..., Ledger]
+) -> None:
+    (tmp_path / "real").mkdir()
+    open_ledger(tmp_path / "real" / "state.db").record("s", ONE)
+    (tmp_path / "link.db").symlink_to(tmp_path / "real" / "state.db")
+    linked = open_ledger(tmp_path / "link.db")
+    linked.record("s", ONE)
+    assert len(linked.database._files) in (1, 3)
+    assert usage.of_scope(open_ledger(tmp_path / "real" / "state.db"), "s").spent.tokens == 2
+
+
+OPENERS: dict[str, Callable[[Path], Database]] = {
+    "state": lambda path: Database(path, STATE, version=STATE_VERSION),
+    "vectors": lambda path: VectorStore(path, cap=10**9).database,
+    "batch": lambda path: Manifest(path).database,
+}
+
+
+@pytest.mark.case("C5")
+@pytest.mark.parametrize("what", OPENERS)
+def test_a_file_with_two_names_is_refused(tmp_path: Path, what: str) -> None:
+    """Each name has a log of its own, so that two programs would not see each other."""
+    path, other = tmp_path / "a.db", tmp_path / "other" / "b.db"
+    other.parent.mkdir()
+    database = OPENERS[what](path)
+    database.open()
+    database.close()
+    other.hardlink_to(path)
+    for place in (path, other):
+        with pytest.raises(UnsafeStorage, match="several names") as refused:
+            OPENERS[what](place).open()
+        assert refused.value.reason == "links"
+    other.unlink()
+    database.open()
+    other.hardlink_to(path)
+    with pytest.raises(UnsafeStorage, match="several names"), database.transaction():
+        pass
+    other.unlink()
+    database.open()
+    database.close()
+
+
+@pytest.mark.case("C5")
+def test_a_name_that_its_maker_left_behind_is_no_second_one(
+    state_path: Path, open_ledger: Callable[..., Ledger]
+) -> None:
+    """Killed at the wrong moment, or a moment before it would have removed it."""
+    open_ledger().record("s", ONE)
+    draft = state_path.with_name(".0123456789abcdef.new")
+    draft.hardlink_to(state_path)
+    stranger = state_path.with_name(".fedcba9876543210.new")
+    stranger.touch()
+    open_ledger().record("s", ONE)
+    assert not draft.exists()
+    assert stranger.exists()
+
+
+@pytest.mark.case("C5")
+def test_a_file_that_was_mounted_alone_is_refused(
+    state_path: Path, open_ledger: Callable[..., Ledger], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its log would stay in the container."""
+    open_ledger().record("s", ONE)
+    table = state_path.with_name("mounts")
+    name = str(state_path).replace(" ", "\\040")
+    table.write_text(f"1 2 0:1 / / rw - ext4 /dev/a rw\n3 2 0:1 /x {name} rw - ext4 /dev/a rw\n")
+    found = functools.partial(is_mount_point, mounts=table)
+    monkeypatch.setattr(databases, "is_mount_point", found)
+    with pytest.raises(UnsafeStorage, match="mount the whole folder"):
+        open_ledger().database.open()
+    assert not found(state_path.with_name("other.db"))
+    assert not is_mount_point(state_path, mounts=table.with_name("none"))
 
 
 # What is put into it

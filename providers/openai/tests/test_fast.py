@@ -16,6 +16,8 @@ from embedcore_openai.engines import Engine, TiktokenEngine
 from embedcore_openai.tokenizer import Cl100kTokenizer
 from hypothesis import example, given, settings, strategies as st
 
+from embedcore.forksafe import Lazy
+
 PIECES = [" ", "  ", "\n", "\r\n", "\t", "\x00", "\x1c", "\x85", "\u00a0", "\u2028", "\u3000"]
 PIECES += ["\ufeff", "a", "the", "ing", "'", "'re", "'S", "'\u017f", "'LL", "1", "23", "4567"]
 PIECES += ["²", "½", "٣", "!", "--", "...", "=", "_", "/", "你", "好", "，", "한", "क", "ा", "é"]
@@ -57,7 +59,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[object], None]:
     """Puts something in the place of the package splintr, and forgets the engine."""
 
     def install(package: object) -> None:
-        monkeypatch.setattr(vocabulary, "_engine", None)
+        monkeypatch.setattr(vocabulary, "_engine", Lazy(shared=True))
         monkeypatch.setitem(sys.modules, "splintr", package)  # type: ignore[arg-type]
 
     return install
@@ -86,7 +88,9 @@ def packed(tokens: list[int]) -> bytes:
 
 def prefix_by(engine: Engine, text: str, max_tokens: int) -> str:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vocabulary, "_engine", engine)
+        made: Lazy[Engine] = Lazy(shared=True)
+        made.get(lambda: engine)
+        patch.setattr(vocabulary, "_engine", made)
         return Cl100kTokenizer().prefix(text, max_tokens)
 
 

@@ -20,6 +20,8 @@ from embedcore_openai.engines import TiktokenEngine
 from embedcore_openai.tokenizer import Cl100kTokenizer
 from hypothesis import example, given, settings, strategies as st
 
+from embedcore.forksafe import Lazy
+
 NASTY = [" ", "  ", "\n", "\r", "\t", "\x00", "\x1c", "\u00a0", "\u3000", "\ufeff", "a", "the"]
 NASTY += ["re", "'", "'re", "'S", "'ſ", "ing", "1", "23", "456", "²", "½", "!", "--", "...", "="]
 NASTY += ["你", "好", "，", "。", "한", "क", "ा", "é", "e\u0301", "İ", "ﷺ", "ﬁ", "\U0001f469"]
@@ -36,7 +38,7 @@ def _engine(request: pytest.FixtureRequest) -> Iterator[None]:
             patch.setitem(sys.modules, "splintr", None)
         else:
             pytest.importorskip("splintr", reason="splintr has no wheel here")
-        patch.setattr(vocabulary, "_engine", None)
+        patch.setattr(vocabulary, "_engine", Lazy(shared=True))
         yield
 
 
@@ -166,7 +168,7 @@ def test_nothing_is_downloaded_and_no_cache_is_read(
 
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
-    monkeypatch.setattr(vocabulary, "_engine", None)
+    monkeypatch.setattr(vocabulary, "_engine", Lazy(shared=True))
     assert Cl100kTokenizer().count(["hello world"]) == [2]
     assert not list(tmp_path.iterdir())
 
@@ -199,7 +201,7 @@ def test_without_the_vocabulary_bytes_bound_the_count(
     if damage in contents:
         file.write_bytes(contents[damage])
     monkeypatch.setattr(vocabulary, "ranks_file", lambda: file)
-    monkeypatch.setattr(vocabulary, "_engine", None)
+    monkeypatch.setattr(vocabulary, "_engine", Lazy(shared=True))
     monkeypatch.setattr(tokenizer, "_warned", False)
     one, other = Cl100kTokenizer(), Cl100kTokenizer()
     with caplog.at_level(logging.WARNING):
@@ -215,5 +217,5 @@ def test_a_missing_vocabulary_is_not_called_exact(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(vocabulary, "ranks_file", lambda: tmp_path / "none.gz")
-    monkeypatch.setattr(vocabulary, "_engine", None)
+    monkeypatch.setattr(vocabulary, "_engine", Lazy(shared=True))
     assert not Cl100kTokenizer().exact

@@ -7,7 +7,6 @@ that both have.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import zlib
@@ -20,6 +19,7 @@ from typing import Any, Final
 import openai
 from openai import DefaultHttpxClient
 
+from embedcore.forksafe import in_child
 from embedcore_openai.buffers import Buffers
 
 _ERROR_BYTES: Final = 1_000_000
@@ -112,9 +112,8 @@ class _Memory:
 
 
 _memory = _Memory()
-if hasattr(os, "register_at_fork"):
-    # A child must not inherit a lock that a thread of the parent was holding.
-    os.register_at_fork(after_in_child=_memory.__init__)  # type: ignore[misc]
+# A child must not inherit a lock that a thread of the parent was holding.
+in_child(_memory.__init__)  # type: ignore[misc]
 
 
 class CappedClient(DefaultHttpxClient):

@@ -9,11 +9,11 @@ known.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, Final, Protocol
 
+from embedcore.forksafe import Lock
 from embedcore_openai.engines import Engine
 
 # splintr remembers pieces of texts, up to a number of them but of any length: a dozen bytes for
@@ -84,7 +84,7 @@ class FastEngine:
         self._splintr: _Splintr | None = splintr
         self._instead = instead
         self._other: Engine | None = None
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._characters = 0
 
     def agrees(self, text: str, known: int) -> bool:
@@ -134,9 +134,9 @@ class FastEngine:
 
     def _replaced(self, error: BaseException) -> Engine:
         with self._lock:
-            if self._splintr is not None:
-                self._splintr = None
-                _warn(_name(error))
+            is_first, self._splintr = self._splintr is not None, None
+        if is_first:
+            _warn(_name(error))
         return self._replacement()
 
     def _replacement(self) -> Engine:

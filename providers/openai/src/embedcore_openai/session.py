@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -14,6 +13,7 @@ from embedcore.errors import (
     EmbeddingError,
     InvalidResponse,
 )
+from embedcore.forksafe import Lazy
 from embedcore_openai.options import KEY_VARIABLE, OpenAIOptions
 
 if TYPE_CHECKING:
@@ -32,13 +32,12 @@ class Session:
 
     def __init__(self, options: OpenAIOptions) -> None:
         self._options = options
-        self._transport: Transport | None = None
-        self._lock = threading.Lock()
+        # Two processes must not read from one connection: a child of a fork opens its own.
+        self._transport: Lazy[Transport] = Lazy()
 
     def close(self) -> None:
         """Close the connections. A later ``send`` opens new ones."""
-        with self._lock:
-            transport, self._transport = self._transport, None
+        transport = self._transport.take()
         if transport is not None:
             transport.close()
 
@@ -122,16 +121,15 @@ class Session:
     def _connected(self) -> Transport:
         from embedcore_openai.transport import Transport
 
-        with self._lock:
-            if self._transport is None:
-                self._transport = Transport(
-                    base_url=self._options.base_url,
-                    organization=self._options.organization,
-                    project=self._options.project,
-                    connect_timeout=self._options.connect_timeout,
-                    verify=self._options.verify,
-                )
-            return self._transport
+        return self._transport.get(
+            lambda: Transport(
+                base_url=self._options.base_url,
+                organization=self._options.organization,
+                project=self._options.project,
+                connect_timeout=self._options.connect_timeout,
+                verify=self._options.verify,
+            )
+        )
 
 
 def _missing_key(endpoint: str) -> ConfigurationError:

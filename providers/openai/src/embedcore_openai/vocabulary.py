@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import threading
 from collections.abc import Sequence
 from importlib.resources import files
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
 
+from embedcore.forksafe import Lazy
 from embedcore_openai import fast
 from embedcore_openai.engines import Engine, TiktokenEngine
 
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 RANKS_FILE: Final = "cl100k_base.tiktoken.gz"
 RANKS_SHA256: Final = "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7"
 
-_lock = threading.Lock()
-_engine: Engine | None = None
+_engine: Lazy[Engine] = Lazy(shared=True)
 
 
 def ranks_file() -> Traversable:
@@ -29,7 +28,7 @@ def ranks_file() -> Traversable:
 
 def present() -> bool:
     """True when the encoding can be expected to load. Cheap: loads nothing."""
-    return _engine is not None or (find_spec("tiktoken") is not None and ranks_file().is_file())
+    return _engine.is_there or (find_spec("tiktoken") is not None and ranks_file().is_file())
 
 
 def load() -> Engine:
@@ -37,12 +36,7 @@ def load() -> Engine:
 
     Raises ``OSError``, ``ValueError``, ``ImportError``.
     """
-    global _engine
-    if _engine is None:
-        with _lock:
-            if _engine is None:
-                _engine = fast.engine(ranks(), instead=tiktoken) or tiktoken()
-    return _engine
+    return _engine.get(lambda: fast.engine(ranks(), instead=tiktoken) or tiktoken())
 
 
 def tiktoken() -> TiktokenEngine:

@@ -1,0 +1,358 @@
+"""What threads share, across ``fork``: locks, things made once, and the files behind them.
+
+A fork copies the memory of every thread and lets only one of them go on. A lock that another thread
+held is held for ever in the child; and what the system keeps for a process, such as its locks on
+files, is not copied at all, while libraries whose memory was copied believe that it was. So there
+are three ways, and each thing that outlives one call takes one of them:
+
+- ``Lock``: taken before the fork, together with all others of its kind, and free on both sides
+  after it. What it guards is whole in the child, and closed where two processes must not share it.
+- ``Lazy`` and ``in_child``: forgotten in the child, which makes its own.
+- ``process``: for what cannot go on in a child and says so.
+
+Locks that belong to one call need none of them: no thread of the child ever meets them.
+
+What was forked in C, past all handlers, is noticed by the first ``process`` or ``Lock`` in the
+child: then nothing was at rest.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import os
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import FrameType, TracebackType
+from typing import Any, Final, Generic, Protocol, Self, TypeVar, overload
+
+Thing = TypeVar("Thing")
+
+WAIT_SECONDS: Final = 10.0
+"""For so long a fork waits for the locks, all of them together."""
+
+
+class Guarded(Protocol):
+    """What a ``Lock`` guards, where a fork must find it at rest. No method may call a user's code.
+
+    - ``rest()``: before the fork, with every lock taken: let go of what two processes must not
+      share.
+    - ``is_at_rest()``: asked when all have rested.
+    - ``forked(at_rest)``: in the child. False: the lock was not had in time or ``rest`` failed, or
+      no handler ran; another thread may have been in the middle of anything.
+    """
+
+    def rest(self) -> None: ...
+
+    def is_at_rest(self) -> bool: ...
+
+    def forked(self, *, at_rest: bool) -> None: ...
+
+
+class Lock:
+    """A lock that every fork takes first. Does not nest with itself: raises ``RuntimeError``.
+
+    Nobody may wait for a user's code, or for another process without an end, while holding it.
+    Where one is taken inside another, the outer one is made first: a fork takes them in that order.
+    """
+
+    def __init__(self, guarded: Guarded | None = None) -> None:
+        # Knows its owner from the same moment on from which it is locked.
+        self._lock: Any = threading.RLock()
+        self._guarded = None if guarded is None else weakref.ref(guarded)
+        _register(_locks, self)
+
+    def __enter__(self) -> None:
+        process()
+        if _fork.is_near:
+            self._let_it_pass()
+        if self._lock._is_owned():
+            raise RuntimeError("this lock is already held by this thread")
+        self._lock.acquire()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._lock.release()
+
+    def _let_it_pass(self) -> None:
+        # Who holds one of them may take another: the fork waits for both.
+        if not any(lock._lock._is_owned() for lock in _all(_locks)):
+            _fork.passed.wait(WAIT_SECONDS)
+
+
+class Lazy(Generic[Thing]):
+    """Something that the first thread to need it makes, until it is taken away.
+
+    In a child of a fork it is not there, and the child makes its own. What the parent had is kept
+    as it is, since to close it would be felt there. ``shared``: it is plain memory and stays.
+
+    A fork waits for who is making it: libraries have locks of their own while they are set up. But
+    where that takes too long the child only makes it itself.
+    """
+
+    def __init__(self, *, shared: bool = False) -> None:
+        self._lock = Lock()
+        self._thing: Thing | None = None
+        self._shared = shared
+        _register(_lazy, self)
+
+    def get(self, make: Callable[[], Thing]) -> Thing:
+        """What there is; ``make`` makes it if there is nothing."""
+        process()
+        thing = self._thing
+        if thing is None:
+            with self._lock:
+                thing = self._thing
+                if thing is None:
+                    thing = self._thing = make()
+        return thing
+
+    @property
+    def is_there(self) -> bool:
+        """Whether ``get`` would make nothing."""
+        process()
+        return self._thing is not None
+
+    def take(self) -> Thing | None:
+        """What there was, for the caller to close. The next ``get`` makes it anew."""
+        process()
+        with self._lock:
+            thing, self._thing = self._thing, None
+        return thing
+
+    def _forked(self) -> None:
+        if not self._shared:
+            _inherited.append(self._thing)
+            self._thing = None
+
+
+class cached(Generic[Thing]):  # noqa: N801 - used as a decorator
+    """``functools.cached_property`` as it is from Python 3.12 on.
+
+    Before, it holds one lock for all instances of a class while it computes.
+    """
+
+    def __init__(self, compute: Callable[[Any], Thing]) -> None:
+        self._compute = compute
+        self.__doc__ = compute.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Self: ...
+
+    @overload
+    def __get__(self, instance: object, owner: type) -> Thing: ...
+
+    def __get__(self, instance: object | None, owner: type) -> Self | Thing:
+        if instance is None:
+            return self
+        # Not a data descriptor: from now on the instance's own value is found first.
+        known: dict[str, Any] = instance.__dict__
+        value: Thing = known.setdefault(self._name, self._compute(instance))
+        return value
+
+
+def in_child(forget: Callable[[], object]) -> None:
+    """Call ``forget`` in every child of a fork, before anything else of ours is used there."""
+    _forgets.append(forget)
+
+
+def process() -> int:
+    """The number of this process. In a child of a fork that no handler saw it is the first to
+    know."""
+    number = os.getpid()
+    if number != _fork.process:
+        _seen_late(number)
+    return number
+
+
+def keep_for_ever(thing: object) -> None:
+    """Not even the end of the program may free it: to do so would touch what the parent uses."""
+    import ctypes
+
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+
+
+@dataclass(slots=True)
+class _Fork:
+    """``is_near``: new entrants wait until it has ``passed``."""
+
+    process: int = field(default_factory=os.getpid)
+    is_near: bool = False
+    passed: threading.Event = field(default_factory=threading.Event)
+    turn: Any = field(default_factory=threading.RLock)
+
+
+class _Prepared(threading.local):
+    """What the thread that forks did before: the locks that it held anyway, and those at rest."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        self.own: set[Lock] = set()
+        self.rested: set[Lock] = set()
+        self.has_turn = False
+
+
+_numbers = itertools.count()
+_locks: dict[int, weakref.ref[Lock]] = {}
+_lazy: dict[int, weakref.ref[Lazy[Any]]] = {}
+_forgets: list[Callable[[], object]] = []
+_inherited: list[object] = []
+_fork = _Fork()
+_prepared = _Prepared()
+_latecomers: dict[int, Any] = {}
+
+
+def _register(where: dict[int, weakref.ref[Any]], thing: object) -> None:
+    number = next(_numbers)
+    where[number] = weakref.ref(thing, lambda _: where.pop(number, None))
+
+
+def _all(where: dict[int, weakref.ref[Thing]]) -> list[Thing]:
+    """Those that are left, in the order in which they were made."""
+    # Copied in one step: other threads make and drop some meanwhile.
+    numbered = sorted(where.copy().items())
+    return [thing for _, reference in numbered if (thing := reference()) is not None]
+
+
+def _guarded_by(lock: Lock) -> Guarded | None:
+    return None if lock._guarded is None else lock._guarded()
+
+
+def _before() -> None:
+    process()
+    until = time.monotonic() + WAIT_SECONDS
+    _prepared.has_turn = _fork.turn.acquire(timeout=WAIT_SECONDS)
+    if not _prepared.has_turn:
+        return
+    _fork.passed.clear()
+    _fork.is_near = True
+    had = _take_all(until)
+    rested = set(had)
+    for step in (_rest, _is_at_rest):
+        for lock in had:
+            guarded = _guarded_by(lock)
+            if guarded is not None and not step(guarded):
+                rested.discard(lock)
+    # Only now: what interrupts this leaves nothing at rest.
+    _prepared.rested = rested
+    _wait_for_imports(until)
+
+
+def _take_all(until: float) -> list[Lock]:
+    """Those that were had; what this very thread holds already is its ``own``: a signal handler
+    that forks, say."""
+    had: list[Lock] = []
+    seen: set[Lock] = set()
+    # Who holds one of them may make another and take it.
+    while new := [lock for lock in _all(_locks) if lock not in seen]:
+        seen.update(new)
+        for lock in new:
+            if lock._lock._is_owned():
+                _prepared.own.add(lock)
+            elif lock._lock.acquire(timeout=max(until - time.monotonic(), 0.0)):
+                had.append(lock)
+    return had
+
+
+def _wait_for_imports(until: float) -> None:
+    """Python's locks on modules are held for ever in a child, too: there the import never ends."""
+    # Whoever gets on with it now leaves this thread alone for a few milliseconds afterwards.
+    time.sleep(0)
+    while _imports_go_on() and time.monotonic() < until:
+        time.sleep(0.001)
+
+
+def _imports_go_on() -> bool:
+    """Whether another thread is in the middle of an import that something of ours began."""
+    importlib = sys.modules["_frozen_importlib"]
+    locks = [reference() for reference in list(getattr(importlib, "_module_locks", {}).values())]
+    owners = {getattr(lock, "owner", None) for lock in locks} - {None, threading.get_ident()}
+    return bool(owners) and any(
+        _is_ours(frame) for thread, frame in sys._current_frames().items() if thread in owners
+    )
+
+
+def _is_ours(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").partition(".")[0] == "embedcore":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _rest(guarded: Guarded) -> bool:
+    try:
+        guarded.rest()
+    except Exception:  # noqa: BLE001 - what fails here is told in the child, when it is used there
+        return False
+    return True
+
+
+def _is_at_rest(guarded: Guarded) -> bool:
+    try:
+        return guarded.is_at_rest()
+    except Exception:  # noqa: BLE001 - as above
+        return False
+
+
+def _after_in_parent() -> None:
+    if _prepared.has_turn:
+        # By their owner: whatever interrupted the preparation, none stays behind.
+        for lock in _all(_locks):
+            if lock not in _prepared.own and lock._lock._is_owned():
+                lock._lock.release()
+        _fork.is_near = False
+        _fork.passed.set()
+        _fork.turn.release()
+    _prepared.forget()
+
+
+def _after_in_child() -> None:
+    own, rested = _prepared.own, _prepared.rested
+    _prepared.forget()
+    _begin(os.getpid(), own, rested)
+
+
+def _seen_late(number: int) -> None:
+    # The locks of this module may be held for ever as well: one is made for this process.
+    with _latecomers.setdefault(number, threading.RLock()):
+        if number != _fork.process:
+            _prepared.forget()
+            _begin(number, set(), set())
+
+
+def _begin(number: int, own: set[Lock], rested: set[Lock]) -> None:
+    """The first thing to happen in a child."""
+    _fork.is_near, _fork.passed, _fork.turn = False, threading.Event(), threading.RLock()
+    for lock in _all(_locks):
+        if lock not in own:
+            lock._lock = threading.RLock()
+        guarded = _guarded_by(lock)
+        if guarded is not None:
+            guarded.forked(at_rest=lock in rested)
+    for thing in _all(_lazy):
+        thing._forked()
+    for forget in _forgets:
+        forget()
+    _fork.process = number
+
+
+# A child forked in C that ends without having used anything must not free it either.
+atexit.register(process)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child
+    )
