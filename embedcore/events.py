@@ -174,6 +174,17 @@ class BatchStray:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BatchStopped:
+    """Somebody else than embedcore cancelled a remote job at the provider. What it had done is
+    collected; ``texts`` of this batch are not sent again until a person says so."""
+
+    batch: str
+    job: str
+    texts: int
+    scope: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class BatchWaits:
     """Texts of a batch cannot be submitted now: for want of budget, until then at least."""
 
@@ -210,6 +221,7 @@ Event: TypeAlias = (
     | BoundViolated
     | BatchChanged
     | BatchStray
+    | BatchStopped
     | BatchWaits
     | Progress
 )

@@ -13,6 +13,7 @@ from typing import Any, Final, TextIO
 
 from embedcore.events import (
     BatchChanged,
+    BatchStopped,
     BatchStray,
     BatchWaits,
     BoundViolated,
@@ -156,6 +157,18 @@ def _(event: BatchStray) -> None:
         event.job,
         shown("tokens", event.tokens),
         shown("cost", event.picodollars),
+    )
+
+
+@log.register
+def _(event: BatchStopped) -> None:
+    logger.warning(
+        "Batch %s: cancelled at the provider, and not by embedcore; %d texts of batch %s are sent "
+        "again when you say so: embedcore batch resume --resubmit-cancelled %s",
+        event.job,
+        event.texts,
+        event.batch,
+        event.batch,
     )
 
 

@@ -88,7 +88,10 @@ _ALLOWED: Final[Mapping[KeyPath, Permission]] = {
     **{("batch", key): Permission.LOWERED for key in ("parts", "attempts", "enqueued_tokens")},
     **{
         ("batch", key): Permission.ALWAYS
-        for key in ("grace", "look_again", "watch", "quickest", "drain_before")
+        for key in (
+            *("grace", "look_again", "watch", "output_wait", "input_wait"),
+            *("quickest", "drain_before"),
+        )
     },
 }
 LOWERED_KEYS: Final = tuple(key for key, how in _ALLOWED.items() if how is Permission.LOWERED)

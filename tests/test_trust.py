@@ -52,7 +52,18 @@ FREELY = {
     *(f"budget.all_scopes.{limit}" for limit in Limits.model_fields),
     *(f"budget.scopes.team.{limit}" for limit in Limits.model_fields),
     "budget.query_share",
-    *(f"batch.{key}" for key in ("grace", "look_again", "watch", "quickest", "drain_before")),
+    *(
+        f"batch.{key}"
+        for key in (
+            "grace",
+            "look_again",
+            "watch",
+            "output_wait",
+            "input_wait",
+            "quickest",
+            "drain_before",
+        )
+    ),
 }
 DOWNWARDS = {
     *("concurrency", "requests_per_minute", "tokens_per_minute"),

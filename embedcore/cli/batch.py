@@ -233,18 +233,28 @@ def abandon(screen: Screen, name: str, model: str | None, yes: bool) -> int:
     callback=batch_id,
     help="Buy again what that batch paid for and lost at the provider.",
 )
+@click.option(
+    "--resubmit-cancelled",
+    metavar="ID",
+    callback=batch_id,
+    help="Send again what somebody cancelled at the provider.",
+)
 @client_option
 @quiet_option
 @talking
 @click.pass_obj
-def resume(screen: Screen, resubmit_lost: str | None, model: str | None) -> int:
+def resume(
+    screen: Screen, resubmit_lost: str | None, resubmit_cancelled: str | None, model: str | None
+) -> int:
     """Do whatever is due for every open batch, once. Fit for cron: quiet unless something changed.
 
     Ends with 0 if nothing needs mending, whether or not batches are still open.
     """
     from embedcore.cli.batchresume import resume_all
 
-    return resume_all(screen, model=model, resubmit_lost=resubmit_lost)
+    return resume_all(
+        screen, model=model, resubmit_lost=resubmit_lost, resubmit_cancelled=resubmit_cancelled
+    )
 
 
 @command.command(name="gc")

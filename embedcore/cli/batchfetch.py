@@ -61,9 +61,10 @@ def fetch_vectors(screen: Screen, wish: FetchWish) -> int:
         job = client.batch_job(wish.name)
         report = job.status()
         if not report.has_ended and not wish.partial:
+            why = f"\n{report.blocked}" if report.blocked else ""
             raise NotEnded(
-                f"it has not ended yet: {change_text(report)}\n--partial writes what there is; to "
-                f"wait for the rest:\n  {watch_command(report.id)}"
+                f"it has not ended yet: {change_text(report)}{why}\n--partial writes what there "
+                f"is; to wait for the rest:\n  {watch_command(report.id)}"
             )
         note = books.note(record)
         origin = _origin(client, note, record.input_type)

@@ -19,10 +19,14 @@ if TYPE_CHECKING:
 _LONGEST = 500
 
 
-def resume_all(screen: Screen, *, model: str | None, resubmit_lost: str | None) -> int:
+def resume_all(
+    screen: Screen, *, model: str | None, resubmit_lost: str | None, resubmit_cancelled: str | None
+) -> int:
     """The code of what a person must mend; 0 if there is nothing."""
     if resubmit_lost is not None:
         _buy_again(screen, resubmit_lost, model)
+    if resubmit_cancelled is not None:
+        _send_again(screen, resubmit_cancelled, model)
     with batch_books(Config.load()) as books:
         if books is None:
             screen.answer({"batches": []})
@@ -75,3 +79,15 @@ def _buy_again(screen: Screen, name: str, model: str | None) -> None:
         f"{name}: what is lost is bought again: {plural(texts, 'text')} now, and those of jobs "
         "that are gone as soon as these are looked at"
     )
+
+
+def _send_again(screen: Screen, name: str, model: str | None) -> None:
+    with books_of(name) as (books, record), Clients(books=books, model=model) as clients:
+        if record.has_ended:
+            note = books.note(record)
+            files = "FILE" if note is None else " ".join(note.files)
+            raise ConfigurationError(
+                f"batch {name} has ended: embedcore batch submit {files} submits what is missing"
+            )
+        texts = clients.job(record).resubmit_cancelled()
+    screen.say(f"{name}: {plural(texts, 'text')} whose job was cancelled will be sent again")

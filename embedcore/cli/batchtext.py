@@ -138,6 +138,8 @@ def _lines(report: BatchReport, next_try: datetime | None) -> Iterator[tuple[str
         yield "done", f"{report.done:,} of {plural(report.texts, 'text')}{share}"
         if report.to_submit:
             yield "waiting", f"{plural(report.to_submit, 'text')} to be submitted"
+        if report.stopped:
+            yield "stopped", f"{plural(report.stopped, 'text')} of a job that somebody cancelled"
     yield from _jobs(report.jobs)
     if report.blocked:
         yield "blocked", one_line(report.blocked, _LONGEST)

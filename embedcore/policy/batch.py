@@ -9,7 +9,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from embedcore.errors import BudgetExceeded, EmbeddingError
+from embedcore.errors import BudgetExceeded, EmbeddingError, PermanentProviderError
 from embedcore.events import BatchWaits, Progress
 from embedcore.policy import draining
 from embedcore.policy.parts import PartWork
@@ -61,6 +61,8 @@ def advance(office: BatchOffice, batch: BatchRecord, *, asked: bool = False) -> 
         changed = True
         _work_through(office, batch, work)
     counts = office.batches.counts(batch)
+    if counts.stopped and not batch.has_ended:
+        work.problems.append(_stopped(batch, counts))
     if counts.open:
         draining.look_at_the_clock(office, batch)
     if not batch.has_ended:
@@ -168,6 +170,17 @@ def _block(office: BatchOffice, batch: BatchRecord, error: BudgetExceeded) -> No
             )
         )
     office.batches.block(batch, f"budget: {error}", until=until)
+
+
+def _stopped(batch: BatchRecord, counts: Counts) -> EmbeddingError:
+    """What only a person can decide: whether to send again what somebody else cancelled."""
+    return PermanentProviderError(
+        f"{counts.stopped} texts of batch {batch.name} are not sent again, since their job was "
+        "cancelled at the provider: embedcore batch resume --resubmit-cancelled "
+        f"{batch.name}, or resubmit_cancelled() of the job, sends them again; embedcore batch "
+        f"cancel {batch.name} ends it without them",
+        billed="no",
+    )
 
 
 def _end(office: BatchOffice, batch: BatchRecord, counts: Counts) -> BatchRecord:

@@ -161,6 +161,19 @@ class BatchJob:
             )
         return self._office.batches.resubmit_lost(self.record)
 
+    def resubmit_cancelled(self) -> int:
+        """Send again the texts of jobs that somebody else cancelled at the provider: they wait
+        until this is called. Returns how many that are.
+
+        Raises ``ConfigurationError`` for a batch that has ended, whose texts are no longer there.
+        """
+        self.record = self._office.batches.again(self.record)
+        if self.record.has_ended:
+            raise ConfigurationError(
+                f"batch {self.id} has ended and keeps no texts: submit them again"
+            )
+        return self._office.batches.resubmit_cancelled(self.record)
+
     def __repr__(self) -> str:
         return f"BatchJob({self.id!r}, {self.record.state}, {self.record.rows} rows)"
 

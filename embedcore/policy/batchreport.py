@@ -13,7 +13,7 @@ from embedcore.storage.partrecords import ACTIVE
 
 if TYPE_CHECKING:
     from embedcore.policy.batchoffice import BatchOffice
-    from embedcore.storage.batchrecords import BatchRecord
+    from embedcore.storage.batchrecords import BatchRecord, Counts
     from embedcore.storage.partrecords import Part
 
 BatchStateName: TypeAlias = Literal[
@@ -48,7 +48,8 @@ class BatchReport:
 
     - ``rows``: of the caller; ``texts``: different ones, of which ``reused`` were bought before,
       ``stored`` have a vector now (the reused ones included) and ``failed`` get none;
-      ``to_submit`` and ``in_flight`` are still open.
+      ``to_submit`` and ``in_flight`` are still open; so are those ``stopped``, whose job somebody
+      else cancelled at the provider: ``BatchJob.resubmit_cancelled`` sends them again.
     - ``done``: texts with an outcome, and those that the provider says are done.
     - ``blocked``: why nothing new is sent, or None.
     - ``usage``: what it cost so far; ``held_tokens``, ``held_picodollars``: set aside for it.
@@ -65,6 +66,7 @@ class BatchReport:
     failed: int
     to_submit: int
     in_flight: int
+    stopped: int
     done: int
     blocked: str | None
     jobs: tuple[RemoteJob, ...]
@@ -85,7 +87,7 @@ def report_of(office: BatchOffice, batch: BatchRecord) -> BatchReport:
     pool = office.batches.pool_of(batch)
     counts, parts = office.batches.counts(batch), office.jobs.of_batch(batch)
     spent = office.jobs.spent(batch)
-    blocked = batch.blocked or _queue_of(office, batch, parts)
+    blocked = batch.blocked or _stopped(batch, counts) or _queue_of(office, batch, parts)
     return BatchReport(
         id=batch.name,
         state=_state_name(batch, blocked),
@@ -98,6 +100,7 @@ def report_of(office: BatchOffice, batch: BatchRecord) -> BatchReport:
         failed=batch.failed if batch.has_ended else counts.failed,
         to_submit=0 if batch.has_ended else counts.to_submit,
         in_flight=0 if batch.has_ended else counts.in_flight,
+        stopped=0 if batch.has_ended else counts.stopped,
         done=recipe.done_so_far(batch, counts, parts),
         blocked=blocked,
         # Parts that were cut and given up before anything was asked for are of no interest.
@@ -121,6 +124,16 @@ def _state_name(batch: BatchRecord, blocked: str | None) -> BatchStateName:
     if batch.state == "open" or batch.state == "preparing":
         return "running" if blocked is None else "blocked"
     return batch.state
+
+
+def _stopped(batch: BatchRecord, counts: Counts) -> str | None:
+    if batch.has_ended or not counts.stopped:
+        return None
+    return (
+        f"cancelled: the job of {counts.stopped} texts was cancelled at the provider; embedcore "
+        f"batch resume --resubmit-cancelled {batch.name} sends them again, and embedcore batch "
+        "cancel ends it without them"
+    )
 
 
 def _queue_of(office: BatchOffice, batch: BatchRecord, parts: list[Part]) -> str | None:

@@ -145,7 +145,7 @@ def take_what_is_there(office: BatchOffice, batch: BatchRecord) -> bool:
     """Texts that were bought by others since they were asked for need no job. Returns whether there
     were any."""
     after, found = 0, False
-    while some := office.batches.to_submit(batch, _TEXTS_PER_CALL, after=after):
+    while some := office.batches.to_submit(batch, _TEXTS_PER_CALL, after=after, stopped=True):
         after = some[-1][0]
         there = office.stored([key for _, key in some])
         if there:

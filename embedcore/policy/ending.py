@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -12,6 +13,7 @@ from embedcore.errors import (
     RequestRejected,
     TransientProviderError,
 )
+from embedcore.events import BatchStopped
 from embedcore.policy.collecting import Collector
 from embedcore.storage.calendar import MICROSECONDS, as_datetime
 from embedcore.storage.jobsteps import Ended
@@ -68,15 +70,28 @@ class Ending:
             reported=found.reported or bool(status.tokens),
             note=f"batch job {part.job} ended {status.detail or status.state}",
             counts=not (progress or cancelled or waits),
-            reason=self._gone(status, found) if paid else self._why(status),
+            reason=self._gone(status, found) if paid else self._why(part, status),
             retry=not paid or again,
             lost=paid and not again,
             stopped=cancelled and not part.cancelled,
             unbelieved=tuple(identity for identity, _ in found.unbelieved),
             most_tries=self._office.settings.attempts,
         )
+        waiting = self._jobs.wanted_by(part) if ended.stopped else []
         self._office.tell(*found.events(part, actual), *self._steps.end(part, ended, found.retry))
+        self._tell_of_stop(part, waiting)
         return replace(part, state="done")
+
+    def _tell_of_stop(self, part: Part, waiting: Sequence[int]) -> None:
+        """Somebody cancelled a job: those who want its texts must say what is to become of them."""
+        batches, scope = self._office.batches, self._office.pool.scope
+        for identity in waiting:
+            batch = batches.numbered(identity)
+            texts = 0 if batch is None else batches.counts(batch).stopped
+            if batch is not None and texts:
+                self._office.tell(
+                    BatchStopped(batch=batch.name, job=part.job or "", texts=texts, scope=scope)
+                )
 
     def _may_be_late(self, part: Part, error: EmbeddingError) -> bool:
         """Whether what the provider answered instead of results may be all that there is of them.
@@ -165,7 +180,9 @@ class Ending:
         self._jobs.fail(part, named)
         return len(named)
 
-    def _why(self, status: BatchStatus) -> str:
+    def _why(self, part: Part, status: BatchStatus) -> str:
+        if status.state == "cancelled" and not part.cancelled:
+            return f"job {part.job} was cancelled at the provider"
         said = self._engine.scrubbed(status.errors.get("", ""))
         word = status.detail or status.state
         return f"the job ended {word}{': ' if said else ' without a result for it'}{said}"

@@ -140,7 +140,7 @@ class Batches(Pools, Drains):
                     (batch.id, batch.pool, *keys),
                 )
                 connection.execute(
-                    "UPDATE item SET state = 'open', tries = 0, reason = NULL "
+                    "UPDATE item SET state = 'open', tries = 0, reason = NULL, stopped = 0 "
                     f"WHERE {these} AND part IS NULL AND state IN ({revived})",
                     (batch.pool, *keys),
                 )
@@ -293,6 +293,15 @@ class Batches(Pools, Drains):
             return connection.execute(
                 "UPDATE item SET state = 'open', tries = 0, reason = NULL WHERE state = 'lost' "
                 "AND part IS NULL AND id IN (SELECT item FROM wish WHERE batch = ?)",
+                (batch.id,),
+            ).rowcount
+
+    def resubmit_cancelled(self, batch: BatchRecord) -> int:
+        """Send again what was in jobs that somebody else cancelled. Returns how many texts."""
+        with self.database.transaction() as connection:
+            return connection.execute(
+                "UPDATE item SET stopped = 0, tries = 0, reason = NULL WHERE stopped "
+                "AND id IN (SELECT item FROM wish WHERE batch = ?)",
                 (batch.id,),
             ).rowcount
 

@@ -67,13 +67,18 @@ class Wanted:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Counts:
-    """Texts of a batch by what became of them."""
+    """Texts of a batch by what became of them.
+
+    ``stopped``: their job was cancelled at the provider by somebody else, and they are not sent
+    again until a person says so.
+    """
 
     to_submit: int = 0
     in_flight: int = 0
     stored: int = 0
     failed: int = 0
+    stopped: int = 0
 
     @property
     def open(self) -> int:
-        return self.to_submit + self.in_flight
+        return self.to_submit + self.in_flight + self.stopped

@@ -97,7 +97,8 @@ class Cutter:
     def _whole(self, connection: sqlite3.Connection, batch: BatchRecord, cut: Cut) -> Amount:
         tokens, items = connection.execute(
             "SELECT coalesce(sum(i.tokens), 0), count(*) FROM wish w JOIN item i "
-            "ON i.id = w.item WHERE w.batch = ? AND i.state = 'open' AND i.part IS NULL",
+            "ON i.id = w.item WHERE w.batch = ? AND i.state = 'open' AND i.part IS NULL "
+            "AND NOT i.stopped",
             (batch.id,),
         ).fetchone()
         amount = cut.amount(tokens + items * cut.overhead)
@@ -160,7 +161,7 @@ class Cutter:
         rows = connection.execute(
             "SELECT i.id, i.tokens, i.bytes FROM wish w JOIN item i ON i.id = w.item "
             "WHERE w.batch = ? AND w.item > ? AND i.state = 'open' AND i.part IS NULL "
-            "ORDER BY w.item LIMIT ?",
+            "AND NOT i.stopped ORDER BY w.item LIMIT ?",
             (batch.id, after, cut.items),
         )
         chosen: list[tuple[int, int, int]] = []

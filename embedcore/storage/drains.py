@@ -21,24 +21,28 @@ class Drains:
             connection.execute("UPDATE batch SET draining = 1 WHERE id = ?", (batch.id,))
 
     def open_tokens(self, batch: BatchRecord) -> int:
-        """Tokens of the texts that have no outcome yet."""
+        """Tokens of the texts that have no outcome yet, and wait for no person."""
         with self.database.read() as connection:
             row = connection.execute(
                 "SELECT coalesce(sum(i.tokens), 0) FROM wish w JOIN item i ON i.id = w.item "
-                "WHERE w.batch = ? AND i.state = 'open'",
+                "WHERE w.batch = ? AND i.state = 'open' AND NOT i.stopped",
                 (batch.id,),
             ).fetchone()
         return int(row[0])
 
     def to_submit(
-        self, batch: BatchRecord, most: int, *, after: int = 0
+        self, batch: BatchRecord, most: int, *, after: int = 0, stopped: bool = False
     ) -> list[tuple[int, bytes]]:
-        """Id and key of texts that are in no job and have no outcome, by ascending id."""
+        """Id and key of texts that are in no job and have no outcome, by ascending id.
+
+        ``stopped``: those too that wait for a person.
+        """
         with self.database.read() as connection:
             return connection.execute(
                 "SELECT i.id, i.key FROM wish w JOIN item i ON i.id = w.item WHERE w.batch = ? "
-                "AND w.item > ? AND i.state = 'open' AND i.part IS NULL ORDER BY w.item LIMIT ?",
-                (batch.id, after, most),
+                "AND w.item > ? AND i.state = 'open' AND i.part IS NULL AND i.stopped <= ? "
+                "ORDER BY w.item LIMIT ?",
+                (batch.id, after, stopped, most),
             ).fetchall()
 
     def settle_now(
@@ -55,7 +59,7 @@ class Drains:
         mine = "WHERE pool = ? AND key = ? AND part IS NULL AND state = 'open'"
         with self.database.transaction() as connection:
             connection.executemany(
-                f"UPDATE item SET state = 'stored', reason = NULL {mine}",
+                f"UPDATE item SET state = 'stored', reason = NULL, stopped = 0 {mine}",
                 [(batch.pool, key) for key in stored],
             )
             connection.executemany(

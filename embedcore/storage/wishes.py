@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 def counts_in(connection: sqlite3.Connection, batch: BatchRecord) -> Counts:
     """As ``Batches.counts``, inside a transaction."""
     row = connection.execute(
-        "SELECT coalesce(sum(i.state = 'open' AND i.part IS NULL), 0), "
+        "SELECT coalesce(sum(i.state = 'open' AND i.part IS NULL AND NOT i.stopped), 0), "
         "coalesce(sum(i.state = 'open' AND i.part IS NOT NULL), 0), "
-        "coalesce(sum(i.state = 'stored'), 0), coalesce(sum(i.state IN ('failed', 'lost')), 0) "
+        "coalesce(sum(i.state = 'stored'), 0), coalesce(sum(i.state IN ('failed', 'lost')), 0), "
+        "coalesce(sum(i.state = 'open' AND i.part IS NULL AND i.stopped), 0) "
         "FROM wish w JOIN item i ON i.id = w.item WHERE w.batch = ?",
         (batch.id,),
     ).fetchone()
-    return Counts(to_submit=row[0], in_flight=row[1], stored=row[2], failed=row[3])
+    return Counts(to_submit=row[0], in_flight=row[1], stored=row[2], failed=row[3], stopped=row[4])
 
 
 def drop_batch(connection: sqlite3.Connection, identity: int) -> None:

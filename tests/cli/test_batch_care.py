@@ -220,6 +220,37 @@ def test_lost_texts_of_a_batch_that_ended_are_submitted_anew(cli, server, submit
     assert cli("batch", "status", again.json["id"]).code == 0
 
 
+@pytest.mark.case("E6")
+def test_what_somebody_cancelled_waits_until_a_person_says_so(cli, server, submit):
+    name = submit(5)
+    (job,) = server.batches.jobs
+    server.batches.step(job.id)
+    server.batches.cancel(job.id)
+    server.batches.end_cancel(job.id, done=2)
+    for _ in range(2):
+        run = cli("batch", "resume")
+        assert run.code == 1
+        assert f"--resubmit-cancelled {name}" in run.err
+    status = cli("batch", "status", name)
+    assert status.code == 1
+    assert "stopped    3 texts of a job that somebody cancelled" in status.out
+    assert f"--resubmit-cancelled {name}" in status.out
+    assert cli("batch", "status", name, "--json").json["batches"][0]["stopped"] == 3
+    fetched = cli("batch", "fetch", name, "-o", "v.jsonl")
+    assert fetched.code == 4
+    assert f"--resubmit-cancelled {name}" in fetched.err
+    assert len(server.batches.jobs) == 1
+    run = cli("batch", "resume", "--resubmit-cancelled", name)
+    assert run.code == 0, run.err
+    assert "3 texts whose job was cancelled will be sent again" in run.err
+    assert len(server.batches.jobs) == 2
+    finish(server)
+    assert cli("batch", "status", name).code == 0
+    ended = cli("batch", "resume", "--resubmit-cancelled", name)
+    assert ended.code == 2
+    assert "texts0.jsonl" in ended.err
+
+
 def test_parts_that_nobody_waits_for_are_still_ended(cli, server, submit):
     name = submit(5)
     server.batches.step(server.batches.jobs[0].id)

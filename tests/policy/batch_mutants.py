@@ -14,7 +14,8 @@ from unittest import mock
 from embedcore.errors import EmbeddingError
 from embedcore.policy import collecting
 from embedcore.policy.adopting import Adopter
-from embedcore.policy.collecting import Collector
+from embedcore.policy.collecting import Found
+from embedcore.policy.ending import Ending
 from embedcore.policy.parts import PartWork
 from embedcore.storage import entries, jobsteps, outcomes, windows as counters
 from embedcore.storage.amounts import Amount
@@ -22,6 +23,7 @@ from embedcore.storage.batches import Batches
 from embedcore.storage.cutting import Cutter
 from embedcore.storage.jobs import Jobs, change
 from embedcore.storage.jobsteps import JobSteps
+from embedcore.storage.partrecords import Part, ordinal_in
 
 MUTANTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {}
 FOUND_BY: dict[str, str] = {}
@@ -117,18 +119,9 @@ def takes_lines_by_their_position(self: Any, outcome: Any) -> int | None:
     return self._line if self._line < len(self._ids) else None
 
 
-_collects = Collector.collect
-
-
-@mutant(Collector, "collect", "results")
-def believes_a_download_that_was_cut(self: Collector, part: Any) -> Any:
-    reading = collecting._Reading(self._office, part)
-    try:
-        for outcome in self._office.strategy.results(part.job or ""):
-            reading.take([outcome])
-    except EmbeddingError:
-        pass
-    return reading.end()
+@mutant(Ending, "_may_be_late", "results")
+def believes_a_download_that_was_cut(self: Ending, part: Any, error: Any) -> bool:
+    return True
 
 
 _ends = JobSteps.end
@@ -142,6 +135,39 @@ def gives_up_at_the_first_failure(self: JobSteps, part: Any, ended: Any, tried: 
 @mutant(JobSteps, "end", "results")
 def never_gives_up(self: JobSteps, part: Any, ended: Any, tried: Any = ()) -> Any:
     return _ends(self, part, replace(ended, most_tries=10**6), tried)
+
+
+@mutant(Part, "ordinal_of", "results")
+def takes_lines_of_other_jobs(self: Part, item: Any) -> int | None:
+    return ordinal_in(str(item).rpartition("-")[2])
+
+
+@mutant(Found, "may_be_paid", "results")
+def buys_again_what_has_no_line(self: Found, status: Any, part: Any) -> bool:
+    return False
+
+
+@mutant(Ending, "_waits_since", "results")
+def gives_up_results_at_once(self: Ending, part: Any, status: Any, found: Any) -> None:
+    return None
+
+
+@mutant(Ending, "_waits_since", "results")
+def waits_for_results_for_ever(self: Ending, part: Any, status: Any, found: Any) -> int | None:
+    return self._jobs.now() if found.without_line and status.state == "completed" else None
+
+
+@mutant(JobSteps, "end", "results")
+def sends_again_what_somebody_cancelled(
+    self: JobSteps, part: Any, ended: Any, tried: Any = ()
+) -> Any:
+    return _ends(self, part, replace(ended, stopped=False), tried)
+
+
+@mutant(PartWork, "_cancelled", "everything")
+def forgets_that_it_cancelled_a_job(self: PartWork, part: Any) -> Any:
+    self._call(lambda: self._office.strategy.cancel(part.job or ""))
+    return part
 
 
 # Money

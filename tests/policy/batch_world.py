@@ -116,9 +116,12 @@ class Seams:
 class Wire(FakeBatch):
     """What one process has of the provider. Its faults are its own."""
 
-    def __init__(self, service: BatchService, seams: Seams) -> None:
+    def __init__(
+        self, service: BatchService, seams: Seams, told_to_stop: Callable[[str], None]
+    ) -> None:
         super().__init__(service, model=INFO.model)
         self._seams = seams
+        self.told_to_stop = told_to_stop
 
     def upload(self, items: Any, *, key: str) -> str:
         return self._at_seams("upload", lambda: super(Wire, self).upload(items, key=key))
@@ -136,6 +139,7 @@ class Wire(FakeBatch):
         return self._at_seams("poll", lambda: super(Wire, self).poll(job_id))
 
     def cancel(self, job_id: str) -> None:
+        self.told_to_stop(job_id)
         self._at_seams("cancel", lambda: super(Wire, self).cancel(job_id))
 
     def results(self, job_id: str) -> Iterator[Any]:
@@ -193,7 +197,7 @@ class Process(BatchForms):
         self.world = world
         self.name = name
         self.seams = Seams()
-        self.wire = Wire(world.service, self.seams)
+        self.wire = Wire(world.service, self.seams, world.ours.add)
         database = Database(world.folder / "state.db", STATE, version=STATE_VERSION, timeout=5)
         self.store = VectorStore(
             world.folder / "vectors.db", cap=CAP, busy_timeout=5, now=world.now
@@ -268,6 +272,7 @@ class Submitted:
     waited_for: bool
     given_up: bool = False
     buys_lost: bool = False
+    sends_again: bool = False
 
 
 @cache
@@ -326,6 +331,9 @@ class World:
         self.excused: dict[str, str] = {}
         self.hidden: dict[str, set[str]] = {}
         self.lost: set[str] = set()
+        # Jobs that embedcore told to stop, and those that somebody else did.
+        self.ours: set[str] = set()
+        self.elsewhere: set[str] = set()
         self.violations: list[str] = []
         self._lines: dict[str, list[str]] = {}
         self._number = 0
@@ -395,6 +403,34 @@ class World:
         with suppress(ApiError):
             (self.service.vanish_output if output else self.service.vanish)(job.id)
 
+    def cancel_elsewhere(self, job: Job) -> None:
+        """Somebody cancels a job at the provider, of which embedcore knows."""
+        with suppress(ApiError):
+            self.service.cancel(job.id)
+        if self.is_awaited(job) and job.id not in self.ours:
+            self.elsewhere.add(job.id)
+
+    def be_late(self, late: Any, seconds: float) -> None:
+        """From now on results are there only so long after a job's end."""
+        quirks = self.service.settings.quirks
+        quirks.late, quirks.late_looks, quirks.late_seconds = late, None, seconds
+        if late is not None and seconds >= self.rules.output_wait / 2:
+            # Too late for some: what is not read in time is lost.
+            for job in self.service.jobs:
+                if not job.ended or self.is_awaited(job):
+                    self.give_up(job)
+
+    def give_up(self, job: Job) -> None:
+        """What it brings may be lost."""
+        self.lost.add(job.id)
+        self.hidden[job.id] = set(self.texts_of(job))
+
+    def swap(self, one: Job, other: Job) -> None:
+        """Two jobs have the output of the other. Whoever reads them has nothing."""
+        self.service.swap_outputs(one.id, other.id)
+        for job in (one, other):
+            self.give_up(job)
+
     # What the processes do
 
     def submit(
@@ -453,6 +489,20 @@ class World:
         for job in self._open_jobs(process):
             self.submitted[job.id].buys_lost = True
             process.run(job.resubmit_lost)
+
+    def send_again(self) -> None:
+        """A person says that what was cancelled elsewhere is wanted all the same."""
+        process = self.processes[0]
+        for job in self._open_jobs(process):
+            self.submitted[job.id].sends_again = True
+            process.run(job.resubmit_cancelled)
+
+    def look(self, who: int, which: int) -> None:
+        """Somebody asks how a batch stands."""
+        process = self.processes[who]
+        if jobs := self._open_jobs(process):
+            job = jobs[which % len(jobs)]
+            process.run(lambda: self._tolerant(job.status, job))
 
     def stall(self, seconds: float, other: int, rounds: int) -> Callable[[], None]:
         """A trap: time passes and another process goes on, in the middle of what one does."""
@@ -527,6 +577,27 @@ class World:
         if looked_for and lag and late + lag > self.rules.grace and key not in self.excused:
             self.excused[key] = "came late, and the list hid it: the fence cannot save that"
         self.violations += self.overlaps()
+        if key not in self.excused and not self.service.settings.accepts_deleted_input:
+            self.violations += self._unasked(job)
+
+    def _unasked(self, new: Job) -> Iterator[str]:
+        """Texts of a new job that only a person may have sent again."""
+        wishes = self.submitted.values()
+        for text in self.texts_of(new):
+            mine = [one for one in wishes if text in one.texts]
+            if any(one.given_up for one in mine):
+                # What nobody wanted any more is like new for the next one.
+                continue
+            for old in self.service.jobs:
+                if old is new or text not in self.texts_of(old) or self.key_of(old) in self.excused:
+                    continue
+                ran = [one for one in old.results if one.line.texts == (text,)]
+                bought = bool(ran) and ran[0].failure is None and not old.gone
+                if bought and not any(one.buys_lost for one in mine):
+                    yield f"{text!r} was paid for in {old.id}, and is bought again in {new.id}"
+                stopped = old.id in self.elsewhere - self.ours and not ran
+                if stopped and not any(one.sends_again for one in mine):
+                    yield f"{text!r} of {old.id} was cancelled elsewhere, and is in {new.id}"
 
     def key_of(self, job: Job) -> str:
         return (job.metadata or {})[KEY]
@@ -593,6 +664,7 @@ class World:
         assert not self.bought_twice()
         self._check_money()
         self._check_vectors()
+        self._check_stopped()
 
     def _check_money(self) -> None:
         days = self._rows(
@@ -611,6 +683,15 @@ class World:
         )
         total = [held for period, _, held in days if period == "total"]
         assert sum(counted) == sum(total), f"grants and attempts {counted} are not held {total}"
+
+    def _check_stopped(self) -> None:
+        """Only what somebody else cancelled waits for a person."""
+        keys = {key for (key,) in self._rows("SELECT key FROM item WHERE stopped")}
+        if keys:
+            known = self._keys()
+            jobs = [job for job in self.service.jobs if job.id in self.elsewhere]
+            texts = {text for job in jobs for text in self.texts_of(job)}
+            assert {known[key] for key in keys} <= texts, "nobody cancelled the job of these"
 
     def _check_vectors(self) -> None:
         stored = {key for (key,) in self._rows("SELECT key FROM item WHERE state = 'stored'")}
@@ -641,18 +722,22 @@ class World:
         self.service.settings.listing = Listing()
         self.service.settings.enqueued_token_limit = None
         self.service.settings.progress.polls = 2
+        self.service.settings.quirks.late = None
+        self.service.settings.not_ready_seconds = 0.0
         self.set_limit(None)
         for process in self.processes:
             process.wire.faults.clear()
             process.seams.clear()
             process.store.cap = CAP
         self.buy_lost()
+        self.send_again()
         # Whoever submits drops what a process left that died while it submitted, a day later.
         self.pass_time(90_000)
         self.submit(0, ["the last"])
         for number in range(150):
             self.pass_time(61 if number < 25 else 4_000)
             self.advance(number % len(self.processes))
+            self.send_again()
             if number % 5 == 0:
                 self.check()
             if number > 25 and self._is_quiet():
@@ -743,7 +828,7 @@ class World:
             results = [one for one in job.results if one.line.texts == (text,)]
             hidden = job.gone or text in self.hidden.get(job.id, set())
             failure = results[0].failure if results else None
-            if job.id in self.lost:
+            if job.id in self.lost or hidden:
                 # Paid for and lost: it is bought again only for those who say so.
                 failures += 1_000
             if failure is not None and failure.http and failure.status < 429:

@@ -203,7 +203,10 @@ class Jobs(Machine):
     @rule(
         which=which,
         what=st.sampled_from(
-            ("step", "run", "finish", "partly", "hide", "no_file", "expire", "fail", "end_cancel")
+            (
+                *("step", "run", "finish", "partly", "hide", "no_file"),
+                *("expire", "fail", "end_cancel", "cancel", "swap"),
+            )
         ),
         done=st.integers(0, 2),
     )
@@ -229,8 +232,20 @@ class Jobs(Machine):
             service.end_cancel(job.id, done=done)
         elif what == "fail" and job.status == "validating":
             service.fail(job.id, "server_error", "An internal error.")
+        elif what == "cancel":
+            self.world.cancel_elsewhere(job)
+        elif what == "swap":
+            self._swap(job)
         elif what in ("hide", "no_file"):
             self._hide(job, what)
+
+    def _swap(self, job: Job) -> None:
+        """It completes with the output of another one, which has its own."""
+        service = self.world.service
+        others = [one for one in service.jobs if one.output_file_id and self.world.is_awaited(one)]
+        if others:
+            service.finish(job.id)
+            self.world.swap(job, others[0])
 
     def _hide(self, job: Job, what: str) -> None:
         """It completes, and lines that were billed are in no file."""
@@ -242,6 +257,13 @@ class Jobs(Machine):
         self.world.service.finish(job.id)
         self.world.hidden[job.id] = hidden
         quirks.missing, quirks.no_output_file = None, False
+
+    @rule(
+        late=st.sampled_from((None, "no file", "missing", "empty", "first line", "error")),
+        seconds=st.sampled_from((1.0, 100.0, 250.0, 2_000.0, 1e9)),
+    )
+    def results_are_late(self, late: Any, seconds: float) -> None:
+        self.world.be_late(late, seconds)
 
     @rule(
         which=which,
@@ -325,6 +347,11 @@ class BatchMachine(Jobs):
         self.world.advance(who)
 
     @rule(who=who, which=which, trouble=troubles(LATER))
+    def look(self, who: int, which: int, trouble: Any) -> None:
+        self._meet(who, trouble)
+        self.world.look(who, which)
+
+    @rule(who=who, which=which, trouble=troubles(LATER))
     def advance_one(self, who: int, which: int, trouble: Any) -> None:
         self._meet(who, trouble)
         self.world.advance(who, which)
@@ -352,7 +379,9 @@ class BatchMachine(Jobs):
 
     @rule(
         who=who,
-        what=st.sampled_from(("suspect", "limit", "limit", "full", "full", "buy_lost", "queue")),
+        what=st.sampled_from(
+            ("suspect", "limit", "limit", "full", "full", "buy_lost", "send_again", "queue", "slow")
+        ),
         limit=st.sampled_from((None, 5, 12, 40)),
         full=st.booleans(),
         queue=st.sampled_from((None, 8, 12)),
@@ -370,6 +399,12 @@ class BatchMachine(Jobs):
             store.cap = store.used if full else world_of.CAP
         elif what == "buy_lost":
             self.world.buy_lost()
+        elif what == "send_again":
+            self.world.send_again()
+        elif what == "slow":
+            # Inputs that were just uploaded cannot be used at once.
+            settings = self.world.service.settings
+            settings.not_ready_seconds = 0.0 if settings.not_ready_seconds else 90.0
         else:
             self.world.service.settings.enqueued_token_limit = queue
 
@@ -465,11 +500,13 @@ class Results(Jobs):
         who=who,
         trouble=st.one_of(st.none(), faults(("results",)), dies_while_storing, dies_while_storing),
         seconds=st.sampled_from((61, 130)),
+        rounds=st.sampled_from((1, 1, 1, 8)),
     )
-    def advance(self, who: int, trouble: Any, seconds: int) -> None:
+    def advance(self, who: int, trouble: Any, seconds: int, rounds: int) -> None:
         self._meet(who, trouble)
-        self.world.advance(who)
-        self.world.pass_time(seconds)
+        for _ in range(rounds):
+            self.world.advance(who)
+            self.world.pass_time(seconds)
 
 
 def plan(examples: int, steps: int = 30, **more: Any) -> settings:

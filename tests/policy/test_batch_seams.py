@@ -210,15 +210,20 @@ def test_poll_errors_change_nothing(world: Any, effect: Any) -> None:
 
 
 @pytest.mark.fault(63)
+@pytest.mark.fault(64)
 @pytest.mark.parametrize("how", ["expire", "finish", "end_cancel"])
 def test_partial_results_are_kept(world: Any, how: str) -> None:
     world.submit(0, ["a", "bread"])
     (job,) = world.service.jobs
     world.service.step(job.id)
     if how == "end_cancel":
-        world.service.cancel(job.id)
+        world.cancel_elsewhere(job)
     getattr(world.service, how)(job.id, done=1)
     world.advance(1)
+    if how == "end_cancel":
+        assert world.service.jobs == [job], "until a person says so"
+        world.send_again()
+        world.advance(1)
     _, again = world.service.jobs
     done = {result.line.texts[0] for result in job.results}
     assert len(done) == 1

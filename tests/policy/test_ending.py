@@ -76,6 +76,8 @@ def test_a_job_that_is_cancelling_for_hours_is_waited_for(bureau: Any) -> None:
     assert len(bureau.jobs) == 1, "what may still come is not bought again"
     assert job.status(poll=False).in_flight == 6
     bureau.service.end_cancel(first.id)
+    job.advance()
+    assert job.resubmit_cancelled() == 4
     bureau.work(job)
     bureau.check(job, TEXTS)
     assert texts_in(bureau, bureau.jobs[1]) == 4
