@@ -369,7 +369,7 @@ def test_gc_without_any_batch(cli, server, state_home):
 
 
 def test_the_doctor_tells_of_open_batches(cli, server, submit):
-    assert "batches" not in cli("doctor").out
+    assert "open, $" not in cli("doctor").out
     name = submit(10)
     run = cli("doctor")
     assert run.code == 0, run.out
@@ -380,4 +380,4 @@ def test_the_doctor_tells_of_open_batches(cli, server, submit):
     finish(server)
     server.faults.clear()
     assert cli("batch", "status", name, "--watch", "--interval", "0.1").code == 0
-    assert "batches" not in cli("doctor").out
+    assert "open, $" not in cli("doctor").out
