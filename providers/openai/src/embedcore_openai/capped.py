@@ -21,6 +21,7 @@ from openai import DefaultHttpxClient
 
 from embedcore.forksafe import in_child
 from embedcore_openai.buffers import Buffers
+from embedcore_openai.deadline import bound
 
 _ERROR_BYTES: Final = 1_000_000
 _STEP_BYTES: Final = 1 << 16
@@ -29,10 +30,14 @@ _WINDOW_BITS: Final = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBIT
 
 @dataclass(kw_only=True, slots=True)
 class Exchange:
-    """What goes down to ``send`` and what comes back past the SDK."""
+    """What goes down to ``send`` and what comes back past the SDK.
+
+    ``bound``: when every wait must end; None: how long each may take is decided elsewhere.
+    """
 
     max_bytes: int
     deadline: float
+    bound: float | None = None
     stream: bool = False
     download: Download | None = None
     body: memoryview | None = None
@@ -101,6 +106,13 @@ exchange_under_way: ContextVar[Exchange] = ContextVar("embedcore_openai_exchange
 _PATIENCE_SECONDS: Final = 0.05
 
 
+def _left() -> float | None:
+    exchange = exchange_under_way.get(None)
+    if exchange is None or exchange.bound is None:
+        return None
+    return exchange.bound - time.monotonic()
+
+
 class _Memory:
     """What the bodies of this process share."""
 
@@ -119,10 +131,15 @@ in_child(_memory.__init__)  # type: ignore[misc]
 class CappedClient(DefaultHttpxClient):
     """Reads every body itself, up to a number of decoded bytes and a moment in time."""
 
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        bound(self, _left)
+
     def send(self, request: Any, **kwargs: Any) -> Any:
         exchange = exchange_under_way.get()
         response = super().send(request, **{**kwargs, "stream": True, "follow_redirects": False})
         if exchange.stream and response.status_code < 300:
+            exchange.bound = None
             exchange.download = Download(response, left=exchange.deadline - time.monotonic())
             return _with_body(b"", response, request)
         try:

@@ -43,6 +43,8 @@ class Answer:
 class Call:
     """One HTTP request. ``timeout`` in seconds: for all of it, or with ``stream`` or ``file`` for
     each wait; then ``patience`` is for all the waiting. ``max_bytes``: of the body that is read.
+
+    All of it: connecting, sending, the headers and the body, however they drip.
     """
 
     method: str = "POST"
@@ -113,8 +115,15 @@ class Transport:
         Without ``Authorization`` in ``headers``, none is sent. Raises the exceptions of the openai
         package where there is no HTTP answer, and ``UnreadableBody``.
         """
-        deadline = time.monotonic() + (call.patience or call.timeout)
-        exchange = Exchange(max_bytes=call.max_bytes, deadline=deadline, stream=call.stream)
+        began = time.monotonic()
+        deadline = began + (call.patience or call.timeout)
+        exchange = Exchange(
+            max_bytes=call.max_bytes,
+            deadline=deadline,
+            # Of a stream, the head.
+            bound=began + call.timeout if call.stream else deadline,
+            stream=call.stream,
+        )
         token = exchange_under_way.set(exchange)
         try:
             response = self._response_to(call, headers, deadline)
