@@ -17,6 +17,7 @@ from embedcore.cli.batchoptions import (
     seconds,
 )
 from embedcore.cli.options import (
+    age,
     model_option,
     quiet_option,
     scope_option,
@@ -258,17 +259,23 @@ def resume(
 
 
 @command.command(name="gc")
+@click.option(
+    "--older-than",
+    callback=age,
+    metavar="AGE",
+    help="Batches that ended before, 7d; 0d: all that ended. Default: keep_days.",
+)
 @click.option("--dry-run", is_flag=True, help="List what would go, and stop.")
 @client_option
 @quiet_option
 @talking
 @click.pass_obj
-def gc(screen: Screen, dry_run: bool, model: str | None) -> int:
+def gc(screen: Screen, older_than: float | None, dry_run: bool, model: str | None) -> int:
     """Delete input files at the provider that no job uses, and what is kept here of old batches.
 
-    Old are those that ended keep_days ago ([batch] in the settings). Vectors stay: see
-    embedcore cache prune.
+    Old are those that ended keep_days ago ([batch] in the settings), or --older-than: their rows
+    cannot be fetched any more. Vectors stay: see embedcore cache prune.
     """
     from embedcore.cli.batchgc import collect_garbage
 
-    return collect_garbage(screen, dry_run=dry_run, model=model)
+    return collect_garbage(screen, older_than=older_than, dry_run=dry_run, model=model)

@@ -62,8 +62,13 @@ class Garbage:
         return "\n".join([facts(shown), *listed])
 
 
-def collect_garbage(screen: Screen, *, dry_run: bool, model: str | None) -> int:
-    """``embedcore batch gc``. The code of the first thing that could not be looked at."""
+def collect_garbage(
+    screen: Screen, *, older_than: float | None, dry_run: bool, model: str | None
+) -> int:
+    """``embedcore batch gc``. The code of the first thing that could not be looked at.
+
+    ``older_than``: seconds since the end of a batch, instead of ``keep_days``.
+    """
     config, found = Config.load(), Garbage()
     with batch_books(config) as books:
         for strategy, needed in _strategies(screen, config, books, model, found):
@@ -72,7 +77,7 @@ def collect_garbage(screen: Screen, *, dry_run: bool, model: str | None) -> int:
             except EmbeddingError as error:
                 _note(screen, error, found)
         if books is not None:
-            _local(books, found, dry_run=dry_run)
+            _local(books, found, older_than=older_than, dry_run=dry_run)
     screen.answer(
         {
             "dry_run": dry_run,
@@ -135,9 +140,10 @@ def _remote(
         found.remote.append(file)
 
 
-def _local(books: BatchBooks, found: Garbage, *, dry_run: bool) -> None:
-    now, days = books.jobs.now(), books.config.batch.keep_days
-    before = now - round(days * _DAY_SECONDS * MICROSECONDS)
+def _local(books: BatchBooks, found: Garbage, *, older_than: float | None, dry_run: bool) -> None:
+    if older_than is None:
+        older_than = books.config.batch.keep_days * _DAY_SECONDS
+    before = books.jobs.now() - round(older_than * MICROSECONDS)
     for record in books.batches.all():
         if record.ended is not None and record.ended < before:
             found.batches.append(record.name)

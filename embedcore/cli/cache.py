@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,7 +16,7 @@ from embedcore.choice import Choice
 from embedcore.cli.cachechecks import chosen, whether_on
 from embedcore.cli.exits import FAILED, USAGE
 from embedcore.cli.opening import opened
-from embedcore.cli.options import model_option, quiet_option, scope_option, talking
+from embedcore.cli.options import age, model_option, quiet_option, scope_option, talking
 from embedcore.cli.progress import LINE_SECONDS
 from embedcore.cli.screen import Screen
 from embedcore.cli.text import dollars, facts, plural, shown_path, size, table
@@ -27,23 +26,9 @@ from embedcore.errors import ConfigurationError
 from embedcore.policy.probing import PROBE_TEXT, probe
 from embedcore.storage import housekeeping, usage
 from embedcore.storage.housekeeping import Contents
-from embedcore.storage.vectors import DAY_SECONDS
 
 if TYPE_CHECKING:
     from embedcore.storage.vectors import VectorStore
-
-_AGE: Final = re.compile(r"(\d+)\s*(d|w|)", re.IGNORECASE)
-_DAYS: Final = {"": 1, "d": 1, "w": 7}
-
-
-def _age(_: click.Context, __: click.Parameter, value: str | None) -> float | None:
-    """``90d`` or ``12w``, as seconds."""
-    if value is None:
-        return None
-    found = _AGE.fullmatch(value.strip())
-    if found is None:
-        raise click.BadParameter(f"{value!r}: write it in days or weeks, like 90d or 12w")
-    return int(found[1]) * _DAYS[found[2].lower()] * float(DAY_SECONDS)
 
 
 def _bytes(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
@@ -99,13 +84,14 @@ def where(screen: Screen, model: str | None) -> None:
 
 @command.command(name="prune")
 @click.option(
-    "--older-than", callback=_age, metavar="AGE", help="Only those kept since before, 90d."
+    "--older-than", callback=age, metavar="AGE", help="Only those kept since before, 90d."
 )
 @click.option(
     "--model", "-m", metavar="MODEL", help="Only those of one provider:model, or of a profile."
 )
 @click.option("--down-to", callback=_bytes, metavar="SIZE", help="No more than that needs, 5GB.")
 @click.option("--all", "everything", is_flag=True, help="All of them.")
+@click.option("--even-needed", is_flag=True, help="Also those that a batch still needs.")
 @click.option("--dry-run", is_flag=True, help="Show what would go, and stop.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @quiet_option
@@ -117,17 +103,24 @@ def prune(
     model: str | None,
     down_to: int | None,
     everything: bool,
+    even_needed: bool,
     dry_run: bool,
     yes: bool,
 ) -> int:
     """Delete vectors, the oldest first, and give their space back.
 
-    They are bought again when their texts are embedded again. What a batch still needs stays.
+    They are bought again when their texts are embedded again. What a batch still needs stays, for
+    keep_days, unless --even-needed is given: its rows are then without vectors.
     """
     if older_than is None and model is None and down_to is None and not everything:
         raise click.UsageError("say which: --older-than, --model, --down-to, or --all")
     choice, name = _choice(model)
-    rule: dict[str, Any] = {"older_than": older_than or 0.0, "model": name, "down_to": down_to}
+    rule: dict[str, Any] = {
+        "older_than": older_than or 0.0,
+        "model": name,
+        "down_to": down_to,
+        "even_needed": even_needed,
+    }
     with _there(screen, choice) as store:
         if store is None:
             return 0

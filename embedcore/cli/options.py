@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
@@ -63,6 +64,21 @@ scope_option = click.option("--scope", metavar="NAME", help="The project whose b
 yes_option = click.option(
     "-y", "--yes", is_flag=True, help="Do not ask, whatever it costs; limits still hold."
 )
+
+
+_AGE: Final = re.compile(r"(\d+)\s*(d|w|)", re.IGNORECASE)
+_DAYS: Final = {"": 1, "d": 1, "w": 7}
+_DAY_SECONDS: Final = 86_400.0
+
+
+def age(_: click.Context, __: click.Parameter, value: str | None) -> float | None:
+    """``90d`` or ``12w``, as seconds."""
+    if value is None:
+        return None
+    found = _AGE.fullmatch(value.strip())
+    if found is None:
+        raise click.BadParameter(f"{value!r}: write it in days or weeks, like 90d or 12w")
+    return int(found[1]) * _DAYS[found[2].lower()] * _DAY_SECONDS
 
 
 def talking(command: Command) -> Command:

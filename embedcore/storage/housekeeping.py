@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 # Nobody else can write while these are deleted.
 _ROWS_AT_ONCE: Final = 200
+# Later than every day that is counted.
+_NO_DAY: Final = 2**62
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,20 +52,23 @@ def prune(
     older_than: float = 0.0,
     model: str | None = None,
     down_to: int | None = None,
+    even_needed: bool = False,
 ) -> int:
     """Delete vectors, the oldest first, and give their space back. Returns how many.
 
     ``older_than``: stored at least that many seconds ago, counted in whole days; ``model``: only
     those of that ``provider:model``; ``down_to``: no more than needed to use so many bytes. Pinned
-    vectors stay. Others can read and write between its small transactions.
+    vectors stay, unless ``even_needed``. Others can read and write between its small transactions.
     """
-    stored_by = store.today() - int(older_than // DAY_SECONDS)
+    stored_by, pinned_by = _days(store, older_than, even_needed)
     deleted = 0
     while True:
         with store.database.transaction() as connection:
+            # Else a vector can still be read where the file is free.
+            connection.execute("PRAGMA secure_delete = ON").fetchall()
             if down_to is not None and used_bytes(connection) <= down_to:
                 return deleted
-            ids = _oldest(connection, stored_by, store.today(), model)
+            ids = _oldest(connection, stored_by, pinned_by, model)
             deleted += delete_rows(connection, ids)
             # Materialised: the pragma frees one page with each row that is fetched.
             connection.execute("PRAGMA incremental_vacuum").fetchall()
@@ -77,12 +82,13 @@ def prunable(
     older_than: float = 0.0,
     model: str | None = None,
     down_to: int | None = None,
+    even_needed: bool = False,
 ) -> dict[str, int]:
     """Model → how many vectors ``prune`` would delete now; with ``down_to`` about so many.
 
     Takes as long as reading the whole file.
     """
-    stored_by = store.today() - int(older_than // DAY_SECONDS)
+    stored_by, pinned_by = _days(store, older_than, even_needed)
     with store.database.read() as connection:
         excess = None if down_to is None else max(used_bytes(connection) - down_to, 0)
         found = connection.execute(
@@ -91,19 +97,25 @@ def prunable(
             "FROM vector JOIN origin ON origin.id = vector.origin "
             "WHERE stored <= ?1 AND keep_until < ?2 AND (?3 IS NULL OR model = ?3)"
             ") WHERE ?4 IS NULL OR before < ?4 GROUP BY model ORDER BY model",
-            (stored_by, store.today(), model, excess),
+            (stored_by, pinned_by, model, excess),
         )
         return dict(found.fetchall())
 
 
+def _days(store: VectorStore, older_than: float, even_needed: bool) -> tuple[int, int]:
+    """Stored by which day, and pinned for no longer than which, a vector may go."""
+    today = store.today()
+    return today - int(older_than // DAY_SECONDS), _NO_DAY if even_needed else today
+
+
 def _oldest(
-    connection: sqlite3.Connection, stored_by: int, today: int, model: str | None
+    connection: sqlite3.Connection, stored_by: int, pinned_by: int, model: str | None
 ) -> list[int]:
     found = connection.execute(
         "SELECT vector.id FROM vector JOIN origin ON origin.id = vector.origin "
         "WHERE stored <= ?1 AND keep_until < ?2 AND (?3 IS NULL OR model = ?3) "
         "ORDER BY vector.id LIMIT ?4",
-        (stored_by, today, model, _ROWS_AT_ONCE),
+        (stored_by, pinned_by, model, _ROWS_AT_ONCE),
     )
     return [row[0] for row in found.fetchall()]
 

@@ -86,6 +86,14 @@ def test_age_is_counted_in_days_from_the_day_of_storing(store: VectorStore, cloc
     assert prune(store, older_than=1.0) == 1, "less than a day is no day"
 
 
+def test_what_is_pinned_goes_too_if_that_is_said(store: VectorStore, clock: Any) -> None:
+    buy(store, ["pinned"], until=clock.now + 9 * DAY_SECONDS)
+    buy(store, ["not pinned"])
+    assert prune(store, model="p:n", even_needed=True) == 0
+    assert prune(store, even_needed=True) == 2
+    assert there(store, ["pinned", "not pinned"]) == []
+
+
 @pytest.mark.fault(119)
 def test_what_is_pinned_stays_until_its_time_has_passed(store: VectorStore, clock: Any) -> None:
     noon = clock.now
@@ -100,6 +108,8 @@ def test_what_is_pinned_stays_until_its_time_has_passed(store: VectorStore, cloc
     clock.now = noon + 2 * DAY_SECONDS
     assert prune(store) == 1
     assert there(store, ["pinned at once", "pinned later"]) == ["pinned later"]
+    assert housekeeping.prunable(store, even_needed=True) == {"p:m": 1}
+    assert housekeeping.prunable(store) == {}
     clock.now = noon + 3 * DAY_SECONDS
     assert prune(store) == 1
 
