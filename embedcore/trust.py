@@ -56,6 +56,7 @@ class Permission(Enum):
     """When a found file may set a key without being trusted."""
 
     ALWAYS = "always"
+    NUMBER = "a whole number, true or false"
     LOWERED = "not above what holds without the file"
     NO_OTHER_LIMIT = "while no other layer sets a limit"
     LOOPBACK = "an address on this machine, which is sent no key of the environment"
@@ -72,8 +73,9 @@ _ALLOWED: Final[Mapping[KeyPath, Permission]] = {
         for key in ("concurrency", "requests_per_minute", "tokens_per_minute")
     },
     ("scope",): Permission.NO_OTHER_LIMIT,
-    ("options", "*", "dimensions"): Permission.ALWAYS,
-    ("options", "*", "batch"): Permission.ALWAYS,
+    # Of any provider: what it means by these, an address or a path is neither.
+    ("options", "*", "dimensions"): Permission.NUMBER,
+    ("options", "*", "batch"): Permission.NUMBER,
     ("options", "*", "price"): Permission.NO_OTHER_LIMIT,
     ("options", "*", "batch_price"): Permission.NO_OTHER_LIMIT,
     ("options", "*", "base_url"): Permission.LOOPBACK,
@@ -140,6 +142,8 @@ def may_set(standing: Standing, entry: Entry, others: Others) -> bool:
     if permission is Permission.LOWERED:
         named = others.lowest.get(_listed(entry.path))
         return _within_default(entry) or (named is not None and _at_most(entry, named[0]))
+    if permission is Permission.NUMBER:
+        return isinstance(entry.value, int)
     if permission is Permission.NO_OTHER_LIMIT:
         return not others.limited
     if permission is Permission.LOOPBACK:
@@ -315,7 +319,8 @@ def _looked_at(path: Path) -> FoundFile | str | None:
     """The file, or what is wrong with it: whoever raises that must not have its text in a frame."""
     try:
         # A pipe would wait for a writer.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        descriptor = os.open(path, flags)
         info = os.fstat(descriptor)
         if not stat.S_ISREG(info.st_mode):
             os.close(descriptor)

@@ -335,6 +335,14 @@ def test_empty_tables_set_nothing_and_an_empty_option_is_one():
         Config.load()
 
 
+@pytest.mark.parametrize("value", ['"http://evil.example"', '"$HOME"', "1.5", "[1]", "{ a = 1 }"])
+@pytest.mark.parametrize("option", ["batch", "dimensions"])
+def test_an_option_that_another_provider_understands_in_another_way_is_sensitive(option, value):
+    put(Path("embedcore.toml"), f"options.acme.{option} = {value}")
+    with pytest.raises(ConfigurationError, match=rf"options\.acme\.{option}"):
+        Config.load()
+
+
 def test_a_mistake_is_told_before_trust_is_asked_for():
     put(Path("embedcore.toml"), 'modle = "m"\nhome = "x"')
     with pytest.raises(ConfigurationError, match="did you mean 'model'"):

@@ -13,6 +13,7 @@ from embedcore.testing import FakeOpenAI
 
 HOST = "stranger.example"
 SECRETS = {
+    "OPENAI_CUSTOM_HEADERS": "X-Ambient: CANARY-of-the-client",
     "OPENAI_API_KEY": "sk-CANARY-of-the-user-0123456789",
     "AWS_SECRET_ACCESS_KEY": "CANARY-of-the-cloud-0123456789",
     "GITHUB_TOKEN": "CANARY-of-the-forge-0123456789",

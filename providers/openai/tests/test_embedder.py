@@ -93,11 +93,17 @@ def test_settings_of_the_sdk_in_the_environment_change_nothing(
     monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-other")
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
     monkeypatch.setenv("OPENAI_ADMIN_KEY", "admin-other")
+    ambient = "X-Ambient: secret\nauthorization: Bearer other\nAccept-Encoding: gzip\nno header"
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", ambient)
     embed(make())
     sent = server.requests[-1].headers
     assert sent["authorization"] == f"Bearer {canary}"
     assert "openai-organization" not in sent
     assert "openai-project" not in sent
+    assert "x-ambient" not in sent
+    assert sent["accept-encoding"] == "identity"
+    embed(make(headers={"X-Ambient": "asked for"}))
+    assert server.requests[-1].headers["x-ambient"] == "asked for"
 
 
 def test_own_headers_are_sent_and_may_replace_the_key(server: FakeOpenAI, make: Make) -> None:

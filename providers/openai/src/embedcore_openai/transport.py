@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import math
+import os
 import ssl
 import time
 import weakref
@@ -87,6 +88,8 @@ class Transport:
         verify: bool | str = True,
     ) -> None:
         self._connect_timeout = connect_timeout
+        # Options decide what is sent where; the SDK adds these whatever the address.
+        self._left_out = dict.fromkeys(_headers_of_the_environment(), Omit())
         self._headers = {
             # Vectors hardly compress, and unpacking costs four times the rest of the decoding.
             "Accept-Encoding": "identity",
@@ -145,7 +148,12 @@ class Transport:
     def _response_to(self, call: Call, headers: Mapping[str, str], deadline: float) -> Any:
         connect = min(call.timeout, self._connect_timeout)
         options: Any = {
-            "headers": {"Authorization": Omit(), **self._headers, **headers},
+            "headers": {
+                **self._left_out,
+                "Authorization": Omit(),
+                **self._headers,
+                **headers,
+            },
             "timeout": openai.Timeout(call.timeout, connect=connect),
             "params": call.query,
         }
@@ -188,6 +196,12 @@ def _certificates(verify: bool | str) -> bool | ssl.SSLContext:
             f"verify = {verify!r} is no file of certificates ({type(error).__name__}): give the "
             "path of a PEM file, or of a folder of them"
         ) from None
+
+
+def _headers_of_the_environment() -> list[str]:
+    """The headers that the SDK would add to each request by itself."""
+    lines = os.environ.get("OPENAI_CUSTOM_HEADERS", "").split("\n")
+    return [line.partition(":")[0].strip() for line in lines if ":" in line]
 
 
 def _quieten() -> None:
