@@ -110,6 +110,18 @@ def _as_float(literal: str) -> float | None:
     return number if math.isnan(number) or abs(number) < 3e38 else math.copysign(math.inf, number)
 
 
+@_says("kind")
+def no_vector(embeddings: Embeddings, exchange: Exchange) -> None:
+    """Each text with the marker (the first one without a marker) has no vector: ``kind`` "null",
+    "empty", "nulls" (a list of them) or "nan"."""
+    kind, width = exchange.text("kind", "null"), embeddings.vectors.shape[1]
+    nothing = {"null": None, "empty": [], "nulls": [None] * width, "nan": [math.nan] * width}
+    for place, text in enumerate(exchange.answer.texts):
+        is_one = place == 0 if exchange.marker is None else exchange.marker in text
+        if is_one:
+            embeddings.items[place]["embedding"] = nothing[kind]
+
+
 @_says("position")
 def zero_vector(embeddings: Embeddings, exchange: Exchange) -> None:
     """The vector at ``position`` (0) is all zeros."""

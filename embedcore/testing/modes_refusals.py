@@ -112,6 +112,20 @@ def status(exchange: Exchange) -> HttpReply:
     return exchange.replied(content.encode(), status=number, headers=headers)
 
 
+@mode(bills=False, options=("status", "message", "code", "kind", "param"))
+def refusal(exchange: Exchange) -> HttpReply:
+    """An error of the API's own, with this ``status`` (400) and ``message``."""
+    return exchange.refused(
+        ApiError(
+            int(exchange.number("status", 400)),
+            exchange.text("message", "The request is invalid."),
+            kind=exchange.text("kind", "invalid_request_error"),
+            code=exchange.text("code", "") or None,
+            param=exchange.text("param", "") or None,
+        )
+    )
+
+
 @mode(bills=False, options=("status",))
 def echo_key(exchange: Exchange) -> HttpReply:
     """An error (401) whose message and headers repeat the key, in plain, in base64 and in part."""

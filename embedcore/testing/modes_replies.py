@@ -28,6 +28,13 @@ def late(exchange: Exchange) -> HttpReply:
     return exchange.honest(deliver=wire.late(exchange.number("seconds", 1)))
 
 
+@mode(bills=True, options=("seconds",))
+def slow(exchange: Exchange) -> HttpReply:
+    """The honest reply after ``seconds`` (0.05) for each text."""
+    seconds = exchange.number("seconds", 0.05) * len(exchange.answer.texts)
+    return exchange.honest(deliver=wire.late(seconds))
+
+
 @mode(bills=True, options=("interval",))
 def drip(exchange: Exchange) -> HttpReply:
     """The honest reply with ``interval`` seconds (1) before every byte of its body."""
