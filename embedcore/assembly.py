@@ -23,6 +23,7 @@ from embedcore.policy.purse import Account
 from embedcore.policy.rates import Rates
 from embedcore.policy.retry import RetryQuota
 from embedcore.policy.shelf import Shelf
+from embedcore.policy.sizes import sizes_for
 from embedcore.provider import registry
 from embedcore.provider.options import (
     ADDRESS,
@@ -130,6 +131,7 @@ def build_engine(
             tokens_per_minute=choice.setting("tokens_per_minute"),
         ),
         quota=RetryQuota(retry.quota, retry.quota_ratio),
+        sizes=sizes_for(info.endpoint or info.provider, info.model),
         shelf=open_shelf(choice, info, observe),
         retry=retry,
         overlong=choice.setting("overlong") or "truncate",

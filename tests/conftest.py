@@ -67,6 +67,9 @@ def _nothing_shared() -> Iterator[None]:
     limiter = sys.modules.get("embedcore.policy.limiter")
     if limiter is not None:
         limiter.gate_for.cache_clear()
+    sizes = sys.modules.get("embedcore.policy.sizes")
+    if sizes is not None:
+        sizes.sizes_for.cache_clear()
     claims = sys.modules.get("embedcore.policy.claims")
     if claims is not None:
         claims.claims_for.cache_clear()

@@ -66,6 +66,14 @@ class Crew:
         if self._error is not None:
             raise self._error
 
+    def do_last(self) -> None:
+        """Do, in this thread and at once, the last of the tasks that were not begun, if any."""
+        try:
+            task = self._tasks.pop()
+        except IndexError:
+            return
+        task()
+
     def _add_hand(self) -> None:
         with self._changed:
             self._hands += 1
@@ -78,10 +86,14 @@ class Crew:
     def _take_one(self) -> None:
         """One task, in a thread of the pool. Never raises."""
         try:
-            if self._tasks and not self._pause.ended:
-                self._context.copy().run(self._tasks.popleft())
-        except (Stopped, IndexError):
-            # IndexError: another hand took the last one.
+            task = None if self._pause.ended else self._tasks.popleft()
+        except IndexError:
+            # Another hand took the last one.
+            task = None
+        try:
+            if task is not None:
+                self._context.copy().run(task)
+        except Stopped:
             pass
         except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
             self._fail(error)

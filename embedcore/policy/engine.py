@@ -21,12 +21,13 @@ from embedcore.errors import (
 from embedcore.events import Event, Observer
 from embedcore.policy.counting import CheckedTokenizer
 from embedcore.policy.limiter import Gate
-from embedcore.policy.planning import PlannedRequest, Smaller
+from embedcore.policy.planning import PlannedRequest
 from embedcore.policy.pool import Pool
 from embedcore.policy.purse import Account
 from embedcore.policy.rates import Rates
 from embedcore.policy.retry import RetryQuota, RetrySettings
 from embedcore.policy.shelf import Shelf
+from embedcore.policy.sizes import RequestSizes
 from embedcore.provider.base import startup_of
 from embedcore.provider.protocol import Embedder, Tokenizer
 from embedcore.provider.types import ModelInfo, RateLimits
@@ -65,28 +66,23 @@ class Once:
 class Learned:
     """What replies taught the threads of a client.
 
-    - ``smaller``: the size of request to try, after one was refused for its size.
     - ``scale``: how many times the counted tokens the provider was seen to bill.
     - ``always_count``: a text was billed at more tokens than bytes, as its count said.
     - ``served``: requests that were answered with vectors.
+    - ``probing``: held by who finds out, while nothing was answered yet, why a request failed.
     - ``width``: of the vectors.
     - ``limits``: what the provider last named as its requests and tokens per minute.
     """
 
-    smaller: Smaller | None = None
     scale: float = 1.0
     always_count: bool = False
     served: int = 0
+    probing: threading.RLock = field(default_factory=threading.RLock, repr=False)
     width: int | None = None
     limits: tuple[int | None, int | None] = (None, None)
     _tokens: float = _FIRST_GUESS * _WEIGHT
     _bytes: float = _WEIGHT
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-
-    def shrink(self, *, texts: int, in_bytes: int) -> None:
-        """A request of that many texts and bytes was refused for its size."""
-        with self._lock:
-            self.smaller = Smaller.than(self.smaller, texts, in_bytes)
 
     def billed(self, times: float) -> None:
         """An attempt cost that many times what was counted."""
@@ -96,7 +92,7 @@ class Learned:
 
     @property
     def proven(self) -> bool:
-        """It has answered with vectors, so that a refusal is about the texts."""
+        """It has answered with vectors: the settings of a request are right."""
         return self.served > 0
 
     def was_served(self) -> None:
@@ -149,6 +145,7 @@ class Engine:
     pool: Pool
     gate: Gate
     quota: RetryQuota
+    sizes: RequestSizes = field(default_factory=RequestSizes)
     shelf: Shelf | None = None
     rates: Rates = field(default_factory=Rates)
     retry: RetrySettings = field(default_factory=RetrySettings)

@@ -7,27 +7,24 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from embedcore.errors import (
-    EmbeddingError,
-    StorageError,
-    TransientProviderError,
-)
+from embedcore.errors import EmbeddingError, StorageError, TransientProviderError
 from embedcore.events import Progress
 from embedcore.policy.arrivals import Delivery
 from embedcore.policy.crew import Crew
 from embedcore.policy.engine import Engine, Stop
 from embedcore.policy.estimate import resolve_input_type
-from embedcore.policy.flights import Flight, Pause
-from embedcore.policy.planning import PlannedRequest
+from embedcore.policy.flights import Flight, Flights, Pause
+from embedcore.policy.planning import PlannedRequest, priced
 from embedcore.policy.preparing import Prepared
 from embedcore.policy.purse import Purse
 from embedcore.policy.result import EmbeddingResult, OnArrival
 from embedcore.policy.reuse import Reuse
-from embedcore.policy.rows import Collected, may_be_kept
-from embedcore.policy.sending import Sender, logger
-from embedcore.policy.splitting import Splitter
+from embedcore.policy.rows import Collected
+from embedcore.policy.search import Search, may_be_kept
+from embedcore.policy.sending import Attempts, Sender, logger
 
 if TYPE_CHECKING:
+    from embedcore.policy.sending import Keep
     from embedcore.provider.types import Vectors
 
 
@@ -52,7 +49,7 @@ def embed_now(
     """
     if not check_budget:
         engine = replace(engine, account=replace(engine.account, limits=()))
-    call = _Call(
+    call = Call(
         engine,
         texts,
         input_type,
@@ -76,7 +73,7 @@ def embed_now(
     return call.end()
 
 
-class _Call:
+class Call:
     """One call on its way. Its threads share the purse and the collected vectors."""
 
     def __init__(
@@ -91,7 +88,7 @@ class _Call:
         first_row: int,
     ) -> None:
         self.engine = engine
-        self._keep = keep
+        self.keeps = keep
         resolved = resolve_input_type(engine, input_type)
         self.prepared = Prepared(engine, texts, keep=keep, first_row=first_row)
         self._collected = Collected(
@@ -112,7 +109,7 @@ class _Call:
                 room_for=self._collected.room_for,
             )
         )
-        pause = self._pause = Pause(stop, engine.wait_for)
+        pause = self.pause = Pause(stop, engine.wait_for)
         seconds = engine.retry.deadline
         deadline = None if seconds is None else engine.monotonic() + seconds
         self._deadline = deadline
@@ -124,23 +121,30 @@ class _Call:
             pause=pause,
             monotonic=engine.monotonic,
         )
-        sender = Sender(
-            engine,
+        self._input_type = resolved
+        self._flights = Flights()
+        self.sender = self._sender(self.prepared.texts, keep=self._bought, room=self._lend_room)
+        self.crew = Crew(engine, self._flights, pause, deadline=deadline, abandon=self._abandon)
+        self._search = Search(self)
+
+    def _sender(
+        self,
+        texts: Sequence[str],
+        *,
+        keep: Keep,
+        room: Callable[[Sequence[int]], Vectors | None],
+    ) -> Sender:
+        return Sender(
+            self.engine,
             self.purse,
-            self.prepared.texts,
-            resolved,
-            keep=self._bought,
-            room_for=self._lend_room,
-            pause=pause,
-            deadline=deadline,
+            texts,
+            self._input_type,
+            flights=self._flights,
+            keep=keep,
+            room_for=room,
+            pause=self.pause,
+            deadline=self._deadline,
         )
-        self._splitter = Splitter(
-            sender,
-            partial(self.prepared.measured, exact=False),
-            fail=self._fail,
-            shorten=self.prepared.shorten,
-        )
-        self._crew = Crew(engine, sender.flights, pause, deadline=deadline, abandon=self._abandon)
 
     def missing(self, wanted: Sequence[int]) -> Sequence[int]:
         """Which of these texts must be bought? The others come from the store or another call."""
@@ -155,7 +159,7 @@ class _Call:
         return self._reuse.others(self._look)
 
     def _look(self, seconds: float) -> None:
-        self._pause(seconds)
+        self.pause(seconds)
         if self._deadline is not None and self.engine.monotonic() > self._deadline:
             raise TransientProviderError(
                 f"{self.engine.label}: another call of this program is still buying some of these "
@@ -173,7 +177,7 @@ class _Call:
 
     def send_all(self, requests: Sequence[PlannedRequest]) -> None:
         """Send every request in the client's pool and wait for all of them."""
-        self._crew.work([partial(self._do, request) for request in requests])
+        self.crew.work([partial(self._do, request) for request in requests])
 
     def close(self) -> None:
         """Whatever happened: give back what is left of the money and of the claims."""
@@ -202,7 +206,7 @@ class _Call:
         self._tell_progress()
 
     def _do(self, request: PlannedRequest) -> None:
-        self._splitter.run(request)
+        self._search.run(request)
         self._tell_progress()
 
     def _abandon(self, flight: Flight, why: str) -> None:
@@ -214,23 +218,45 @@ class _Call:
         except StorageError as error:
             logger.warning("a request in flight will be charged when its lease ends: %s", error)
 
-    def _fail(self, indices: Sequence[int], error: EmbeddingError, hopeless: bool) -> None:
-        """These texts have no vector: note it, or end the call."""
-        if may_be_kept(error):
-            self._locate(indices, error)
+    def fail(self, indices: Sequence[int], error: EmbeddingError, *, blame: bool = True) -> None:
+        """These texts have no vector: note it, or end the call.
+
+        ``blame``: if it is one text, it is the one at fault.
+        """
+        kept = may_be_kept(error)
+        if kept:
+            self._locate(indices, error, blame=blame)
         self._collected.fail(indices, error)
         if self._reuse is not None:
             self._reuse.failed(indices)
-        if hopeless or not self._keep or not may_be_kept(error) or error.budget_blocked:
+        if not self.keeps or not kept or error.budget_blocked:
             raise error
 
-    def _locate(self, indices: Sequence[int], error: EmbeddingError) -> None:
+    def serves(self, text: str) -> bool:
+        """Whether the provider embeds this text, which is none of the call's. It is paid for."""
+        engine = self.engine
+        in_bytes = len(text.encode())
+        tokens = in_bytes * engine.info.tokens_per_byte + engine.info.overhead_tokens_per_text
+        scale = engine.learned.scale
+        request = PlannedRequest(
+            indices=(0,),
+            amount=priced(tokens, engine.info.price, scale),
+            in_bytes=in_bytes,
+            scale=scale,
+        )
+        sender = self._sender([text], keep=lambda *_: None, room=lambda _: None)
+        try:
+            return not sender.send(request, Attempts(fresh=True, once=True))
+        except EmbeddingError:
+            return False
+
+    def _locate(self, indices: Sequence[int], error: EmbeddingError, *, blame: bool) -> None:
         """Name the caller's rows in the message, once."""
         if error.message.startswith(("row ", "rows ")):
             return
         taken = self.prepared.taken
         first = taken.first_row(indices[0])
-        error.position = first if len(indices) == 1 else None
+        error.position = first if blame and len(indices) == 1 else None
         if len(indices) == 1:
             error.message = f"row {first}: {error.message}"
         elif len(indices) < len(self.prepared.texts):

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from embedcore.policy.sizes import Size
 from embedcore.provider.types import ModelInfo, Price
 from embedcore.storage.amounts import Amount
 
@@ -28,38 +29,16 @@ class PlannedRequest:
     def __len__(self) -> int:
         return len(self.indices)
 
+    @property
+    def size(self) -> Size:
+        return Size(texts=len(self.indices), in_bytes=self.in_bytes)
+
     def at_scale(self, scale: float, price: Price | None) -> PlannedRequest:
         """The same request, once the provider was seen to bill more than it was planned with."""
         if scale <= self.scale:
             return self
         amount = priced(self.amount.tokens, price, scale / self.scale)
         return replace(self, amount=amount, scale=scale)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Smaller:
-    """What a refusal for its size taught: try no more texts than this, or no more bytes.
-
-    Either is enough. Whether the server minds the number or the bytes is not known; two long
-    texts refused say nothing against a thousand short ones.
-    """
-
-    texts: int
-    in_bytes: int
-
-    def allows(self, texts: int, in_bytes: int) -> bool:
-        return texts <= self.texts or in_bytes <= self.in_bytes
-
-    @staticmethod
-    def than(known: Smaller | None, texts: int, in_bytes: int) -> Smaller:
-        """After a request of that size was refused: half of whatever had allowed it."""
-        half = Smaller(texts=max(texts // 2, 1), in_bytes=max(in_bytes // 2, 1))
-        if known is None:
-            return half
-        return Smaller(
-            texts=half.texts if texts <= known.texts else known.texts,
-            in_bytes=half.in_bytes if in_bytes <= known.in_bytes else known.in_bytes,
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,33 +72,33 @@ def plan_requests(
     sizes: Sizes,
     info: ModelInfo,
     *,
-    smaller: Smaller | None = None,
+    size: Size | None = None,
     scale: float = 1.0,
     texts: int | None = None,
 ) -> list[PlannedRequest]:
     """Pack texts in order into as few requests as the model's limits allow.
 
     Nothing is lost and nothing reordered; a text that is over a limit by itself goes alone.
-    ``smaller``: a limit below the model's, learned from a refusal. ``texts``: no more in one
+    ``size``: a limit below the model's, learned from what failed. ``texts``: no more in one
     request, by default those that are cheapest.
     """
     most = min(texts or info.best_texts_per_request or _ANY, info.max_texts_per_request)
     # Two equal halves are done sooner than a full request and a small rest.
     requests = max(-(-len(indices) // most), 1)
     most = max(-(-len(indices) // requests), 1)
-    groups = _groups(indices, sizes, replace(info, max_texts_per_request=most), smaller)
+    groups = _groups(indices, sizes, replace(info, max_texts_per_request=most), size)
     return [sizes.request(group, info, scale) for group in groups]
 
 
 def _groups(
-    indices: Sequence[int], sizes: Sizes, info: ModelInfo, smaller: Smaller | None
+    indices: Sequence[int], sizes: Sizes, info: ModelInfo, size: Size | None
 ) -> Iterator[list[int]]:
     group: list[int] = []
     tokens = total_bytes = 0
     for index in indices:
         tokens += sizes.tokens[index] + info.overhead_tokens_per_text
         total_bytes += sizes.in_bytes[index]
-        if group and not _fits(len(group) + 1, tokens, total_bytes, info, smaller):
+        if group and not _fits(len(group) + 1, tokens, total_bytes, info, size):
             yield group
             group = []
             tokens = sizes.tokens[index] + info.overhead_tokens_per_text
@@ -129,12 +108,10 @@ def _groups(
         yield group
 
 
-def _fits(
-    texts: int, tokens: int, total_bytes: int, info: ModelInfo, smaller: Smaller | None
-) -> bool:
+def _fits(texts: int, tokens: int, total_bytes: int, info: ModelInfo, size: Size | None) -> bool:
     if texts > info.max_texts_per_request:
         return False
-    if smaller is not None and not smaller.allows(texts, total_bytes):
+    if size is not None and not size.allows(Size(texts=texts, in_bytes=total_bytes)):
         return False
     if info.max_bytes_per_request is not None and total_bytes > info.max_bytes_per_request:
         return False

@@ -147,7 +147,7 @@ class Prepared:
             chosen,
             self.measured(exact=exact or learned.always_count, indices=chosen),
             self._engine.info,
-            smaller=learned.smaller,
+            size=self._engine.sizes.wanted,
             scale=learned.scale,
             texts=self._best_texts(chosen),
         )

@@ -138,8 +138,18 @@ class Purse:
         if attempt is not None and self._account.ledger is not None:
             self._account.ledger.give_back(attempt, note="never sent")
 
-    def settle(self, attempt: Attempt | None, tokens: int | None, request_id: str | None) -> Amount:
-        """Vectors are in hand: what did they cost? Without the provider's word, what was held."""
+    def settle(
+        self,
+        attempt: Attempt | None,
+        tokens: int | None,
+        request_id: str | None,
+        *,
+        complete: bool = True,
+    ) -> Amount:
+        """Vectors are in hand: what did they cost? Without the provider's word, what was held.
+
+        ``complete``: for all texts of the request, so that nothing of it is sent again.
+        """
         if attempt is None or self._account.ledger is None:
             return self._spent(Amount(tokens=tokens or 0), exact=True)
         held, reported = attempt.amount, tokens is not None
@@ -154,7 +164,7 @@ class Purse:
                 )
             )
         # The only request of a call: its grant ends in the same commit.
-        last = attempt is self._sole
+        last = complete and attempt is self._sole
         near = self._account.ledger.settle(
             attempt, actual, reported=reported, request_id=request_id, close=last
         )

@@ -15,7 +15,13 @@ from typing import Final, TypeVar
 
 import tenacity
 
-from embedcore.errors import ProviderError, RateLimited, TransientProviderError
+from embedcore.errors import (
+    ProviderError,
+    ProviderUnavailable,
+    RateLimited,
+    TimedOut,
+    TransientProviderError,
+)
 
 Reply = TypeVar("Reply")
 
@@ -60,6 +66,11 @@ class RetryQuota:
             self._left -= 1
             return True
 
+    def give_back(self, retries: int) -> None:
+        """These were no answer to an outage."""
+        with self._lock:
+            self._left = min(self._left + retries, self._most)
+
     def earn(self) -> None:
         with self._lock:
             self._left = min(self._left + self._ratio, self._most)
@@ -68,7 +79,12 @@ class RetryQuota:
 class Retrier:
     """Runs the attempts of one request. Make one for each request.
 
-    ``served``: how many requests to the same place were answered so far.
+    ``once``: an error that may lie in the texts is not tried again; what never does (the rate, no
+    connection) is, as always. ``divisible``: a request that timed out is not sent again as it is:
+    after the wait its error is raised, and the next attempt is the caller's, in parts. So it is
+    with one that ``run`` is to go on with, if its first attempt was charged.
+    ``served``: how many requests to the same place were answered so far. ``taken``: what its waits
+    took from the quota.
     """
 
     def __init__(
@@ -76,6 +92,8 @@ class Retrier:
         settings: RetrySettings,
         quota: RetryQuota,
         *,
+        once: bool = False,
+        divisible: bool = False,
         deadline: float | None = None,
         served: Callable[[], int] = lambda: 0,
         monotonic: Callable[[], float] = time.monotonic,
@@ -83,6 +101,8 @@ class Retrier:
     ) -> None:
         self._settings = settings
         self._quota = quota
+        self._once = once
+        self._divisible = divisible
         self._deadline = deadline
         self._monotonic = monotonic
         self._jitter = jitter
@@ -93,6 +113,7 @@ class Retrier:
         self._named_waits = 0
         # The ways in which the provider has asked otherwise for the same texts.
         self._asked: set[str] = set()
+        self.taken = 0
 
     def run(
         self,
@@ -100,13 +121,16 @@ class Retrier:
         *,
         pause: Callable[[float], None],
         on_failure: Callable[[TransientProviderError, float | None], None],
+        failed: TransientProviderError | None = None,
     ) -> Reply:
         """Call ``attempt`` until it succeeds, or raise its last error.
 
         ``on_failure`` hears of each transient error with the seconds until the next try, or None.
         An error whose ``again`` is new is followed by an attempt at once, which is no retry.
+        ``failed``: the error of a first attempt that was made, and told of, before.
         """
         wait: float | None = None
+        first = failed
 
         def again(error: BaseException) -> bool:
             nonlocal wait
@@ -115,9 +139,22 @@ class Retrier:
                 return True
             if not isinstance(error, TransientProviderError):
                 return False
-            wait = self.next_wait(error)
-            on_failure(error, wait)
-            return wait is not None
+            charged = error is failed and error.billed != "no"
+            in_parts = self._divisible and (charged or isinstance(error, TimedOut))
+            # The parts are paid for with the quota one by one, by who sends them.
+            wait = self.next_wait(error, free=in_parts)
+            if error is not failed:
+                on_failure(error, wait)
+            if in_parts and wait is not None:
+                pause(wait)
+            return wait is not None and not in_parts
+
+        def next_attempt() -> Reply:
+            nonlocal first
+            if first is not None:
+                error, first = first, None
+                raise error
+            return attempt()
 
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(again),
@@ -127,7 +164,7 @@ class Retrier:
             reraise=True,
         )
         try:
-            reply = retrying(attempt)
+            reply = retrying(next_attempt)
         finally:
             # It refers to itself, and through ``again`` to all the vectors of the call: without
             # this they would stay in memory until the garbage collector comes by.
@@ -143,9 +180,12 @@ class Retrier:
         self._asked.add(how)
         return True
 
-    def next_wait(self, error: TransientProviderError) -> float | None:
-        """Seconds until the next try, or None: this was the last one."""
-        if error.budget_blocked:
+    def next_wait(self, error: TransientProviderError, *, free: bool = False) -> float | None:
+        """Seconds until the next try, or None: this was the last one.
+
+        ``free``: the next try takes nothing from the quota.
+        """
+        if error.budget_blocked or (self._once and not is_about_the_moment(error)):
             return None
         named = named_wait(error)
         if named is not None:
@@ -159,7 +199,11 @@ class Retrier:
         if self._deadline is not None and self._monotonic() + wait >= self._deadline:
             return None
         # Waiting at a gate that the provider closed adds no load, and so costs no quota.
-        return wait if isinstance(error, RateLimited) or self._quota.take() else None
+        if free or isinstance(error, RateLimited):
+            return wait
+        taken = self._quota.take()
+        self.taken += taken
+        return wait if taken else None
 
     def _gate_wait(self) -> float | None:
         """Too fast, and no time was named: the gate finds a pace at which it goes on.
@@ -197,6 +241,13 @@ def _later(seconds: float) -> datetime:
         return datetime.now(UTC) + timedelta(seconds=seconds)
     except OverflowError:
         return datetime.max.replace(tzinfo=UTC)
+
+
+def is_about_the_moment(error: TransientProviderError) -> bool:
+    """Too fast, or no connection: nothing was processed, and no text can be the reason."""
+    if isinstance(error, ProviderUnavailable):
+        return error.status is None and error.billed == "no"
+    return isinstance(error, RateLimited)
 
 
 def named_wait(error: TransientProviderError) -> float | None:

@@ -7,15 +7,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from embedcore.errors import (
-    EmbeddingError,
-    InputRejected,
-    InvalidResponse,
-    ProviderError,
-    RequestRejected,
-    RequestTooLarge,
-    TransientProviderError,
-)
+from embedcore.errors import EmbeddingError
 from embedcore.policy.result import EmbeddingResult, Spending
 
 if TYPE_CHECKING:
@@ -205,15 +197,3 @@ def _repeated(rows: NDArray[np.intp]) -> NDArray[np.bool_]:
     repeated = np.ones(len(rows), dtype=np.bool_)
     repeated[np.unique(rows, return_index=True)[1]] = False
     return repeated
-
-
-def may_be_kept(error: EmbeddingError) -> bool:
-    """Whether ``on_error="keep"`` may turn this into failed rows instead of raising it."""
-    kept = (
-        InputRejected,
-        TransientProviderError,
-        RequestRejected,
-        RequestTooLarge,
-        InvalidResponse,
-    )
-    return isinstance(error, kept) or type(error) is ProviderError

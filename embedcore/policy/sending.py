@@ -1,10 +1,10 @@
-"""One call's requests on their way: attempts, waits, splits, and what each outcome costs."""
+"""The attempts of one request: when they leave, what comes back, and what each outcome costs."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 from embedcore.errors import (
@@ -13,11 +13,12 @@ from embedcore.errors import (
     InvalidResponse,
     ProviderError,
     RateLimited,
+    ReplyMismatch,
     StorageError,
     TransientProviderError,
 )
 from embedcore.policy.flights import Flight, Flights, Pause, Stopped
-from embedcore.policy.integrity import billed_tokens, checked_vectors, identity
+from embedcore.policy.integrity import Checked, billed_tokens, checked_vectors, identity
 from embedcore.policy.planning import PlannedRequest
 from embedcore.policy.retry import Retrier, named_wait
 from embedcore.policy.telling import Teller
@@ -35,6 +36,35 @@ logger = logging.getLogger("embedcore")
 Keep: TypeAlias = "Callable[[Sequence[int], Vectors, str | None, bool], None]"
 
 
+@dataclass(kw_only=True, slots=True)
+class Attempts:
+    """What the attempts of one request begin with, and leave behind.
+
+    - ``after``: the error of a larger request with the same texts, or of a first attempt of this
+      one. If that was charged, its money is gone, and the next attempt needs new money (``fresh``).
+    - ``once``: an error that may lie in the texts is not tried again.
+    - ``resumed``: ``after`` was the first attempt of this very request: it is waited for, as after
+      any attempt.
+    - ``uncertain``: tokens charged for attempts that brought no vectors.
+    - ``retries``: what was taken from the retry quota.
+    """
+
+    after: EmbeddingError | None = None
+    once: bool = False
+    resumed: bool = False
+    fresh: bool = False
+    uncertain: int = 0
+    retries: int = 0
+    began: float = 0.0
+    number: int = 0
+    seconds: float = 0.0
+    leave: Pass | None = None
+
+    def __post_init__(self) -> None:
+        self.fresh = self.fresh or (self.after is not None and self.after.billed != "no")
+        self.number = int(self.resumed)
+
+
 class Sender:
     """Sends the requests of one call, in any number of threads.
 
@@ -49,6 +79,7 @@ class Sender:
         texts: Sequence[str],
         input_type: str | None,
         *,
+        flights: Flights,
         keep: Keep,
         room_for: Callable[[Sequence[int]], Vectors | None],
         pause: Pause,
@@ -56,7 +87,7 @@ class Sender:
     ) -> None:
         self.engine = engine
         self.purse = purse
-        self.flights = Flights()
+        self._flights = flights
         self._teller = Teller(engine)
         self._texts = texts
         self._input_type = input_type
@@ -65,32 +96,46 @@ class Sender:
         self._keep = keep
         self._room_for = room_for
 
-    def send(self, request: PlannedRequest, *, after: EmbeddingError | None = None) -> None:
-        """Attempts of one request until it has its vectors, or raise its last error.
+    def send(self, request: PlannedRequest, attempts: Attempts) -> list[int]:
+        """Try until the request has its vectors, or raise its last error.
 
-        ``after``: the error of a larger request with the same texts. If that was charged, its
-        money is gone, and this part of it needs new money.
+        Returns the texts for which null, nothing or NaN came instead of a vector.
         """
-        state = _Tries(began=self.engine.monotonic())
-        if after is not None and after.billed != "no":
-            state.fresh, state.last = True, after
+        attempts.began = self.engine.monotonic()
 
-        def once() -> None:
-            self._attempt(request, state)
+        def once() -> list[int]:
+            return self._attempt(request, attempts)
 
         def on_failure(error: TransientProviderError, wait: float | None) -> None:
-            self._after_failure(error, wait, request, state)
+            self._after_failure(error, wait, request, attempts)
 
-        Retrier(
+        after = attempts.after if attempts.resumed else None
+        retrier = Retrier(
             self.engine.retry,
             self.engine.quota,
+            once=attempts.once,
+            divisible=len(request) > 1,
             deadline=self._deadline,
             served=lambda: self.engine.learned.served,
             monotonic=self.engine.monotonic,
             jitter=self.engine.jitter,
-        ).run(once, pause=self._pause, on_failure=on_failure)
+        )
+        try:
+            return retrier.run(
+                once,
+                pause=self._pause,
+                on_failure=on_failure,
+                failed=after if isinstance(after, TransientProviderError) else None,
+            )
+        finally:
+            attempts.retries = retrier.taken
 
-    def _attempt(self, request: PlannedRequest, state: _Tries) -> None:
+    @property
+    def is_late(self) -> bool:
+        """Whether the call's deadline has passed."""
+        return self._deadline is not None and self.engine.monotonic() >= self._deadline
+
+    def _attempt(self, request: PlannedRequest, state: Attempts) -> list[int]:
         engine = self.engine
         # What was under way when the client was closed may be billed: it is not sent again.
         engine.pool.check_open()
@@ -101,24 +146,26 @@ class Sender:
         try:
             self._pause(0.0)
             request = request.at_scale(engine.learned.scale, engine.info.price)
-            self._depart(request, self._take_money(request, state), state)
+            return self._depart(request, self._take_money(request, state), state)
         finally:
             # Nothing happens if its end was told already.
             engine.gate.lost(state.leave)
 
-    def _depart(self, request: PlannedRequest, attempt: Attempt | None, state: _Tries) -> None:
+    def _depart(
+        self, request: PlannedRequest, attempt: Attempt | None, state: Attempts
+    ) -> list[int]:
         flight = Flight(attempt=attempt, indices=request.indices, started=self.engine.monotonic())
-        if not self.flights.start(flight):
+        if not self._flights.start(flight):
             self.purse.not_sent(attempt)
             raise Stopped
         state.number += 1
         try:
             self._teller.sent(request, state.number)
-            self._fly(flight, request, state)
+            return self._fly(flight, request, state)
         finally:
-            self.flights.finish(flight)
+            self._flights.finish(flight)
 
-    def _fly(self, flight: Flight, request: PlannedRequest, state: _Tries) -> None:
+    def _fly(self, flight: Flight, request: PlannedRequest, state: Attempts) -> list[int]:
         engine, failure = self.engine, None
         try:
             reply = engine.embedder.embed(
@@ -130,36 +177,36 @@ class Sender:
                 )
             )
             self._came_back(reply, state)
-            vectors = self._checked(reply, len(request))
+            checked = self._checked(reply, len(request))
         except BaseException as error:  # noqa: BLE001 - accounted for, and raised again
             failure = error
         # Not inside the handler, where the raw error, a key perhaps in it, would become a context.
         if failure is not None:
             self._failed(failure, flight, request, state)
-        self._arrived(reply, vectors, flight, request)
+        return self._arrived(reply, checked, flight, request)
 
-    def _came_back(self, reply: object, state: _Tries) -> None:
+    def _came_back(self, reply: object, state: Attempts) -> None:
         if isinstance(reply, EmbedReply) and state.leave is not None:
             limits = reply.limits if isinstance(reply.limits, RateLimits) else None
             self.engine.gate.answered(state.leave, limits, tokens=billed_tokens(reply))
             if limits is not None and self.engine.learned.is_news(limits):
                 self._teller.learned(limits)
 
-    def _too_fast(self, error: RateLimited, state: _Tries) -> None:
+    def _too_fast(self, error: RateLimited, state: Attempts) -> None:
         """Close the gate for everybody, before anything else is done about it."""
         if state.leave is not None:
             limits = error.limits if isinstance(error.limits, RateLimits) else None
             self.engine.gate.refused(state.leave, named_wait(error), limits)
 
-    def _take_money(self, request: PlannedRequest, state: _Tries) -> Attempt | None:
+    def _take_money(self, request: PlannedRequest, state: Attempts) -> Attempt | None:
         try:
             return self.purse.send(request.amount, inputs=len(request), fresh=state.fresh)
         except BudgetExceeded as refusal:
-            if state.last is None:
+            if state.after is None:
                 raise
             # What went wrong is the provider's error; that it cannot be retried is the budget's.
-            state.last.budget_blocked = True
-            raise state.last from refusal
+            state.after.budget_blocked = True
+            raise state.after from refusal
 
     def _timeout(self) -> float:
         timeout = self.engine.retry.request_timeout
@@ -167,42 +214,50 @@ class Sender:
             return timeout
         return max(min(timeout, self._deadline - self.engine.monotonic()), 0.001)
 
-    def _checked(self, reply: EmbedReply, texts: int) -> Vectors:
-        """The reply's vectors, if it can be believed; raises ``InvalidResponse``."""
+    def _checked(self, reply: EmbedReply, texts: int) -> Checked:
+        """What of the reply can be believed; raises ``InvalidResponse``."""
         engine = self.engine
-        width = engine.learned.width
-        vectors, zero = checked_vectors(reply, texts, engine.info, width=width)
-        if not engine.learned.agrees(vectors.shape[1]):
-            raise InvalidResponse(
+        checked = checked_vectors(reply, texts, engine.info, width=engine.learned.width)
+        width = checked.vectors.shape[1]
+        if not engine.learned.agrees(width):
+            raise ReplyMismatch(
                 f"{engine.label} returned vectors of different widths at the same time: "
-                f"{engine.learned.width} and {vectors.shape[1]}. Nothing of the reply was kept",
+                f"{engine.learned.width} and {width}. Nothing of the reply was kept",
                 request_id=identity(reply),
             )
-        if zero:
-            self._all_zero(len(zero), reply)
-        return vectors
+        return self._without_zeros(checked, reply) if checked.zeros else checked
 
-    def _all_zero(self, vectors: int, reply: EmbedReply) -> None:
-        what = f"{self.engine.label} returned a vector of zeros for {vectors} texts"
-        if self.engine.reject_zero:
+    def _without_zeros(self, checked: Checked, reply: EmbedReply) -> Checked:
+        what = f"{self.engine.label} returned a vector of zeros for {len(checked.zeros)} texts"
+        if not self.engine.reject_zero:
+            logger.warning('%s; on_zero = "reject" refuses them', what)
+            return checked
+        missing = sorted({*checked.missing, *checked.zeros})
+        if len(missing) == len(checked.vectors):
             raise InvalidResponse(f"{what} (on_zero = reject)", request_id=identity(reply))
-        logger.warning('%s; on_zero = "reject" refuses them', what)
+        return replace(checked, missing=missing)
 
     def _arrived(
-        self, reply: EmbedReply, vectors: Vectors, flight: Flight, request: PlannedRequest
-    ) -> None:
+        self, reply: EmbedReply, checked: Checked, flight: Flight, request: PlannedRequest
+    ) -> list[int]:
         tokens = billed_tokens(reply)
-        if not self.flights.land(flight):
+        indices, vectors = request.indices, checked.vectors
+        if checked.missing:
+            places = sorted(set(range(len(indices))).difference(checked.missing))
+            indices, vectors = tuple(indices[place] for place in places), vectors[places]
+        if not self._flights.land(flight):
             self.purse.correct(flight.attempt, tokens)
-            self._keep(request.indices, vectors, reply.model, True)
+            self._keep(indices, vectors, reply.model, True)
             raise Stopped
         engine = self.engine
         engine.learned.was_served()
         # Kept before it is paid for in the books: what can fail there must not lose the vectors.
         try:
-            self._keep(request.indices, vectors, reply.model, False)
+            self._keep(indices, vectors, reply.model, False)
         finally:
-            actual = self.purse.settle(flight.attempt, tokens, identity(reply))
+            actual = self.purse.settle(
+                flight.attempt, tokens, identity(reply), complete=not checked.missing
+            )
         self._learn(actual, request)
         engine.learned.cost(request, actual.tokens)
         self._teller.finished(
@@ -212,6 +267,7 @@ class Sender:
             request_id=identity(reply),
             seconds=engine.monotonic() - flight.started,
         )
+        return [request.indices[place] for place in checked.missing]
 
     def _learn(self, actual: Amount, request: PlannedRequest) -> None:
         if not actual.tokens > request.amount.tokens > 0:
@@ -227,7 +283,7 @@ class Sender:
         engine.learned.billed(request.scale * actual.tokens / request.amount.tokens)
 
     def _failed(
-        self, error: BaseException, flight: Flight, request: PlannedRequest, state: _Tries
+        self, error: BaseException, flight: Flight, request: PlannedRequest, state: Attempts
     ) -> NoReturn:
         """Account for a failed attempt and raise its typed error."""
         passes = isinstance(error, (KeyboardInterrupt, GeneratorExit))
@@ -235,7 +291,7 @@ class Sender:
         note = f"{type(typed).__name__} {getattr(typed, 'status', None) or ''}".strip()
         if isinstance(typed, RateLimited):
             self._too_fast(typed, state)
-        landed = self.flights.land(flight)
+        landed = self._flights.land(flight)
         try:
             charged = self.purse.account_for(flight.attempt, typed, note=note, late=not landed)
         except StorageError as broken:
@@ -247,6 +303,7 @@ class Sender:
             raise error
         # Only what the last attempt took is gone: what it gave back is in the grant again.
         state.fresh = charged
+        state.uncertain += request.amount.tokens if charged else 0
         state.seconds = self.engine.monotonic() - flight.started
         if not isinstance(typed, TransientProviderError):
             self._teller.failed(typed, request, seconds=state.seconds, wait=None)
@@ -257,16 +314,16 @@ class Sender:
         error: TransientProviderError,
         wait: float | None,
         request: PlannedRequest,
-        state: _Tries,
+        state: Attempts,
     ) -> None:
-        state.last = error
+        state.after = error
         self._teller.failed(error, request, seconds=state.seconds, wait=wait)
-        if wait is None and not error.budget_blocked:
+        if wait is None and not (error.budget_blocked or state.once):
             error.message += self._why_no_more(error, state)
         if wait is not None and isinstance(error, RateLimited):
             self._teller.throttled(max(wait, self.engine.gate.closed_for))
 
-    def _why_no_more(self, error: TransientProviderError, state: _Tries) -> str:
+    def _why_no_more(self, error: TransientProviderError, state: Attempts) -> str:
         """What was tried, and which setting decided that it was the last time."""
         longest = self.engine.retry.longest_named_wait
         if error.retry_after is not None and error.retry_after > longest:
@@ -277,15 +334,3 @@ class Sender:
         tries = "1 attempt" if state.number == 1 else f"{state.number} attempts"
         seconds = self.engine.monotonic() - state.began
         return f" (given up after {tries} in {seconds:.1f} s: try again later, or see [retry])"
-
-
-@dataclass(kw_only=True, slots=True)
-class _Tries:
-    """What the attempts of one request leave behind for the next."""
-
-    began: float
-    fresh: bool = False
-    number: int = 0
-    seconds: float = 0.0
-    last: EmbeddingError | None = None
-    leave: Pass | None = None

@@ -24,6 +24,7 @@ from embedcore.errors import (
     ProviderUnavailable,
     QuotaExhausted,
     RateLimited,
+    ReplyMismatch,
     RequestRejected,
     StorageBusy,
     StorageFull,
@@ -533,7 +534,8 @@ def test_an_interrupt_is_not_hidden_by_broken_books(desk):
 
 
 @pytest.mark.fault(42)
-def test_replies_of_two_widths_never_meet(desk):
+@pytest.mark.parametrize("on_error", ["keep", "raise"])
+def test_replies_of_two_widths_never_meet(desk, on_error):
     """The model does not say its width; the server changes it meanwhile."""
     info = replace(SMALL, dimensions=None, max_texts_per_request=1)
 
@@ -544,14 +546,14 @@ def test_replies_of_two_widths_never_meet(desk):
         return Outcome(reply=reply)
 
     with desk(small(info=info, script=[width(8), width(16), width(8)]), threads=1) as one:
-        result = one.embed(texts(3), on_error="keep")
-        assert result.ok.tolist() == [True, False, True]
-        assert isinstance(result.errors[1], InvalidResponse)
+        with pytest.raises(ReplyMismatch, match="width 16, not 8") as caught:
+            one.embed(texts(3), on_error=on_error)
+        assert caught.value.partial.ok.tolist() == [True, False, False]
         one.check(certain=False)
     with desk(small(info=info, script=[width(8), width(16)])) as one:
         one.embed(["a"])
-        with pytest.raises(InvalidResponse, match="16"):
-            one.embed(["b"])
+        with pytest.raises(ReplyMismatch, match="16"):
+            one.embed(["b"], on_error=on_error)
         one.check(certain=False)
 
 
@@ -569,10 +571,9 @@ def test_first_replies_of_two_widths_at_the_same_moment(desk):
 
     for _ in range(10):
         with desk(small(info=info, script=script), threads=4) as one:
-            rows = texts(4)
-            result = one.embed(rows, on_error="keep")
-            assert result.ok.sum() == 1
-            assert all(isinstance(error, InvalidResponse) for error in result.errors.values())
+            with pytest.raises(ReplyMismatch) as caught:
+                one.embed(texts(4), on_error="keep")
+            assert caught.value.partial.ok.sum() <= 1
             one.check(certain=False)
 
 
@@ -580,7 +581,7 @@ def test_first_replies_of_two_widths_at_the_same_moment(desk):
 def test_a_vector_of_zeros_is_passed_on_with_a_warning_or_refused(desk, caplog):
     def zeros(request, honest):
         vectors = honest.vectors.copy()
-        vectors[1] = 0
+        vectors[[text == "text number 1" for text in request.texts]] = 0
         return replace(honest, vectors=vectors)
 
     with desk(small(script=[Outcome(reply=zeros)])) as one:
@@ -589,10 +590,13 @@ def test_a_vector_of_zeros_is_passed_on_with_a_warning_or_refused(desk, caplog):
         assert not result.vectors[1].any()
         assert "zeros" in caplog.text
         one.check()
-    with desk(small(script=[Outcome(reply=zeros)]), reject_zero=True) as one:
-        with pytest.raises(InvalidResponse, match="zeros") as caught:
-            one.embed(texts(3))
-        assert not caught.value.partial.ok.any()
+    with desk(small(script=lambda *_: Outcome(reply=zeros)), reject_zero=True) as one:
+        # The others are kept, and this one is asked for once more, alone.
+        rows = texts(3)
+        with pytest.raises(InvalidResponse, match=r"row 1: .*zeros") as caught:
+            one.embed(rows)
+        assert caught.value.partial.ok.tolist() == [True, False, True]
+        assert [len(call.texts) for call in one.embedder.calls] == [3, 1]
         one.check(certain=False)
 
 
@@ -628,15 +632,16 @@ def test_what_is_no_reply_at_all_is_charged(desk, reply):
 
 
 @pytest.mark.fault(37)
-def test_a_reply_is_taken_whole_or_not_at_all(desk):
+def test_a_reply_with_a_vector_too_few_is_not_used_and_its_texts_are_asked_again_in_parts(desk):
     short = Outcome(reply=lambda request, honest: replace(honest, vectors=honest.vectors[:-1]))
     with desk(small(script=[short]), threads=1) as one:
         rows = texts(8)
-        with pytest.raises(InvalidResponse) as caught:
-            one.embed(rows)
-        assert not caught.value.partial.ok[:4].any()
-        assert caught.value.billed == "yes"
-        assert caught.value.partial.usage.uncertain_tokens > 0
+        result = one.embed(rows)
+        one.right(result, rows)
+        assert [len(call.texts) for call in one.embedder.calls][:2] == [4, 1]
+        assert result.usage.uncertain_tokens == sum(map(len, rows[:4]))
+        assert set(one.embedder.meter.billed_twice) == set(rows[:4])
+        one.check(certain=False)
 
 
 # The gate and the queue

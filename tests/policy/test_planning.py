@@ -7,7 +7,8 @@ from itertools import chain, pairwise
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from embedcore.policy.planning import Sizes, Smaller, plan_requests, priced
+from embedcore.policy.planning import Sizes, plan_requests, priced
+from embedcore.policy.sizes import Size
 from embedcore.provider.types import ModelInfo, Price
 
 LIMITS = st.builds(
@@ -119,10 +120,10 @@ def test_a_scale_never_rounds_down():
 @settings(deadline=None)
 @given(TEXTS, LIMITS, st.integers(1, 8), st.integers(1, 300))
 def test_a_learned_size_is_kept_in_texts_or_in_bytes(texts, info, most, most_bytes):
-    smaller = Smaller(texts=most, in_bytes=most_bytes)
+    size = Size(texts=most, in_bytes=most_bytes)
     groups = [
         request.indices
-        for request in plan_requests(range(len(texts)), sizes_of(texts), info, smaller=smaller)
+        for request in plan_requests(range(len(texts)), sizes_of(texts), info, size=size)
     ]
     assert list(chain(*groups)) == list(range(len(texts)))
     for group in groups:
