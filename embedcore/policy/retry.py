@@ -83,8 +83,9 @@ class Retrier:
     connection) is, as always. ``divisible``: a request that timed out is not sent again as it is:
     after the wait its error is raised, and the next attempt is the caller's, in parts. So it is
     with one that ``run`` is to go on with, if its first attempt was charged.
-    ``served``: how many requests to the same place were answered so far. ``taken``: what its waits
-    took from the quota.
+    ``served``: how many requests to the same place were answered so far. ``asked``: the ways in
+    which the provider has asked otherwise for these texts. ``taken``: what its waits took from the
+    quota.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Retrier:
         *,
         once: bool = False,
         divisible: bool = False,
+        asked: set[str] | None = None,
         deadline: float | None = None,
         served: Callable[[], int] = lambda: 0,
         monotonic: Callable[[], float] = time.monotonic,
@@ -111,8 +113,7 @@ class Retrier:
         self._unserved = 0
         self._tries = 0
         self._named_waits = 0
-        # The ways in which the provider has asked otherwise for the same texts.
-        self._asked: set[str] = set()
+        self._asked = set[str]() if asked is None else asked
         self.taken = 0
 
     def run(

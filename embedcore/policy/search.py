@@ -114,12 +114,14 @@ class _Inquiry:
     - ``error``: why it failed.
     - ``tokens_left``: what may still be charged for parts that fail.
     - ``retries``: what was taken from the retry quota for it.
+    - ``asked``: the ways in which the provider has asked otherwise for it; none is tried again.
     - ``culprit``: the first text that is known to be at fault.
     """
 
     error: EmbeddingError
     tokens_left: int
     retries: int = 0
+    asked: set[str] = field(default_factory=set)
     culprit: tuple[int, EmbeddingError] | None = None
 
     def blame(self, index: int, error: EmbeddingError) -> None:
@@ -171,7 +173,7 @@ class Search:
                 self._call.fail(request.indices, error)
                 return
             inquiry = self._inquiry(request, self._failed(error))
-            inquiry.retries = attempts.retries
+            inquiry.retries, inquiry.asked = attempts.retries, attempts.asked
             self._search(inquiry, request)
         else:
             self._passed(request, missing)
@@ -313,6 +315,7 @@ class Search:
         return [self._part(indices[at : at + most]) for at in range(0, len(indices), most)]
 
     def _try(self, inquiry: _Inquiry, part: PlannedRequest, attempts: Attempts) -> _Outcome:
+        attempts.asked = inquiry.asked
         try:
             missing = self._call.sender.send(part, attempts)
         except EmbeddingError as error:

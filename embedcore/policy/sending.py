@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 from embedcore.errors import (
@@ -45,6 +45,7 @@ class Attempts:
     - ``once``: an error that may lie in the texts is not tried again.
     - ``resumed``: ``after`` was the first attempt of this very request: it is waited for, as after
       any attempt.
+    - ``asked``: the ways in which the provider has asked otherwise for these texts.
     - ``uncertain``: tokens charged for attempts that brought no vectors.
     - ``retries``: what was taken from the retry quota.
     """
@@ -53,6 +54,7 @@ class Attempts:
     once: bool = False
     resumed: bool = False
     fresh: bool = False
+    asked: set[str] = field(default_factory=set)
     uncertain: int = 0
     retries: int = 0
     began: float = 0.0
@@ -115,6 +117,7 @@ class Sender:
             self.engine.quota,
             once=attempts.once,
             divisible=len(request) > 1,
+            asked=attempts.asked,
             deadline=self._deadline,
             served=lambda: self.engine.learned.served,
             monotonic=self.engine.monotonic,
