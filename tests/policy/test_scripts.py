@@ -149,7 +149,9 @@ def test_whatever_happens_rows_are_right_and_the_bill_is_covered(
             assert (
                 not may_be_kept(error)
                 or error.budget_blocked
-                or isinstance(error, RequestRejected | RequestTooLarge | InputTooLong)
+                # Not a row's fault, but the request's or the server's.
+                or "no text's fault" in str(error)
+                or "nothing more is sent" in str(error)
             )
         # Nothing is said to be there that never arrived.
         arrived = {text for call in embedder.calls if call.error is None for text in call.texts}
