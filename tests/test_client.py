@@ -190,7 +190,8 @@ def test_a_key_by_reference_by_value_and_by_call(server, monkeypatch, tmp_path):
 
 
 def test_a_callable_key_is_asked_again_for_each_request(server):
-    given = iter(["sk-old-and-expired", server.api_key])
+    # Once more after a refusal, since it may have expired, and then not before the next request.
+    given = iter(["sk-old-and-expired", "sk-expired-as-well", server.api_key])
     with EmbeddingClient(api_key=lambda: next(given), config=CALM) as client:
         with pytest.raises(Exception, match="key"):
             client.embed_text("a")
