@@ -29,6 +29,7 @@ from embedcore.provider.options import (
     ADDRESS,
     ResolvedOptions,
     embedder_fingerprint,
+    former_fingerprints,
     options_fingerprint,
 )
 from embedcore.storage.database import Database
@@ -58,9 +59,9 @@ def checked_options(choice: Choice, provider: Provider) -> BaseModel | None:
     return _valid_options(provider, resolved)
 
 
-def create_embedder(choice: Choice) -> tuple[Embedder, str, _Secrets, str]:
-    """The embedder, its fingerprint, the secrets that must never be shown, and why it may have no
-    key."""
+def create_embedder(choice: Choice) -> tuple[Embedder, tuple[str, ...], _Secrets, str]:
+    """The embedder, its fingerprint and those of earlier versions, the secrets that must never be
+    shown, and why it may have no key."""
     provider = registry.load(choice.provider)
     resolved = choice.resolve(provider)
     if resolved.missing:
@@ -76,8 +77,9 @@ def create_embedder(choice: Choice) -> tuple[Embedder, str, _Secrets, str]:
         error.message += _why_no_key(resolved)
         error.args = (error.message,)
         raise
-    fingerprint = options_fingerprint(choice.provider, choice.model, options, embedder.info)
-    return embedder, fingerprint, _secrets(options), _why_no_key(resolved)
+    described = (choice.provider, choice.model, options, embedder.info)
+    names = (options_fingerprint(*described), *former_fingerprints(*described))
+    return embedder, names, _secrets(options), _why_no_key(resolved)
 
 
 def _valid_options(provider: Provider, resolved: ResolvedOptions) -> BaseModel:
@@ -110,11 +112,11 @@ def build_engine(
     """Everything a recipe needs, and the ledger to close with it."""
     secrets, by_hand, no_key = _Secrets(), embedder is not None, ""
     if embedder is None:
-        embedder, fingerprint, secrets, no_key = create_embedder(choice)
+        embedder, names, secrets, no_key = create_embedder(choice)
         if no_key:
             logger.info("%s", no_key.removeprefix(". "))
     else:
-        fingerprint = embedder_fingerprint(embedder)
+        names = (embedder_fingerprint(embedder),)
     info, config = embedder.info, choice.config
     ledger = None if info.local else open_ledger(config, choice.limits)
     retry, observe = choice.retry.settings(), told(observers)
@@ -138,7 +140,8 @@ def build_engine(
         keep_empty=choice.setting("on_empty") == "keep",
         reject_zero=choice.setting("on_zero") == "reject",
         label=f"{info.provider}:{info.model}",
-        fingerprint=fingerprint,
+        fingerprint=names[0],
+        former=names[1:],
         secrets=secrets,
         no_key=no_key,
         observe=observe,

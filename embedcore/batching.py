@@ -134,9 +134,9 @@ class BatchForms:
 
         ``ended=False``: only those that are still open.
         """
-        office = self._office()
         return [
             self._job(record)
+            for office in self._offices()
             for record in office.batches.all(office.pool)
             if ended or not record.has_ended
         ]
@@ -150,7 +150,8 @@ class BatchForms:
             raise ConfigurationError(
                 f"there is no batch {name!r} in this state folder: embedcore batch list shows them"
             )
-        pool, mine = office.batches.pool_of(record), office.pool
+        pool = office.batches.pool_of(record)
+        mine = self._office_of(record).pool
         for field in ("model", "scope", "endpoint", "account", "fingerprint"):
             theirs, ours = getattr(pool, field), getattr(mine, field)
             if theirs != ours:
@@ -161,6 +162,10 @@ class BatchForms:
                 )
         return self._job(record)
 
+    def made_before(self, fingerprint: str) -> bool:
+        """Whether an earlier version of embedcore gave the vectors of this client that name."""
+        return fingerprint in self._engine.former
+
     def resume_batches(self) -> list[EmbeddingError]:
         """Do whatever is due for every open batch of this model, scope and account, once.
 
@@ -168,9 +173,8 @@ class BatchForms:
         """
         from embedcore.policy.tidying import tidy
 
-        office = self._office()
         problems = [problem for job in self.batch_jobs(ended=False) for problem in job.advance()]
-        return problems + tidy(office)
+        return problems + [problem for office in self._offices() for problem in tidy(office)]
 
     def _timed(
         self, how: Submission, strategy: Strategy | None, deadline: float | None
@@ -230,15 +234,32 @@ class BatchForms:
         from embedcore.policy.batchjob import BatchJob
 
         if not progress:
-            return BatchJob(record=record, open_office=self._office)
+            return BatchJob(record=record, open_office=lambda: self._office_of(record))
         # A child of a fork has an office of its own.
         shown: Lazy[BatchOffice] = Lazy()
-        return BatchJob(record=record, open_office=lambda: shown.get(lambda: self._shown(progress)))
+        return BatchJob(
+            record=record, open_office=lambda: shown.get(lambda: self._shown(record, progress))
+        )
 
-    def _shown(self, progress: bool | Callable[[Progress], None]) -> BatchOffice:
-        plain = self._office()
+    def _shown(
+        self, record: BatchRecord, progress: bool | Callable[[Progress], None]
+    ) -> BatchOffice:
+        plain = self._office_of(record)
         observe = with_progress(plain.engine.observe, progress)
         return replace(plain, engine=replace(plain.engine, observe=observe))
+
+    def _offices(self) -> list[BatchOffice]:
+        """That of this client, and those for what was submitted under an earlier fingerprint."""
+        office = self._office()
+        return [office, *(_renamed(office, former) for former in office.engine.former)]
+
+    def _office_of(self, record: BatchRecord) -> BatchOffice:
+        """The one that goes on with a batch."""
+        office = self._office()
+        if not office.engine.former:
+            return office
+        name = office.batches.pool_of(record).fingerprint
+        return _renamed(office, name) if name in office.engine.former else office
 
     def _office(self) -> BatchOffice:
         office = self._batch_office()
@@ -264,6 +285,10 @@ class BatchForms:
             logger.warning(
                 "%s has no batch strategy here: the texts are embedded at once, %s", label, price
             )
+
+
+def _renamed(office: BatchOffice, fingerprint: str) -> BatchOffice:
+    return replace(office, engine=replace(office.engine, fingerprint=fingerprint))
 
 
 def _price_difference(info: ModelInfo) -> str:

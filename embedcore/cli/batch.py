@@ -173,6 +173,11 @@ def listing(screen: Screen, everything: bool) -> None:
 )
 @click.option("--partial", is_flag=True, help="Write what there is, though it has not ended.")
 @click.option(
+    "--again",
+    is_flag=True,
+    help="Read the provider's results again for rows that were paid for and have no vector.",
+)
+@click.option(
     "--source",
     "files",
     multiple=True,

@@ -187,12 +187,14 @@ class Clients:
 def _require_same(
     client: EmbeddingClient, pool: Pool, record: BatchRecord, note: Note | None
 ) -> None:
-    info = client.info
+    info, mine = client.info, client.fingerprint
+    if client.made_before(pool.fingerprint):
+        mine = pool.fingerprint
     for what, theirs, ours in (
         ("model", pool.model, f"{info.provider}:{info.model}"),
         ("endpoint", pool.endpoint, info.endpoint),
         ("account", pool.account, info.account),
-        ("options (fingerprint)", pool.fingerprint, client.fingerprint),
+        ("options (fingerprint)", pool.fingerprint, mine),
     ):
         if theirs != ours:
             where = f", in {note.folder}" if note is not None else ""

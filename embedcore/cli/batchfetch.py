@@ -19,7 +19,7 @@ from embedcore.cli.exits import FAILED, OK, TRY_AGAIN
 from embedcore.cli.progress import Shown
 from embedcore.cli.summary import next_command
 from embedcore.cli.text import dollars, facts, one_line, plural, shown_path
-from embedcore.errors import ConfigurationError
+from embedcore.errors import ConfigurationError, EmbeddingError, StorageError
 from embedcore.files.disk import display
 from embedcore.files.lock import output_lock
 from embedcore.files.origin import require_same_maker
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from embedcore.client import EmbeddingClient
     from embedcore.files.inputs import Inputs
     from embedcore.files.scan import Scan
+    from embedcore.policy.batchjob import BatchJob
     from embedcore.policy.batchreport import BatchReport
 
 
@@ -41,6 +42,7 @@ class FetchWish:
     name: str
     output: Path
     partial: bool
+    again: bool
     files: tuple[Path, ...]
     no_text: bool
     overwrite: bool
@@ -60,6 +62,8 @@ def fetch_vectors(screen: Screen, wish: FetchWish) -> int:
         client = clients.of(record)
         job = client.batch_job(wish.name)
         report = job.status()
+        if _read_again(screen, job, wish):
+            report = job.status(poll=False)
         if not report.has_ended and not wish.partial:
             why = f"\n{report.blocked}" if report.blocked else ""
             raise NotEnded(
@@ -88,6 +92,22 @@ def fetch_vectors(screen: Screen, wish: FetchWish) -> int:
     if fetched.pending:
         return TRY_AGAIN
     return FAILED if fetched.failed else OK
+
+
+def _read_again(screen: Screen, job: BatchJob, wish: FetchWish) -> int:
+    """What was not to be had before may be there by now; the rest is read again when asked for."""
+    try:
+        texts = job.read_again(lost=not wish.again)
+    except StorageError:
+        raise
+    except EmbeddingError as error:
+        screen.complain(f"warning: results cannot be read again: {one_line(str(error), 500)}")
+        return 0
+    if texts:
+        screen.say(f"{plural(texts, 'text')} found in the results, which were read again")
+    elif wish.again:
+        screen.say("nothing more was found in the results, which were read again")
+    return texts
 
 
 def _origin(client: EmbeddingClient, note: Note | None, input_type: str) -> Origin:

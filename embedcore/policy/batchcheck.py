@@ -47,7 +47,7 @@ def check(engine: Engine, outcomes: Mapping[int, BatchOutcome]) -> Checked:
     rows: list[Any] = []
     names: set[str | None] = set()
     for place, outcome in outcomes.items():
-        problem = wrong_model(engine.info, outcome.model) or _wrong_shape(engine, outcome.vector)
+        problem = _wrong_name(engine, outcome) or _wrong_shape(engine, outcome.vector)
         if problem is not None:
             problems[place] = problem
             continue
@@ -67,6 +67,16 @@ def check(engine: Engine, outcomes: Mapping[int, BatchOutcome]) -> Checked:
     )
     _leave_out_worthless(engine, checked)
     return checked
+
+
+def _wrong_name(engine: Engine, outcome: BatchOutcome) -> str | None:
+    problem = wrong_model(engine.info, outcome.model)
+    if problem is None:
+        return None
+    return (
+        f"{problem}. embedcore batch fetch --again, or read_again() of the job, then takes it from "
+        "the results: it is not paid for again"
+    )
 
 
 def _wrong_shape(engine: Engine, vector: object) -> str | None:

@@ -13,6 +13,7 @@ from embedcore.errors import ConfigurationError, EmbeddingError
 from embedcore.policy import batch as recipe
 from embedcore.policy.batchreport import BatchReport, report_of
 from embedcore.policy.batchresult import blocks_of, failure, result_of
+from embedcore.policy.collecting import read_again
 from embedcore.policy.flights import Pause, Stopped
 from embedcore.policy.result import EmbeddingResult
 
@@ -160,6 +161,20 @@ class BatchJob:
                 "resubmit_lost=True, which buys only what is missing"
             )
         return self._office.batches.resubmit_lost(self.record)
+
+    def read_again(self, *, lost: bool = False) -> int:
+        """Read the results of its jobs again for texts that were paid for and have no vector: they
+        came too late, or could not be believed with the settings of then. Buys nothing, and works
+        as long as the provider has the results, also after the batch has ended.
+
+        ``lost``: only for results that were not to be had. Returns how many texts have their vector
+        now. Raises what kept results from being read, if none were.
+        """
+        texts, problems = read_again(self._office, self.record, lost=lost)
+        self.record = self._office.batches.again(self.record)
+        if problems and not texts:
+            raise problems[0]
+        return texts
 
     def resubmit_cancelled(self) -> int:
         """Send again the texts of jobs that somebody else cancelled at the provider: they wait

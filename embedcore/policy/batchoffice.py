@@ -15,19 +15,20 @@ from embedcore.errors import ConfigurationError, EmbeddingError, TransientProvid
 from embedcore.forksafe import cached
 from embedcore.policy.batchsettings import BatchSettings
 from embedcore.policy.engine import Engine
-from embedcore.policy.reuse import keys_of, vector_width
+from embedcore.policy.reuse import former_keys_of, keys_of, vector_width
 from embedcore.storage.batches import Batches
 from embedcore.storage.batchrecords import BatchRecord, Pool
 from embedcore.storage.calendar import MICROSECONDS
 from embedcore.storage.cutting import Cut, Cutter
 from embedcore.storage.jobs import Jobs
 from embedcore.storage.jobsteps import JobSteps, Room
-from embedcore.storage.keys import Keys
+from embedcore.storage.keys import Keys, Origin
 from embedcore.storage.manifest import Manifest
 
 if TYPE_CHECKING:
     from embedcore.events import Event
     from embedcore.provider.protocol import BatchStrategy
+    from embedcore.provider.types import Vectors
     from embedcore.storage.vectors import VectorStore
 
 _ITEMS_PER_PART: Final = 50_000
@@ -97,6 +98,19 @@ class BatchOffice:
         looked = self.store.look(keys, vector_width(self.engine))
         self.store.delete(looked.damaged)
         return {keys[place] for place in looked.there}
+
+    def take_former(
+        self, texts: Sequence[str], keys: Sequence[bytes], input_type: str | None
+    ) -> None:
+        """Copy what an earlier version kept under other keys: results are read by these."""
+        engine = self.engine
+        origin = Origin(model=engine.label, fingerprint=engine.fingerprint, input_type=input_type)
+
+        def take(places: Sequence[int], vectors: Vectors) -> None:
+            self.store.put([keys[place] for place in places], vectors, origin)
+
+        for former in former_keys_of(engine, input_type):
+            self.store.get(former.of(texts), vector_width(engine), take)
 
     def cut(self) -> Cut:
         """How large a part may be now."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from embedcore.policy.batchoffice import BatchOffice
     from embedcore.provider.types import BatchOutcome, BatchStatus
     from embedcore.storage.amounts import Amount
+    from embedcore.storage.batchrecords import BatchRecord
     from embedcore.storage.partrecords import Part
 
 _OUTCOMES_PER_CHUNK: Final = 1_024
@@ -168,6 +169,23 @@ class Collector:
         return found
 
 
+def read_again(
+    office: BatchOffice, batch: BatchRecord, *, lost: bool = False
+) -> tuple[int, list[EmbeddingError]]:
+    """Read results again for texts of a batch that were paid for and have no vector. Buys nothing.
+
+    ``lost``: only where they were not to be had. Returns how many texts have their vector now, and
+    what kept others from being read.
+    """
+    collector, texts, problems = Collector(office), 0, []
+    for part in office.jobs.unread(batch, lost=lost):
+        found = collector.collect_unread(part)
+        texts += found.fresh
+        if found.broken is not None:
+            problems.append(found.broken)
+    return texts, problems
+
+
 class _Reading:
     """One pass over the results of a part."""
 
@@ -273,7 +291,6 @@ class _Reading:
         keys = [self._keys[place] for place in checked.places]
         self._office.store.put(keys, checked.vectors, origin, keep_until=self._keep_until)
         self._keep_ids([self._ids[place] for place in checked.places])
-        self._found.fresh += len(set(checked.places) - self._before)
 
     def _refuse_others(self, checked: Checked) -> None:
         """Leave out what came before; a second vector that differs makes both worthless."""
@@ -300,7 +317,8 @@ class _Reading:
         found.retry = self._named(
             self._retry, without=good | self._bad.keys() | self._refused.keys()
         )
-        found.stored, found.done = len(good), len(self._done)
+        found.stored, found.fresh = len(good), len(good - self._before)
+        found.done = len(self._done)
         found.ran = len(self._before | self._spoken_of) - len(self._not_run - self._done)
         for place, held in enumerate(self._held):
             if place in self._spoken_of:

@@ -154,6 +154,7 @@ class Engine:
     reject_zero: bool = False
     label: str = ""
     fingerprint: str = ""
+    former: tuple[str, ...] = ()
     secrets: tuple[str, ...] = field(default=(), repr=False)
     no_key: str = ""
     observe: Observer = _nobody

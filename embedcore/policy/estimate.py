@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from embedcore.errors import ConfigurationError
 from embedcore.policy.preparing import Prepared
-from embedcore.policy.reuse import keys_of, vector_width
+from embedcore.policy.reuse import former_keys_of, keys_of, vector_width
 
 if TYPE_CHECKING:
     from embedcore.policy.batchoffice import BatchOffice
@@ -88,12 +88,14 @@ def _free(
 ) -> tuple[set[int], set[int]]:
     """Which texts cost nothing: those in the cache, and those in a job of another batch."""
     width = vector_width(engine)
+    names = [keys_of(engine, input_type), *former_keys_of(engine, input_type)]
     if office is None:
-        if engine.shelf is None:
+        shelf = engine.shelf
+        if shelf is None:
             return set(), set()
-        return engine.shelf.look(keys_of(engine, input_type).of(texts), width), set()
-    keys = office.keys(input_type).of(texts)
-    cached = office.store.look(keys, width).there
+        return {place for one in names for place in shelf.look(one.of(texts), width)}, set()
+    cached = {place for one in names for place in office.store.look(one.of(texts), width).there}
+    keys = names[0].of(texts)
     left = [place for place in range(len(keys)) if place not in cached]
     under_way = office.batches.in_flight(office.pool, [keys[place] for place in left])
     return cached, {place for place in left if keys[place] in under_way}

@@ -19,11 +19,20 @@ if TYPE_CHECKING:
 
 def keys_of(engine: Engine, input_type: str | None) -> Keys:
     """The cache's keys of texts that this client sends. ``input_type``: as the provider is told."""
+    return _named(engine, engine.fingerprint, input_type)
+
+
+def former_keys_of(engine: Engine, input_type: str | None) -> list[Keys]:
+    """Under which keys earlier versions kept the same vectors. Nearly always there are none."""
+    return [_named(engine, former, input_type) for former in engine.former]
+
+
+def _named(engine: Engine, fingerprint: str, input_type: str | None) -> Keys:
     info = engine.info
     return Keys(
         provider=info.provider,
         model=info.model,
-        fingerprint=engine.fingerprint,
+        fingerprint=fingerprint,
         input_type=input_type,
     )
 
@@ -103,6 +112,10 @@ class Reuse:
             return self._room_for([indices[place] for place in places])
 
         self._shelf.get(keys, width, take, room=room)
+        for former in former_keys_of(self._engine, self._input_type):
+            indices = [index for index in indices if index not in found]
+            names = former.of([self._prepared.texts[index] for index in indices])
+            self._shelf.get(names, width, take, room=room)
         return found
 
     def bought(self, indices: Sequence[int], vectors: Vectors, answered_as: str | None) -> None:

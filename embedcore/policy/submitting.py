@@ -20,7 +20,8 @@ from embedcore.errors import (
 )
 from embedcore.events import Held
 from embedcore.policy.blocks import Row, RowReader, elements
-from embedcore.policy.draining import choose_now, what_fits
+from embedcore.policy.collecting import read_again
+from embedcore.policy.draining import choose_now, take_what_is_there, what_fits
 from embedcore.policy.estimate import resolve_input_type
 from embedcore.policy.flights import Pause
 from embedcore.policy.patience import hold_patiently
@@ -85,6 +86,7 @@ def submit(office: BatchOffice, rows: Iterable[Any], how: Submission) -> BatchRe
         writer = _Writer(office, batch, manifest, input_type, keep=how.on_error == "keep")
         for block in _blocks(elements(rows), RowReader(text=how.text, key=how.key)):
             writer.write(block)
+        writer.missing -= _found_again(office, batch)
         if writer.missing:
             require_price(office.engine.account, office.engine.info)
         _require_room(office, writer.missing)
@@ -115,6 +117,22 @@ def submit(office: BatchOffice, rows: Iterable[Any], how: Submission) -> BatchRe
     finally:
         manifest.close()
     return office.batches.again(batch)
+
+
+def _found_again(office: BatchOffice, batch: BatchRecord) -> int:
+    """What an earlier batch paid for and has no vector of may be there, or be believed, by now: its
+    results are read before it is bought once more. Returns how many texts need not be bought."""
+    if not office.jobs.unread(batch):
+        return 0
+    texts, problems = read_again(office, batch)
+    for problem in problems:
+        logger.info("results of an earlier batch cannot be read again: %s", problem)
+    if not texts:
+        return 0
+    logger.info("%d texts were found in the results of an earlier batch, read again", texts)
+    before = office.batches.counts(batch).to_submit
+    take_what_is_there(office, batch)
+    return before - office.batches.counts(batch).to_submit
 
 
 class _Writer:
@@ -182,6 +200,7 @@ class _Writer:
     ) -> None:
         office = self._office
         chosen = [keys[place] for place in fresh]
+        office.take_former([prepared.texts[place] for place in fresh], chosen, self._input_type)
         # Pinned before it is counted on: nobody may prune it meanwhile.
         office.store.keep(chosen, self._keep_until)
         there = office.stored(chosen)

@@ -232,14 +232,41 @@ def options_fingerprint(provider: str, model: str, options: BaseModel, info: Mod
     mark that is forgotten costs a cache miss, never a mixed set. An option that is None does not
     count, so that a provider may add one without renaming every set that exists.
     """
+    return _digest(provider, model, info, {**_counted(options), **_once_counted(type(options))})
+
+
+def former_fingerprints(
+    provider: str, model: str, options: BaseModel, info: ModelInfo
+) -> tuple[str, ...]:
+    """The name that earlier versions gave the same set, by options that counted then.
+
+    Batches that were submitted under it are gone on with.
+    """
+    once = _once_counted(type(options))
+    before = options.model_dump(mode="json", include=set(once), exclude_none=True)
+    former = _digest(provider, model, info, {**_counted(options), **before})
+    return () if former == options_fingerprint(provider, model, options, info) else (former,)
+
+
+def _counted(options: BaseModel) -> dict[str, Any]:
+    """The options that decide the vectors, as JSON has them."""
     kind = type(options)
     left_out = {
         name
         for name, described in kind.model_fields.items()
         if is_secret(kind, name) or any(isinstance(m, KeepsVectors) for m in described.metadata)
     }
-    counted = options.model_dump(mode="json", exclude=left_out, exclude_none=True)
-    return _digest(provider, model, info, counted)
+    return options.model_dump(mode="json", exclude=left_out, exclude_none=True)
+
+
+def _once_counted(kind: type[BaseModel]) -> dict[str, Any]:
+    """What stands for the options that decided the name of a set in an earlier version."""
+    return {
+        name: mark.counted_as
+        for name, described in kind.model_fields.items()
+        for mark in described.metadata
+        if isinstance(mark, KeepsVectors) and mark.counted_as is not None
+    }
 
 
 def embedder_fingerprint(embedder: Embedder) -> str:

@@ -254,15 +254,18 @@ class Jobs:
             reported=bool(row[6]),
         )
 
-    def unread(self, batch: BatchRecord) -> list[Part]:
-        """The parts that ended without a vector for a text of this batch that was paid for."""
+    def unread(self, batch: BatchRecord, *, lost: bool = False) -> list[Part]:
+        """The parts that ended without a vector for a text of this batch that was paid for.
+
+        ``lost``: only those whose results were not to be had, and not those that were not believed.
+        """
         with self.database.read() as connection:
             rows = connection.execute(
                 f"SELECT {COLUMNS} FROM part WHERE job IS NOT NULL AND id IN (SELECT u.part "
                 "FROM unread u JOIN part p ON p.id = u.part "
-                "JOIN item i ON i.pool = p.pool AND i.key = u.key "
+                "JOIN item i ON i.pool = p.pool AND i.key = u.key AND (i.state = 'lost' OR NOT ?) "
                 "JOIN wish w ON w.item = i.id AND w.batch = ?) ORDER BY id",
-                (batch.id,),
+                (lost, batch.id),
             ).fetchall()
         return [read_part(row) for row in rows]
 

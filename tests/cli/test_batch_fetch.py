@@ -309,3 +309,60 @@ def test_a_write_that_fails_leaves_what_there_was(cli, server, texts_file, monke
     assert run.code == 5, run.err
     assert Path("v.npy").read_bytes() == before
     assert not list(Path().glob("*.partial"))
+
+
+# Read again
+
+
+def ended_without(server, cli, path):
+    """A batch whose results were not to be had; its id."""
+    Path("embedcore.toml").write_text(f"{OFFERED}[batch]\noutput_wait = 0\n")
+    server.batches.settings.quirks.late = "missing"
+    server.batches.settings.quirks.late_looks = None
+    name = submit(cli, path)
+    assert cli("batch", "status", name).code == 1
+    return name
+
+
+@pytest.mark.case("E3")
+@pytest.mark.parametrize("again", [[], ["--again"]])
+def test_fetch_reads_results_that_were_not_to_be_had(cli, server, texts_file, read_output, again):
+    name = ended_without(server, cli, texts_file(5))
+    run = cli("batch", "fetch", name, "-o", "v.jsonl", *again)
+    assert run.code == 1
+    assert "cannot be read again" in run.err
+    assert "output_gone" in Path("v.jsonl.failed.jsonl").read_text()
+    server.batches.settings.quirks.late = None
+    run = cli("batch", "fetch", name, "-o", "v.jsonl", *again)
+    assert run.code == 0, run.err
+    assert "5 texts found in the results" in run.err
+    assert len(read_output(Path("v.jsonl"))) == 5
+    assert cli("batch", "status", name).code == 0
+    assert len(server.batches.jobs) == 1
+
+
+@pytest.mark.case("E5")
+def test_fetch_again_believes_what_the_settings_believe_now(
+    cli, server, texts_file, read_output, monkeypatch
+):
+    server.batches.settings.quirks.reply_model = "the-same-model-2026"
+    name = submit(cli, texts_file(5))
+    first = cli("batch", "fetch", name, "-o", "v.jsonl")
+    assert first.code == 1
+    assert "reply_models" in Path("v.jsonl.failed.jsonl").read_text()
+    assert "fetch --again" in Path("v.jsonl.failed.jsonl").read_text()
+    nothing = cli("batch", "fetch", name, "-o", "v.jsonl", "--again")
+    assert nothing.code == 1
+    assert "nothing more was found" in nothing.err
+
+    names = '[options.openai]\nbatch = true\nreply_models = ["the-same-model-2026"]\n'
+    Path("user.toml").write_text(names)
+    Path("embedcore.toml").unlink()
+    monkeypatch.setenv("EMBEDCORE_CONFIG", "user.toml")
+    assert cli("batch", "status", name).code == 1, "only when it is asked for"
+    run = cli("batch", "fetch", name, "-o", "v.jsonl", "--again")
+    assert run.code == 0, run.err
+    assert len(read_output(Path("v.jsonl"))) == 5
+    again = cli("batch", "submit", "texts.jsonl", "--yes", "--json")
+    assert again.json["reused"] == 5
+    assert len(server.batches.jobs) == 1

@@ -18,6 +18,7 @@ from embedcore.provider.options import (
     OptionLayer,
     embedder_fingerprint,
     environment_options,
+    former_fingerprints,
     is_secret,
     options_fingerprint,
     resolve_options,
@@ -284,6 +285,32 @@ def test_so_does_the_model_the_provider_and_the_variant():
 )
 def test_what_cannot_change_vectors_keeps_it(values):
     assert fingerprint(**values) == fingerprint()
+
+
+class Before(BaseModel):
+    """Options of a version in which what is believed was part of the name."""
+
+    dimensions: int | None = None
+    names: tuple[str, ...] = ()
+
+
+class After(Before):
+    names: Annotated[tuple[str, ...], KeepsVectors(counted_as=())] = ()
+
+
+@pytest.mark.case("E5")
+@pytest.mark.parametrize("names", [(), ("a",), ("a", "b")])
+@pytest.mark.parametrize("dimensions", [None, 8])
+def test_an_option_that_counts_no_more_is_hashed_as_its_old_default(names, dimensions):
+    before = options_fingerprint("acme", "m", Before(dimensions=dimensions), INFO)
+    after = After(names=names, dimensions=dimensions)
+    assert options_fingerprint("acme", "m", after, INFO) == before
+    old = options_fingerprint("acme", "m", Before(names=names, dimensions=dimensions), INFO)
+    assert former_fingerprints("acme", "m", after, INFO) == ((old,) if names else ())
+
+
+def test_what_never_counted_has_no_former_name():
+    assert former_fingerprints("acme", "m", Options(timeout=3.0), INFO) == ()
 
 
 def test_a_fingerprint_is_the_same_in_every_process_and_release():

@@ -43,7 +43,6 @@ def test_only_what_can_change_a_vector_is_part_of_the_fingerprint() -> None:
         "base_url",
         "dimensions",
         "base_model",
-        "reply_models",
         "max_input_tokens",
         "trust_order",
     }

@@ -125,7 +125,7 @@ class OpenAIOptions(BaseModel):
     trust_order: bool | None = None
 
     base_model: str | None = None
-    reply_models: tuple[str, ...] = ()
+    reply_models: Annotated[tuple[str, ...], KeepsVectors(counted_as=())] = ()
     max_input_tokens: PositiveInt | None = None
     max_texts_per_request: Annotated[PositiveInt | None, KeepsVectors()] = None
     max_tokens_per_request: Annotated[PositiveInt | None, KeepsVectors()] = None
