@@ -175,7 +175,8 @@ def test_new_entrants_wait_until_the_fork_has_passed() -> None:
     entered, nested, go_on = threading.Event(), threading.Event(), threading.Event()
 
     def hold() -> None:
-        with last.lock:
+        # While the fork waits for this one, it has not come to the other yet.
+        with first.lock:
             go_on.wait(60)
             # Whoever holds one of them may take another: the fork waits for both.
             with Lock():
@@ -186,7 +187,7 @@ def test_new_entrants_wait_until_the_fork_has_passed() -> None:
         while not forksafe._fork.is_near:
             pass
         go_on.set()
-        with first.lock:
+        with last.lock:
             entered.set()
 
     work = [hold, enter, lambda: codes.append(child(lambda: True))]
