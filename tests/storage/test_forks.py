@@ -407,6 +407,34 @@ print(sound(), usage.of_scope(ledger, "s").spent.tokens)
     assert said == "ok 3"
 
 
+def test_what_the_child_inherits_is_not_freed_even_when_it_ends(
+    run_python: Run, engine: str
+) -> None:
+    """To close it is to roll back, in the log and the file that the parent is writing."""
+    said = run_python(f"""{engine}
+ledger = new_ledger()
+ledger.record("s", Amount(tokens=1))
+def handler(number, frame):
+    pid = os.fork()
+    if not pid:
+        sys.exit(3)
+    assert end(pid) == 3
+signal.signal(signal.SIGUSR1, handler)
+insert = "INSERT INTO attempt (scope, windows, state, tokens, cost, note, sent) VALUES "
+rows = ", ".join("('s', '', 'recorded', 0, 0, hex(randomblob(500)), 0)" for _ in range(300))
+with ledger.database.transaction() as connection:
+    # So few pages in memory that the others are in the log, or in the file, before the commit.
+    connection.execute("PRAGMA cache_size = 3")
+    for number in range(6):
+        connection.execute(insert + rows)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        found = connection.execute("SELECT count(*), sum(length(note)) FROM attempt").fetchone()
+        assert found[0] == 1 + 300 * (number + 1), found
+print(sound(), len(usage.audit(ledger)))
+""")
+    assert said == "ok 1801"
+
+
 def test_books_in_memory_are_there_on_both_sides(run_python: Run, engine: str) -> None:
     said = run_python(f"""{engine}{INSIDE}
 forksafe.WAIT_SECONDS = 0.05
