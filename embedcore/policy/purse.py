@@ -116,11 +116,23 @@ class Purse:
             if self._closed:
                 raise Stopped
             grant, first, self._first = self._grant, self._first, None
+        if first is not None and not self._is_timely(first):
+            first = None
         if first is None and self._account.ledger is not None and grant is not None:
             first = self._send(self._account.ledger, grant, amount, inputs=inputs, fresh=fresh)
         with self._lock:
             self.spending += Spending(requests=1)
         return first
+
+    def _is_timely(self, first: Attempt) -> bool:
+        """Whether what was sent with its hold still is. A day ended since: its money is given back,
+        and sent where it belongs."""
+        ledger = self._account.ledger
+        if ledger is None or ledger.is_timely(first):
+            return True
+        ledger.give_back(first, note="never sent")
+        self._sole = None
+        return False
 
     def _send(
         self, ledger: Ledger, grant: Grant, amount: Amount, *, inputs: int, fresh: bool
@@ -184,8 +196,8 @@ class Purse:
             return False
         request_id = getattr(error, "request_id", None)
         if error.billed == "no":
-            self._account.ledger.give_back(attempt, note=note, request_id=request_id)
-            return False
+            # After midnight it may have gone back to the day before.
+            return not self._account.ledger.give_back(attempt, note=note, request_id=request_id)
         if not late:
             self.charge(attempt, note=note, request_id=request_id)
         return True

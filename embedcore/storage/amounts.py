@@ -65,11 +65,15 @@ class Grant:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attempt:
-    """One request that was sent, or is about to be: its amount is committed as held."""
+    """One request that was sent, or is about to be: its amount is committed as held.
+
+    ``until``: the end of the day to which it is counted, in microseconds since 1970.
+    """
 
     id: int
     grant: Grant
     amount: Amount
+    until: int = _LARGEST
 
 
 class TighterBoundNeeded(Exception):

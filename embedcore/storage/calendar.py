@@ -56,7 +56,17 @@ def window_end(period: Period, moment: int, zone: str) -> datetime | None:
     """
     if period == "total":
         return None
-    today = _local_date(moment // MICROSECONDS, zone)
+    return _end(period, _local_date(moment // MICROSECONDS, zone), zone)
+
+
+def day_ends(moment: int, zone: str) -> int:
+    """The end of the day that holds ``moment``, in microseconds since 1970 as well."""
+    ends = _end("day", _local_date(moment // MICROSECONDS, zone), zone)
+    return round(ends.timestamp()) * MICROSECONDS
+
+
+@lru_cache(maxsize=64)
+def _end(period: Period, today: date, zone: str) -> datetime:
     if period == "day":
         following = today + timedelta(days=1)
     else:

@@ -41,6 +41,24 @@ def open_grant(
     )
 
 
+def rest_of(connection: sqlite3.Connection, grant: Grant) -> tuple[str, Amount] | None:
+    """The windows of a leased grant, and what is left of it; None if it is closed or a batch's."""
+    row = connection.execute(
+        'SELECT windows, tokens, cost FROM "grant" WHERE id = ? AND lease IS NOT NULL', (grant.id,)
+    ).fetchone()
+    return None if row is None else (row[0], Amount(tokens=row[1], cost=row[2]))
+
+
+def move(connection: sqlite3.Connection, grant: Grant, windows: str) -> None:
+    """From now on the grant's money is that of ``windows``, where it is held already."""
+    connection.execute('UPDATE "grant" SET windows = ? WHERE id = ?', (windows, grant.id))
+
+
+def forget(connection: sqlite3.Connection, grant: Grant) -> None:
+    """The grant is closed; what was left of it is released already."""
+    connection.execute('DELETE FROM "grant" WHERE id = ?', (grant.id,))
+
+
 def take(
     connection: sqlite3.Connection, grant: Grant, amount: Amount, lease: int | None
 ) -> str | None:
@@ -142,8 +160,9 @@ def charge(
     )
 
 
-def give_back(connection: sqlite3.Connection, attempt: Attempt, windows: str) -> None:
-    """Return a sent attempt's amount to its grant, or to the windows if that is closed."""
+def give_back(connection: sqlite3.Connection, attempt: Attempt, windows: str) -> bool:
+    """Return a sent attempt's amount to its grant, or to the windows if that is closed or of
+    another day by now. Returns whether the grant has it."""
     # A grant of another day must not get it: it is held in this attempt's windows.
     returned = connection.execute(
         'UPDATE "grant" SET tokens = tokens + ?, cost = cost + ? WHERE id = ? AND windows = ?',
@@ -151,6 +170,7 @@ def give_back(connection: sqlite3.Connection, attempt: Attempt, windows: str) ->
     )
     if not returned.rowcount:
         counters.release(connection, windows, attempt.amount)
+    return bool(returned.rowcount)
 
 
 def end_expired(connection: sqlite3.Connection, moment: Moment) -> None:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from embedcore.storage import admission, clock as clocks, entries, outcomes, windows as counters
 from embedcore.storage.amounts import ALL_SCOPES, Amount, Attempt, Grant, Lane, Limit
-from embedcore.storage.calendar import MICROSECONDS
+from embedcore.storage.calendar import MICROSECONDS, day_ends
 from embedcore.storage.windows import Moment
 
 if TYPE_CHECKING:
@@ -112,28 +113,57 @@ class Ledger:
 
         ``fresh``: the grant's share of this request is gone, because an earlier attempt of it was
         charged. That, and a grant whose lease was lost, are held anew: ``BudgetExceeded`` if the
-        limits no longer allow it.
+        limits no longer allow it. So is the whole rest of a grant at its first ``send`` in another
+        day or month; if it is refused there, nothing of it is held any more.
         """
         with self.database.transaction() as connection:
-            moment, refusal = self.moment_in(connection), None
+            moment = self.moment_in(connection)
             lease = self._until(moment)
-            windows = None if fresh else entries.take(connection, grant, amount, lease)
-            if windows is None:
-                # First of all, or the caller would lose the rest of its own grant as expired.
-                entries.renew(connection, grant, lease)
-                moment, windows = self.begin_in(connection, grant.scope, grant.lane)
-                refusal = admission.check(
-                    connection, grant, windows, amount, moment, final=True, waits=False
-                )
-                held = amount
-            else:
-                held = Amount()
+            # First of all, or the caller would lose the rest of its own grant as expired.
+            entries.renew(connection, grant, lease)
+            windows = counters.ids(connection, grant.scope, grant.lane, moment)
+            refusal = self._move(connection, grant, windows, moment)
+            held = amount
+            if refusal is None:
+                taken = None if fresh else entries.take(connection, grant, amount, lease)
+                if taken is not None:
+                    # A batch's grant keeps its day.
+                    windows, held = taken, Amount()
+                else:
+                    entries.end_expired(connection, moment)
+                    refusal = admission.check(
+                        connection, grant, windows, amount, moment, final=True, waits=False
+                    )
             if refusal is None:
                 counters.hold(connection, windows, held, requests=1)
                 attempt = self._sent(connection, grant, windows, amount, moment, model, inputs)
         if refusal is not None:
             raise refusal
         return attempt
+
+    def _move(
+        self, connection: sqlite3.Connection, grant: Grant, windows: str, moment: Moment
+    ) -> Exception | None:
+        """Money belongs to the day and the month in which it is sent: what forbids it there.
+
+        Only what changes is asked: in total the money is held already.
+        """
+        found = entries.rest_of(connection, grant)
+        if found is None or found[0] == windows:
+            return None
+        before, rest = found
+        entries.end_expired(connection, moment)
+        counters.release(connection, before, rest)
+        changed = counters.changed_limits(grant, before, windows)
+        refusal = admission.check(
+            connection, changed, windows, rest, moment, final=True, waits=False
+        )
+        if refusal is None:
+            counters.hold(connection, windows, rest)
+            entries.move(connection, grant, windows)
+        else:
+            entries.forget(connection, grant)
+        return refusal
 
     def settle(
         self,
@@ -158,14 +188,15 @@ class Ledger:
                 entries.close_grant(connection, attempt.grant.id)
             return near
 
-    def give_back(self, attempt: Attempt, *, note: str = "", request_id: str | None = None) -> None:
+    def give_back(self, attempt: Attempt, *, note: str = "", request_id: str | None = None) -> bool:
         """Proof that nothing was billed: the amount returns to the grant, for a retry or a split.
 
-        If the grant is closed by now, it returns to the windows.
+        If the grant is closed by now, or of another day, it returns to the windows. Returns whether
+        the grant has it.
         """
         with self.database.transaction() as connection:
             moment = self.moment_in(connection)
-            outcomes.give_back(connection, attempt, moment, note=note, request_id=request_id)
+            return outcomes.give_back(connection, attempt, moment, note=note, request_id=request_id)
 
     def charge(
         self, attempt: Attempt, *, note: str = "", request_id: str | None = None
@@ -174,6 +205,13 @@ class Ledger:
         with self.database.transaction() as connection:
             moment = self.moment_in(connection)
             return outcomes.charge(connection, attempt, moment, note=note, request_id=request_id)
+
+    def is_timely(self, attempt: Attempt) -> bool:
+        """Whether a request that leaves now leaves on the day to which its money is counted.
+
+        For ``hold_and_send``, where something may come between the commit and the wire.
+        """
+        return self._now() < attempt.until
 
     def renew(self, grant: Grant) -> None:
         """Prolong the lease while the holder waits without sending."""
@@ -256,6 +294,7 @@ class Ledger:
         inputs: int,
     ) -> Attempt:
         lease = moment.now + self._attempt_lease
-        return entries.open_attempt(
+        attempt = entries.open_attempt(
             connection, grant, windows, amount, moment, lease=lease, model=model, inputs=inputs
         )
+        return replace(attempt, until=day_ends(moment.now, moment.zone))

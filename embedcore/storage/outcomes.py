@@ -53,18 +53,23 @@ def give_back(
     *,
     note: str = "",
     request_id: str | None = None,
-) -> None:
-    """Nothing was billed: the amount returns to the grant, or to the windows if that is closed."""
+) -> bool:
+    """Nothing was billed: the amount returns to the grant, or to the windows if that is closed.
+
+    Returns whether the grant has it again.
+    """
     state, windows, generation = entries.state(connection, attempt)
+    has_it = False
     if state == "sent":
-        entries.give_back(connection, attempt, windows)
+        has_it = entries.give_back(connection, attempt, windows)
     elif state == "charged":
         counters.correct(connection, windows, attempt.amount, Amount(), generation)
     else:
-        return
+        return False
     entries.mark(
         connection, attempt, "returned", Amount(), moment, request_id=request_id, note=note
     )
+    return has_it
 
 
 def charge(

@@ -6,7 +6,7 @@ scopes), a query's in three more. Every function runs inside the caller's transa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from embedcore.errors import BudgetExceeded, CostBudgetExceeded, TokenBudgetExceeded
@@ -189,6 +189,20 @@ def correct(
     )
 
 
+def changed_limits(grant: Grant, before: str, now: str) -> Grant:
+    """The grant with only those of its limits whose windows are others now."""
+    old, new = before.split(","), now.split(",")
+    return replace(
+        grant,
+        limits=tuple(limit for limit in grant.limits if old[_place(limit)] != new[_place(limit)]),
+    )
+
+
+def _place(limit: Limit) -> int:
+    """Where a limit's window is among those of a call, as ``ids`` gives them."""
+    return (len(PERIODS) if limit.scope == ALL_SCOPES else 0) + PERIODS.index(limit.period)
+
+
 def generation_of(connection: sqlite3.Connection, windows: str) -> int:
     """The number of the latest reset that touched one of these windows."""
     row = connection.execute(f"SELECT max(generation) FROM window WHERE id IN ({windows})")
@@ -225,7 +239,7 @@ def used(connection: sqlite3.Connection, windows: str, grant: Grant, moment: Mom
     every = [int(window) for window in windows.split(",")]
     found = []
     for limit in grant.limits:
-        window = every[(3 if limit.scope == ALL_SCOPES else 0) + PERIODS.index(limit.period)]
+        window = every[_place(limit)]
         first = 1 if limit.unit == "tokens" else 3
         spent, held = rows[window][first : first + 2]
         bulk = grant.lane != "query"

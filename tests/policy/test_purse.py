@@ -217,6 +217,35 @@ def test_one_rule_says_what_an_outcome_costs(till):
     assert (one.held, one.spent) == (0, 20)
 
 
+@pytest.mark.case("C4")
+def test_what_goes_back_to_another_day_is_gone_for_a_retry(till):
+    one = till(100)
+    one.open(10, 10)
+    refused = one.send(10)
+    one.clock.advance(24 * 3600)
+    one.purse.renew()
+    moved = one.send(10)
+    assert one.purse.account_for(refused, RateLimited("slow"), note="")
+    assert not one.purse.account_for(moved, RateLimited("slow"), note="")
+    assert one.held == 10
+    one.purse.close()
+
+
+@pytest.mark.case("C4")
+def test_what_was_sent_with_its_hold_leaves_on_the_day_that_it_leaves(till):
+    one = till(100)
+    one.open(60, send_now=True)
+    one.clock.advance(24 * 3600)
+    assert one.held == 0
+    attempt = one.send(60)
+    assert one.held == 60
+    one.purse.settle(attempt, 50, None)
+    one.purse.close()
+    assert (one.held, one.spent) == (0, 50)
+    days = usage.windows_now(one.ledger, "default")
+    assert [day.requests for day in days] == [1, 2, 2]
+
+
 def test_a_late_answer_replaces_what_was_charged(till):
     one = till(100)
     one.open(10, 10)

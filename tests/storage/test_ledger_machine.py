@@ -370,6 +370,8 @@ class LedgerMachine(RuleBasedStateMachine):
         mine = books.grants.get(grant.id)
         if mine is not None and mine.lease is not None:
             mine.lease = books.now + LEASE
+        if not self._moved(side, grant, share, fresh):
+            return multiple()
         if (
             not fresh
             and mine is not None
@@ -391,6 +393,30 @@ class LedgerMachine(RuleBasedStateMachine):
         self._send(attempt, books.keys(grant.scope, grant.lane))
         self._within(call, books.attempts[attempt.id].keys, share)
         return attempt
+
+    def _moved(self, side: int, grant: Grant, share: Amount, fresh: bool) -> bool:
+        """What is left of a grant of another day is held in this one, or not at all any more."""
+        books = self.books
+        keys = books.keys(grant.scope, grant.lane)
+        mine = books.grants.get(grant.id)
+        if mine is None or mine.lease is None or mine.keys == keys:
+            return True
+        books.expire()
+        del books.grants[grant.id]
+        changed = tuple(
+            limit
+            for limit in grant.limits
+            if books.window_of(limit, keys) != books.window_of(limit, mine.keys)
+        )
+        call = {"scope": grant.scope, "lane": grant.lane, "limits": changed}
+        if books.verdict(keys, grant.lane, changed, mine.amount, waits=False) == "refused":
+            with pytest.raises(BudgetExceeded) as refusal:
+                self.ledgers[side].send(grant, share, fresh=fresh)
+            self._check_refusal(refusal.value, mine.amount, call, keys, "refused")
+            return False
+        mine.keys = keys
+        books.grants[grant.id] = mine
+        return True
 
     def _open(self, grant: Grant, left: Amount, *, leased: bool) -> None:
         self.books.grants[grant.id] = Counted(
@@ -444,10 +470,11 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(side=sides, attempt=attempts)
     def give_back(self, side: int, attempt: Attempt) -> None:
         self.books.tick()
-        self.ledgers[side].give_back(attempt)
+        has_it = self.ledgers[side].give_back(attempt)
         mine = self.books.attempts[attempt.id]
         grant = self.books.grants.get(attempt.grant.id)
-        if mine.state == "sent" and grant is not None and grant.keys == mine.keys:
+        assert has_it == (mine.state == "sent" and grant is not None and grant.keys == mine.keys)
+        if grant is not None and has_it:
             grant.amount = grant.amount + mine.amount
         if mine.state in ("sent", "charged"):
             mine.state = "returned"
@@ -593,6 +620,135 @@ def _start_of(keys: tuple[Key, ...], period: str) -> str:
     return next(key[3] for key in keys if key[2] == period)
 
 
+class MidnightMachine(RuleBasedStateMachine):
+    """One limit of each period, the same for all calls, and a server that bills what is sent.
+
+    What it billed on a day, in a month and in total never passes the limit of that window,
+    whenever the money was held.
+    """
+
+    grants = Bundle("grants")
+    attempts = Bundle("attempts")
+    ZONE = "America/Sao_Paulo"
+    LIMITS = tuple(
+        Limit(scope=scope, period=period, unit="tokens", amount=amount)  # type: ignore[arg-type]
+        for scope, period, amount in [
+            ("a", "day", 100),
+            ("*", "day", 130),
+            ("a", "month", 250),
+            ("*", "total", 700),
+        ]
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        start = datetime(2026, 1, 30, 23, 59, 50, tzinfo=ZoneInfo(self.ZONE))
+        self.now = start.timestamp()
+        self.ledger = Ledger(
+            Database(None, STATE, version=STATE_VERSION), zone=self.ZONE, clock=lambda: self.now
+        )
+        self.bill: dict[tuple[str, str, str], int] = {}
+
+    def _billed(self, scope: str, tokens: int) -> None:
+        local = datetime.fromtimestamp(self.now, tz=ZoneInfo(self.ZONE))
+        for owner in (scope, "*"):
+            for period, start in zip(PERIODS, (f"{local:%F}", f"{local:%Y-%m}", ""), strict=True):
+                key = (owner, period, start)
+                self.bill[key] = self.bill.get(key, 0) + tokens
+
+    @rule(target=grants, scope=st.sampled_from("aab"), tokens=st.integers(1, 130))
+    def hold(self, scope: str, tokens: int) -> Any:
+        try:
+            return self.ledger.hold(scope, Amount(tokens=tokens), self._limits(scope))
+        except BudgetExceeded:
+            return multiple()
+
+    @rule(
+        target=attempts,
+        scope=st.sampled_from("aab"),
+        tokens=st.integers(1, 130),
+        waits=st.sampled_from([0, 0, 61]),
+    )
+    def hold_and_send(self, scope: str, tokens: int, waits: int) -> Any:
+        """As a call of one request does, which may have to wait between the two."""
+        try:
+            attempt = self.ledger.hold_and_send(scope, Amount(tokens=tokens), self._limits(scope))
+            self.now += waits
+            if not self.ledger.is_timely(attempt):
+                self.ledger.give_back(attempt)
+                attempt = self.ledger.send(attempt.grant, attempt.amount)
+        except BudgetExceeded:
+            return multiple()
+        self._billed(scope, tokens)
+        return attempt
+
+    @rule(target=attempts, grant=grants, tokens=st.integers(1, 60), fresh=st.booleans())
+    def send(self, grant: Grant, tokens: int, fresh: bool) -> Any:
+        try:
+            attempt = self.ledger.send(grant, Amount(tokens=tokens), fresh=fresh)
+        except BudgetExceeded:
+            return multiple()
+        self._billed(grant.scope, tokens)
+        return attempt
+
+    @rule(attempt=attempts)
+    def settle(self, attempt: Attempt) -> None:
+        self.ledger.settle(attempt, attempt.amount)
+
+    @rule(attempt=attempts)
+    def charge(self, attempt: Attempt) -> None:
+        self.ledger.charge(attempt)
+
+    @rule(grant=grants, tokens=st.integers(1, 60))
+    def send_and_be_refused(self, grant: Grant, tokens: int) -> None:
+        with contextlib.suppress(BudgetExceeded):
+            self.ledger.give_back(self.ledger.send(grant, Amount(tokens=tokens)))
+
+    @rule(grant=grants)
+    def close(self, grant: Grant) -> None:
+        self.ledger.close(grant)
+
+    @rule(seconds=st.sampled_from([1, 5, 15, 15, 30, 90, 3600]))
+    def time_passes(self, seconds: int) -> None:
+        self.now += seconds
+
+    @rule(days=st.sampled_from([0, 0, 0, 1, 40]))
+    def a_day_nears_its_end(self, days: int) -> None:
+        """Ten seconds before: less than a lease lasts."""
+        local = datetime.fromtimestamp(self.now, tz=ZoneInfo(self.ZONE))
+        last = local.replace(hour=23, minute=59, second=50, microsecond=0)
+        self.now = max(last.timestamp(), self.now) + days * 86_400
+
+    @rule(
+        tokens=st.integers(1, 100),
+        others=st.integers(0, 100),
+        requests=st.integers(1, 4),
+        days=st.sampled_from([0, 1, 40]),
+    )
+    def a_day_ends_in_a_call(self, tokens: int, others: int, requests: int, days: int) -> None:
+        self.a_day_nears_its_end(days)
+        grant = self.hold("a", tokens)
+        self.now += 15
+        self.hold_and_send("b", others, 0)
+        self.hold_and_send("a", others // 2, 0)
+        for share in [tokens // requests] * requests:
+            if isinstance(grant, Grant):
+                self.send(grant, share, False)
+
+    def _limits(self, scope: str) -> tuple[Limit, ...]:
+        return tuple(limit for limit in self.LIMITS if limit.scope in (scope, "*"))
+
+    @invariant()
+    def no_window_is_billed_beyond_its_limit(self) -> None:
+        for (scope, period, start), billed in self.bill.items():
+            for limit in self.LIMITS:
+                if (limit.scope, limit.period) == (scope, period):
+                    assert billed <= limit.amount, (scope, period, start)
+
+    def teardown(self) -> None:
+        self.ledger.database.close()
+
+
 MARKS = [pytest.mark.fault(number) for number in (87, 88, 90, 91, 94, 95, 96, 100)]
 
 TestLedger = LedgerMachine.TestCase
@@ -606,3 +762,7 @@ TestLedger.settings = settings(
     suppress_health_check=list(HealthCheck),
 )
 TestLedger.pytestmark = MARKS
+
+TestMidnight = MidnightMachine.TestCase
+TestMidnight.settings = settings(TestLedger.settings, max_examples=300)
+TestMidnight.pytestmark = [pytest.mark.case("C4"), pytest.mark.fault(88)]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from embedcore.errors import ConfigurationError
+from embedcore.errors import ConfigurationError, TokenBudgetExceeded
 from embedcore.storage import usage
 from embedcore.storage.amounts import Amount, Limit
 from embedcore.storage.calendar import (
@@ -116,6 +116,9 @@ def test_a_file_counts_in_utc_unless_told_otherwise(
         open_ledger(zone="Asia/Tokyo").moment()
 
 
+LAST_SECONDS = datetime(2026, 1, 31, 23, 59, 50, tzinfo=UTC).timestamp()
+
+
 def days(ledger: Ledger) -> dict[str, Amount]:
     with ledger.database.read() as connection:
         rows = connection.execute(
@@ -124,32 +127,105 @@ def days(ledger: Ledger) -> dict[str, Amount]:
         return {start: Amount(tokens=spent) for start, spent in rows.fetchall()}
 
 
+@pytest.mark.case("C4")
 @pytest.mark.fault(88)
-def test_midnight_during_a_request(ledger: Ledger, clock: Any) -> None:
-    clock.now = datetime(2026, 1, 31, 23, 59, 50, tzinfo=UTC).timestamp()
+def test_midnight_during_a_call(ledger: Ledger, clock: Any) -> None:
+    """What leaves after it counts there, and with it all that is left of the grant."""
+    clock.now = LAST_SECONDS
     limits = [Limit(scope="s", period="day", unit="tokens", amount=100)]
     grant = ledger.hold("s", Amount(tokens=100), limits)
     first = ledger.send(grant, Amount(tokens=50))
     clock.now += 20
-    second = ledger.send(grant, Amount(tokens=50))
+    ledger.renew(grant)
+    assert usage.of_scope(ledger, "s").held == Amount(), "nothing moves before it is sent"
+    second = ledger.send(grant, Amount(tokens=30))
+    assert usage.of_scope(ledger, "s").held == Amount(tokens=50)
     ledger.settle(first, Amount(tokens=40))
     ledger.settle(second, Amount(tokens=30), close=True)
-    assert days(ledger) == {"2026-01-31": Amount(tokens=70)}
-    other = ledger.hold_and_send("s", Amount(tokens=100), limits)
-    ledger.settle(other, Amount(tokens=100))
-    assert days(ledger)["2026-02-01"] == Amount(tokens=100)
+    assert days(ledger) == {"2026-01-31": Amount(tokens=40), "2026-02-01": Amount(tokens=30)}
+    with pytest.raises(TokenBudgetExceeded):
+        ledger.hold_and_send("s", Amount(tokens=71), limits)
+    other = ledger.hold_and_send("s", Amount(tokens=70), limits)
+    ledger.settle(other, Amount(tokens=70))
     day, month, total = usage.windows_now(ledger, "s")
-    assert (day.spent.tokens, month.spent.tokens, total.spent.tokens) == (100, 100, 170)
+    assert (day.spent.tokens, month.spent.tokens, total.spent.tokens) == (100, 100, 140)
+    assert {day.held, month.held, total.held} == {Amount()}
+
+
+@pytest.mark.case("C4")
+@pytest.mark.fault(88)
+@pytest.mark.parametrize("lane", ["all", "query"])
+def test_what_does_not_fit_the_new_day_is_held_nowhere(
+    ledger: Ledger, clock: Any, lane: Any
+) -> None:
+    clock.now = LAST_SECONDS
+    limits = [
+        Limit(scope="s", period="day", unit="tokens", amount=100),
+        Limit(scope="s", period="total", unit="tokens", amount=150),
+    ]
+    grant = ledger.hold("s", Amount(tokens=90, cost=5), limits, lane=lane)
+    sent = ledger.send(grant, Amount(tokens=20))
+    clock.now += 20
+    ledger.settle(ledger.hold_and_send("s", Amount(tokens=31), limits), Amount(tokens=31))
+    with pytest.raises(TokenBudgetExceeded) as refusal:
+        ledger.send(grant, Amount(tokens=1))
+    assert (refusal.value.asked, refusal.value.held, refusal.value.period) == (70, 0, "day")
+    for usage_now in usage.windows_now(ledger, "s"):
+        assert usage_now.held == Amount(tokens=20 if usage_now.period == "total" else 0)
+    # What is under way counts where it left; what comes back of it belongs to nobody.
+    assert not ledger.give_back(sent)
+    assert usage.of_scope(ledger, "s", "total").held == Amount()
+    ledger.close(ledger.hold("s", Amount(tokens=69), limits))
+    ledger.close(grant)
+    assert usage.of_scope(ledger, "s", "total").held == Amount()
+
+
+@pytest.mark.case("C4")
+def test_in_total_it_is_held_already(ledger: Ledger, clock: Any) -> None:
+    """Another limit, or a bill beyond the bound, may have used it up: that is no reason."""
+    clock.now = LAST_SECONDS
+    limits = [
+        Limit(scope="s", period=period, unit="tokens", amount=100)  # type: ignore[arg-type]
+        for period in ("day", "month", "total")
+    ]
+    grant = ledger.hold("s", Amount(tokens=60), limits)
+    ledger.record("s", Amount(tokens=90))
+    clock.now += 20
+    ledger.settle(ledger.send(grant, Amount(tokens=60)), Amount(tokens=60), close=True)
+    assert usage.of_scope(ledger, "s", "total").spent == Amount(tokens=150)
+
+
+@pytest.mark.case("C4")
+def test_the_money_of_a_batch_stays_on_its_day(ledger: Ledger, clock: Any) -> None:
+    clock.now = LAST_SECONDS
+    limits = [Limit(scope="s", period="day", unit="tokens", amount=100)]
+    grant = ledger.hold("s", Amount(tokens=60), limits, leased=False)
+    clock.now += 20
+    ledger.settle(ledger.hold_and_send("s", Amount(tokens=90), limits), Amount(tokens=90))
+    ledger.settle(ledger.send(grant, Amount(tokens=60)), Amount(tokens=60))
+    assert days(ledger) == {"2026-01-31": Amount(tokens=60), "2026-02-01": Amount(tokens=90)}
+
+
+@pytest.mark.case("C4")
+def test_what_was_sent_with_its_hold_is_timely_until_midnight(ledger: Ledger, clock: Any) -> None:
+    clock.now = LAST_SECONDS
+    attempt = ledger.hold_and_send("s", Amount(tokens=60))
+    clock.now += 9.9
+    assert ledger.is_timely(attempt)
+    clock.now += 0.1
+    assert not ledger.is_timely(attempt)
 
 
 @pytest.mark.fault(88)
-def test_what_was_held_today_is_not_given_back_to_yesterday(ledger: Ledger, clock: Any) -> None:
-    clock.now = datetime(2026, 1, 31, 23, 59, 50, tzinfo=UTC).timestamp()
+def test_what_is_held_today_gets_nothing_back_from_yesterday(ledger: Ledger, clock: Any) -> None:
+    clock.now = LAST_SECONDS
     grant = ledger.hold("s", Amount(tokens=50))
+    yesterday = ledger.send(grant, Amount(tokens=10))
     clock.now += 20
-    ledger.give_back(ledger.send(grant, Amount(tokens=10), fresh=True))
+    assert ledger.give_back(ledger.send(grant, Amount(tokens=5)))
+    assert not ledger.give_back(yesterday)
     day, _, total = usage.windows_now(ledger, "s")
-    assert (day.held.tokens, total.held.tokens) == (0, 50)
+    assert (day.held.tokens, total.held.tokens) == (40, 40)
     ledger.close(grant)
     assert usage.of_scope(ledger, "s", "total").held == Amount()
 
