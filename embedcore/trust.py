@@ -9,14 +9,12 @@ everything, once the user allowed its sensitive entries (``embedcore trust``, ``
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import json
 import math
 import os
 import re
 import shlex
 import stat
-import tempfile
 import tomllib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -42,6 +40,7 @@ _DIGEST_VERSION: Final = 1
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
 _MOST_SHOWN: Final = 5
+_LARGEST_FILE: Final = 4_000_000
 # A file whose values are longer gets a line that is before the right one.
 _LONGEST_STATEMENT: Final = 500
 # Only what every parser of URLs reads alike: no user name, query, fragment, backslash or escape.
@@ -216,6 +215,8 @@ def is_loopback(url: object) -> bool:
     host = found["host"].lower().strip("[]")
     if host == "localhost":
         return True
+    import ipaddress
+
     try:
         # Takes no address in a spelling of its own: 127.1, 0x7f000001, 2130706433, 0177.0.0.1.
         address = ipaddress.ip_address(host)
@@ -326,13 +327,15 @@ def _looked_at(path: Path) -> FoundFile | str | None:
             os.close(descriptor)
             return None if stat.S_ISDIR(info.st_mode) else "is not a regular file"
         with os.fdopen(descriptor, "rb") as file:
-            content = file.read()
+            content = file.read(_LARGEST_FILE + 1)
         problem = _owner_problem(path, info)
     except FileNotFoundError:
         return "is a link to a file that does not exist" if path.is_symlink() else None
     except OSError as error:
         # Windows opens no folder.
         return None if path.is_dir() else f"cannot be read: {error.strerror}"
+    if len(content) > _LARGEST_FILE:
+        return problem or f"is larger than {_LARGEST_FILE:,} bytes, which no settings are"
     read = parsed(content)
     if isinstance(read, str):
         return problem or read
@@ -478,6 +481,8 @@ class Records:
 
 def _write_privately(place: Path, content: str) -> None:
     """All of it or nothing, with mode 0600."""
+    import tempfile
+
     descriptor, name = tempfile.mkstemp(dir=place.parent)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:

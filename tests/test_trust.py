@@ -258,6 +258,13 @@ def test_a_profile_does_not_raise_what_the_environment_lowers(monkeypatch):
     assert Config.load().profiles["docs"].concurrency == 2
 
 
+def test_a_mistake_in_the_environment_is_not_laid_at_the_door_of_the_file(monkeypatch):
+    monkeypatch.setenv("EMBEDCORE_CONCURRENCY", "0")
+    put(Path("embedcore.toml"), "concurrency = 50")
+    with pytest.raises(ConfigurationError, match=r"^environment variable EMBEDCORE_CON"):
+        Config.load()
+
+
 def test_what_the_users_own_file_raised_may_be_used_up_to_there():
     put(user_file(), "retry.attempts = 10")
     put(Path("embedcore.toml"), "retry.attempts = 7")
@@ -586,8 +593,9 @@ def test_the_file_that_was_opened_is_judged_and_not_its_name(monkeypatch):
         "options." + ".".join("a" * 3000) + " = 1",
         f"x = {'9' * 5000}",
         f"options.openai.x = 0x{'f' * 20000}",
+        f"model = 'm' #{' ' * 4_000_000}",
     ],
-    ids=["arrays", "tables", "digits", "hexadecimal"],
+    ids=["arrays", "tables", "digits", "hexadecimal", "size"],
 )
 def test_absurd_files_are_errors_of_configuration(text):
     put(Path("embedcore.toml"), text)
