@@ -68,14 +68,12 @@ if TYPE_CHECKING:
     from embedcore.policy.estimate import (
         Plan as Plan,
     )
-    from embedcore.policy.outlet import (
-        StoppedAt as StoppedAt,
-    )
     from embedcore.policy.result import (
         Arrival as Arrival,
         EmbeddingResult as EmbeddingResult,
         RowOutcome as RowOutcome,
         Spending as Spending,
+        StoppedAt as StoppedAt,
     )
     from embedcore.policy.stream import (
         EmbeddingStream as EmbeddingStream,
@@ -125,7 +123,7 @@ _HOMES = {
     "RequestTooLarge": "embedcore.errors",
     "RowOutcome": "embedcore.policy.result",
     "Spending": "embedcore.policy.result",
-    "StoppedAt": "embedcore.policy.outlet",
+    "StoppedAt": "embedcore.policy.result",
     "StorageBusy": "embedcore.errors",
     "StorageCorrupt": "embedcore.errors",
     "StorageError": "embedcore.errors",

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Literal, Self
 
 from embedcore.policy.engine import Stop
+from embedcore.policy.result import listed
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from embedcore.events import Progress
+    from embedcore.policy.portions import OnBudget
     from embedcore.policy.result import EmbeddingResult
 
 
@@ -27,6 +29,7 @@ class AwaitedForms:
         *,
         input_type: str | None = None,
         on_error: Literal["raise", "keep"] = "raise",
+        on_budget: OnBudget = "raise",
         progress: bool | Callable[[Progress], None] = False,
         check_budget: bool = True,
         stop: Stop | None = None,
@@ -66,6 +69,7 @@ class AwaitedForms:
         *,
         input_type: str | None = None,
         on_error: Literal["raise", "keep"] = "raise",
+        on_budget: OnBudget = "raise",
         progress: bool | Callable[[Progress], None] = False,
         cache: bool = True,
     ) -> EmbeddingResult:
@@ -76,6 +80,7 @@ class AwaitedForms:
                 texts,
                 input_type=input_type,
                 on_error=on_error,
+                on_budget=on_budget,
                 progress=progress,
                 stop=stop,
                 cache=cache,
@@ -87,10 +92,14 @@ class AwaitedForms:
         return (await self._listed([text]))[0]
 
     async def aembed_texts(
-        self, texts: Iterable[str], check_budget: bool = True
+        self,
+        texts: Iterable[str],
+        check_budget: bool = True,
+        *,
+        on_budget: OnBudget = "raise",
     ) -> list[list[float]]:
         """``embed_texts`` without blocking the event loop."""
-        return await self._listed(texts, check_budget=check_budget)
+        return await self._listed(texts, check_budget=check_budget, on_budget=on_budget)
 
     async def aembed_documents(self, texts: Iterable[str]) -> list[list[float]]:
         """``embed_documents`` without blocking the event loop."""
@@ -101,16 +110,25 @@ class AwaitedForms:
         return (await self._listed([text], input_type="query"))[0]
 
     async def _listed(
-        self, texts: Iterable[str], *, input_type: str | None = None, check_budget: bool = True
+        self,
+        texts: Iterable[str],
+        *,
+        input_type: str | None = None,
+        on_budget: OnBudget = "raise",
+        check_budget: bool = True,
     ) -> list[list[float]]:
         texts = _snapshot(texts)
         result = await _in_thread(
             lambda stop: self._embed(
-                texts, input_type=input_type, check_budget=check_budget, stop=stop, whole=True
+                texts,
+                input_type=input_type,
+                on_budget=on_budget,
+                check_budget=check_budget,
+                stop=stop,
+                whole=True,
             )
         )
-        vectors: list[list[float]] = result.vectors.tolist()
-        return vectors
+        return listed(result)
 
 
 def _snapshot(texts: Iterable[str]) -> Iterable[str]:

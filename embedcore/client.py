@@ -19,7 +19,8 @@ from embedcore.observers import picklable
 from embedcore.policy.engine import Engine, Stop
 from embedcore.policy.estimate import Plan, plan_now
 from embedcore.policy.immediate import embed_now
-from embedcore.policy.result import EmbeddingResult, OnArrival
+from embedcore.policy.portions import OnBudget, check_on_budget
+from embedcore.policy.result import EmbeddingResult, OnArrival, listed
 from embedcore.provider import registry
 from embedcore.provider.options import HiddenValues
 from embedcore.streaming import StreamedForms, check_on_error, equipped
@@ -138,22 +139,28 @@ class EmbeddingClient(AwaitedForms, StreamedForms, BatchForms):
         """The vector of one text."""
         return self._one(text, input_type=None)
 
-    def embed_texts(self, texts: Iterable[str], check_budget: bool = True) -> list[list[float]]:
+    def embed_texts(
+        self,
+        texts: Iterable[str],
+        check_budget: bool = True,
+        *,
+        on_budget: OnBudget = "raise",
+    ) -> list[list[float]]:
         """The vectors of any number of texts, in their order.
 
-        ``check_budget=False`` keeps no limit, and still records what is spent. Raises any
-        ``EmbeddingError``, for an empty text too, whatever the settings: a list has no place for a
-        row that failed. What was bought before it is in its ``.partial``.
+        ``check_budget=False`` keeps no limit, and still records what is spent. ``on_budget`` as for
+        ``embed``; with "stop" the list ends where the budget does: what is left to do is
+        ``texts[len(vectors):]``. Raises any ``EmbeddingError``, for an empty text too, whatever the
+        settings: a list has no place for a row that failed. What was bought before it is in its
+        ``.partial``.
         """
-        result = self._embed(texts, check_budget=check_budget, whole=True)
-        vectors: list[list[float]] = result.vectors.tolist()
-        return vectors
+        return listed(
+            self._embed(texts, check_budget=check_budget, on_budget=on_budget, whole=True)
+        )
 
     def embed_documents(self, texts: Iterable[str]) -> list[list[float]]:
         """As ``embed_texts``, for texts that are to be found."""
-        result = self._embed(texts, input_type="document", whole=True)
-        vectors: list[list[float]] = result.vectors.tolist()
-        return vectors
+        return listed(self._embed(texts, input_type="document", whole=True))
 
     def embed_query(self, text: str) -> list[float]:
         """The vector of a question. It may use the share of the budget kept for queries."""
@@ -165,6 +172,7 @@ class EmbeddingClient(AwaitedForms, StreamedForms, BatchForms):
         *,
         input_type: str | None = None,
         on_error: Literal["raise", "keep"] = "raise",
+        on_budget: OnBudget = "raise",
         progress: bool | Callable[[Progress], None] = False,
         on_arrival: OnArrival | None = None,
         cache: bool = True,
@@ -172,16 +180,25 @@ class EmbeddingClient(AwaitedForms, StreamedForms, BatchForms):
         """Vectors as an array, and what became of every row.
 
         ``on_error="keep"`` notes what is wrong with a row, and transient errors whose attempts
-        are used up, instead of raising; everything else is raised in any case. ``progress``: shown
-        on the terminal or in the log, or given to a callable. ``on_arrival`` gets each request's
-        vectors while the others are under way, one ``Arrival`` at a time and in another thread:
-        whoever writes them down there loses no finished request to a crash. ``cache=False`` buys
+        are used up, instead of raising; everything else is raised in any case.
+
+        ``on_budget``: a call that a limit does not allow as a whole is refused before anything is
+        sent. With "stop" as many rows as the limits allow are embedded, in their order:
+        ``stopped_at`` of the result names the first that was not done; those rows are not ``ok``,
+        and ``errors`` has the limit for each. What is in the cache is done in any case. "wait" goes
+        on when the limit's window ends, and raises what no waiting helps.
+
+        ``progress``: shown on the terminal or in the log, or given to a callable. ``on_arrival``
+        gets each request's vectors while the others are under way, one ``Arrival`` at a time and in
+        another thread: whoever writes them down there loses no finished request to a crash.
+        ``cache=False`` buys
         everything anew and keeps nothing.
         """
         return self._embed(
             texts,
             input_type=input_type,
             on_error=on_error,
+            on_budget=on_budget,
             progress=progress,
             on_arrival=on_arrival,
             cache=cache,
@@ -289,6 +306,7 @@ class EmbeddingClient(AwaitedForms, StreamedForms, BatchForms):
         *,
         input_type: str | None = None,
         on_error: Literal["raise", "keep"] = "raise",
+        on_budget: OnBudget = "raise",
         progress: bool | Callable[[Progress], None] = False,
         check_budget: bool = True,
         stop: Stop | None = None,
@@ -297,11 +315,13 @@ class EmbeddingClient(AwaitedForms, StreamedForms, BatchForms):
         whole: bool = False,
     ) -> EmbeddingResult:
         check_on_error(on_error)
+        check_on_budget(on_budget)
         return embed_now(
             equipped(self._engine, progress=progress, cache=cache, whole=whole),
             texts,
             input_type=input_type,
             on_error=on_error,
+            on_budget=on_budget,
             check_budget=check_budget,
             stop=stop,
             on_arrival=on_arrival,

@@ -10,8 +10,9 @@ from embedcore.errors import ConfigurationError
 from embedcore.observers import with_progress
 from embedcore.policy.asyncstream import AsyncEmbeddingStream
 from embedcore.policy.blocks import RowReader, elements
-from embedcore.policy.pieces import OnBudget, OnError
+from embedcore.policy.pieces import OnError
 from embedcore.policy.pipeline import Pipeline
+from embedcore.policy.portions import OnBudget, check_on_budget
 from embedcore.policy.stream import EmbeddingStream
 
 if TYPE_CHECKING:
@@ -130,7 +131,6 @@ def check_on_error(on_error: str) -> None:
 
 def _check(on_error: str, on_budget: str, block_size: int | None) -> None:
     check_on_error(on_error)
-    if on_budget not in ("raise", "stop", "wait"):
-        raise ConfigurationError(f'on_budget = {on_budget!r} must be "raise", "stop" or "wait"')
+    check_on_budget(on_budget)
     if block_size is not None and not block_size > 0:
         raise ConfigurationError(f"block_size = {block_size} must be at least 1 row")

@@ -19,7 +19,7 @@ from embedcore.cli.options import (
 from embedcore.cli.screen import Screen
 
 if TYPE_CHECKING:
-    from embedcore.files.types import InputFormat
+    from embedcore.files.types import InputFormat, OnBudget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,7 @@ class Wish:
     keep_text: bool
     input_type: str | None
     on_error: Literal["raise", "keep"]
+    on_budget: OnBudget
     scope: str | None
     overwrite: bool
     dry_run: bool
@@ -84,6 +85,14 @@ def _existing(_: click.Context, __: click.Parameter, files: tuple[Path, ...]) ->
     default="raise",
     show_default=True,
     help="End at the first row that fails, or list them and go on.",
+)
+@click.option(
+    "--on-budget",
+    type=click.Choice(["raise", "stop", "wait"]),
+    default="raise",
+    show_default=True,
+    help="What a limit does not allow: refuse it; embed as many rows as it does allow, in their "
+    "order; or wait for the rest until the limit resets.",
 )
 @scope_option
 @click.option(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from embedcore.cli.opening import Opened
     from embedcore.cli.screen import Screen
     from embedcore.errors import BudgetExceeded
-    from embedcore.files.types import FilePlan
+    from embedcore.files.types import FilePlan, OnBudget
     from embedcore.storage.amounts import Lane
 
 
@@ -29,14 +29,16 @@ class NotConfirmed(click.ClickException):
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A plan, and the limits that will end it. ``certain``: it will, rather than may."""
+    """A plan, and the limits that it passes. ``on_budget``: what happens then."""
 
     plan: FilePlan
     refusals: tuple[BudgetExceeded, ...] = ()
+    on_budget: OnBudget = "raise"
 
     @property
-    def certain(self) -> bool:
-        return bool(self.refusals) and self.plan.exact
+    def is_refused(self) -> bool:
+        """Whether a limit will certainly refuse a part of it."""
+        return bool(self.refusals) and self.plan.exact and self.on_budget == "raise"
 
     def fields(self, opened: Opened) -> dict[str, Any]:
         """For ``--json``."""
@@ -59,12 +61,16 @@ class Estimate:
         else:
             pairs += [("to embed", "nothing: every text was embedded before"), ("cost", "$0")]
         verb = "will" if plan.exact else "may"
+        then = {"raise": "refuse", "stop": "end it early", "wait": "make it wait"}
         for refusal in self.refusals:
-            pairs.append(("limit", f"{verb} refuse: {_without_advice(refusal)}"))
+            what = f"{verb} {then[self.on_budget]}"
+            pairs.append(("limit", f"{what}: {_without_advice(refusal)}"))
         return facts(pairs)
 
 
-def estimated(opened: Opened, plan: FilePlan, *, lane: Lane = "all") -> Estimate:
+def estimated(
+    opened: Opened, plan: FilePlan, *, lane: Lane = "all", on_budget: OnBudget = "raise"
+) -> Estimate:
     """The plan beside the limits as they are now."""
     if not opened.limits or not plan.to_embed:
         return Estimate(plan=plan)
@@ -72,7 +78,8 @@ def estimated(opened: Opened, plan: FilePlan, *, lane: Lane = "all") -> Estimate
     with books(opened.config, opened.limits) as ledger:
         found = usage.limits_now(ledger, opened.client.scope, opened.limits, lane)
     tight = [used for used in found if amount.of(used.limit.unit) > used.left]
-    return Estimate(plan=plan, refusals=tuple(used.refusal(amount) for used in tight))
+    refusals = tuple(used.refusal(amount) for used in tight)
+    return Estimate(plan=plan, refusals=refusals, on_budget=on_budget)
 
 
 def agree(screen: Screen, opened: Opened, estimate: Estimate, *, yes: bool, ask_above: int) -> bool:
@@ -86,10 +93,11 @@ def agree(screen: Screen, opened: Opened, estimate: Estimate, *, yes: bool, ask_
         return True
     if screen.interactive:
         return click.confirm(f"{reason} Go on?", err=True)
-    if estimate.certain:
+    if estimate.is_refused:
         refusal = estimate.refusals[0]
         refusal.add_note(
-            "With --yes it is begun nevertheless: what is bought until the limit is kept."
+            "--on-budget stop embeds what the limit allows, and a later run the rest. With --yes "
+            "it is begun nevertheless: what is bought until the limit is kept."
         )
         raise refusal
     raise NotConfirmed(f"{reason} Nothing was sent; say --yes to go on.")
@@ -102,7 +110,7 @@ def ask_above(opened: Opened) -> int:
 
 def _reason(opened: Opened, estimate: Estimate, ask_above: int) -> str | None:
     plan = estimate.plan
-    if estimate.certain:
+    if estimate.is_refused:
         return "A limit will end this before its end; what is bought until then is kept."
     if plan.picodollars is None:
         return (
@@ -148,4 +156,4 @@ def _cost(plan: FilePlan, opened: Opened) -> str:
 
 
 def _without_advice(refusal: BudgetExceeded) -> str:
-    return str(refusal).removeprefix("nothing was sent: ").partition(". Send less")[0]
+    return str(refusal).removeprefix("not sent: ").partition(". Send less")[0]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedcore.cli.estimate import Estimate, agree, ask_above, estimated
+from embedcore.cli.exits import BUDGET, FAILED, OK
 from embedcore.cli.opening import Opened, opened
 from embedcore.cli.progress import Shown
 from embedcore.cli.summary import report_fields, report_text
@@ -19,20 +20,28 @@ from embedcore.files.types import FileProgress
 if TYPE_CHECKING:
     from embedcore.cli.embed import Wish
     from embedcore.cli.screen import Screen
-    from embedcore.files.types import FilePlan, RunReport, Source
+    from embedcore.files.types import FilePlan, OnBudget, RunReport, Source
 
 
 class FileRun:
     """One call of ``embed_files``. ``above``: ask before spending more picodollars than this."""
 
     def __init__(
-        self, screen: Screen, ready: Opened, tally: Tally, *, yes: bool, above: int
+        self,
+        screen: Screen,
+        ready: Opened,
+        tally: Tally,
+        *,
+        yes: bool,
+        above: int,
+        on_budget: OnBudget = "raise",
     ) -> None:
         self._screen = screen
         self._ready = ready
         self._tally = tally
         self._yes = yes
         self._above = above
+        self._on_budget: OnBudget = on_budget
         self._shown = Shown(screen)
         self.estimate: Estimate | None = None
 
@@ -49,6 +58,7 @@ class FileRun:
                     output,
                     on_plan=self._agree,
                     on_progress=self._shown.draw,
+                    on_budget=self._on_budget,
                     **options,
                 )
             except BaseException as error:
@@ -63,7 +73,7 @@ class FileRun:
 
     def _agree(self, plan: FilePlan) -> bool:
         self._shown.pause()
-        estimate = self.estimate = estimated(self._ready, plan)
+        estimate = self.estimate = estimated(self._ready, plan, on_budget=self._on_budget)
         self._screen.say(estimate.text(self._ready))
         agreed = agree(self._screen, self._ready, estimate, yes=self._yes, ask_above=self._above)
         self._screen.buying = agreed
@@ -77,7 +87,14 @@ def run_files(screen: Screen, wish: Wish) -> int:
         if wish.dry_run:
             return _dry_run(screen, ready, wish)
         assert wish.output is not None  # noqa: S101 - the command has looked
-        run = FileRun(screen, ready, tally, yes=wish.yes, above=ask_above(ready))
+        run = FileRun(
+            screen,
+            ready,
+            tally,
+            yes=wish.yes,
+            above=ask_above(ready),
+            on_budget=wish.on_budget,
+        )
         report = run.run(
             _sources(wish),
             wish.output,
@@ -91,12 +108,14 @@ def run_files(screen: Screen, wish: Wish) -> int:
         plan = run.estimate.fields(ready) if run.estimate else {}
         screen.answer({"plan": plan, **report_fields(report, ready)})
         screen.show(report_text(report, ready, wish.output))
-    return int(bool(report.failed))
+    if report.stopped_at is not None:
+        return BUDGET
+    return FAILED if report.failed else OK
 
 
 def _dry_run(screen: Screen, ready: Opened, wish: Wish) -> int:
     plan = plan_files(ready.client, _sources(wish), wish.output, **_options(ready, wish))
-    estimate = estimated(ready, plan)
+    estimate = estimated(ready, plan, on_budget=wish.on_budget)
     screen.answer({"plan": estimate.fields(ready)})
     screen.show(estimate.text(ready))
     screen.say("Nothing was sent.")

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from embedcore.cli.estimate import agree, ask_above, estimated
+from embedcore.cli.exits import BUDGET, FAILED, OK
 from embedcore.cli.opening import Opened, opened
 from embedcore.cli.text import dollars, plural
 from embedcore.files.types import FilePlan
@@ -27,6 +28,7 @@ def embed_literally(screen: Screen, wish: Wish) -> int:
             ready,
             _plan(ready, wish),
             lane="query" if wish.input_type == "query" else "all",
+            on_budget=wish.on_budget,
         )
         if wish.dry_run:
             screen.answer({"plan": estimate.fields(ready)})
@@ -37,11 +39,16 @@ def embed_literally(screen: Screen, wish: Wish) -> int:
             return 2
         screen.buying = True
         result = ready.client.embed(
-            list(wish.texts), input_type=wish.input_type, on_error=wish.on_error
+            list(wish.texts),
+            input_type=wish.input_type,
+            on_error=wish.on_error,
+            on_budget=wish.on_budget,
         )
         screen.buying = None
     _show(screen, result)
-    return int(bool(result.errors))
+    if result.stopped_at is not None:
+        return BUDGET
+    return FAILED if result.errors else OK
 
 
 def _plan(ready: Opened, wish: Wish) -> FilePlan:
@@ -77,8 +84,8 @@ def _show(screen: Screen, result: EmbeddingResult) -> None:
     )
     for row in rows:
         screen.show(json.dumps(row))
-    for error in result.errors.values():
-        screen.complain(str(error))
+    for said in dict.fromkeys(str(error) for error in result.errors.values()):
+        screen.complain(said)
     cut = sum(result.tokens_cut.values())
     if cut:
         screen.complain(f"{plural(len(result.tokens_cut), 'text')} cut by {plural(cut, 'token')}")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from embedcore.cli.text import command, dollars, duration, facts, plural, shown_path
+from embedcore.cli.text import command, dollars, duration, facts, one_line, plural, shown_path
 from embedcore.files.formats import output_format
 
 if TYPE_CHECKING:
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 def report_text(report: RunReport, ready: Opened, path: Path) -> str:
     """For a person: what was bought, what was not, where it is, and what to do next."""
-    rows = report.rows - report.failed
+    if report.unchanged:
+        return f"{shown_path(path)} unchanged\n" + facts(
+            list(_lines(report, ready.client.info)), indent="  "
+        )
+    rows = report.rows - report.failed - report.not_done
     width = ready.client.dimensions
     shape = f"{plural(rows, 'vector')} of {width} dimensions" if width else plural(rows, "vector")
     return "\n".join(
@@ -41,6 +45,10 @@ def report_fields(report: RunReport, ready: Opened) -> dict[str, Any]:
     """For ``--json``."""
     fields = asdict(report)
     usage = fields.pop("usage")
+    stopped = report.stopped_at
+    if stopped is not None:
+        resets_at = None if stopped.resets_at is None else stopped.resets_at.isoformat()
+        fields["stopped_at"] = {**asdict(stopped), "resets_at": resets_at}
     return {
         "model": ready.name,
         "fingerprint": ready.client.fingerprint,
@@ -79,6 +87,12 @@ def _lines(report: RunReport, info: ModelInfo) -> Iterator[tuple[str, str]]:
     if report.failed and report.failed_path is not None:
         listed = shown_path(report.failed_path)
         yield "failed", f"{plural(report.failed, 'row')}, listed in {listed}"
+    stopped = report.stopped_at
+    if stopped is not None:
+        listed = f", listed in {shown_path(report.failed_path)}" if report.failed_path else ""
+        yield "not done", f"{plural(report.not_done, 'row')}, from {stopped.where} on{listed}"
+        yield "", one_line(stopped.reason, 500)
+        yield "", "run the same again to go on: what was embedded is not paid for again"
     if usage.uncertain_tokens:
         yield (
             "uncertain",

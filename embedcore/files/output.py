@@ -24,11 +24,13 @@ _ROWS_AT_ONCE = 2048
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Written:
-    """Rows in the output, of which ``truncated`` were cut, and rows left out as ``failed``."""
+    """Rows in the output, of which ``truncated`` were cut; rows left out: ``failed``, and
+    ``not_done`` since the budget ended."""
 
-    rows: int
-    truncated: int
-    failed: int
+    rows: int = 0
+    truncated: int = 0
+    failed: int = 0
+    not_done: int = 0
 
 
 def write_output(
@@ -38,43 +40,49 @@ def write_output(
     journal: Journal,
     reasons: Mapping[bytes, str],
     *,
+    stopped: str | None = None,
     keep_text: bool,
     on_rows: Callable[[int], None],
 ) -> Written:
-    """Write every row that has a vector, in the order of the input; list the others as failed.
+    """Write every row that has a vector, in the order of the input; list the others, and why.
 
-    An existing output stays as it is until the new one is complete and on the disk. Raises
-    ``StorageError``, and ``InputRejected`` if the input is not the one that was scanned.
+    ``stopped``: why rows without a reason of their own were not done. An existing output stays as
+    it is until the new one is complete and on the disk. Raises ``StorageError``, and
+    ``InputRejected`` if the input is not the one that was scanned.
     """
     numbers = journal.index().find(scan.digests)
     numbers[scan.empty] = -1
-    failed = int((numbers < 0).sum())
+    missing = int((numbers < 0).sum())
     layout = Layout(
         origin=journal.origin,
-        rows=scan.rows - failed,
+        rows=scan.rows - missing,
         kinds=scan.kinds,
         keep_text=keep_text,
     )
     paths = target.format.paths(target.path)
-    listed = (target.failed,) if failed else ()
-    truncated = 0
+    listed = (target.failed,) if missing else ()
+    truncated = not_done = 0
     with storage_errors(target.path), replacing(*paths, *listed) as files:
         writer = target.format.writer(files[: len(paths)], layout)
         try:
             for rows in blocks(all_rows(inputs, scan), max_rows=_ROWS_AT_ONCE):
                 start, end = rows[0].position, rows[0].position + len(rows)
                 truncated += _write_block(writer, rows, scan, journal, numbers[start:end])
-                if failed:
-                    _write_failed(files[-1], rows, numbers[start:end], reasons)
+                if missing:
+                    not_done += _write_missing(
+                        files[-1], rows, numbers[start:end], reasons, stopped
+                    )
                 on_rows(end)
             writer.finish()
         except BaseException:
             writer.abandon()
             raise
     with storage_errors(target.failed):
-        if not failed:
+        if not missing:
             target.failed.unlink(missing_ok=True)
-    return Written(rows=layout.rows, truncated=truncated, failed=failed)
+    return Written(
+        rows=layout.rows, truncated=truncated, failed=missing - not_done, not_done=not_done
+    )
 
 
 def _write_block(
@@ -93,13 +101,23 @@ def _write_block(
     return int(np.count_nonzero(cuts))
 
 
-def _write_failed(
-    file: BinaryIO, rows: list[Row], numbers: NDArray[np.intp], reasons: Mapping[bytes, str]
-) -> None:
+def _write_missing(
+    file: BinaryIO,
+    rows: list[Row],
+    numbers: NDArray[np.intp],
+    reasons: Mapping[bytes, str],
+    stopped: str | None,
+) -> int:
+    """List the rows without a vector. Returns how many of them were not done."""
+    not_done = 0
     for i in np.flatnonzero(numbers < 0):
         row = rows[i]
         digest = content_digest(row.text)
-        reason = reasons.get(digest, "no vector came back") if row.text else "empty text"
+        reason = reasons.get(digest) if row.text else "empty text"
+        if reason is None and stopped is not None:
+            reason = f"not done: {stopped}"
+            not_done += 1
+        reason = reason or "no vector came back"
         file.write(
             json_line(
                 {
@@ -111,3 +129,4 @@ def _write_failed(
                 }
             )
         )
+    return not_done

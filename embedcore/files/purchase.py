@@ -10,11 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcore import Arrival, Spending
-from embedcore.errors import EmbeddingError, InputRejected, InvalidResponse, StorageError
+from embedcore.errors import (
+    BudgetExceeded,
+    EmbeddingError,
+    InputRejected,
+    InvalidResponse,
+    StorageError,
+)
 from embedcore.events import Progress
 from embedcore.files.digests import as_digests, content_digest
 from embedcore.files.journal import Journal
-from embedcore.files.types import OnError, Row
+from embedcore.files.types import OnBudget, OnError, Row, StoppedRow
 
 if TYPE_CHECKING:
     from embedcore import EmbeddingClient, EmbeddingResult
@@ -24,7 +30,8 @@ if TYPE_CHECKING:
 class Purchase:
     """Embeds blocks of rows with distinct texts into the journal, and counts.
 
-    ``bought``: texts embedded now; ``usage``: what they cost; ``reasons``: digest → why it failed.
+    ``bought``: texts embedded now; ``arrived``: those and what the cache had; ``usage``: what they
+    cost; ``reasons``: digest → why it failed; ``stopped_at``: where the budget ended it.
     """
 
     def __init__(
@@ -34,12 +41,15 @@ class Purchase:
         *,
         input_type: str | None,
         on_error: OnError,
+        on_budget: OnBudget = "raise",
     ) -> None:
         self._client = client
         self._journal = journal
         self._input_type = input_type
         self._on_error = on_error
-        self.bought = 0
+        self._on_budget: OnBudget = on_budget
+        self.bought = self.arrived = 0
+        self.stopped_at: StoppedRow | None = None
         self.usage = Spending()
         self.reasons: dict[bytes, str] = {}
 
@@ -55,6 +65,7 @@ class Purchase:
                 [row.text for row in rows],
                 input_type=self._input_type,
                 on_error="keep",
+                on_budget=self._on_budget,
                 progress=progress,
                 on_arrival=block.arrived,
             )
@@ -66,13 +77,19 @@ class Purchase:
                 _locate(error, rows[error.position])
             raise
         self._keep(block, result)
+        stopped = result.stopped_at
+        if stopped is not None:
+            self.stopped_at = _stopped_row(rows[stopped.position], stopped.error)
         for number in np.flatnonzero(~result.ok).tolist():
-            self._failed(rows[number], result.errors.get(number))
+            reason = result.errors.get(number)
+            if stopped is None or not isinstance(reason, BudgetExceeded):
+                self._failed(rows[number], reason)
 
     def _keep(self, block: _Block, result: EmbeddingResult) -> None:
         self.usage += result.usage
         block.complete(result)
         self.bought += int(np.count_nonzero(result.ok & ~result.reused))
+        self.arrived += int(np.count_nonzero(result.ok))
 
     def _failed(self, row: Row, error: EmbeddingError | None) -> None:
         error = error or EmbeddingError("the client gave no reason")
@@ -127,6 +144,16 @@ class _Block:
         cuts = [tokens_cut.get(number, 0) for number in numbers.tolist()]
         self._journal.append(digests, np.array(cuts, dtype=np.uint32), vectors)
         self._written[numbers] = True
+
+
+def _stopped_row(row: Row, error: BudgetExceeded) -> StoppedRow:
+    return StoppedRow(
+        id=row.id,
+        position=row.position,
+        where=row.where,
+        reason=error.message.removeprefix("not sent: "),
+        resets_at=error.resets_at,
+    )
 
 
 def _require_sound(

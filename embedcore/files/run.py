@@ -33,6 +33,7 @@ from embedcore.files.types import (
     FilePlan,
     FileProgress,
     InputFormat,
+    OnBudget,
     OnError,
     RunReport,
     Source,
@@ -55,6 +56,7 @@ def embed_files(
     input_type: str | None = None,
     input_format: InputFormat | None = None,
     on_error: OnError = "raise",
+    on_budget: OnBudget = "raise",
     on_empty: OnError = "raise",
     overwrite: bool = False,
     block: int = DEFAULT_BLOCK,
@@ -67,6 +69,8 @@ def embed_files(
     Texts whose vectors are in ``output`` or in its journal already are not embedded again. Rows
     that fail are left out and listed in ``<output>.failed.jsonl``; with ``on_error="raise"`` the
     first of them ends the run instead. Empty texts are refused, or fail with ``on_empty="keep"``.
+    ``on_budget`` is as for ``embed``: with "stop" what the limits allow is written, and the other
+    rows are listed as not done; where that is nothing, the output stays as it is.
     ``overwrite`` allows replacing an output of another model. ``block`` texts at most go to the
     client in one call: what a kill can lose. ``on_plan`` is asked before anything is sent.
 
@@ -92,19 +96,30 @@ def embed_files(
             if not on_plan(plan):
                 return _declined(target, plan)
         with _kept(bought.collect(found), target) as journal:
-            purchase = Purchase(client, journal, input_type=input_type, on_error=on_error)
+            purchase = Purchase(
+                client, journal, input_type=input_type, on_error=on_error, on_budget=on_budget
+            )
             _embed_missing(purchase, rows, found, journal, block, told)
+            stopped, embedded = purchase.stopped_at, _embedded(found, journal)
+            if stopped is not None and not purchase.arrived:
+                return replace(
+                    _report(target, found, purchase, Written(), embedded),
+                    not_done=found.rows - int(found.empty.sum()) - _rows_with(found, journal),
+                    seconds=time.monotonic() - started,
+                    unchanged=True,
+                )
             written = write_output(
                 target,
                 rows,
                 found,
                 journal,
                 purchase.reasons,
+                stopped=None if stopped is None else stopped.reason,
                 keep_text=keep_text,
                 on_rows=lambda done: told.at("writing", done, found.rows, purchase.usage),
             )
             journal.remove()
-    report = _report(target, found, purchase, written)
+    report = _report(target, found, purchase, written, embedded)
     return replace(report, seconds=time.monotonic() - started)
 
 
@@ -125,6 +140,8 @@ def _embed_missing(
         within(Progress(done=0, total=len(rows), tokens=0, picodollars=0))
         purchase.embed(rows, progress=within)
         done += len(rows)
+        if purchase.stopped_at is not None:
+            return
     told.at("embedding", done, len(positions), purchase.usage)
 
 
@@ -186,7 +203,19 @@ def _declined(target: Target, plan: FilePlan) -> RunReport:
     )
 
 
-def _report(target: Target, found: Scan, purchase: Purchase, written: Written) -> RunReport:
+def _embedded(found: Scan, journal: Journal) -> int:
+    """How many of the distinct texts have a vector."""
+    return int((journal.index().find(found.digests[found.firsts]) >= 0).sum())
+
+
+def _rows_with(found: Scan, journal: Journal) -> int:
+    """How many rows have a vector."""
+    return int((journal.index().find(found.digests[~found.empty]) >= 0).sum())
+
+
+def _report(
+    target: Target, found: Scan, purchase: Purchase, written: Written, embedded: int
+) -> RunReport:
     empty = int(found.empty.sum())
     texts = len(found.firsts)
     return RunReport(
@@ -194,10 +223,12 @@ def _report(target: Target, found: Scan, purchase: Purchase, written: Written) -
         rows=found.rows,
         empty=empty,
         duplicates=found.rows - empty - texts,
-        reused=texts - purchase.bought - len(purchase.reasons),
+        reused=embedded - purchase.bought,
         bought=purchase.bought,
         truncated=written.truncated,
         failed=written.failed,
-        failed_path=target.failed if written.failed else None,
+        not_done=written.not_done,
+        failed_path=target.failed if written.failed or written.not_done else None,
+        stopped_at=purchase.stopped_at,
         usage=purchase.usage,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from decimal import Decimal
 from os import PathLike
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 JsonValue: TypeAlias = "str | int | float | bool | list[JsonValue] | dict[str, JsonValue] | None"
 InputFormat: TypeAlias = Literal["txt", "jsonl", "csv"]
 OnError: TypeAlias = Literal["raise", "keep"]
+OnBudget: TypeAlias = Literal["raise", "stop", "wait"]
 Stage: TypeAlias = Literal["reading", "embedding", "writing"]
 
 RESERVED_COLUMNS = frozenset(
@@ -156,13 +158,28 @@ class FileProgress:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StoppedRow:
+    """The first row that was not embedded, since the budget ended before it.
+
+    ``where``: file:line. ``reason`` names the limit; ``resets_at``: when it does, None for never.
+    """
+
+    id: str = ""
+    position: int = 0
+    where: str = ""
+    reason: str = ""
+    resets_at: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunReport:
     """What a run did.
 
     ``bought`` and ``reused`` count distinct texts; ``rows``, ``duplicates``, ``empty``,
-    ``truncated`` and ``failed`` (empty ones included) count rows. ``failed_path`` lists the failed
-    rows, if any.
-    ``declined``: ``on_plan`` answered False; nothing was sent or written.
+    ``truncated``, ``failed`` (empty ones included) and ``not_done`` count rows. ``failed_path``
+    lists the rows that failed or were not done, if any. ``stopped_at``: where the budget ended the
+    run. ``declined``: ``on_plan`` answered False; nothing was sent or written. ``unchanged``: there
+    was nothing to write, and the output is as it was.
     """
 
     output: Path
@@ -173,7 +190,10 @@ class RunReport:
     bought: int = 0
     truncated: int = 0
     failed: int = 0
+    not_done: int = 0
     failed_path: Path | None = None
+    stopped_at: StoppedRow | None = None
     usage: Spending = field(default_factory=Spending)
     seconds: float = 0.0
     declined: bool = False
+    unchanged: bool = False

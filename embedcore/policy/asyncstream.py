@@ -21,9 +21,10 @@ from embedcore.policy.blocks import Block, RowReader, elements
 from embedcore.policy.feed import FLUSH_SECONDS, Feed
 from embedcore.policy.outlet import Outlet, OutletView
 from embedcore.policy.pieces import closed
+from embedcore.policy.portions import OnBudget
 
 if TYPE_CHECKING:
-    from embedcore.policy.pieces import OnBudget, OnError
+    from embedcore.policy.pieces import OnError
     from embedcore.policy.pipeline import Pipeline
 
 # So long is read at a stretch; then other tasks have their turn.

@@ -7,17 +7,23 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from embedcore.errors import EmbeddingError, StorageError, TransientProviderError
-from embedcore.events import Progress
+from embedcore.errors import (
+    BudgetExceeded,
+    EmbeddingError,
+    StorageError,
+    TransientProviderError,
+)
+from embedcore.events import Progress, Refused
 from embedcore.policy.arrivals import Delivery
 from embedcore.policy.crew import Crew
 from embedcore.policy.engine import Engine, Stop
 from embedcore.policy.estimate import resolve_input_type
 from embedcore.policy.flights import Flight, Flights, Pause
 from embedcore.policy.planning import PlannedRequest, priced
+from embedcore.policy.portions import OnBudget, Portions, await_budget, without_refusals
 from embedcore.policy.preparing import Prepared
 from embedcore.policy.purse import Purse
-from embedcore.policy.result import EmbeddingResult, OnArrival
+from embedcore.policy.result import EmbeddingResult, OnArrival, StoppedAt
 from embedcore.policy.reuse import Reuse
 from embedcore.policy.rows import Collected
 from embedcore.policy.search import Search, may_be_kept
@@ -34,6 +40,7 @@ def embed_now(
     *,
     input_type: str | None = None,
     on_error: Literal["raise", "keep"] = "raise",
+    on_budget: OnBudget = "raise",
     check_budget: bool = True,
     stop: Stop | None = None,
     on_arrival: OnArrival | None = None,
@@ -42,8 +49,9 @@ def embed_now(
 ) -> EmbeddingResult:
     """Intake → truncation → store → planning → hold → send → integrity → store → settle → rows.
 
-    Raises ``BudgetExceeded`` before anything is sent if the call does not fit; any later error
-    carries in ``.partial`` what was bought until then. ``on_arrival`` gets the vectors of each
+    Raises ``BudgetExceeded`` before anything is sent if the call does not fit, unless ``on_budget``
+    says to stop where it does not, or to wait; any later error carries in ``.partial`` what was
+    bought until then. ``on_arrival`` gets the vectors of each
     request as it finishes, in a thread of the pool; an error it raises ends the call. Messages
     name the first row by ``first_row``. ``on_held`` is called when the money is held.
     """
@@ -54,17 +62,18 @@ def embed_now(
         texts,
         input_type,
         keep=on_error == "keep",
+        on_budget=on_budget,
         stop=stop,
         on_arrival=on_arrival,
         first_row=first_row,
     )
+    portions = Portions(call, on_budget)
     try:
-        requests = call.hold(call.missing(range(len(call.prepared.texts))))
-        if on_held is not None:
-            on_held()
-        call.send_all(requests)
-        while left := call.what_others_left():
-            call.send_all(call.hold(call.missing(left)))
+        portions.send(range(len(call.prepared.texts)), on_held=on_held)
+        while not portions.is_over and (left := call.what_others_left()):
+            portions.send(left)
+        if portions.refusal is not None:
+            call.stop_at(portions.refusal)
     except BaseException as error:
         call.attach_partial(error)
         raise
@@ -83,12 +92,17 @@ class Call:
         input_type: str | None,
         *,
         keep: bool,
+        on_budget: OnBudget,
         stop: Stop | None,
         on_arrival: OnArrival | None,
         first_row: int,
     ) -> None:
+        self._tell = engine.observe
+        engine = engine if on_budget == "raise" else without_refusals(engine)
         self.engine = engine
         self.keeps = keep
+        self._stops = on_budget == "stop"
+        self._stopped_at: StoppedAt | None = None
         resolved = resolve_input_type(engine, input_type)
         self.prepared = Prepared(engine, texts, keep=keep, first_row=first_row)
         self._collected = Collected(
@@ -175,6 +189,29 @@ class Call:
             send_now=not self.engine.gate.closed_for,
         )
 
+    def let_go(self, missing: Sequence[int]) -> None:
+        """This call will not buy these for now: others may."""
+        if self._reuse is not None:
+            self._reuse.failed(missing)
+
+    def wait_for_budget(self, refusal: BudgetExceeded) -> None:
+        """Wait for the end of the limit's window, or for a look before it."""
+        scope = self.engine.account.scope
+        await_budget(scope, refusal, self._tell, self.pause)
+        if self._deadline is not None and self.engine.monotonic() > self._deadline:
+            self._tell(Refused(scope=scope, message=str(refusal)))
+            raise refusal
+
+    def stop_at(self, refusal: BudgetExceeded) -> None:
+        """The budget has ended: texts without an outcome are not done, for that reason."""
+        left = self._collected.left()
+        if not left:
+            return
+        self._collected.fail(left, refusal)
+        row = min(map(self.prepared.taken.first_row, left))
+        self._stopped_at = StoppedAt(key=row, position=row, error=refusal)
+        self._tell(Refused(scope=self.engine.account.scope, message=str(refusal)))
+
     def send_all(self, requests: Sequence[PlannedRequest]) -> None:
         """Send every request in the client's pool and wait for all of them."""
         self.crew.work([partial(self._do, request) for request in requests])
@@ -229,7 +266,8 @@ class Call:
         self._collected.fail(indices, error)
         if self._reuse is not None:
             self._reuse.failed(indices)
-        if not self.keeps or not kept or error.budget_blocked:
+        blocked = error.budget_blocked and not self._stops
+        if not self.keeps or not kept or blocked:
             raise error
 
     def serves(self, text: str) -> bool:
@@ -297,4 +335,5 @@ class Call:
             spending=self.purse.spending,
             model=self.engine.label,
             fingerprint=self.engine.fingerprint,
+            stopped_at=self._stopped_at,
         )

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from embedcore.errors import BudgetExceeded
-from embedcore.policy.result import Spending
+from embedcore.policy.result import Spending, StoppedAt
 
 if TYPE_CHECKING:
     from embedcore.policy.blocks import Block
-    from embedcore.policy.pieces import OnBudget, Piece
+    from embedcore.policy.pieces import Piece
     from embedcore.policy.pipeline import Pipeline
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StoppedAt:
-    """Where a stream ended because its budget was used up: the first row that was not embedded."""
-
-    key: Any
-    position: int
-    error: BudgetExceeded
+    from embedcore.policy.portions import OnBudget
 
 
 class Outlet:

@@ -6,26 +6,23 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from embedcore.errors import BudgetExceeded, EmbeddingError, InputRejected
-from embedcore.events import BudgetWait, Event, Progress, Refused
+from embedcore.events import Event, Progress, Refused
 from embedcore.policy.blocks import Block, Row
 from embedcore.policy.engine import Stop
-from embedcore.policy.flights import Stopped
+from embedcore.policy.flights import Pause, Stopped
 from embedcore.policy.immediate import embed_now
+from embedcore.policy.portions import OnBudget, await_budget
 from embedcore.policy.result import EmbeddingResult, Spending
 
 if TYPE_CHECKING:
     from embedcore.policy.engine import Engine
+    from embedcore.policy.result import StoppedAt
     from embedcore.provider.types import Vectors
 
 OnError: TypeAlias = Literal["raise", "keep"]
-OnBudget: TypeAlias = Literal["raise", "stop", "wait"]
-
-# What others give back, or a limit that was raised, is noticed after so long.
-_LOOK_SECONDS: Final = 30.0
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -128,43 +125,56 @@ class _Embedding:
 
     def run(self) -> None:
         piece = self.piece
-        size = end = len(piece.rows)
+        end = len(piece.rows)
         problem: EmbeddingError | None = None
         while piece.finished < end:
-            size = min(size, end - piece.finished)
             try:
                 # Nothing that comes after a bad row is bought.
-                self._some(size, last=problem is None and piece.finished + size == end)
-            except BudgetExceeded as error:
-                if _bought(error):
-                    # Refused on the way, for what it costs to try again: it is not begun anew.
-                    raise
-                if size > 1:
-                    # As much as fits: halve until it does.
-                    size //= 2
-                    continue
-                self._wait_or_raise(error)
-                size = end
+                result = self._as_many_as_fit(end, last=problem is None)
             except InputRejected as error:
                 # Nothing was sent: what comes before the bad row is good.
-                if error.position is None or error.billed != "no" or _bought(error):
+                if error.position is None or error.billed != "no" or _has_any(error.partial):
                     raise
                 problem, end = error, error.position - piece.first
+                continue
+            if result.stopped_at is None:
+                piece.add(result)
+            else:
+                self._refused(result, result.stopped_at)
         if problem is not None:
             raise problem
 
-    def _some(self, size: int, *, last: bool) -> None:
+    def _as_many_as_fit(self, end: int, *, last: bool) -> EmbeddingResult:
         piece, start = self.piece, self.piece.finished
-        result = embed_now(
+        return embed_now(
             replace(self.engine, observe=self._tell),
-            [row.text for row in piece.rows[start : start + size]],
+            [row.text for row in piece.rows[start:end]],
             input_type=self.input_type,
             on_error=self.on_error,
+            on_budget="stop",
             first_row=piece.first + start,
             stop=piece.stop,
             on_held=self.on_held if last else None,
         )
-        piece.add(result)
+
+    def _refused(self, result: EmbeddingResult, stopped: StoppedAt) -> None:
+        """Give what was done until the budget ended; wait, or raise the refusal."""
+        piece, error = self.piece, stopped.error
+        done, rest = result.split(stopped.position - piece.first - piece.finished)
+        if len(done):
+            piece.add(done)
+        error.partial = rest
+        # What was paid for beyond must not be paid for again: it is salvaged.
+        if self.on_budget != "wait" or _bought(rest):
+            self._told_of(error)
+            raise error
+        if piece.results:
+            self.on_ready()
+        pause = Pause(piece.stop, self.engine.wait_for)
+        await_budget(self.engine.account.scope, error, self.engine.observe, pause)
+
+    def _told_of(self, error: BudgetExceeded) -> None:
+        self.engine.observe(Refused(scope=self.engine.account.scope, message=str(error)))
 
     def _tell(self, event: Event) -> None:
         # What is refused is tried again in a smaller piece; the last refusal is told.
@@ -180,22 +190,14 @@ class _Embedding:
             )
         self.engine.observe(event)
 
-    def _wait_or_raise(self, error: BudgetExceeded) -> None:
-        scope = self.engine.account.scope
-        if self.on_budget != "wait" or error.never_fits or error.resets_at is None:
-            self.engine.observe(Refused(scope=scope, message=str(error)))
-            raise error
-        seconds = (error.resets_at - datetime.now(UTC)).total_seconds()
-        self.engine.observe(BudgetWait(scope=scope, until=error.resets_at, message=error.message))
-        if self.piece.results:
-            self.on_ready()
-        longest = min(max(seconds, 0.0) + 0.05, _LOOK_SECONDS)
-        if self.engine.wait_for(self.piece.stop, longest):
-            raise Stopped
+
+def _has_any(result: EmbeddingResult | None) -> bool:
+    return result is not None and bool(result.ok.any())
 
 
-def _bought(error: EmbeddingError) -> bool:
-    return error.partial is not None and bool(error.partial.ok.any())
+def _bought(result: EmbeddingResult | None) -> bool:
+    """Whether there are vectors in it that were paid for."""
+    return result is not None and bool((result.ok & ~result.reused).any())
 
 
 def _block(rows: Sequence[Row], results: Sequence[EmbeddingResult], first: int) -> Block | None:

@@ -16,8 +16,9 @@ from embedcore.errors import ConfigurationError, EmbeddingError
 from embedcore.events import Event, Progress
 from embedcore.forksafe import process
 from embedcore.policy.engine import Engine
-from embedcore.policy.pieces import OnBudget, OnError, Piece, closed, embed_piece
+from embedcore.policy.pieces import OnError, Piece, closed, embed_piece
 from embedcore.policy.pool import Pool
+from embedcore.policy.portions import OnBudget
 
 if TYPE_CHECKING:
     from embedcore.policy.blocks import Row

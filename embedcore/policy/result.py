@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from typing import TYPE_CHECKING, Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
+from embedcore.errors import BudgetExceeded
 from embedcore.provider.types import PICODOLLARS_PER_DOLLAR
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from embedcore.errors import EmbeddingError
     from embedcore.provider.types import Vectors
 
-RowState: TypeAlias = Literal["ok", "reused", "failed"]
+RowState: TypeAlias = Literal["ok", "reused", "failed", "not_done"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +56,8 @@ class RowOutcome:
     """What became of one row.
 
     ``ok``: bought now. ``reused``: a vector that was bought before, or for an equal text of the
-    same call. ``failed``: no vector; ``error`` says why. ``tokens_cut``: how many tokens of the
+    same call. ``failed``: no vector; ``error`` says why. ``not_done``: nothing of it was paid for,
+    since the budget ended before it (``on_budget="stop"``). ``tokens_cut``: how many tokens of the
     text's end were cut off to fit the model; 0 if none.
     """
 
@@ -99,17 +101,27 @@ class _Outcomes(Sequence[RowOutcome]):
             return [self[index] for index in range(*row.indices(len(self)))]
         index = range(len(self))[row]
         result = self._result
-        state: RowState = "failed"
+        error = result.errors.get(index)
+        state: RowState = "not_done" if isinstance(error, BudgetExceeded) else "failed"
         if result.ok[index]:
             state = "reused" if result.reused[index] else "ok"
-        return RowOutcome(
-            state=state,
-            tokens_cut=result.tokens_cut.get(index, 0),
-            error=result.errors.get(index),
-        )
+        return RowOutcome(state=state, tokens_cut=result.tokens_cut.get(index, 0), error=error)
 
     def __iter__(self) -> Iterator[RowOutcome]:
         return (self[index] for index in range(len(self)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoppedAt:
+    """Where the budget ended a call or a stream: the first row that was not embedded.
+
+    ``key``: of a stream's row, or the position. ``position``: from 0; to go on with the rows from
+    there is enough. ``error``: which limit, and when it resets.
+    """
+
+    key: Any
+    position: int
+    error: BudgetExceeded
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,7 +132,8 @@ class EmbeddingResult:
     - ``ok``: bool, shape (n,).
     - ``reused``: bool, shape (n,): not bought by this call's requests a second time.
     - ``tokens_cut``: row → tokens cut off; only the rows that were cut.
-    - ``errors``: row → why it failed; only the rows that failed.
+    - ``errors``: row → why it failed; only the rows that failed or were not done.
+    - ``stopped_at``: the first row that was not done, with ``on_budget="stop"``; None: all were.
     - ``model``: ``provider:model``. ``fingerprint``: everything that decides the vectors.
     """
 
@@ -132,10 +145,36 @@ class EmbeddingResult:
     fingerprint: str = ""
     tokens_cut: Mapping[int, int] = field(default_factory=dict)
     errors: Mapping[int, EmbeddingError] = field(default_factory=dict)
+    stopped_at: StoppedAt | None = None
 
     @property
     def outcomes(self) -> Sequence[RowOutcome]:
         return _Outcomes(self)
+
+    def split(self, row: int) -> tuple[EmbeddingResult, EmbeddingResult]:
+        """The rows before ``row`` and those from it on. What was spent is with the first, if it
+        has any row."""
+        empty = row == 0
+        before = replace(
+            self,
+            vectors=self.vectors[:row],
+            ok=self.ok[:row],
+            reused=self.reused[:row],
+            usage=Spending() if empty else self.usage,
+            tokens_cut={at: cut for at, cut in self.tokens_cut.items() if at < row},
+            errors={at: error for at, error in self.errors.items() if at < row},
+            stopped_at=None,
+        )
+        rest = replace(
+            self,
+            vectors=self.vectors[row:],
+            ok=self.ok[row:],
+            reused=self.reused[row:],
+            usage=self.usage if empty else Spending(),
+            tokens_cut={at - row: cut for at, cut in self.tokens_cut.items() if at >= row},
+            errors={at - row: error for at, error in self.errors.items() if at >= row},
+        )
+        return before, rest
 
     def __len__(self) -> int:
         return len(self.ok)
@@ -146,3 +185,10 @@ class EmbeddingResult:
             f"EmbeddingResult({rows} rows × {width}, {int(self.ok.sum())} ok, "
             f"model={self.model!r}, tokens={self.usage.tokens}, cost=${self.usage.cost:f})"
         )
+
+
+def listed(result: EmbeddingResult) -> list[list[float]]:
+    """The vectors of all rows, or of those before the one where the budget ended."""
+    end = None if result.stopped_at is None else result.stopped_at.position
+    vectors: list[list[float]] = result.vectors[:end].tolist()
+    return vectors

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from embedcore.errors import EmbeddingError
-from embedcore.policy.result import EmbeddingResult, Spending
+from embedcore.policy.result import EmbeddingResult, Spending, StoppedAt
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,6 +79,12 @@ class Collected:
                 if not self._done[index]:
                     self._errors[index] = error
 
+    def left(self) -> list[int]:
+        """Texts without an outcome."""
+        with self._lock:
+            missing = (~self._done).nonzero()[0].tolist()
+            return [index for index in missing if index not in self._errors]
+
     @property
     def finished(self) -> int:
         """Texts with an outcome."""
@@ -93,6 +99,7 @@ class Collected:
         spending: Spending,
         model: str,
         fingerprint: str,
+        stopped_at: StoppedAt | None = None,
     ) -> EmbeddingResult:
         """The caller's rows in their order; those without a vector are NaN."""
         import numpy as np
@@ -114,6 +121,7 @@ class Collected:
                 fingerprint=fingerprint,
                 tokens_cut=tokens_cut,
                 errors=errors,
+                stopped_at=stopped_at,
             )
 
     def _matrix(self, ok: NDArray[np.bool_]) -> Vectors:

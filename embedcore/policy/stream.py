@@ -14,9 +14,10 @@ from embedcore.policy.blocks import Block, RowReader
 from embedcore.policy.feed import FLUSH_SECONDS, Feed
 from embedcore.policy.outlet import Outlet, OutletView
 from embedcore.policy.pieces import closed
+from embedcore.policy.portions import OnBudget
 
 if TYPE_CHECKING:
-    from embedcore.policy.pieces import OnBudget, OnError
+    from embedcore.policy.pieces import OnError
     from embedcore.policy.pipeline import Pipeline
 
 # Reading on is worth that long while there is a block to give: it keeps the requests coming.

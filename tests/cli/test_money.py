@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import sqlite3
 import time
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 
 from embedcore.assembly import open_ledger
 from embedcore.config import Config
+from embedcore.testing import openai_tokens
 
 PAID = "text-embedding-3-small"
 
@@ -147,6 +150,59 @@ def test_what_is_damaged_in_the_cache_is_in_the_price(cli, server, texts_file):
     before = server.meter.snapshot()["billed_texts"]
     assert cli("embed", file, "-o", "another.npy").code == 0
     assert server.meter.snapshot()["billed_texts"] - before == 3
+
+
+@pytest.mark.case("C11")
+@pytest.mark.parametrize("suffix", ["jsonl", "npy", "parquet"])
+@pytest.mark.parametrize("on_error", ["raise", "keep"])
+def test_on_budget_stop_embeds_what_the_limit_allows_and_a_later_run_the_rest(
+    shell, server, texts_file, monkeypatch, suffix, on_error
+):
+    texts_file(200)
+    texts = [json.loads(line)["text"] for line in Path("texts.jsonl").read_text().splitlines()]
+    tokens = list(itertools.accumulate(openai_tokens(texts)))
+    most = 123
+    output = f"out.{suffix}"
+    command = ["embed", "texts.jsonl", "-o", output, "--on-budget", "stop", "--on-error", on_error]
+    monkeypatch.setenv("EMBEDCORE_DAILY_TOKEN_LIMIT", str(tokens[most - 1]))
+    assert "will end it early" in shell(*command, "--dry-run").out
+    run = shell(*command, "--json")
+    assert run.code == 3, run.err
+    assert server.meter.billed_tokens == tokens[most - 1]
+    report = run.json
+    assert (report["bought"], report["not_done"], report["failed"]) == (most, 200 - most, 0)
+    assert report["stopped_at"]["id"] == f"row-{most}"
+    assert report["stopped_at"]["where"] == f"texts.jsonl:{most + 1}"
+    assert report["stopped_at"]["resets_at"]
+    failed = [json.loads(line) for line in Path(f"{output}.failed.jsonl").read_text().splitlines()]
+    assert [one["id"] for one in failed] == [f"row-{number}" for number in range(most, 200)]
+    assert failed[0]["reason"].startswith("not done: ")
+    assert not Path(f"{output}.journal").exists()
+    before = Path(output).read_bytes()
+    again = shell(*command)
+    assert again.code == 3, "nothing more fits"
+    assert f"{output} unchanged" in again.out
+    assert Path(output).read_bytes() == before
+    monkeypatch.delenv("EMBEDCORE_DAILY_TOKEN_LIMIT")
+    assert shell(*command).code == 0
+    assert server.meter.billed_tokens == tokens[-1]
+    assert server.meter.billed_twice == {}
+    assert not Path(f"{output}.failed.jsonl").exists()
+    whole = shell("embed", "texts.jsonl", "-o", f"whole.{suffix}")
+    assert whole.code == 0
+    if suffix != "parquet":
+        assert Path(output).read_bytes() == Path(f"whole.{suffix}").read_bytes()
+
+
+@pytest.mark.case("C11")
+def test_literal_texts_stop_as_well(cli, server, monkeypatch):
+    monkeypatch.setenv("EMBEDCORE_DAILY_TOKEN_LIMIT", "1")
+    run = cli("embed", "-c", "one", "-c", "two", "-c", "three", "--on-budget", "stop")
+    assert run.code == 3
+    rows = [json.loads(line) for line in run.out.splitlines()]
+    assert [row is not None for row in rows] == [True, False, False]
+    assert run.err.count("limit") <= 2
+    assert server.meter.billed_tokens == 1
 
 
 def test_a_cost_limit_is_kept(cli, server, texts_file, monkeypatch):

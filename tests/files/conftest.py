@@ -58,6 +58,7 @@ class FakeClient:
         *,
         input_type: str | None = None,
         on_error: str = "raise",
+        on_budget: str = "raise",
         progress: bool | Callable[[Progress], None] = False,
         on_arrival: Callable[[Arrival], None] | None = None,
     ) -> EmbeddingResult:

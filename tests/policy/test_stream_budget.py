@@ -15,7 +15,7 @@ from hypothesis import given, settings, strategies as st
 
 from embedcore.errors import CostBudgetExceeded, TokenBudgetExceeded
 from embedcore.events import BudgetWait, Refused
-from embedcore.policy import pieces
+from embedcore.policy import portions
 from embedcore.storage.amounts import Amount, Limit
 from embedcore.storage.database import Database
 from embedcore.storage.ledger import Ledger
@@ -147,7 +147,7 @@ def test_a_limit_in_money_stops_a_stream_as_well(desk):
 
 @pytest.fixture
 def looking_often(monkeypatch):
-    monkeypatch.setattr(pieces, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(portions, "_LOOK_SECONDS", 0.02)
 
 
 def test_a_stream_that_waits_gives_what_it_has_and_goes_on_when_the_window_ends(
@@ -160,7 +160,7 @@ def test_a_stream_that_waits_gives_what_it_has_and_goes_on_when_the_window_ends(
         def now(cls, zone=None):
             return clock.now()
 
-    monkeypatch.setattr(pieces, "datetime", Now)
+    monkeypatch.setattr(portions, "datetime", Now)
     database = Database(None, STATE, version=STATE_VERSION)
     ledger = Ledger(database, clock=clock.time)
     texts = [f"{n:04}" for n in range(25)]
