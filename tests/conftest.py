@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,6 +96,29 @@ def name_settings(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Any]:
+    """``forks(code, *arguments, stdout=PIPE, …)``: a program under way, as of ``python -c``."""
+    if os.name != "posix":
+        yield _started
+        return
+    spec = importlib.util.spec_from_file_location("forks", Path(__file__).with_name("forks.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    forks = module.Forks()
+    yield forks
+    forks.close()
+
+
+def _started(code: str, *arguments: object, terminal: bool = False, **how: Any) -> Any:
+    """The same where nothing forks, and more slowly."""
+    assert not terminal
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, **{"stdin": subprocess.DEVNULL, "text": True} | how)
 
 
 @pytest.fixture

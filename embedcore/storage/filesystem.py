@@ -131,9 +131,11 @@ def has_room(path: Path) -> bool:
             return os.write(descriptor, b"\1" * _ROOM) == _ROOM
         finally:
             os.close(descriptor)
-            draft.unlink()
     except (OSError, ValueError):
         return False
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink()
 
 
 def place_once(path: Path, fill: Callable[[Path], None]) -> None:
@@ -142,8 +144,9 @@ def place_once(path: Path, fill: Callable[[Path], None]) -> None:
     ``fill`` gets the path of an empty draft beside it. Raises ``OSError``.
     """
     draft = path.with_name(f".{secrets.token_hex(8)}.new")
-    os.close(os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    # An interrupt may come as soon as there is a file.
     try:
+        os.close(os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         fill(draft)
         with contextlib.suppress(FileExistsError):
             try:

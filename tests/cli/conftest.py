@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import itertools
 import json
 import os
 import re
 import select
-import signal
 import subprocess
 import sys
+import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,19 @@ import pytest
 from embedcore.cli import main
 from embedcore.testing import FakeOpenAI
 
-COMMAND = [sys.executable, "-m", "embedcore.cli"]
-SECONDS = 60.0
+PROGRAM = """
+import sys
+from embedcore.cli.app import main
+from embedcore.policy.engine import Engine
+
+# What is under way when a command is stopped is waited for so long.
+Engine.__init__.__kwdefaults__["grace"] = float(sys.argv.pop(1))
+exec(sys.argv.pop(1))
+sys.exit(main())
+"""
+# For what takes as long as the machine takes, and does happen.
+SECONDS = 120.0
+GRACE = 5.0
 
 
 @dataclass(frozen=True)
@@ -55,19 +67,29 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
-def shell() -> Callable[..., Ran]:
+def begun(forks: Any) -> Callable[..., Any]:
+    """``begun("embed", …)``: a command under way in a process of its own, without a terminal.
+
+    ``grace``: seconds for which a command that is stopped waits for its replies. ``first``: what
+    is executed before the command.
+    """
+
+    def begin(*arguments: str, grace: float = GRACE, first: str = "", **how: Any) -> Any:
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return forks(PROGRAM, grace, first, *arguments, **streams | how)
+
+    return begin
+
+
+@pytest.fixture
+def shell(begun: Callable[..., Any]) -> Callable[..., Ran]:
     """``shell("embed", …)``: run in a process of its own, without a terminal."""
 
     def run(*arguments: str, stdin: bytes = b"", **environment: str) -> Ran:
-        done = subprocess.run(
-            [*COMMAND, *arguments],
-            input=stdin,
-            capture_output=True,
-            env={**os.environ, **environment},
-            timeout=SECONDS,
-            check=False,
-        )
-        return Ran(done.returncode, done.stdout.decode(), done.stderr.decode())
+        streams = {"stdin": subprocess.PIPE, "env": {**os.environ, **environment}, "text": False}
+        process = begun(*arguments, **streams)
+        out, err = process.communicate(stdin, timeout=SECONDS)
+        return Ran(process.returncode, out.decode(), err.decode())
 
     return run
 
@@ -81,67 +103,65 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeOpenAI]:
         yield fake
 
 
-class FarServer:
-    """The fake in a process of its own; its meter is the truth about what was bought."""
+class HeldServer(FakeOpenAI):
+    """Answers so many requests, and holds what it replies to the others until it is let go. What
+    is held back is billed already."""
 
-    def __init__(self, place: dict[str, str]) -> None:
-        self.base_url, self._url, self.api_key = place["base_url"], place["url"], place["api_key"]
+    def __init__(self, answers: int) -> None:
+        self._left = itertools.count(answers, -1)
+        self.go = threading.Event()
+        super().__init__(record=False)
 
-    @property
-    def meter(self) -> dict[str, int]:
-        with urllib.request.urlopen(f"{self._url}/_meter") as reply:
-            found: dict[str, int] = json.load(reply)
-        return found
+    def answer(self, request: Any) -> Any:
+        left, reply = next(self._left), super().answer(request)
+        assert left > 0 or self.go.wait(SECONDS)
+        return reply
 
-    def wait_for(self, texts: int) -> None:
+    def wait_for(self, requests: int) -> None:
+        """Until so many have arrived."""
         end = time.monotonic() + SECONDS
-        while self.meter["billed_texts"] < texts:
-            assert time.monotonic() < end, f"{self.meter} after {SECONDS} s"
-            time.sleep(0.02)
+        while self.meter.requests < requests:
+            assert time.monotonic() < end, f"{self.meter.snapshot()} after {SECONDS} s"
+            time.sleep(0.005)
 
 
 @pytest.fixture
-def far_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float], FarServer]]:
-    """``far_server(latency)`` starts one."""
-    started: list[subprocess.Popen[str]] = []
+def held_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], HeldServer]]:
+    """``held_server(5)``: one that holds everything but five replies back."""
+    with contextlib.ExitStack() as started:
 
-    def start(latency: float) -> FarServer:
-        command = [sys.executable, "-m", "embedcore.testing.server", "--until-eof"]
-        process = subprocess.Popen(
-            [*command, "--latency", str(latency)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        started.append(process)
-        assert process.stdout is not None
-        server = FarServer(json.loads(process.stdout.readline()))
-        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
-        monkeypatch.setenv("OPENAI_API_KEY", server.api_key)
-        return server
+        def start(answers: int) -> HeldServer:
+            server = started.enter_context(HeldServer(answers))
+            started.callback(server.go.set)
+            monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+            monkeypatch.setenv("OPENAI_API_KEY", str(server.api_key))
+            return server
 
-    yield start
-    for process in started:
-        process.communicate(timeout=SECONDS)
+        yield start
 
 
 class Terminal:
     """A command on a pseudo-terminal of its own. ``shown``: all that was written to it."""
 
-    def __init__(self, arguments: Sequence[str], columns: int = 100) -> None:
+    def __init__(
+        self, forks: Any, arguments: Sequence[str], *, columns: int = 100, grace: float = GRACE
+    ) -> None:
         import pty
 
         environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(columns)}
-        self.pid, self._descriptor = pty.fork()
-        if self.pid == 0:
-            os.execve(COMMAND[0], [*COMMAND, *arguments], environment)
+        self._descriptor, theirs = pty.openpty()
+        streams = dict.fromkeys(("stdin", "stdout", "stderr"), theirs)
+        self._process = forks(
+            PROGRAM, grace, "", *arguments, env=environment, terminal=True, **streams
+        )
+        os.close(theirs)
         self.shown = ""
 
     def send(self, keys: str) -> None:
         os.write(self._descriptor, keys.encode())
 
     def kill(self, number: int) -> None:
-        os.kill(self.pid, number)
+        self._process.send_signal(number)
 
     def wait_for(self, pattern: str) -> re.Match[str]:
         """Read until the pattern was shown."""
@@ -155,9 +175,8 @@ class Terminal:
         end = time.monotonic() + SECONDS
         while self._read(end):
             pass
-        _, status = os.waitpid(self.pid, 0)
         os.close(self._descriptor)
-        return os.waitstatus_to_exitcode(status)
+        return int(self._process.wait(SECONDS))
 
     @property
     def plain(self) -> str:
@@ -167,7 +186,7 @@ class Terminal:
     def _read(self, end: float) -> bool:
         ready, _, _ = select.select([self._descriptor], [], [], max(end - time.monotonic(), 0))
         if not ready:
-            os.kill(self.pid, signal.SIGKILL)
+            self._process.kill()
             raise AssertionError(f"nothing came for {SECONDS} s after:\n{self.plain}")
         try:
             data = os.read(self._descriptor, 65536)
@@ -178,8 +197,8 @@ class Terminal:
 
 
 @pytest.fixture
-def terminal() -> Callable[..., Terminal]:
-    return lambda *arguments, **options: Terminal(arguments, **options)
+def terminal(forks: Any) -> Callable[..., Terminal]:
+    return lambda *arguments, **options: Terminal(forks, arguments, **options)
 
 
 @pytest.fixture

@@ -204,8 +204,8 @@ def test_what_was_lost_is_bought_again_only_when_asked(cli, server, submit):
     assert server.batches.meter.billed_texts.total() == 5
 
 
-def test_lost_texts_of_a_batch_that_ended_are_submitted_anew(cli, server, submit):
-    Path("embedcore.toml").write_text(f"{OFFERED}[batch]\noutput_wait = 0\n")
+def test_lost_texts_of_a_batch_that_ended_are_submitted_anew(cli, server, submit, name_settings):
+    name_settings(f"{OFFERED}[batch]\noutput_wait = 0\n")
     name = submit(5)
     (job,) = server.batches.jobs
     server.batches.finish(job.id)

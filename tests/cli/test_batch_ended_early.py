@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import pytest
 from embedcore.testing import FakeOpenAI
 from embedcore.testing.batchsettings import BatchSettings, Progress
 
-SECONDS = 30.0
+SECONDS = 120.0
 
 
 @pytest.fixture
@@ -27,11 +25,6 @@ def server(monkeypatch):
             "[options.openai]\nbatch = true\n[batch]\ngrace = 0.2\nlook_again = 0.1\n"
         )
         yield fake
-
-
-def begun(*arguments):
-    command = [sys.executable, "-m", "embedcore.cli", "batch", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for(what):
@@ -53,9 +46,11 @@ def asked(server, method, path):
 
 @pytest.mark.fault(142)
 @pytest.mark.parametrize("path", ["/v1/files", "/v1/batches"])
-def test_an_interrupted_submission_says_how_it_goes_on(cli, server, texts_file, read_output, path):
-    server.faults.push("late", path=f"POST {path}", seconds=5.0)
-    process = begun("submit", str(texts_file(20)))
+def test_an_interrupted_submission_says_how_it_goes_on(
+    cli, server, texts_file, read_output, begun, path
+):
+    server.faults.push("late", path=f"POST {path}", seconds=60.0)
+    process = begun("batch", "submit", str(texts_file(20)))
     wait_for(lambda: asked(server, "POST", path))
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=SECONDS)
@@ -65,7 +60,7 @@ def test_an_interrupted_submission_says_how_it_goes_on(cli, server, texts_file, 
     assert f"Batch {name} is written down" in said
     assert f"embedcore batch status {name} --watch" in said
     cli("batch", "status", name)
-    watching = begun("status", name, "--watch", "--interval", "0.1")
+    watching = begun("batch", "status", name, "--watch", "--interval", "0.1")
     wait_for(lambda: server.batches.jobs)
     finish(server)
     _, said = watching.communicate(timeout=SECONDS)
@@ -77,9 +72,22 @@ def test_an_interrupted_submission_says_how_it_goes_on(cli, server, texts_file, 
     assert server.batches.meter.billed_texts.total() == 20
 
 
-def test_an_interrupt_while_it_reads_leaves_nothing(cli, server, state_home):
-    Path("many.txt").write_text("".join(f"line {n}\n" for n in range(300_000)))
-    process = begun("submit", "many.txt", "--yes")
+# It never comes to the end of what it reads.
+ENDLESS = """
+import time
+from embedcore.storage.manifest import Manifest
+
+def add(self, *arguments, **more):
+    written(self, *arguments, **more)
+    time.sleep(3600)
+
+written, Manifest.add = Manifest.add, add
+"""
+
+
+def test_an_interrupt_while_it_reads_leaves_nothing(cli, server, state_home, begun):
+    Path("many.txt").write_text("".join(f"line {n}\n" for n in range(300)))
+    process = begun("batch", "submit", "many.txt", "--yes", first=ENDLESS)
     wait_for(lambda: (state_home / "batches").is_dir())
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=SECONDS)
@@ -90,14 +98,43 @@ def test_an_interrupt_while_it_reads_leaves_nothing(cli, server, state_home):
     assert not asked(server, "POST", "/v1/files")
 
 
-@pytest.mark.parametrize("delay", [0.3, 0.6, 0.9, 1.2, 1.6])
-def test_a_killed_submission_is_gone_or_goes_on(cli, server, texts_file, delay, read_output):
-    path = str(texts_file(2_000))
+MOMENTS = ["begun", "/v1/files", "/v1/batches", "submitted"]
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_killed_submission_is_gone_or_goes_on(
+    cli, server, texts_file, moment, read_output, begun, state_home
+):
+    path = str(texts_file(200))
+    if moment.startswith("/"):
+        server.faults.push("late", path=f"POST {moment}", seconds=60.0)
+    process = begun("batch", "submit", path, "--yes")
+    wait_for(
+        {
+            "begun": lambda: list(state_home.glob("batches/*")),
+            "submitted": lambda: server.batches.jobs,
+        }.get(moment, lambda: asked(server, "POST", moment))
+    )
+    process.kill()
+    process.communicate(timeout=SECONDS)
+    goes_on(cli, server, path, 200, read_output)
+
+
+@pytest.mark.campaign(short=True)
+@pytest.mark.parametrize("delay", [0.02, 0.06, 0.1, 0.2, 0.4])
+def test_a_submission_that_is_killed_at_any_time_is_gone_or_goes_on(
+    cli, server, texts_file, delay, read_output, begun
+):
+    path = str(texts_file(500))
     server.latency = 0.1
-    process = begun("submit", path, "--yes")
+    process = begun("batch", "submit", path, "--yes")
     time.sleep(delay)
     process.kill()
     process.communicate(timeout=SECONDS)
+    goes_on(cli, server, path, 500, read_output)
+
+
+def goes_on(cli, server, path, rows, read_output):
     found = cli("batch", "list", "--json").json["batches"]
     again = cli("batch", "submit", path, "--yes", "--json")
     assert again.code == 0, again.err
@@ -108,8 +145,8 @@ def test_a_killed_submission_is_gone_or_goes_on(cli, server, texts_file, delay, 
         code = cli("batch", "status").code
     assert code == 0
     for name in {again.json["id"], *(one["id"] for one in found)}:
-        assert cli("batch", "fetch", name, "-o", "v.jsonl", "--json").json["written"] == 2_000
-    assert [row["id"] for row in read_output(Path("v.jsonl"))] == [f"row-{n}" for n in range(2_000)]
-    assert server.batches.meter.billed_texts.total() == 2_000, "nothing is paid twice"
+        assert cli("batch", "fetch", name, "-o", "v.jsonl", "--json").json["written"] == rows
+    assert [row["id"] for row in read_output(Path("v.jsonl"))] == [f"row-{n}" for n in range(rows)]
+    assert server.batches.meter.billed_texts.total() == rows, "nothing is paid twice"
     held = json.loads(cli("usage", "--json").out)["scopes"][0]["held_tokens"]
     assert held == 0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from embedcore.cli import demo
 from embedcore.cli.corpus import docstrings
 from embedcore.cli.demo import QUESTIONS
 from embedcore.errors import ConfigurationError
@@ -14,6 +15,18 @@ from embedcore.errors import ConfigurationError
 ANSWERS = ("datetime.datetime.strptime", "random.Random.choice", "subprocess.Popen.wait")
 
 
+@pytest.fixture(scope="session")
+def corpus() -> list:
+    """Collected once: it takes seconds, and is always the same."""
+    return docstrings()
+
+
+@pytest.fixture
+def _collected(corpus, monkeypatch):
+    monkeypatch.setattr(demo, "docstrings", lambda: corpus)
+
+
+@pytest.mark.usefixtures("_collected")
 def test_the_demo_twice(cli, read_output):
     run = cli("demo")
     assert run.code == 0, run.err
@@ -33,12 +46,14 @@ def test_the_demo_twice(cli, read_output):
     assert [one["hits"][0]["id"] for one in report["questions"]] == list(ANSWERS)
 
 
+@pytest.mark.usefixtures("_collected")
 @pytest.mark.parametrize("output", ["d.jsonl", "d.npy", "a b.parquet"])
 def test_the_output_may_be_named(cli, output):
     assert cli("demo", "-o", output).code == 0
     assert cli("similar", "-c", "random element", "-i", output).code == 0
 
 
+@pytest.mark.usefixtures("_collected")
 def test_with_openai_the_price_is_shown_and_confirmed_first(cli, server):
     run = cli("demo", "--model", "openai:text-embedding-3-small")
     assert run.code == 2
@@ -64,15 +79,14 @@ def test_without_the_provider_it_says_what_to_install(cli, monkeypatch):
     assert not list(Path().iterdir())
 
 
-def test_the_corpus_is_always_the_same_and_each_text_is_there_once():
+def test_the_corpus_is_always_the_same_and_each_text_is_there_once(corpus):
+    before = set(sys.modules)
     rows = docstrings()
-    assert rows == docstrings()
+    assert set(sys.modules) == before, "sources are read, never imported"
+    assert rows == corpus
     assert 2_000 <= len(rows) <= 3_500
     assert len({row.text for row in rows}) == len(rows)
     assert "random.Random.choice" in {row.id for row in rows}
-    before = set(sys.modules)
-    docstrings()
-    assert set(sys.modules) == before, "sources are read, never imported"
 
 
 def test_what_is_taken_from_a_library(tmp_path):

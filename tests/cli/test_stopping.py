@@ -18,26 +18,23 @@ from embedcore.testing import vector_of
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and terminals of POSIX")
 
 COMMAND = [sys.executable, "-m", "embedcore.cli"]
-REQUEST = 2048
-BLOCK = 8192
-GRACE = 5.0
 WIDTH = 32
+# What a server that may take its time is waited for.
+PATIENT = 3600.0
 
 
 @pytest.fixture(autouse=True)
-def _narrow() -> None:
-    """Small vectors: it is not their size that matters here."""
-    Path("embedcore.toml").write_text(f"[options.openai]\ndimensions = {WIDTH}\n")
-
-
-def start(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*COMMAND, *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+def _narrow(name_settings) -> None:
+    """Small vectors and small requests, two at a time: it is not their size that matters here."""
+    name_settings(
+        f"concurrency = 2\n[options.openai]\ndimensions = {WIDTH}\nmax_texts_per_request = 50\n"
     )
+
+
+def until_stopping(run) -> None:
+    """It has heard the signal, and waits for what is under way."""
+    while "Stopping" not in (line := run.stderr.readline()):
+        assert line
 
 
 def check_output(read_output, count: int) -> None:
@@ -53,92 +50,90 @@ def check_output(read_output, count: int) -> None:
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["int", "term"]
 )
-def test_stopped_in_order_it_pays_nothing_twice(far_server, texts_file, read_output, number, code):
-    server = far_server(0.4)
-    texts_file(20_000)
+def test_stopped_in_order_it_pays_nothing_twice(
+    held_server, texts_file, read_output, begun, number, code
+):
+    server = held_server(10)
+    texts_file(1_000)
     command = ["embed", "texts.jsonl", "-o", "out.jsonl"]
-    run = start(*command)
-    server.wait_for(BLOCK + REQUEST)
+    run = begun(*command, grace=PATIENT)
+    server.wait_for(12)
     run.send_signal(number)
-    out, said = run.communicate(timeout=60)
+    until_stopping(run)
+    server.go.set()
+    out, said = run.communicate(timeout=120)
     assert run.returncode == code
     assert out == ""
     assert "vectors are kept in" in said
     assert "embedcore embed texts.jsonl -o out.jsonl" in said
     assert "Spent by this run" in said
     assert "Traceback" not in said
-    bought = server.meter["billed_texts"]
-    assert bought < 20_000
-    done = start(*command)
+    assert server.meter.billed_texts.total() == 600
+    done = begun(*command)
     out, said = done.communicate(timeout=120)
     assert done.returncode == 0, said
     assert "embedded before" in said
-    assert server.meter["billed_texts"] == server.meter["distinct_texts"] == 20_000
-    check_output(read_output, 20_000)
+    assert server.meter.billed_twice == {}
+    assert len(server.meter.billed_texts) == 1_000
+    check_output(read_output, 1_000)
 
 
 @pytest.mark.fault(144)
 def test_killed_it_loses_no_more_than_the_requests_in_flight(
-    far_server, texts_file, read_output, name_settings
+    held_server, texts_file, read_output, begun
 ):
-    server = far_server(0.1)
-    texts_file(3_000)
-    narrow = Path("embedcore.toml").read_text()
-    name_settings(f"concurrency = 2\n{narrow}max_texts_per_request = 50\n")
+    server = held_server(14)
+    texts_file(1_000)
     command = ["embed", "texts.jsonl", "-o", "out.jsonl"]
-    run = start(*command)
-    server.wait_for(600)
+    run = begun(*command)
+    server.wait_for(16)
     run.kill()
-    run.communicate(timeout=60)
-    time.sleep(0.5)
-    done = start(*command)
+    run.communicate(timeout=120)
+    server.go.set()
+    done = begun(*command)
     _, said = done.communicate(timeout=120)
     assert done.returncode == 0, said
     # Two were under way, and two more may have been answered but not yet written down.
-    assert server.meter["billed_texts"] <= 3_000 + 4 * 50
-    assert server.meter["distinct_texts"] == 3_000
-    check_output(read_output, 3_000)
+    assert server.meter.billed_texts.total() <= 1_000 + 4 * 50
+    assert len(server.meter.billed_texts) == 1_000
+    check_output(read_output, 1_000)
 
 
 @pytest.mark.fault(142)
 @pytest.mark.parametrize("locked", [False, True], ids=["waiting", "books-locked"])
-def test_a_second_ctrl_c_is_immediate(far_server, texts_file, state_home, locked):
-    server = far_server(30.0)
+def test_a_second_ctrl_c_is_immediate(held_server, texts_file, state_home, begun, locked):
+    server = held_server(0)
     texts_file(10)
-    run = start("embed", "texts.jsonl", "-o", "out.jsonl")
-    end = time.monotonic() + 20
-    while "cost" not in (line := run.stderr.readline()):
-        assert line
-        assert time.monotonic() < end
-    time.sleep(0.5)
-    assert server.meter["requests"] == 0
-    run.send_signal(signal.SIGINT)
-    time.sleep(0.3)
+    grace = 0.5 if locked else PATIENT
+    run = begun("embed", "texts.jsonl", "-o", "out.jsonl", grace=grace)
+    server.wait_for(1)
     if locked:
         # While SQLite waits for the books no Python runs, and no handler of Python's either.
         books = driver().connect(state_home / "state.db", isolation_level=None)
         books.execute("BEGIN IMMEDIATE")
-        time.sleep(GRACE + 1)
-    assert run.poll() is None
-    began = time.monotonic()
     run.send_signal(signal.SIGINT)
-    assert run.wait(timeout=20) == -signal.SIGINT
-    assert time.monotonic() - began < 1.0
+    until_stopping(run)
+    if locked:
+        time.sleep(grace + 1)
+    assert run.poll() is None
+    run.send_signal(signal.SIGINT)
+    # Who waited for the reply, or for the books, would end by a code of its own.
+    assert run.wait(timeout=120) == -signal.SIGINT
     run.communicate()
     if locked:
         books.close()
 
 
 @pytest.mark.fault(142)
-def test_a_reply_that_never_comes_is_charged_and_said_to_be_uncertain(far_server, texts_file, cli):
-    far_server(60.0)
+def test_a_reply_that_never_comes_is_charged_and_said_to_be_uncertain(
+    held_server, texts_file, cli, begun
+):
+    server = held_server(0)
     texts_file(10)
-    run = start("embed", "texts.jsonl", "-o", "out.jsonl")
-    while "cost" not in (line := run.stderr.readline()):
-        assert line
-    time.sleep(0.7)
+    run = begun("embed", "texts.jsonl", "-o", "out.jsonl", grace=0.5)
+    server.wait_for(1)
     run.send_signal(signal.SIGINT)
-    _, said = run.communicate(timeout=60)
+    _, said = run.communicate(timeout=120)
     assert run.returncode == 130
     assert "may have been billed" in said
     assert "nothing was kept" in said
@@ -146,19 +141,19 @@ def test_a_reply_that_never_comes_is_charged_and_said_to_be_uncertain(far_server
     assert usage[0]["uncertain_tokens"] > 0
 
 
-def test_stopped_before_anything_was_sent(far_server, tmp_path):
-    server = far_server(0.0)
+def test_stopped_before_anything_was_sent(held_server, begun):
+    server = held_server(0)
     os.mkfifo("slow.txt")
-    run = start("embed", "slow.txt", "-o", "out.jsonl")
-    with Path("slow.txt").open("w") as pipe:  # it reads, and waits for more
+    run = begun("embed", "slow.txt", "-o", "out.jsonl")
+    # Opened as soon as it reads there, and waits for more.
+    with Path("slow.txt").open("w") as pipe:
         pipe.write("a\n")
         pipe.flush()
-        time.sleep(0.5)
         run.send_signal(signal.SIGINT)
-        _, said = run.communicate(timeout=60)
+        _, said = run.communicate(timeout=120)
     assert run.returncode == 130
     assert "nothing was sent" in said
-    assert server.meter["requests"] == 0
+    assert server.meter.requests == 0
 
 
 @pytest.mark.fault(145)
@@ -184,7 +179,7 @@ def test_a_broken_pipe_is_quiet(server, texts_file):
 
 @pytest.mark.fault(145)
 def test_nobody_listening_to_messages_does_not_stop_the_work(server, texts_file):
-    texts_file(3000)
+    texts_file(300)
     reader, writer = os.pipe()
     os.close(reader)
     run = subprocess.run(
@@ -195,29 +190,32 @@ def test_nobody_listening_to_messages_does_not_stop_the_work(server, texts_file)
     )
     os.close(writer)
     assert run.returncode == 0
-    assert server.meter.snapshot()["billed_texts"] == 3000
+    assert server.meter.snapshot()["billed_texts"] == 300
 
 
-def test_a_bar_on_a_terminal(terminal, far_server, texts_file):
-    far_server(0.6)
-    texts_file(10_000)
+def test_a_bar_on_a_terminal(terminal, held_server, texts_file):
+    server = held_server(16)
+    texts_file(1_000)
     screen = terminal("embed", "texts.jsonl", "-o", "out.npy")
-    screen.wait_for(r"Embedding ━+.*8,192/10,000 [\d,]+ tokens, \$0\.00\d+")
+    screen.wait_for(r"Embedding ━+.*800/1,000 [\d,]+ tokens, \$0\.00\d+")
+    server.go.set()
     assert screen.close() == 0
-    assert "10,000/10,000" in screen.plain
-    assert "10,000 vectors of 32 dimensions" in screen.plain
+    assert "1,000/1,000" in screen.plain
+    assert "1,000 vectors of 32 dimensions" in screen.plain
     # The cursor is back, whatever the bar did with it.
     assert screen.shown.rfind("\x1b[?25h") > screen.shown.rfind("\x1b[?25l")
 
 
 @pytest.mark.fault(142)
-def test_ctrl_c_on_a_terminal(terminal, far_server, texts_file):
-    server = far_server(0.6)
-    texts_file(20_000)
-    screen = terminal("embed", "texts.jsonl", "-o", "out.npy")
-    server.wait_for(BLOCK + 1)
+def test_ctrl_c_on_a_terminal(terminal, held_server, texts_file):
+    server = held_server(16)
+    texts_file(1_000)
+    screen = terminal("embed", "texts.jsonl", "-o", "out.npy", grace=PATIENT)
+    # Read all the time: a terminal that nobody reads stops who writes to it.
+    screen.wait_for("800/1,000")
     screen.send("\x03")
     screen.wait_for("Ctrl-C again stops at once")
+    server.go.set()
     assert screen.close() == 130
     assert "vectors are kept in" in screen.plain
     assert screen.shown.rfind("\x1b[?25h") > screen.shown.rfind("\x1b[?25l")

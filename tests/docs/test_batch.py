@@ -6,12 +6,11 @@ import json
 import re
 import shlex
 import subprocess
-import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import click
 import pytest
@@ -26,6 +25,8 @@ from embedcore.testing.batchsettings import BatchSettings, Progress
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # What only a server that is not OpenAI's own needs.
 FOR_THE_FAKE = "\n[options.openai]\nbatch = true\n"
+STRICT = "import warnings; warnings.simplefilter('error')\n"
+CLI = "import sys; from embedcore.cli.app import main; sys.exit(main())"
 
 
 @dataclass(frozen=True)
@@ -57,27 +58,37 @@ def server(monkeypatch: pytest.MonkeyPatch, canary: str, page: Page) -> Iterator
         yield fake
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", *arguments], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    return done
+@pytest.fixture
+def run(forks: Callable[..., Any]) -> Callable[..., tuple[str, str]]:
+    """``run(code, …)``: what the program says on standard output, and on standard error."""
+
+    def run(code: str, *arguments: str) -> tuple[str, str]:
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        done = forks(STRICT + code, *arguments, **streams)
+        out, err = done.communicate(timeout=120)
+        assert done.returncode == 0, err
+        return out, err
+
+    return run
 
 
-def test_the_page_is_one_program(page: Page, server: FakeOpenAI) -> None:
+def test_the_page_is_one_program(
+    page: Page, server: FakeOpenAI, run: Callable[..., tuple[str, str]]
+) -> None:
     program = "\n".join(page.blocks("python"))
     promised = re.findall(r"^ *print\(.*\)  # (.*)$", program, re.MULTILINE)
     logged = "import logging\nlogging.basicConfig(level='INFO', format='%(message)s')\n"
-    done = run("-c", logged + program)
-    assert done.stdout.splitlines() == promised
+    out, err = run(logged + program)
+    assert out.splitlines() == promised
     (line,) = page.blocks("text")
-    assert line.strip() in done.stderr.splitlines()
+    assert line.strip() in err.splitlines()
     assert server.batches.meter.billed_twice == {}
     assert server.meter.billed_twice == {}
 
 
-def test_the_commands_of_the_page_make_a_file(page: Page, server: FakeOpenAI) -> None:
+def test_the_commands_of_the_page_make_a_file(
+    page: Page, server: FakeOpenAI, run: Callable[..., tuple[str, str]]
+) -> None:
     rows = [{"id": f"row-{number}", "text": f"Row number {number}"} for number in range(9)]
     Path("corpus.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     (commands,) = (text for text in page.blocks("sh") if text.startswith("embedcore"))
@@ -85,9 +96,9 @@ def test_the_commands_of_the_page_make_a_file(page: Page, server: FakeOpenAI) ->
     for line in commands.splitlines():
         program, *words = shlex.split(line, comments=True)
         assert program == "embedcore"
-        done = run("-m", "embedcore.cli", *(name if word == "ID" else word for word in words))
+        out, _ = run(CLI, *(name if word == "ID" else word for word in words))
         if words[:2] == ["batch", "submit"]:
-            (name,) = set(re.findall(r"\b\d{8}-[0-9a-f]{8}\b", done.stdout))
+            (name,) = set(re.findall(r"\b\d{8}-[0-9a-f]{8}\b", out))
     written = [json.loads(line) for line in Path("vectors.jsonl").read_text().splitlines()]
     assert [row["id"] for row in written] == [row["id"] for row in rows]
     assert server.batches.meter.billed_twice == {}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,20 +22,19 @@ def page(how_to: Path) -> str:
     return (how_to / "embed-a-stream.md").read_text(encoding="utf-8")
 
 
-def test_the_page_is_one_program(page: str, monkeypatch: pytest.MonkeyPatch, canary: str) -> None:
+def test_the_page_is_one_program(
+    page: str, monkeypatch: pytest.MonkeyPatch, canary: str, forks: Callable[..., Any]
+) -> None:
     program = "\n".join(code for language, code in BLOCK.findall(page) if language == "python")
     promised = re.findall(r"^ *print\(.*\)  # (.*)$", program, re.MULTILINE)
     with FakeOpenAI(api_key=canary) as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
         monkeypatch.setenv("OPENAI_API_KEY", canary)
-        done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", program],
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.splitlines() == promised
+        strict = "import warnings; warnings.simplefilter('error')\n"
+        run = forks(strict + program, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        out, err = run.communicate(timeout=120)
+        assert run.returncode == 0, err
+        assert out.splitlines() == promised
         assert server.meter.billed_twice == {}
 
 

@@ -9,11 +9,13 @@ import select
 import shlex
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -24,16 +26,15 @@ from embedcore.config import Config
 from embedcore.errors import ConfigurationError
 from embedcore.testing import FakeOpenAI, vector_of
 from embedcore.testing.batchsettings import BatchSettings, Progress
+from embedcore.testing.wire import HttpReply, HttpRequest
+
+Forks: TypeAlias = Callable[..., Any]
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "README.md").read_text(encoding="utf-8")
-CLI = [sys.executable, "-m", "embedcore.cli"]
-# A process is interrupted by the keys of a terminal only if it is the one that controls it.
-ON_ITS_TERMINAL = (
-    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
-    "os.execv(sys.argv[1], sys.argv[1:])"
-)
-SECONDS = 60.0
+CLI = "import sys; from embedcore.cli.app import main; sys.exit(main())"
+STRICT = "import warnings; warnings.simplefilter('error')\n"
+SECONDS = 120.0
 ROWS, TEXTS, WIDTH = 12_000, 11_400, 256
 # Where the session was recorded, and what depends on the moment in which Ctrl-C came.
 RECORDED_IN = "/home/you"
@@ -59,11 +60,31 @@ BLOCKS = _blocks(PAGE)
 SETTINGS = next(block.text for block in BLOCKS if block.language == "toml")
 
 
+class Halting(FakeOpenAI):
+    """An OpenAI that can be told to hold its replies back, after so many of them."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.go.set()
+        self.answers = 0
+        jobs = BatchSettings(progress=Progress(polls=2))
+        super().__init__(record=False, batch=jobs)
+
+    def hold(self, *, after: int) -> None:
+        self.answers = after
+        self.go.clear()
+
+    def answer(self, request: HttpRequest) -> HttpReply:
+        reply = super().answer(request)
+        self.answers -= 1
+        assert self.answers >= 0 or self.go.wait(SECONDS)
+        return reply
+
+
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeOpenAI]:
-    """An OpenAI that takes its time, for this process and those that it starts."""
-    jobs = BatchSettings(progress=Progress(polls=2))
-    with FakeOpenAI(latency=0.6, record=False, batch=jobs) as fake:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Halting]:
+    """For this process and those that it starts."""
+    with Halting() as fake:
         monkeypatch.setenv("OPENAI_BASE_URL", fake.base_url)
         monkeypatch.setenv("OPENAI_API_KEY", str(fake.api_key))
         # With all requests under way at once there would be nothing left to stop.
@@ -105,18 +126,21 @@ def screen_of(written: str) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
-def typed(command: str, *, interrupt: bool) -> tuple[list[str], int]:
+def typed(command: str, *, interrupt: bool, forks: Forks, server: Halting) -> tuple[list[str], int]:
     """What a terminal shows, and the exit code. Ctrl-C comes when the first rows are bought."""
     program, *arguments = shlex.split(command)
     assert program == "embedcore", f"who runs {program}?"
+    if interrupt:
+        server.hold(after=2)
     terminal, other_end = os.openpty()
-    run = subprocess.Popen(
-        [sys.executable, "-c", ON_ITS_TERMINAL, *CLI, *arguments],
+    run = forks(
+        CLI,
+        *arguments,
         stdin=other_end,
         stdout=other_end,
         stderr=other_end,
         env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "80"},
-        start_new_session=True,
+        terminal=True,
     )
     os.close(other_end)
     written, end = b"", time.monotonic() + SECONDS
@@ -131,19 +155,21 @@ def typed(command: str, *, interrupt: bool) -> tuple[list[str], int]:
         if interrupt and re.search(rb"Embedding .*? [1-9][\d,]*/", written):
             os.write(terminal, b"\x03")
             interrupt = False
+        if b"Ctrl-C again" in written:
+            server.go.set()
     else:
         run.kill()
     os.close(terminal)
     return screen_of(written.decode()), run.wait(timeout=SECONDS)
 
 
-def play(transcript: str) -> tuple[str, list[int]]:
+def play(transcript: str, forks: Forks, server: Halting) -> tuple[str, list[int]]:
     """The commands of a transcript again: the new transcript, and the exit codes."""
     lines: list[str] = []
     codes = []
     for step in re.split(r"^\$ ", transcript, flags=re.MULTILINE)[1:]:
         command, _, shown = step.partition("\n")
-        screen, code = typed(command, interrupt="^C" in shown)
+        screen, code = typed(command, interrupt="^C" in shown, forks=forks, server=server)
         lines += [f"$ {command}", *screen]
         codes.append(code)
     return "\n".join(lines).replace(str(Path.cwd()), RECORDED_IN), codes
@@ -179,11 +205,11 @@ def check_sums(transcript: str) -> None:
     assert spent + then == number(rf"{TEXTS:,} texts, ([\d,]+) tokens", transcript)
 
 
-def run_console(block: Block, server: FakeOpenAI) -> None:
+def run_console(block: Block, server: Halting, forks: Forks) -> None:
     if os.name != "posix":
         pytest.skip("needs a terminal of POSIX")
     check_sums(block.text)
-    transcript, codes = play(block.text)
+    transcript, codes = play(block.text, forks, server)
     assert normal(transcript) == normal(block.text)
     check_sums(transcript)
     assert codes == [exits.INTERRUPTED, exits.OK]
@@ -198,22 +224,23 @@ def run_console(block: Block, server: FakeOpenAI) -> None:
         assert np.array_equal(np.asarray(row["vector"], np.float32), wanted)
 
 
-def run_python(block: Block, server: FakeOpenAI) -> None:
+def run_python(block: Block, server: Halting, forks: Forks) -> None:
     """What ``print(…)  # this`` prints is this."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", block.text],
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    out = ran(forks, STRICT + block.text)
     promised = re.findall(r"^ *print\(.*\)  # (.*)$", block.text, re.MULTILINE)
     assert promised
-    assert done.stdout.splitlines() == promised
+    assert out.splitlines() == promised
 
 
-def run_toml(block: Block, server: FakeOpenAI) -> None:
+def ran(forks: Forks, code: str, *arguments: str) -> str:
+    """What it prints."""
+    run = forks(code, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    out, err = run.communicate(timeout=SECONDS)
+    assert run.returncode == 0, err
+    return str(out)
+
+
+def run_toml(block: Block, server: Halting, forks: Forks) -> None:
     Path("embedcore.toml").write_text(block.text)
     config = Config.load()
     assert set(tomllib.loads(block.text)) <= config.model_fields_set
@@ -222,14 +249,14 @@ def run_toml(block: Block, server: FakeOpenAI) -> None:
         assert client.embed(["a text"]).ok.all()
 
 
-def run_shell(block: Block, server: FakeOpenAI) -> None:
+def run_shell(block: Block, server: Halting, forks: Forks) -> None:
     for line in block.text.splitlines():
         words = shlex.split(line, comments=True)
         assert words[0] in PROGRAMS, f"line {block.line}: who executes {line!r}?"
-        PROGRAMS[words[0]](words[1:])
+        PROGRAMS[words[0]](words[1:], forks)
 
 
-def _make(arguments: list[str]) -> None:
+def _make(arguments: list[str], forks: Forks) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in arguments:
         found = re.search(rf"^{re.escape(target)}:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
@@ -237,12 +264,10 @@ def _make(arguments: list[str]) -> None:
         assert {"demo": "embedcore demo", "test": "$(PYTEST)"}.get(target, "$(") in found[1]
     if "demo" in arguments:
         # In this environment, rather than in one that make would set up.
-        done = subprocess.run([*CLI, "demo"], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("?\n") == 3
+        assert ran(forks, CLI, "demo").count("?\n") == 3
 
 
-def _pip(arguments: list[str]) -> None:
+def _pip(arguments: list[str], forks: Forks) -> None:
     install, wanted = arguments
     found = re.fullmatch(r"embedcore\[(\w+)\]", wanted)
     assert install == "install"
@@ -257,7 +282,7 @@ def _pip(arguments: list[str]) -> None:
     assert f"embedcore-{found[1]}" in own
 
 
-def _python(arguments: list[str]) -> None:
+def _python(arguments: list[str], forks: Forks) -> None:
     """The benchmarks take their time: it is enough that they are there and know their options."""
     done = subprocess.run(
         [sys.executable, ROOT / arguments[0], *arguments[1:], "--help"],
@@ -267,8 +292,12 @@ def _python(arguments: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-PROGRAMS: dict[str, Callable[[list[str]], None]] = {"make": _make, "pip": _pip, "python": _python}
-EXECUTORS: dict[str, Callable[[Block, FakeOpenAI], None]] = {
+PROGRAMS: dict[str, Callable[[list[str], Forks], None]] = {
+    "make": _make,
+    "pip": _pip,
+    "python": _python,
+}
+EXECUTORS: dict[str, Callable[[Block, Halting, Forks], None]] = {
     "console": run_console,
     "python": run_python,
     "sh": run_shell,
@@ -276,15 +305,15 @@ EXECUTORS: dict[str, Callable[[Block, FakeOpenAI], None]] = {
 }
 
 
-def execute(block: Block, server: FakeOpenAI) -> None:
+def execute(block: Block, server: Halting, forks: Forks) -> None:
     assert block.language in EXECUTORS, f"line {block.line}: who executes {block.language!r}?"
-    EXECUTORS[block.language](block, server)
+    EXECUTORS[block.language](block, server, forks)
 
 
 @pytest.mark.usefixtures("workspace")
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"{block.language}-line-{block.line}")
-def test_every_block_is_executed(block: Block, server: FakeOpenAI) -> None:
-    execute(block, server)
+def test_every_block_is_executed(block: Block, server: Halting, forks: Forks) -> None:
+    execute(block, server, forks)
 
 
 def test_no_block_hides() -> None:
@@ -302,18 +331,18 @@ def test_a_screen_is_what_a_person_sees() -> None:
     ]
 
 
-def test_a_block_that_nobody_can_execute_is_noticed(server: FakeOpenAI) -> None:
+def test_a_block_that_nobody_can_execute_is_noticed(server: Halting, forks: Forks) -> None:
     with pytest.raises(AssertionError, match="who executes 'rust'"):
-        execute(Block("rust", "fn main() {}\n", 1), server)
+        execute(Block("rust", "fn main() {}\n", 1), server, forks)
     with pytest.raises(AssertionError, match="who executes 'rm"):
-        execute(Block("sh", "rm -r .\n", 1), server)
+        execute(Block("sh", "rm -r .\n", 1), server, forks)
     with pytest.raises(AssertionError, match="who runs ls"):
-        typed("ls", interrupt=False)
+        typed("ls", interrupt=False, forks=forks, server=server)
     with pytest.raises(AssertionError, match="no extra"):
-        execute(Block("sh", 'pip install "embedcore[acme]"\n', 1), server)
+        execute(Block("sh", 'pip install "embedcore[acme]"\n', 1), server, forks)
     with pytest.raises(AssertionError, match="no target"):
-        execute(Block("sh", "make coffee\n", 1), server)
+        execute(Block("sh", "make coffee\n", 1), server, forks)
     with pytest.raises(AssertionError):
-        execute(Block("python", "print(1)  # 2\n", 1), server)
+        execute(Block("python", "print(1)  # 2\n", 1), server, forks)
     with pytest.raises(ConfigurationError):
-        execute(Block("toml", "modle = 'hashing:512'\n", 1), server)
+        execute(Block("toml", "modle = 'hashing:512'\n", 1), server, forks)

@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 import traceback
 from pathlib import Path
 from types import ModuleType
@@ -143,12 +142,11 @@ def test_any_other_status_has_an_unknown_outcome(embedder: Any, service: Any, st
 def test_a_timeout_has_an_unknown_outcome(
     plugin: ModuleType, url: str, service: Any, shorter: str
 ) -> None:
-    service.delivery = hang(20)
-    seconds, timeout = (0.2, 20) if shorter == "option" else (20, 0.2)
+    # The longer one would be an hour.
+    service.delivery = hang(3600)
+    seconds, timeout = (0.2, 3600) if shorter == "option" else (3600, 0.2)
     options = plugin.AcmeOptions(base_url=url, api_key=KEY, timeout=seconds)
-    start = time.monotonic()
     error = failure_of(plugin.AcmeEmbedder("v1", options), timeout)
-    assert time.monotonic() - start < 5
     assert (error.billed, error.retryable) == ("unknown", True)
     assert "TimeoutError" in str(error)
 
@@ -179,7 +177,7 @@ def test_no_connection_costs_nothing(plugin: ModuleType, base_url: str) -> None:
 def test_failing_tls_costs_nothing_and_sends_no_request(
     plugin: ModuleType, url: str, service: Any
 ) -> None:
-    options = plugin.AcmeOptions(base_url=url.replace("http:", "https:"), api_key=KEY, timeout=5)
+    options = plugin.AcmeOptions(base_url=url.replace("http:", "https:"), api_key=KEY, timeout=0.5)
     assert failure_of(plugin.AcmeEmbedder("v1", options)).billed == "no"
     assert service.requests == []
 
