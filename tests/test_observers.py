@@ -7,7 +7,6 @@ import io
 import logging
 import re
 import subprocess
-import sys
 import threading
 import typing
 from collections import Counter
@@ -298,7 +297,7 @@ def test_a_warning_once_per_window_over_threads_and_clients(caplog):
     }
 
 
-def test_a_warning_once_per_window_over_processes():
+def test_a_warning_once_per_window_over_processes(forks):
     program = (
         "import logging; logging.basicConfig(level=logging.WARNING)\n"
         "from embedcore import EmbeddingClient\n"
@@ -307,11 +306,8 @@ def test_a_warning_once_per_window_over_processes():
         "with EmbeddingClient(embedder=FakeEmbedder(), config=config) as client:\n"
         "    for n in range(33): client.embed_text(f't{n:03d}')\n"
     )
-    running = [
-        subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
-    errors = [process.communicate(timeout=60)[1] for process in running]
+    running = [forks(program, stderr=subprocess.PIPE) for _ in range(3)]
+    errors = [process.communicate(timeout=120)[1] for process in running]
     assert [process.returncode for process in running] == [0, 0, 0]
     assert "".join(errors).count("of the day tokens limit") == 1
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import pickle
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -203,12 +201,12 @@ def test_many_threads_and_trackers():
         tracker.close()
 
 
-def test_many_processes():
+def test_many_processes(forks):
     program = (
         "from embedcore import TokenTracker as T\nt = T()\nfor n in range(20): t.record_usage(n)"
     )
-    running = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(3)]
-    assert [process.wait(timeout=60) for process in running] == [0, 0, 0]
+    running = [forks(program) for _ in range(3)]
+    assert [process.wait(timeout=120) for process in running] == [0, 0, 0]
     tracker = TokenTracker()
     assert tracker.get_usage_today()["tokens_used"] == 3 * sum(range(20))
     tracker.close()

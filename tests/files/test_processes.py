@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -47,7 +46,8 @@ else:
 class Runs:
     """Starts the program on one output and reads what it paid for."""
 
-    def __init__(self, folder: Path, suffix: str) -> None:
+    def __init__(self, forks: Callable[..., Any], folder: Path, suffix: str) -> None:
+        self._forks = forks
         self.output = folder / f"v.{suffix}"
         self.meter = folder.parent / f"{folder.name}.meter"
         self.meter.touch()
@@ -58,13 +58,12 @@ class Runs:
         program = PROGRAM.replace("#SCENE", scene)
         conftest = Path(__file__).with_name("conftest.py")
         arguments = [conftest, self.meter, self.output, count, block, pause]
-        return subprocess.Popen(
-            [sys.executable, "-c", program, *map(str, arguments)], stdout=subprocess.PIPE, text=True
-        )
+        process: subprocess.Popen[str] = self._forks(program, *arguments, stdout=subprocess.PIPE)
+        return process
 
     def run(self, count: int, block: int, *, scene: str = "") -> tuple[int, str]:
         process = self.start(count, block, scene=scene)
-        said, _ = process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=120)
         return process.returncode, said.strip()
 
     @property
@@ -73,11 +72,11 @@ class Runs:
 
 
 @pytest.fixture
-def runs(tmp_path: Path) -> Callable[[str], Runs]:
+def runs(tmp_path: Path, forks: Callable[..., Any]) -> Callable[[str], Runs]:
     def build(suffix: str) -> Runs:
         folder = tmp_path / "out put?#é"
         folder.mkdir()
-        return Runs(folder, suffix)
+        return Runs(forks, folder, suffix)
 
     return build
 
@@ -100,7 +99,7 @@ def test_killed_again_and_again_it_pays_for_the_block_in_flight_at_most(
         if process.poll() is None:
             process.kill()
             kills += 1
-        process.communicate(timeout=60)
+        process.communicate(timeout=120)
         if process.returncode == 0:
             break
     assert kills >= 2

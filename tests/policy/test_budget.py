@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
-import sys
 import threading
 
 import pytest
@@ -54,19 +53,15 @@ def settings_of(server, home):
 
 
 @pytest.fixture
-def processes():
+def processes(forks):
     with contextlib.ExitStack() as started:
 
         def start(count, settings):
             """``count`` programs, all of them ready to begin."""
             running = []
             for _ in range(count):
-                process = subprocess.Popen(
-                    [sys.executable, "-c", PROGRAM, json.dumps(settings)],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                )
+                streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+                process = forks(PROGRAM, json.dumps(settings), **streams)
                 started.callback(end, process)
                 running.append(process)
             for process in running:

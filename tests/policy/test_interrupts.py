@@ -8,7 +8,6 @@ import json
 import random
 import signal
 import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -253,12 +252,9 @@ def test_a_cancelled_task_leaves_nothing_held(server, connect, books, hold_repli
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        go.set()
 
-    thread = threading.Thread(target=lambda: asyncio.run(main()))
-    thread.start()
-    until(lambda: server.meter.requests == 2)
-    thread.join(60)
-    go.set()
+    asyncio.run(main())
     until(lambda: books().held == Amount())
     sent = server.meter.requests
     assert sent == 2
@@ -274,7 +270,7 @@ PROGRAM = """
 import json, signal, sys, time
 from dataclasses import replace
 from embedcore import EmbeddingClient
-from embedcore.policy.flights import Flights
+from embedcore.policy.crew import Crew
 
 settings = json.loads(sys.argv[1])
 client = EmbeddingClient(
@@ -284,8 +280,8 @@ client = EmbeddingClient(
 # It waits for what is under way as long as that takes.
 running = client._opened.get(client._open)
 client._opened._thing = replace(running, engine=replace(running.engine, grace=3600.0))
-close = Flights.close
-Flights.close = lambda flights: (close(flights), print("ending", flush=True))
+wait = Crew._wait_for_flights
+Crew._wait_for_flights = lambda crew: (print("ending", flush=True), wait(crew))
 print("ready", flush=True)
 try:
     client.embed([f"row {number}" for number in range(200)])
@@ -296,32 +292,31 @@ except KeyboardInterrupt as error:
 """
 
 
-def start(server, home, **settings):
-    options = {"base_url": server.base_url, "api_key": server.api_key}
-    given = json.dumps({"options": options, "home": str(home), **settings})
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, given],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout.readline() == "ready\n"
-    return process
+@pytest.fixture
+def start(server, home, forks):
+    def start(**settings):
+        options = {"base_url": server.base_url, "api_key": server.api_key}
+        given = json.dumps({"options": options, "home": str(home), **settings})
+        process = forks(PROGRAM, given, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    return start
 
 
 @pytest.mark.fault(142)
 def test_an_interrupt_waits_for_what_is_under_way_and_says_what_was_kept(
-    server, home, books, hold_replies
+    server, start, books, hold_replies
 ):
     go = hold_replies(after=6)
-    process = start(server, home)
+    process = start()
     until(lambda: server.meter.requests == 10)
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "ending\n"
     go.set()
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
-    said = json.loads(out)
+    said = json.loads(out.splitlines()[-1])
     assert said["rows"] == 200
     assert said["ok"] == server.meter.requests == 10
     used = books()
@@ -330,9 +325,9 @@ def test_an_interrupt_waits_for_what_is_under_way_and_says_what_was_kept(
 
 
 @pytest.mark.fault(142)
-def test_a_second_interrupt_ends_at_once_and_charges(server, home, books, hold_replies):
+def test_a_second_interrupt_ends_at_once_and_charges(server, start, books, hold_replies):
     hold_replies(after=3)
-    process = start(server, home)
+    process = start()
     until(lambda: server.meter.requests == 7)
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "ending\n"
@@ -350,12 +345,12 @@ def test_a_second_interrupt_ends_at_once_and_charges(server, home, books, hold_r
 @pytest.mark.fault(86)
 @pytest.mark.fault(85)
 @pytest.mark.parametrize("kills", [2, pytest.param(25, marks=pytest.mark.campaign)])
-def test_after_a_kill_the_bill_is_covered_once_the_leases_end(server, home, kills):
+def test_after_a_kill_the_bill_is_covered_once_the_leases_end(server, home, start, kills):
     """What was in flight stays held, then is charged; what was never sent is released."""
     for number in range(kills):
         server.faults.always("late", seconds=0.05)
         before = server.meter.requests
-        process = start(server, home)
+        process = start()
         until(lambda before=before: server.meter.requests >= before + 5)
         time.sleep(number % 7 * 0.01)
         process.kill()

@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -234,7 +233,7 @@ print(len(wrong))
 
 @pytest.mark.fault(118)
 def test_a_storm_of_partial_reuse_from_four_processes_with_four_threads_each(
-    server, connect, home, books
+    server, connect, home, books, forks
 ):
     options = {"base_url": server.base_url, "api_key": server.api_key, "dimensions": WIDTH}
     given_ = {
@@ -242,12 +241,7 @@ def test_a_storm_of_partial_reuse_from_four_processes_with_four_threads_each(
         "config": {"home": str(home), "cache": True},
     }
     running = [
-        subprocess.Popen(
-            [sys.executable, "-c", STORM, json.dumps(given_), str(seed)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        forks(STORM, json.dumps(given_), seed, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         for seed in range(4)
     ]
     for process in running:
@@ -255,7 +249,7 @@ def test_a_storm_of_partial_reuse_from_four_processes_with_four_threads_each(
     for process in running:
         process.stdin.write("go\n")
         process.stdin.flush()
-    assert [process.communicate(timeout=120)[0] for process in running] == ["0\n"] * 4
+    assert [process.communicate(timeout=300)[0] for process in running] == ["0\n"] * 4
     assert [process.returncode for process in running] == [0] * 4
     # Between processes nobody waits for anybody: at most each of them buys a text, once.
     assert max(server.meter.billed_texts.values()) <= 4
@@ -760,15 +754,11 @@ def test_threads_share_what_they_buy_even_without_a_store(shop):
 
 @pytest.mark.fault(120)
 def test_a_store_that_another_program_has_locked_delays_a_call_once(
-    connect, server, home, monkeypatch
+    connect, server, home, monkeypatch, forks
 ):
     connect(cache=True).embed(["a"])
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD_THE_LOCK, str(home / "vectors.db")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    holder = forks(HOLD_THE_LOCK, home / "vectors.db", **streams)
     assert holder.stdout.readline() == "locked\n"
     told = []
     client = connect(cache=True, observers=[told.append], options={"max_texts_per_request": 2})

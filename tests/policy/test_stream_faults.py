@@ -6,7 +6,6 @@ import itertools
 import json
 import signal
 import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -28,6 +27,7 @@ from embedcore.storage.amounts import Amount
 from embedcore.testing import FakeEmbedder, vectors_of
 from embedcore.testing.fakes import FAKE_INFO, Outcome
 
+STRICT = "import warnings; warnings.simplefilter('error')\n"
 NARROW = replace(FAKE_INFO, dimensions=8, max_texts_per_request=2)
 
 
@@ -144,7 +144,7 @@ def test_an_interrupt_ends_the_stream_at_once_and_loses_nothing(desk, error):
 
 
 @pytest.mark.fault(9)
-def test_an_interrupt_while_waiting_for_a_block_loses_nothing():
+def test_an_interrupt_while_waiting_for_a_block_loses_nothing(forks):
     program = """
 import _thread, sys, threading, time
 from dataclasses import replace
@@ -185,7 +185,7 @@ with EmbeddingClient(embedder=embedder, config={"cache": False}) as client:
     assert sorted([*given, *kept]) == sorted(embedder.meter.billed_texts), len(kept)
     assert kept and not embedder.meter.billed_twice
 """
-    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=120)
+    assert forks(STRICT + program).wait(timeout=120) == 0
 
 
 # Rows
@@ -359,7 +359,7 @@ def test_a_closed_client_ends_its_streams_with_an_error(desk):
     one.close()
 
 
-def test_a_stream_left_open_at_the_end_of_the_program_is_accounted_for(state_home):
+def test_a_stream_left_open_at_the_end_of_the_program_is_accounted_for(state_home, forks):
     program = """
 from embedcore import EmbeddingClient
 from embedcore.testing import FakeEmbedder
@@ -367,7 +367,7 @@ client = EmbeddingClient(embedder=FakeEmbedder(latency=0.2), config={"cache": Fa
 stream = client.embed_iter((f"row {n}" for n in range(10**6)), block_size=8)
 next(stream)
 """
-    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=120)
+    assert forks(STRICT + program).wait(timeout=120) == 0
     from embedcore.storage import usage
     from embedcore.storage.database import Database
     from embedcore.storage.ledger import Ledger
@@ -392,7 +392,7 @@ with EmbeddingClient(options=given["options"], config=given["config"]) as client
 
 @pytest.mark.fault(9)
 def test_a_killed_stream_that_runs_again_buys_twice_only_what_was_in_flight(
-    server, home, hold_replies
+    server, home, hold_replies, forks
 ):
     given = {
         "options": {
@@ -402,9 +402,8 @@ def test_a_killed_stream_that_runs_again_buys_twice_only_what_was_in_flight(
         },
         "config": {"home": str(home), "concurrency": 4},
     }
-    command = [sys.executable, "-c", KILLED, json.dumps(given)]
     go = hold_replies(after=12)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = forks(KILLED, json.dumps(given), stdout=subprocess.PIPE)
     for _ in range(8):
         process.stdout.readline()
     process.send_signal(signal.SIGKILL)
@@ -413,7 +412,8 @@ def test_a_killed_stream_that_runs_again_buys_twice_only_what_was_in_flight(
     until(lambda: server.meter.in_flight == 0)
     before = server.meter.billed_texts
     assert 80 <= before.total() < 600
-    subprocess.run(command, stdout=subprocess.DEVNULL, check=True, timeout=120)
+    again = forks(KILLED, json.dumps(given), stdout=subprocess.DEVNULL)
+    assert again.wait(timeout=120) == 0
     after = server.meter.billed_texts
     assert len(after) == 600
     # Four requests of ten rows were in flight.

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -30,14 +29,10 @@ print(len(client.batch_embed_texts(texts, poll_interval=settings["poll"])))
 """
 
 
-def start(scene, poll):
+def start(forks, scene, poll):
     given = {"options": scene.server.options, "home": str(scene.home), "batch": scene.batch}
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, json.dumps({**given, "poll": poll})],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = forks(PROGRAM, json.dumps({**given, "poll": poll}), **streams)
     assert process.stdout.readline() == "ready\n"
     return process
 
@@ -56,10 +51,10 @@ def until_submitted(scene, count):
     ("number", "poll"), [(signal.SIGINT, 0.05), (signal.SIGINT, 3600), (signal.SIGTERM, 3600)]
 )
 def test_a_wait_that_is_ended_by_a_signal_ends_soon_and_loses_nothing(
-    open_scene, tokens_of_texts, number, poll
+    open_scene, tokens_of_texts, forks, number, poll
 ):
     scene = open_scene("--batch-by-hand")
-    process = start(scene, poll)
+    process = start(forks, scene, poll)
     until_submitted(scene, 3)
     process.send_signal(number)
     _, err = process.communicate(timeout=120)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -97,13 +96,14 @@ def ledger(open_ledger: Callable[..., Ledger]) -> Ledger:
 
 
 @pytest.fixture
-def start_python(state_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def start_python(
+    state_path: Path, forks: Callable[..., Any]
+) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Run lines of Python in another process, which finds the state file as ``PATH``."""
     started = []
 
     def start(code: str, *arguments: object, path: Path = state_path) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", PRELUDE + code, str(path), *map(str, arguments)]
-        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        started.append(forks(PRELUDE + code, path, *arguments, stdout=subprocess.PIPE))
         return started[-1]
 
     yield start
@@ -119,7 +119,7 @@ def run_python(start_python: Callable[..., subprocess.Popen[str]]) -> Callable[.
 
     def run(code: str, *arguments: object, **rest: Any) -> str:
         process = start_python(code, *arguments, **rest)
-        printed, _ = process.communicate(timeout=120)
+        printed, _ = process.communicate(timeout=300)
         assert process.returncode == 0
         return printed.strip()
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,6 +114,17 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_
     expected = "sqlite3" if "standard" in request.param else ""
     check = f"assert driver().__name__ == {expected!r}\n" if expected else ""
     return f"{ENGINES[request.param]}\n{check}{FORKS}"
+
+
+@pytest.fixture
+def forks(forks: Start, request: pytest.FixtureRequest) -> Start:
+    """An engine that is not the one that is imported needs an interpreter of its own."""
+
+    def fresh(code: str, *arguments: object, **how: Any) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        return subprocess.Popen(command, text=True, **how)
+
+    return fresh if "standard" in request.node.callspec.params["engine"] else forks
 
 
 def spent_in(path: Path, open_ledger: Callable[..., Ledger]) -> tuple[int, int]:
