@@ -13,7 +13,7 @@ from embedcore.errors import (
     ProviderError,
     TransientProviderError,
 )
-from embedcore.policy.blocks import Block
+from embedcore.policy.blocks import Block, called
 from embedcore.policy.result import EmbeddingResult, Spending
 
 if TYPE_CHECKING:
@@ -154,20 +154,20 @@ class _Reader:
         return kept[0], ok
 
     def _error(self, row: ManifestRow, key: bytes | None) -> EmbeddingError:
-        number = row.number
+        number, name = row.number, called(row.number, _key(row))
         if key is None:
             return InputRejected(
-                row.problem or f"row {number} was rejected",
+                row.problem or f"{name} was rejected",
                 position=number,
                 reason=row.problem or "rejected",
             )
         if key in self._reasons:
             return _located(
-                ProviderError(f"row {number}: {self._reasons[key]}", billed="unknown"), number
+                ProviderError(f"{name}: {self._reasons[key]}", billed="unknown"), number
             )
         if key in self._open and not self._batch.has_ended:
             return _located(
-                TransientProviderError(f"row {number}: its job has not ended", billed="unknown"),
+                TransientProviderError(f"{name}: its job has not ended", billed="unknown"),
                 number,
             )
         ended = {
@@ -176,7 +176,7 @@ class _Reader:
         }
         gone = "its vector is not in the store any more; submit it again"
         reason = ended.get(self._batch.state, gone)
-        return _located(ProviderError(f"row {number}: {reason}", billed="unknown"), number)
+        return _located(ProviderError(f"{name}: {reason}", billed="unknown"), number)
 
 
 def _located(error: EmbeddingError, number: int) -> EmbeddingError:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from embedcore.errors import ConfigurationError, InputRejected
 from embedcore.policy.result import Spending
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 
     from embedcore.errors import EmbeddingError
     from embedcore.provider.types import Vectors
+
+# As a message of ours begins that is about rows of the caller's.
+_SHOWN_KEY: Final = 80
+_ROWS: Final = re.compile(r"rows? (\d+)(?: to (\d+))?(?=[ :])")
 
 
 class Row(NamedTuple):
@@ -68,6 +73,31 @@ class Block:
         )
 
 
+def called(number: int, key: Any) -> str:
+    """How a message names a row: by its key, or by its number where it has none."""
+    # The caller may have left out rows that we never saw: a number of ours says nothing to him.
+    if type(key) is int and key == number:
+        return f"row {number}"
+    return f"row with key {repr(key)[:_SHOWN_KEY]}"
+
+
+def name_rows(error: BaseException, rows: Sequence[Row], first: int) -> None:
+    """Have an error's message name rows by their keys. ``first``: number of the first row."""
+    message = getattr(error, "message", "")
+    found = _ROWS.match(message)
+    if found is None:
+        return
+    places = [int(number) - first for number in found.groups() if number is not None]
+    if not all(0 <= place < len(rows) for place in places):
+        return
+    names = [called(first + place, rows[place].key) for place in places]
+    if all(name.startswith("row with key ") for name in names):
+        keys = " to ".join(name.removeprefix("row with key ") for name in names)
+        plural = "rows with keys" if len(names) > 1 else "row with key"
+        error.message = f"{plural} {keys}{message[found.end() :]}"  # type: ignore[attr-defined]
+        error.args = (error.message,)  # type: ignore[attr-defined]
+
+
 class RowReader:
     """Tells key and text of each element of a stream, numbering them from 0.
 
@@ -95,7 +125,9 @@ class RowReader:
                 key = _column(item, self._key, number)
             return Row(key, _column(item, self._text, number), item)
         except InputRejected as problem:
-            return Row(key, None, item, problem)
+            row = Row(key, None, item, problem)
+            name_rows(problem, [row], number)
+            return row
 
 
 def _plain(item: Any, number: int) -> Row:

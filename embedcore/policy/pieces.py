@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from embedcore.errors import BudgetExceeded, EmbeddingError, InputRejected
 from embedcore.events import Event, Progress, Refused
-from embedcore.policy.blocks import Block, Row
+from embedcore.policy.blocks import Block, Row, name_rows
 from embedcore.policy.engine import Stop
 from embedcore.policy.flights import Pause, Stopped
 from embedcore.policy.immediate import embed_now
@@ -105,6 +105,7 @@ def embed_piece(
     except Stopped as stopped:
         piece.error = closed(partial=getattr(stopped, "partial", None))
     except BaseException as error:  # noqa: BLE001 - raised again in the consumer's thread
+        name_rows(error, piece.rows, piece.first)
         piece.error = error
 
 
@@ -211,6 +212,8 @@ def _block(rows: Sequence[Row], results: Sequence[EmbeddingResult], first: int) 
     errors = {at + row: error for at, one in parts for row, error in one.errors.items()}
     # What was wrong before there was a text says more than that there was none.
     errors.update({at: problem for at in errors if (problem := rows[at].problem) is not None})
+    for error in errors.values():
+        name_rows(error, rows, first)
     return Block(
         keys=[row.key for row in rows],
         rows=[row.item for row in rows],

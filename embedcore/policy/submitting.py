@@ -19,7 +19,7 @@ from embedcore.errors import (
     StorageFull,
 )
 from embedcore.events import Held
-from embedcore.policy.blocks import Row, RowReader, elements
+from embedcore.policy.blocks import Row, RowReader, elements, name_rows
 from embedcore.policy.collecting import read_again
 from embedcore.policy.draining import choose_now, take_what_is_there, what_fits
 from embedcore.policy.estimate import resolve_input_type
@@ -164,12 +164,18 @@ class _Writer:
         if bad and not self._keep:
             raise next(iter(bad.values()))
         names = [_name_of(row, self._first + place) for place, row in enumerate(rows)]
-        prepared = Prepared(
-            office.engine,
-            [row.text for row in rows],
-            keep=self._keep,
-            first_row=self._first,
-        )
+        try:
+            prepared = Prepared(
+                office.engine,
+                [row.text for row in rows],
+                keep=self._keep,
+                first_row=self._first,
+            )
+        except EmbeddingError as error:
+            name_rows(error, rows, self._first)
+            raise
+        for problem in prepared.taken.rejected.values():
+            name_rows(problem, rows, self._first)
         keys = office.keys(self._input_type).of(prepared.texts)
         written = self._rows(names, bad, prepared)
         fresh = self._manifest.add(written, keys, prepared.texts)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from embedcore.errors import ConfigurationError, InputRejected
-from embedcore.policy.blocks import Block, RowReader, elements
+from embedcore.errors import ConfigurationError, EmbeddingError, InputRejected
+from embedcore.policy.blocks import Block, Row, RowReader, elements, name_rows
 from embedcore.storage.engine import driver
 
 Doc = namedtuple("Doc", "id body")
@@ -76,7 +76,7 @@ def test_a_row_of_a_database_is_a_row():
     (row,) = read(found, text="body", key="id")
     assert (row.key, row.text, row.item) == (7, "a", found[0])
     (row,) = read(found, text="bdy", key="id")
-    assert str(row.problem) == "row 0 has no 'bdy'; it has: id, body"
+    assert str(row.problem) == "row with key 7 has no 'bdy'; it has: id, body"
     assert row.key == 7
     connection.close()
 
@@ -127,3 +127,35 @@ def test_a_block_gives_its_keys_with_their_vectors():
     assert vector.tolist() == [1, 2]
     assert len(block) == 2
     assert repr(block) == "Block(rows 4 to 5, 1 ok, tokens=0, cost=$0)"
+
+
+@pytest.mark.case("H8")
+@given(st.lists(st.one_of(st.integers(), st.text(max_size=5)), min_size=1, max_size=9), st.data())
+def test_a_message_names_a_row_as_its_caller_does(keys, data):
+    """What was left out before it came to us counts for the caller, and not for us."""
+    first = data.draw(st.integers(0, 50))
+    rows = [Row(key, "a", {"id": key}) for key in keys]
+    at = data.draw(st.integers(0, len(keys) - 1))
+    error = EmbeddingError(f"row {first + at} is an empty text")
+    name_rows(error, rows, first)
+    numbered = keys[at] == first + at and type(keys[at]) is int
+    name = f"row {first + at}" if numbered else f"row with key {keys[at]!r}"
+    assert str(error) == f"{name} is an empty text"
+    # Once is enough, and what is not about a row of these stays as it is.
+    name_rows(error, rows, first)
+    assert str(error) == f"{name} is an empty text"
+    for message in ("the server is down", f"row {first + len(keys)}: refused", "rows of another"):
+        error = EmbeddingError(message)
+        name_rows(error, rows, first)
+        assert str(error) == message
+
+
+@pytest.mark.case("H8")
+def test_several_rows_are_named_by_their_keys():
+    rows = [Row(key, "a", None) for key in ("x", "y", "z" * 500)]
+    error = EmbeddingError("rows 4 to 5: no answer")
+    name_rows(error, rows, 4)
+    assert str(error) == "rows with keys 'x' to 'y': no answer"
+    error = EmbeddingError("row 6: no answer")
+    name_rows(error, rows, 4)
+    assert len(str(error)) < 120

@@ -418,3 +418,17 @@ def test_a_killed_stream_that_runs_again_buys_twice_only_what_was_in_flight(
     assert len(after) == 600
     # Four requests of ten rows were in flight.
     assert after.total() - 600 <= 4 * 10
+
+
+@pytest.mark.case("H8")
+@pytest.mark.parametrize("size", [1, 2, 50])
+def test_rows_are_named_by_their_keys(desk, size):
+    rows = [(f"doc-{n}", "" if n == 7 else f"row {n}") for n in range(5, 10)]
+    with desk(FakeEmbedder(info=NARROW)) as one:
+        blocks, error = drain(one.stream(rows, block_size=size))
+        assert [key for block in blocks for key in block.keys] == ["doc-5", "doc-6"]
+        assert str(error).startswith("row with key 'doc-7' is an empty text")
+        assert error.position == 2
+        kept, _ = drain(one.stream(rows, block_size=size, on_error="keep"))
+        (why,) = [error for block in kept for error in block.errors.values()]
+        assert str(why).startswith("row with key 'doc-7' is an empty text")

@@ -64,6 +64,19 @@ def test_a_second_run_sends_nothing(recipe, server, configure):
     assert_complete(recipe)
 
 
+@pytest.mark.case("H8")
+def test_what_fails_is_named_by_its_key_and_not_among_the_missing(recipe, server):
+    texts = corpus()
+    recipe.put(texts)
+    recipe.run()
+    recipe.put({**texts, 7_001: ""})
+    done = subprocess.run(
+        [sys.executable, "-c", recipe.code()], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^row with key \S*7001\W* is an empty text", done.stderr, re.MULTILINE)
+
+
 @pytest.mark.parametrize("where", ["between two blocks", "in the middle of a write"])
 def test_killed_and_run_again_it_buys_each_text_once(recipe, server, where):
     recipe.put(corpus())
