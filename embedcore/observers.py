@@ -186,7 +186,11 @@ def shown(unit: str, amount: int) -> str:
 
 
 class ProgressLine:
-    """Shows progress on a terminal as one line that is written over, elsewhere as log lines."""
+    """Shows progress on a terminal or in a notebook as one line that is written over, elsewhere as
+    log lines.
+
+    ``stream``: where to; default: standard error, which a program without a console has not.
+    """
 
     def __init__(
         self,
@@ -194,8 +198,9 @@ class ProgressLine:
         *,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._stream = stream or sys.stderr
-        self._terminal = self._stream.isatty()
+        chosen = sys.stderr if stream is None else stream
+        self._screen = chosen if _is_screen(chosen) else None
+        self._width = 0
         self._monotonic = monotonic
         self._next = 0.0
 
@@ -206,17 +211,33 @@ class ProgressLine:
         finished = event.total is not None and event.done >= event.total
         if now < self._next and not finished:
             return
-        self._next = now + (_LINE_SECONDS if self._terminal else _LOG_SECONDS)
+        self._next = now + (_LOG_SECONDS if self._screen is None else _LINE_SECONDS)
         total = "" if event.total is None else f" of {event.total:,}"
         line = (
             f"{event.done:,}{total} texts, {event.tokens:,} tokens, "
             f"${event.picodollars / _PICODOLLARS:.4f}"
         )
-        if self._terminal:
-            self._stream.write(f"\r{line}" + ("\n" if finished else ""))
-            self._stream.flush()
-        else:
+        if self._screen is None:
             logger.info("%s", line)
+            return
+        # What was longer must not look out from under it.
+        padded, self._width = line.ljust(self._width), len(line)
+        self._screen.write(f"\r{padded}" + ("\n" if finished else ""))
+        self._screen.flush()
+
+
+def _is_screen(stream: TextIO | None) -> bool:
+    """Whether a line that is written there is seen, and can be written over."""
+    if stream is None or stream.closed:
+        return False
+    return stream.isatty() or (stream is sys.stderr and _in_notebook())
+
+
+def _in_notebook() -> bool:
+    """Whether this is the kernel of a notebook, whose standard error is shown below the cell."""
+    # Only what the notebook itself has imported is looked at.
+    get_shell = getattr(sys.modules.get("IPython"), "get_ipython", None)
+    return get_shell is not None and getattr(get_shell(), "kernel", None) is not None
 
 
 def with_progress(observe: Observer, progress: bool | Callable[[Progress], None]) -> Observer:

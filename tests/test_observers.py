@@ -13,6 +13,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -397,6 +398,52 @@ def test_progress_elsewhere_is_a_line_now_and_then(caplog):
             line(Progress(done=done, total=100, tokens=done, picodollars=0))
             now[0] += 0.5
     assert len(caplog.records) == 6, "one every ten seconds, and the last"
+
+
+@pytest.mark.case("H8")
+@pytest.mark.parametrize("stream", [None, "closed"])
+def test_progress_without_standard_error_goes_to_the_log(monkeypatch, caplog, stream):
+    """As under pythonw, or in a service that has closed it."""
+    if stream == "closed":
+        stream = Terminal()
+        stream.close()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with (
+        caplog.at_level(logging.INFO, logger="embedcore"),
+        EmbeddingClient(embedder=FakeEmbedder()) as client,
+    ):
+        assert client.embed(["a"], progress=True).ok.all()
+        list(client.embed_iter(["b"], progress=True))
+    assert "1 of 1 texts" in caplog.text
+
+
+@pytest.mark.case("G3")
+def test_progress_in_a_notebook_is_one_line_written_over(monkeypatch):
+    """A kernel's standard error is no terminal, and is shown below the cell."""
+    kernel, shell = ModuleType("IPython"), SimpleNamespace(kernel=object())
+    kernel.get_ipython = lambda: shell
+    monkeypatch.setitem(sys.modules, "IPython", kernel)
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with EmbeddingClient(embedder=FakeEmbedder()) as client:
+        client.embed(["a"], progress=True)
+    assert stream.getvalue().startswith("\r1 of 1 texts")
+    assert stream.getvalue().endswith("\n")
+    # IPython in a terminal whose output goes to a file, and a stream that was chosen by hand.
+    assert ProgressLine(io.StringIO())._screen is None
+    del shell.kernel
+    assert ProgressLine()._screen is None
+
+
+@pytest.mark.case("G3")
+def test_a_shorter_line_covers_the_longer_one():
+    stream = Terminal()
+    line = ProgressLine(stream)
+    line(Progress(done=1, total=None, tokens=10**9, picodollars=0))
+    line._next = 0.0
+    line(Progress(done=2, total=2, tokens=1, picodollars=0))
+    first, last = stream.getvalue().split("\r")[1:]
+    assert len(last.rstrip("\n")) == len(first)
 
 
 def test_a_callable_is_told_of_progress_alone():

@@ -14,7 +14,7 @@ from typing import Final
 import click
 
 from embedcore.cli import exits
-from embedcore.cli.options import verbose_option
+from embedcore.cli.options import reads_text, verbose_option
 from embedcore.cli.screen import Screen
 from embedcore.cli.signals import Signals
 
@@ -47,8 +47,7 @@ class LazyGroup(click.Group):
         if name not in COMMANDS:
             return None
         module = import_module(f"embedcore.cli.{COMMANDS[name][0]}")
-        command: click.Command = module.command
-        return command
+        return reads_text(module.command)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

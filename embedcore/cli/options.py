@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
@@ -79,6 +81,47 @@ def age(_: click.Context, __: click.Parameter, value: str | None) -> float | Non
     if found is None:
         raise click.BadParameter(f"{value!r}: write it in days or weeks, like 90d or 12w")
     return int(found[1]) * _DAYS[found[2].lower()] * _DAY_SECONDS
+
+
+class Text(click.types.StringParamType):
+    """A text, or a name. Bytes that Python could not decode, for want of a locale, are UTF-8."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        text = super().convert(value, param, ctx)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return self._decoded(text, param, ctx)
+        return text
+
+    def _decoded(self, text: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return os.fsencode(text).decode()
+        except UnicodeError:
+            self.fail(
+                f"{ascii(text)[1:-1]!r} is neither UTF-8 nor in this system's encoding, "
+                f"{sys.getfilesystemencoding()}: set LC_ALL to a UTF-8 locale such as C.UTF-8, "
+                "or put the text in a file",
+                param,
+                ctx,
+            )
+
+
+def reads_text(command: click.Command) -> click.Command:
+    """The command with every argument and option that is a text taken as ``Text``.
+
+    Names of files stay as the system gave them: those are the names by which they are opened.
+    """
+    for param in command.params:
+        if type(param.type) is click.types.StringParamType:
+            param.type = _TEXT
+    if isinstance(command, click.Group):
+        for inner in command.commands.values():
+            reads_text(inner)
+    return command
+
+
+_TEXT = Text()
 
 
 def talking(command: Command) -> Command:

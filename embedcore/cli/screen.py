@@ -45,13 +45,13 @@ class Screen:
     def show(self, text: str) -> None:
         """A result for a person. Nothing with ``--json``. ``BrokenPipeError`` if nobody reads."""
         if not self.json:
-            sys.stdout.write(f"{printable(text)}\n")
+            _write(f"{printable(text)}\n")
 
     def answer(self, result: Mapping[str, object]) -> None:
         """The result for a machine, with ``--json``: one object on standard output."""
         if self.json:
             self._answered = True
-            sys.stdout.write(json.dumps(result, default=str) + "\n")
+            _write(json.dumps(result, default=str) + "\n")
 
     def say(self, text: str) -> None:
         """What a person should know meanwhile. Nothing with ``--quiet``."""
@@ -92,7 +92,8 @@ class Screen:
         self._err = write or _write_error
 
     def flush(self) -> None:
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
 
     def abandon_output(self) -> None:
         """Nobody reads: what is still buffered goes nowhere, instead of failing at exit."""
@@ -120,6 +121,12 @@ def _described(error: BaseException, message: str) -> dict[str, object]:
 
 def _is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and not stream.closed and stream.isatty()
+
+
+def _write(text: str) -> None:
+    # A program without a console has no standard output.
+    if sys.stdout is not None:
+        sys.stdout.write(text)
 
 
 def _write_error(text: str) -> None:

@@ -103,8 +103,17 @@ def _checked_size(row: int, text: str) -> int:
         raise _rejected(
             row,
             f"has a lone surrogate at character {error.start} and is no valid Unicode; "
-            "clean it, for instance with text.encode(errors='replace').decode()",
+            f"{_way_out(text[error.start])}",
         ) from None
+
+
+def _way_out(surrogate: str) -> str:
+    if "\udc80" <= surrogate <= "\udcff":
+        return (
+            f"Python writes the byte 0x{ord(surrogate) - 0xDC00:02X} so if it cannot decode it: "
+            "decode it with the encoding that it is in, or set PYTHONUTF8=1 if that is UTF-8"
+        )
+    return "clean it, for instance with text.encode(errors='replace').decode()"
 
 
 def _rejected(row: int, why: str) -> InputRejected:

@@ -6,11 +6,13 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from embedcore.errors import ConfigurationError, EmbeddingError
 
 Task: TypeAlias = Callable[[], None]
+
+_NONE_LEFT: Final = "can't start new thread"
 
 
 class Pool:
@@ -29,6 +31,8 @@ class Pool:
         # Threads without a task; below zero, tasks without a thread.
         self._free = 0
         self._closed = False
+        # Why the last thread could not be started.
+        self._refusal: RuntimeError | None = None
         self._finalizer = weakref.finalize(self, self._tasks.put, None)
 
     def submit(self, task: Task) -> None:
@@ -39,7 +43,7 @@ class Pool:
                 self._free -= 1
             if not self._threads:
                 self._free += 1
-                raise EmbeddingError("the system has no thread left to send from", retryable=True)
+                raise _no_thread(self._refusal)
             self._tasks.put(task)
 
     def check_open(self) -> None:
@@ -80,10 +84,20 @@ class Pool:
         self._threads.add(thread)
         try:
             thread.start()
-        except RuntimeError:
+        except RuntimeError as error:
             self._threads.discard(thread)
+            self._refusal = error
             return False
         return True
+
+
+def _no_thread(why: RuntimeError | None) -> EmbeddingError:
+    return EmbeddingError(
+        f"no thread can be started to send from: {why}. Try again if the system has none left; a "
+        "sub-interpreter may have none: use embedcore in the main one, or in a process of its own",
+        # What the system may give later; what an interpreter refuses it refuses for ever.
+        retryable=str(why) == _NONE_LEFT,
+    )
 
 
 def _serve(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib.util
 import random
+import subprocess
+import sys
 import threading
 import time
 
@@ -243,8 +246,62 @@ def test_a_pool_without_any_thread_says_so(monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", cannot)
-        with pytest.raises(EmbeddingError, match="no thread left"):
+        with pytest.raises(EmbeddingError, match="no thread can be started") as caught:
             pool.submit(crowd.task())
+        assert caught.value.retryable
     pool.submit(crowd.task())
     assert crowd.wait_for(1)
     pool.close()
+
+
+@pytest.mark.case("H8")
+def test_what_an_interpreter_refuses_is_named_and_not_tried_again(monkeypatch):
+    def refuse(self):
+        raise RuntimeError("daemon threads are disabled in this interpreter")
+
+    pool = Pool(2)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(EmbeddingError, match="daemon threads are disabled") as caught:
+        pool.submit(lambda: None)
+    assert "sub-interpreter" in str(caught.value)
+    assert not caught.value.retryable
+    pool.close()
+
+
+SUBINTERPRETER = """
+import sys
+sys.path[:0] = {path!r}
+from embedcore import EmbeddingClient, EmbeddingError
+try:
+    assert len(EmbeddingClient("hashing:64").embed_text("a")) == 64
+    print("works")
+except EmbeddingError as error:
+    print("says", "sub-interpreter" in str(error))
+except ImportError as error:
+    print("says", "interpreter" in str(error))
+"""
+
+
+@pytest.mark.case("H8")
+def test_a_sub_interpreter_works_or_says_why_not():
+    """In a process of its own: an interpreter that ends badly takes everything with it."""
+    found = [importlib.util.find_spec(name) for name in ("_interpreters", "_xxsubinterpreters")]
+    name = next((spec.name for spec in found if spec is not None), None)
+    if name is None:
+        pytest.skip("this Python has no sub-interpreters")
+    code = SUBINTERPRETER.format(path=sys.path)
+    program = f"""
+import {name} as interpreters
+import os
+one = interpreters.create()
+failed = interpreters.run_string(one, {code!r})
+if failed:
+    print("says", "interpreter" in str(failed))
+sys = __import__("sys")
+sys.stdout.flush()
+os._exit(0)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.stdout in ("works\n", "says True\n"), (done.stdout, done.stderr)
