@@ -200,13 +200,18 @@ class ProgressLine:
     ) -> None:
         chosen = sys.stderr if stream is None else stream
         self._screen = chosen if _is_screen(chosen) else None
-        self._width = 0
+        self._width = self._done = 0
         self._monotonic = monotonic
         self._next = 0.0
 
     def __call__(self, event: Event) -> None:
         if not isinstance(event, Progress):
             return
+        # Told by several threads, of which the slower may have the older news; and the end is the
+        # end.
+        if event.done < self._done or event.done == event.total == self._done:
+            return
+        self._done = event.done
         now = self._monotonic()
         finished = event.total is not None and event.done >= event.total
         if now < self._next and not finished:

@@ -446,6 +446,18 @@ def test_a_shorter_line_covers_the_longer_one():
     assert len(last.rstrip("\n")) == len(first)
 
 
+@pytest.mark.case("G3")
+def test_what_is_done_has_its_cost_in_it():
+    """Several threads tell of it; the last of them says what all of it cost."""
+    told = []
+    fake = FakeEmbedder(info=replace(FAKE_INFO, max_texts_per_request=2))
+    with EmbeddingClient(embedder=fake) as client:
+        result = client.embed([f"text {n}" for n in range(60)], progress=told.append)
+    (last,) = [one for one in told if one.done == one.total]
+    assert last.tokens == result.usage.tokens
+    assert sorted(one.done for one in told) == list(range(2, 61, 2))
+
+
 def test_a_callable_is_told_of_progress_alone():
     told, heard = [], []
     observe = with_progress(told.append, heard.append)

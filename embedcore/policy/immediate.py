@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -123,6 +124,7 @@ class Call:
                 room_for=self._collected.room_for,
             )
         )
+        self._done, self._counting = 0, threading.Lock()
         pause = self.pause = Pause(stop, engine.wait_for)
         seconds = engine.retry.deadline
         deadline = None if seconds is None else engine.monotonic() + seconds
@@ -240,11 +242,11 @@ class Call:
         self._collected.put(indices, vectors, reused=True)
         if self._delivery is not None:
             self._delivery(indices, vectors)
-        self._tell_progress()
+        self._tell_progress(len(indices))
 
     def _do(self, request: PlannedRequest) -> None:
         self._search.run(request)
-        self._tell_progress()
+        self._tell_progress(len(request))
 
     def _abandon(self, flight: Flight, why: str) -> None:
         """Nobody waits for it any longer; its answer, should it come, only corrects the books."""
@@ -300,11 +302,15 @@ class Call:
         elif len(indices) < len(self.prepared.texts):
             error.message = f"rows {first} to {taken.first_row(indices[-1])}: {error.message}"
 
-    def _tell_progress(self) -> None:
+    def _tell_progress(self, texts: int) -> None:
+        """So many more are done: their vectors are there, and what they cost is known."""
+        with self._counting:
+            self._done += texts
+            done = self._done
         spending = self.purse.spending
         self.engine.observe(
             Progress(
-                done=self._collected.finished,
+                done=done,
                 total=len(self.prepared.texts),
                 tokens=spending.tokens,
                 picodollars=spending.picodollars,

@@ -85,12 +85,6 @@ class Collected:
             missing = (~self._done).nonzero()[0].tolist()
             return [index for index in missing if index not in self._errors]
 
-    @property
-    def finished(self) -> int:
-        """Texts with an outcome."""
-        with self._lock:
-            return int(self._done.sum()) + len(self._errors)
-
     def result(
         self,
         taken: Intake,

@@ -43,7 +43,6 @@ def test_any_order_of_puts_and_failures_puts_the_right_vectors_into_rows(given_t
             collected.fail(group, ProviderUnavailable(f"no {group}"))
             failed |= set(group)
     failed -= done
-    assert collected.finished == len(done | failed)
 
     result = result_of(collected, taken)
     assert result.vectors.shape[0] == len(given_texts)
@@ -111,7 +110,6 @@ def test_threads_that_put_at_once_lose_nothing():
         thread.start()
     for thread in threads:
         thread.join()
-    assert collected.finished == 400
     assert (result_of(collected, taken).vectors == vectors_of(texts, WIDTH)).all()
 
 
