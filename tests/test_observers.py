@@ -7,6 +7,7 @@ import io
 import logging
 import re
 import subprocess
+import sys
 import threading
 import typing
 from collections import Counter
@@ -27,6 +28,7 @@ from embedcore import (
 )
 from embedcore.events import (
     BatchChanged,
+    BatchStopped,
     BatchStray,
     BatchWaits,
     BoundViolated,
@@ -136,6 +138,13 @@ EXAMPLES = [
         logging.WARNING,
         "Batch batch_1: created twice, or after it was given up; told to stop. "
         "1,000 tokens, $0.000020 count as spent",
+    ),
+    (
+        BatchStopped(batch="20261124-1", job="batch_1", texts=3, scope="s"),
+        logging.WARNING,
+        "Batch batch_1: cancelled at the provider, and not by embedcore; 3 texts of batch "
+        "20261124-1 are sent again when you say so: embedcore batch resume --resubmit-cancelled "
+        "20261124-1",
     ),
     (
         BatchWaits(
