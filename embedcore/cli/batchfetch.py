@@ -170,6 +170,7 @@ def _say(screen: Screen, wish: FetchWish, report: BatchReport, fetched: Fetched)
             "failed_rows": fetched.failed,
             "pending_rows": fetched.pending,
             "truncated_rows": fetched.truncated,
+            "zero_rows": fetched.zeros,
             "failed_path": None if fetched.failed_path is None else str(fetched.failed_path),
             "dimensions": fetched.dimensions,
             "with_columns": fetched.with_columns,
@@ -192,6 +193,8 @@ def _facts(report: BatchReport, fetched: Fetched) -> Iterator[tuple[str, str]]:
     yield "cost", f"{dollars(usage.picodollars)} for {plural(usage.tokens, 'token')}"
     if fetched.truncated:
         yield "truncated", f"{plural(fetched.truncated, 'row')} cut to fit the model"
+    if fetched.zeros:
+        yield "zeros", f"{plural(fetched.zeros, 'row')} with a vector of zeros, which finds nothing"
     if fetched.pending:
         yield "under way", plural(fetched.pending, "row")
     if fetched.failed_path is not None:

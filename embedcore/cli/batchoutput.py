@@ -37,6 +37,7 @@ _MOST_REASONS: Final = 1_000
 class Fetched:
     """What became of the rows: written, failed, or still pending.
 
+    ``zeros``: of those written, how many have a vector of zeros.
     ``reasons``: why, of those that are not written. ``with_columns``: the columns of the input are
     in the output.
     """
@@ -45,6 +46,7 @@ class Fetched:
     failed: int = 0
     pending: int = 0
     truncated: int = 0
+    zeros: int = 0
     dimensions: int = 0
     with_columns: bool = False
     failed_path: Path | None = None
@@ -182,6 +184,7 @@ def _write_block(
     )
     fetched.written += len(places)
     fetched.truncated += int(np.count_nonzero(cuts))
+    fetched.zeros += int(np.count_nonzero(block.zeros[places]))
 
 
 def _plain_rows(block: Block) -> list[Row]:

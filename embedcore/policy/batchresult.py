@@ -133,6 +133,8 @@ class _Reader:
     ) -> tuple[Vectors, NDArray[np.bool_]]:
         import numpy as np
 
+        from embedcore.storage.encoding import all_zero
+
         office, keys = self._office, list(places)
         width = office.engine.info.dimensions or office.engine.learned.width
         ok: NDArray[np.bool_] = np.zeros(count, dtype=np.bool_)
@@ -143,15 +145,23 @@ class _Reader:
                 return
             if not kept:
                 kept.append(np.full((count, vectors.shape[1]), np.nan, dtype=np.float32))
+            zeros = all_zero(vectors).tolist()
             for row, one in enumerate(found):
+                if zeros[row] and not self._is_ours(keys[one]):
+                    continue
                 for place in places[keys[one]]:
                     kept[0][place] = vectors[row]
                     ok[place] = True
 
-        office.store.get(keys, width, take)
+        office.store.get(keys, width, take, zeros=True)
         if not kept:
             kept.append(np.full((count, width or 0), np.nan, dtype=np.float32))
         return kept[0], ok
+
+    def _is_ours(self, key: bytes) -> bool:
+        """Zeros are what came for this batch, and no find for one that waits for its own, or has
+        a reason why it got none."""
+        return key not in self._reasons and (self._batch.has_ended or key not in self._open)
 
     def _error(self, row: ManifestRow, key: bytes | None) -> EmbeddingError:
         number, name = row.number, called(row.number, _key(row))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from embedcore.errors import ConfigurationError, InputRejected
-from embedcore.policy.result import Spending
+from embedcore.policy.result import Spending, zero_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,6 +58,11 @@ class Block:
     usage: Spending = field(default_factory=Spending)
     tokens_cut: Mapping[int, int] = field(default_factory=dict)
     errors: Mapping[int, EmbeddingError] = field(default_factory=dict)
+
+    @property
+    def zeros(self) -> NDArray[np.bool_]:
+        """Rows whose vector is all zeros, as in ``EmbeddingResult``."""
+        return zero_rows(self.vectors)
 
     def __len__(self) -> int:
         return len(self.ok)

@@ -289,7 +289,8 @@ class _Reading:
             answered_as=checked.answered_as,
         )
         keys = [self._keys[place] for place in checked.places]
-        self._office.store.put(keys, checked.vectors, origin, keep_until=self._keep_until)
+        until = self._keep_until
+        self._office.store.put(keys, checked.vectors, origin, keep_until=until, zeros=True)
         self._keep_ids([self._ids[place] for place in checked.places])
 
     def _refuse_others(self, checked: Checked) -> None:

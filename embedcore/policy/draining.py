@@ -199,7 +199,7 @@ def _buy(
     def keep(arrival: Arrival) -> None:
         # Stored as it comes: whoever is killed now has lost no finished request.
         rows = [names[row] for row in arrival.rows.tolist()]
-        office.store.put(rows, arrival.vectors, origin, keep_until=until)
+        office.store.put(rows, arrival.vectors, origin, keep_until=until, zeros=True)
 
     result = embed_now(
         engine,

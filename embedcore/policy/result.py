@@ -83,6 +83,13 @@ class Arrival:
 OnArrival: TypeAlias = Callable[[Arrival], None]
 
 
+def zero_rows(vectors: Vectors) -> NDArray[np.bool_]:
+    """Which vectors are all zeros; none that is NaN."""
+    from embedcore.storage.encoding import all_zero
+
+    return all_zero(vectors)
+
+
 class _Outcomes(Sequence[RowOutcome]):
     """The outcomes of all rows, made when asked for: a million rows need no million objects."""
 
@@ -175,6 +182,12 @@ class EmbeddingResult:
             errors={at - row: error for at, error in self.errors.items() if at >= row},
         )
         return before, rest
+
+    @property
+    def zeros(self) -> NDArray[np.bool_]:
+        """Rows whose vector is all zeros, which says nothing of their text; bool, shape (n,). Such
+        a vector is never used for another call."""
+        return zero_rows(self.vectors)
 
     def __len__(self) -> int:
         return len(self.ok)

@@ -124,6 +124,8 @@ class Reuse:
         A text that had to be shortened is kept as it was sent: whoever has the whole one must hear
         of the cut himself.
         """
+        from embedcore.storage.encoding import all_zero
+
         texts = [self._prepared.texts[index] for index in indices]
         with self._lock:
             known = [self._mine.get(index) for index in indices]
@@ -139,8 +141,14 @@ class Reuse:
             answered_as=answered_as,
         )
         self._shelf.put(keys, vectors, origin)
-        if all(whole):
+        # Zeros may be another one's bad luck only: whoever waits for them asks himself.
+        useful = (~all_zero(vectors)).tolist()
+        if all(whole) and all(useful):
             self._settle(indices, vectors)
+        elif all(whole):
+            kept = [place for place, good in enumerate(useful) if good]
+            self._settle([indices[place] for place in kept], vectors[kept])
+            self.failed([index for index, good in zip(indices, useful, strict=True) if not good])
         else:
             self.failed(indices)
 

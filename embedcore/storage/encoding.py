@@ -23,6 +23,17 @@ _SINGLE: Final = np.dtype("<f4")
 _LOST_BITS: Final = np.uint32(0x1FFF)
 
 
+def all_zero(vectors: Vectors) -> NDArray[np.bool_]:
+    """Which vectors are all zeros, as servers give them for texts that they cannot handle."""
+    if not vectors.shape[1]:
+        return np.zeros(len(vectors), dtype=np.bool_)
+    found: NDArray[np.bool_] = vectors[:, 0] == 0
+    # Hardly any begins with a zero: only those are read to their end.
+    suspects = np.flatnonzero(found)
+    found[suspects] = ~vectors[suspects].any(axis=1)
+    return found
+
+
 def encode(vectors: Vectors) -> NDArray[Any]:
     """Little-endian float16 where that loses no bit of any component, else float32; (n, d)."""
     single = np.ascontiguousarray(vectors, dtype=_SINGLE)

@@ -1,5 +1,8 @@
 """Vectors that were bought, kept under what decides them, so that nobody buys them again.
 
+A vector of zeros says nothing of its text, and the next answer may be better: it is kept only for
+whoever paid for it and reads it from here (``zeros=True``), and is no hit for anybody else.
+
 The file is no ledger: without it everything is only dearer. At its cap it takes no more; nothing
 is thrown out to make room, since that would be to buy it again one day.
 """
@@ -11,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from embedcore.errors import StorageError, StorageFull
 from embedcore.forksafe import Lock
@@ -84,16 +87,18 @@ class VectorStore:
         take: Take,
         *,
         room: Room | None = None,
+        zeros: bool = False,
     ) -> int:
         """Give ``take`` what is there: places in ``keys``, ascending, and float32 (m, d).
 
         Called once for every few hundred keys, so that memory stays small. A row that is damaged
         or of another width is no hit and is deleted. Returns how many of those there were.
-        ``room(places)``: an array that their vectors may be written to, or None.
+        ``room(places)``: an array that their vectors may be written to, or None. ``zeros``: also
+        those that are all zeros.
         """
         damaged: list[int] = []
         hits = 0
-        for start, places, vectors, bad in self._chunks(keys, width, room):
+        for start, places, vectors, bad in self._chunks(keys, width, room, zeros=zeros):
             if places:
                 take([start + place for place in places], vectors)
             hits += len(places)
@@ -119,17 +124,27 @@ class VectorStore:
         return Looked(there=there, damaged=damaged)
 
     def _chunks(
-        self, keys: Sequence[bytes], width: int | None, room: Room | None
+        self,
+        keys: Sequence[bytes],
+        width: int | None,
+        room: Room | None,
+        *,
+        zeros: bool = False,
     ) -> Iterator[tuple[int, list[int], Vectors, list[int]]]:
         """A few hundred keys at a time: where they start, the places found, vectors, damaged rows.
 
         Where the width is not known, the first vector found decides it for all of them.
         """
+        from embedcore.storage.encoding import all_zero
+
         for start in range(0, len(keys), _KEYS_PER_QUERY):
             chunk = keys[start : start + _KEYS_PER_QUERY]
             places, vectors, bad = self._get(chunk, width, start, room)
             if places and width is None:
                 width = vectors.shape[1]
+            if places and not zeros and (useless := all_zero(vectors)).any():
+                kept = (~useless).nonzero()[0]
+                places, vectors = [places[one] for one in kept.tolist()], vectors[kept]
             yield start, places, vectors, bad
 
     def _get(
@@ -173,15 +188,22 @@ class VectorStore:
         origin: Origin,
         *,
         keep_until: float = 0.0,
+        zeros: bool = False,
     ) -> str | None:
-        """Keep vector i under ``keys[i]``; what is there already stays as it is.
+        """Keep vector i under ``keys[i]``; what is there already stays as it is, but for zeros.
 
-        ``keep_until``: seconds since 1970 before which ``prune`` leaves them alone. Returns the
-        model's name in earlier replies, if it was another one than now. Raises ``StorageFull`` when
-        they would pass the cap; none of them is kept then.
+        ``keep_until``: seconds since 1970 before which ``prune`` leaves them alone. ``zeros``: also
+        keep those that are all zeros. Returns the model's name in earlier replies, if it was
+        another one than now. Raises ``StorageFull`` when they would pass the cap; none of them is
+        kept then.
         """
-        from embedcore.storage.encoding import checksums, encode
+        from embedcore.storage.encoding import all_zero, checksums, encode
 
+        if not zeros and (useless := all_zero(vectors)).any():
+            kept = (~useless).nonzero()[0]
+            keys, vectors = [keys[one] for one in kept.tolist()], vectors[kept]
+        if not len(keys):
+            return None
         stored = encode(vectors)
         sums = checksums(stored, keys).tolist()
         today, until = self.today(), int(keep_until // DAY_SECONDS)
@@ -198,11 +220,28 @@ class VectorStore:
                 ),
             )
             added = connection.total_changes - changes
+            if added < len(keys):
+                self._replace_zeros(connection, keys, sums, stored, vectors.shape[1])
             connection.execute(
                 "UPDATE origin SET vectors = vectors + ? WHERE id = ?", (added, place)
             )
             self._count(connection)
         return before
+
+    def _replace_zeros(
+        self,
+        connection: sqlite3.Connection,
+        keys: Sequence[bytes],
+        sums: Sequence[int],
+        stored: NDArray[Any],
+        width: int,
+    ) -> None:
+        """A vector that says something takes the place of zeros that are there under its key."""
+        connection.executemany(
+            "UPDATE vector SET width = ?, checksum = ?, data = ? WHERE key = ? "
+            "AND data = zeroblob(length(data))",
+            ((width, one, row, key) for key, one, row in zip(keys, sums, stored, strict=True)),
+        )
 
     def _require_room(self, connection: sqlite3.Connection, more: int) -> None:
         used = used_bytes(connection)

@@ -67,6 +67,54 @@ def found(
     return {texts[place] for place in there}
 
 
+@pytest.mark.case("C12")
+@settings(max_examples=30, deadline=None)
+@given(
+    steps=st.lists(
+        st.tuples(st.sampled_from("abc"), st.sampled_from([0, 1, 2]), st.booleans()), max_size=12
+    )
+)
+def test_zeros_are_found_only_by_who_asks_for_them(steps: list[tuple[str, int, bool]]) -> None:
+    """The first vector that says something stays; before it, zeros that somebody wants to keep."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = VectorStore(Path(folder) / "v.db", cap=10**9)
+        model: dict[str, int] = {}
+        for text, value, zeros in steps:
+            vectors = np.full((1, WIDTH), value, dtype=np.float32)
+            store.put(keys_of([text]), vectors, ORIGIN, zeros=zeros)
+            if value:
+                model[text] = model.get(text) or value
+            elif zeros:
+                model.setdefault(text, 0)
+        for zeros in (False, True):
+            seen: dict[str, float] = {}
+
+            def take(places: Sequence[int], vectors: Any, seen: dict[str, float] = seen) -> None:
+                seen.update(("abc"[place], vectors[row][0]) for row, place in enumerate(places))
+
+            store.get(keys_of("abc"), WIDTH, take, zeros=zeros)
+            assert seen == {text: one for text, one in model.items() if one or zeros}
+        there = store.look(keys_of("abc"), WIDTH).there
+        assert {"abc"[place] for place in there} == {text for text, one in model.items() if one}
+        assert all(damaged == 0 for _, damaged in verify(store))
+        assert sum(contents(store).vectors.values()) == len(model)
+        store.close()
+
+
+@pytest.mark.case("C12")
+@given(
+    vectors=st.lists(
+        st.lists(st.sampled_from([0.0, -0.0, 1.0, 1e-45]), min_size=3, max_size=3), max_size=6
+    )
+)
+def test_what_is_all_zeros_and_what_is_nearly(vectors: list[list[float]]) -> None:
+    from embedcore.storage.encoding import all_zero
+
+    array = np.array(vectors, dtype=np.float32).reshape(-1, 3)
+    assert all_zero(array).tolist() == [not any(row) for row in vectors]
+    assert all_zero(np.full((2, 4), np.nan, dtype=np.float32)).tolist() == [False, False]
+
+
 def change(path: Path, statement: str, *values: object) -> None:
     """Go behind the store's back."""
     connection = driver().connect(path, isolation_level=None)
