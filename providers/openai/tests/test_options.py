@@ -44,6 +44,7 @@ def test_only_what_can_change_a_vector_is_part_of_the_fingerprint() -> None:
         "dimensions",
         "base_model",
         "max_input_tokens",
+        "tokenizer",
         "trust_order",
     }
     # Of the query and the further fields, those that are not listed as neutral.

@@ -50,9 +50,15 @@ class OpenAIEmbedder:
 
     def __init__(self, model: str, options: OpenAIOptions) -> None:
         self._options = options
-        self._info = models.describe(model, options)
         self._exact = models.counts_like_openai(model, options)
         self._tokenizer: Tokenizer = Cl100kTokenizer() if self._exact else EstimatingTokenizer()
+        marks, tokens_per_byte = 0, 1
+        if options.tokenizer is not None:
+            from embedcore_openai.hub import tokenizer_of
+
+            self._tokenizer = found = tokenizer_of(options.tokenizer)
+            marks, tokens_per_byte = found.marks, found.tokens_per_byte
+        self._info = models.describe(model, options, marks=marks, tokens_per_byte=tokens_per_byte)
         self._session = Session(options)
         place = (options.base_url, tuple(sorted((options.query or {}).items())), model)
         self._encodings = encodings_of(place, options.encoding)

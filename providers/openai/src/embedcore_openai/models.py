@@ -72,19 +72,29 @@ MODELS: Final = {
 _FIXED_WIDTH: Final = frozenset({"text-embedding-ada-002"})
 
 
-def describe(model: str, options: OpenAIOptions) -> ModelInfo:
+def describe(
+    model: str, options: OpenAIOptions, *, marks: int = 0, tokens_per_byte: int = 1
+) -> ModelInfo:
     """The facts of ``model`` under these options. Touches no network.
 
-    Raises ``ConfigurationError`` for an unknown ``base_model`` and for ``dimensions`` that the
-    model cannot give.
+    ``marks``: tokens that the server puts around each text, ``tokens_per_byte``: the most that a
+    text can have, where the tokenizer says so. Raises ``ConfigurationError`` for an unknown
+    ``base_model`` and for ``dimensions`` that the model cannot give.
     """
+    if options.base_model is not None and options.tokenizer is not None:
+        raise ConfigurationError(
+            "base_model and tokenizer are both set: base_model counts as OpenAI's models do; "
+            "leave one of them out"
+        )
     known = _known(model, options)
     info = _with_dimensions(known, model, options) if known else _unknown(model, options)
     return replace(
         info,
         model=model,
         best_texts_per_request=_best_texts(info),
-        max_input_tokens=options.max_input_tokens or info.max_input_tokens,
+        max_input_tokens=_longest(options.max_input_tokens or info.max_input_tokens, marks),
+        overhead_tokens_per_text=marks,
+        tokens_per_byte=tokens_per_byte,
         max_texts_per_request=options.max_texts_per_request or info.max_texts_per_request,
         max_tokens_per_request=options.max_tokens_per_request or info.max_tokens_per_request,
         max_concurrency=options.max_concurrency or info.max_concurrency,
@@ -93,6 +103,11 @@ def describe(model: str, options: OpenAIOptions) -> ModelInfo:
         endpoint=options.base_url,
         account=_account(options),
     )
+
+
+def _longest(limit: int | None, marks: int) -> int | None:
+    """The longest text by its own count: the marks around it are within the server's limit."""
+    return None if limit is None else max(limit - marks, 1)
 
 
 def _account(options: OpenAIOptions) -> str:
@@ -110,7 +125,7 @@ def _best_texts(info: ModelInfo) -> int | None:
 
 def counts_like_openai(model: str, options: OpenAIOptions) -> bool:
     """True when the tokenizer of the model is known to be cl100k_base (all three models)."""
-    return _known(model, options) is not None
+    return options.tokenizer is None and _known(model, options) is not None
 
 
 def _known(model: str, options: OpenAIOptions) -> ModelInfo | None:

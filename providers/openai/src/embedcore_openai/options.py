@@ -84,6 +84,9 @@ class OpenAIOptions(BaseModel):
     ``base_model``: the OpenAI model behind a deployment's name; gives price, tokenizer, limits and
     the name expected in replies. ``price`` and ``batch_price``: US dollars per million tokens,
     instead of the table's; 0 for an own server. ``max_…`` replace the model's limits.
+    ``tokenizer``: a ``tokenizer.json``, or a model on the Hugging Face hub whose file is in the
+    local cache: counts are then exact. ``max_input_tokens`` is the server's limit, with the marks
+    that it puts around a text.
     ``reply_models``: further model names that a reply may carry; ``["*"]`` for any.
 
     ``refusals_billed`` and ``server_errors_billed`` are assumptions, since no document says it: a
@@ -125,6 +128,7 @@ class OpenAIOptions(BaseModel):
     trust_order: bool | None = None
 
     base_model: str | None = None
+    tokenizer: str | None = None
     reply_models: Annotated[tuple[str, ...], KeepsVectors(counted_as=())] = ()
     max_input_tokens: PositiveInt | None = None
     max_texts_per_request: Annotated[PositiveInt | None, KeepsVectors()] = None
