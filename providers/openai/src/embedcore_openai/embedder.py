@@ -171,10 +171,10 @@ class OpenAIEmbedder:
         if isinstance(error, AuthenticationFailed):
             renewable = callable(self._options.api_key) and not self._options.own_authentication
             return "key" if renewable else None
-        if isinstance(error, RequestRejected) or error.status in (500, 501):
+        rejected = isinstance(error, RequestRejected)
+        if rejected or error.status in (500, 501):
             body = bytes(answer.body[:_READ_FOR_NAMES])
-            if self._encodings.after_refusal(form, texts, body):
-                return f"encoding_format = {self._encodings.form_for(texts)}"
+            return self._encodings.after_refusal(form, texts, body, may_guess=rejected)
         return None
 
     def _nothing(self) -> EmbedReply:

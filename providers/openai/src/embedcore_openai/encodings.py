@@ -28,40 +28,55 @@ class Encodings:
         self._known = self._forms[0]
         self._proven = False
         self._guesses = 0
-        # Requests that were refused, by their texts, and the form to send them in again.
-        self._trials: dict[int, str | None] = {}
+        # Requests that were refused, by their texts: the form to send them in again, and whether
+        # the refusal named the field.
+        self._trials: dict[int, tuple[str | None, bool]] = {}
 
     def form_for(self, texts: Sequence[str]) -> str | None:
         """How to ask for the vectors of these texts; None: without the field."""
         if self._proven or not self._trials:
             return self._known
-        return self._trials.get(_key(texts), self._known)
+        return self._trials.get(_key(texts), (self._known, False))[0]
 
     def succeeded(self, form: str | None) -> None:
         if not self._proven:
             self._known, self._proven = form, True
             self._trials.clear()
 
-    def after_refusal(self, form: str | None, texts: Sequence[str], body: bytes) -> bool:
-        """Whether to send the same request again, for ``form_for`` has another form for it.
+    def after_refusal(
+        self, form: str | None, texts: Sequence[str], body: bytes, *, may_guess: bool = True
+    ) -> str | None:
+        """A name for sending the same request again, if ``form_for`` has another form for it.
 
         ``form``: the one that was refused, with that ``body``. A refusal of one text, of which
-        there is nothing left to divide, is taken to be about the form even if it does not say so.
+        there is nothing left to divide, is taken to be about the form even if it does not say so,
+        where one ``may_guess``.
         """
         if self._proven:
-            return form != self._known
-        named = any(name in body.lower() for name in _NAMES)
-        key, first = _key(texts), form == self._forms[0]
-        if not named and first and (len(texts) > 1 or self._guesses >= _MOST_GUESSES):
-            return False
+            return None if form == self._known else _name(self._known, _key(texts))
+        key, named = _key(texts), any(name in body.lower() for name in _NAMES)
+        _, named_before = self._trials.pop(key, (None, False))
+        if named_before and not named:
+            # Asked in this form it is refused for another reason, so the form is taken.
+            self._known = form
+            return None
         following = self._forms[self._forms.index(form) + 1 :]
+        if not named and form == self._forms[0]:
+            if len(texts) > 1 or not may_guess or self._guesses >= _MOST_GUESSES:
+                return None
+            self._guesses += 1
+            # The second time what every server takes that takes anything.
+            following = following[-1:] if self._guesses > 1 else following
         if not following or len(self._trials) >= _MOST_TRIALS:
             # It is refused in every form: the reason is another one.
-            self._trials.pop(key, None)
-            return False
-        self._guesses += not named and first
-        self._trials[key] = following[0]
-        return True
+            return None
+        self._trials[key] = (following[0], named)
+        return _name(following[0], key)
+
+
+def _name(form: str | None, key: int) -> str:
+    # Of these texts: for others, parts of them say, it is another matter.
+    return f"encoding_format = {form or 'none'}, texts {key & 0xFFFFFFFF:08x}"
 
 
 def _key(texts: Sequence[str]) -> int:
