@@ -156,16 +156,19 @@ class Purse:
         tokens: int | None,
         request_id: str | None,
         *,
+        counted: int | None = None,
         complete: bool = True,
     ) -> Amount:
-        """Vectors are in hand: what did they cost? Without the provider's word, what was held.
+        """Vectors are in hand: what did they cost?
 
+        Without the provider's word, what an exact tokenizer ``counted``, or else what was held.
         ``complete``: for all texts of the request, so that nothing of it is sent again.
         """
+        known = counted if tokens is None else tokens
         if attempt is None or self._account.ledger is None:
-            return self._spent(Amount(tokens=tokens or 0), exact=True)
+            return self._spent(Amount(tokens=known or 0), exact=True)
         held, reported = attempt.amount, tokens is not None
-        actual = self._spent(held if tokens is None else self.price(tokens), exact=reported)
+        actual = self._spent(held if known is None else self.price(known), exact=reported)
         if actual.tokens > held.tokens:
             self._observe(
                 BoundViolated(
@@ -198,7 +201,13 @@ class Purse:
         if error.billed == "no":
             # After midnight it may have gone back to the day before.
             return not self._account.ledger.give_back(attempt, note=note, request_id=request_id)
-        if not late:
+        if error.billed == "yes" and error.billed_tokens is not None:
+            # A refusal that says what it cost.
+            if late:
+                self.correct(attempt, error.billed_tokens)
+            else:
+                self.settle(attempt, error.billed_tokens, request_id, complete=False)
+        elif not late:
             self.charge(attempt, note=note, request_id=request_id)
         return True
 

@@ -259,7 +259,11 @@ class Sender:
             self._keep(indices, vectors, reply.model, False)
         finally:
             actual = self.purse.settle(
-                flight.attempt, tokens, identity(reply), complete=not checked.missing
+                flight.attempt,
+                tokens,
+                identity(reply),
+                counted=None if tokens is not None else self._counted(request),
+                complete=not checked.missing,
             )
         self._learn(actual, request)
         engine.learned.cost(request, actual.tokens)
@@ -272,17 +276,27 @@ class Sender:
         )
         return [request.indices[place] for place in checked.missing]
 
+    def _counted(self, request: PlannedRequest) -> int | None:
+        """What the request cost by an exact tokenizer; None without one."""
+        engine = self.engine
+        if not engine.tokenizer.exact:
+            return None
+        try:
+            counts = engine.tokenizer.count([self._texts[index] for index in request.indices])
+        except EmbeddingError as error:
+            # The vectors are worth more than knowing what they cost.
+            logger.warning("%s", error)
+            return None
+        return sum(counts) + engine.info.overhead_tokens_per_text * len(request)
+
     def _learn(self, actual: Amount, request: PlannedRequest) -> None:
         if not actual.tokens > request.amount.tokens > 0:
             return
         engine = self.engine
-        if engine.tokenizer.exact and not engine.learned.always_count:
-            counts = engine.tokenizer.count([self._texts[index] for index in request.indices])
-            overhead = engine.info.overhead_tokens_per_text * len(request)
-            if sum(counts) + overhead >= actual.tokens:
-                # The count is right, and only the bound by bytes is not.
-                engine.learned.always_count = True
-                return
+        if not engine.learned.always_count and (self._counted(request) or 0) >= actual.tokens:
+            # The count is right, and only the bound by bytes is not.
+            engine.learned.always_count = True
+            return
         engine.learned.billed(request.scale * actual.tokens / request.amount.tokens)
 
     def _failed(
