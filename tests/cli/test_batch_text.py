@@ -31,6 +31,7 @@ RUNNING = BatchReport(
     failed=0,
     to_submit=0,
     in_flight=6,
+    stopped=0,
     done=5,
     blocked=None,
     jobs=(),
