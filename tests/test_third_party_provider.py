@@ -226,14 +226,15 @@ def test_a_wrong_key_is_refused_and_not_shown(
     assert asked == []
 
 
-def test_a_provider_that_is_not_installed_is_named_with_the_command(
+def test_a_provider_that_is_not_installed_is_named_and_no_package_of_that_name(
     python: Path, program: Path
 ) -> None:
     (program.parent / "embedcore.toml").write_text('model = "nobody:v1"\n', encoding="utf-8")
     done = run(python, program)
     assert done.returncode != 0
     assert "installed: acme, hashing" in done.stderr
-    assert "pip install embedcore-nobody" in done.stderr
+    assert "If you have its package, install it" in done.stderr
+    assert "pip install" not in done.stderr
 
 
 def test_the_checkout_is_not_what_was_tested(python: Path, tmp_path: Path) -> None:

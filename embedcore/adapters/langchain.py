@@ -1,6 +1,6 @@
 """An embedcore client as LangChain's ``Embeddings``: for vector stores, retrievers and caches.
 
-Needs ``pip install "embedcore[langchain]"``.
+Needs LangChain: ``pip install langchain-core``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] != "langchain_core":
         raise
     raise ModuleNotFoundError(
-        'embedcore.adapters.langchain needs LangChain: pip install "embedcore[langchain]"',
+        "embedcore.adapters.langchain needs LangChain: pip install langchain-core",
         name=error.name,
     ) from error
 

@@ -6,7 +6,7 @@ Those that have been published apart from it since, as semantic-conventions-gena
 metrics of their own; these are used where ``OTEL_SEMCONV_STABILITY_OPT_IN`` has
 ``gen_ai_latest_experimental`` in its list, the variable the conventions name for that.
 
-Needs ``pip install "embedcore[opentelemetry]"``.
+Needs OpenTelemetry: ``pip install opentelemetry-api``.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] != "opentelemetry":
         raise
     raise ModuleNotFoundError(
-        "embedcore.adapters.opentelemetry needs OpenTelemetry: "
-        'pip install "embedcore[opentelemetry]"',
+        "embedcore.adapters.opentelemetry needs OpenTelemetry: pip install opentelemetry-api",
         name=error.name,
     ) from error
 

@@ -30,6 +30,7 @@ from embedcore.cli.text import (
 )
 from embedcore.errors import UnknownProvider
 from embedcore.files.search import search
+from embedcore.provider.known import how_to_install
 
 if TYPE_CHECKING:
     from embedcore.files.search import Hit
@@ -81,8 +82,8 @@ def command(
         if model is not None:
             raise
         raise UnknownProvider(
-            "the demo uses the provider 'hashing', which is not installed. Install it with: "
-            "pip install embedcore-hashing",
+            "the demo uses the provider 'hashing', which is not installed. "
+            f"{how_to_install('hashing')}",
             installed=error.installed,
         ) from None
     return 0

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from embedcore.cli.options import talking
+from embedcore.cli.providers import nothing_installed
 from embedcore.cli.screen import Screen
 from embedcore.cli.text import table
 from embedcore.errors import PluginError, UnknownProvider
@@ -44,9 +45,7 @@ def _providers(only: str | None) -> list[str]:
         return [only]
     names = sorted({found.name for found in registry.installed()})
     if not names:
-        raise UnknownProvider(
-            f"no provider is installed. Install one with: {registry.install_command('openai')}"
-        )
+        raise UnknownProvider(nothing_installed())
     return names
 
 

@@ -11,6 +11,7 @@ from embedcore.cli.screen import Screen
 from embedcore.cli.text import table
 from embedcore.errors import EmbeddingError
 from embedcore.provider import registry
+from embedcore.provider.known import how_to_install
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ def found_providers() -> list[Found]:
 
 def nothing_installed() -> str:
     """What to say when there is no provider at all."""
-    return f"no provider is installed. Install one with: {registry.install_command('openai')}"
+    return f"no provider is installed, openai for instance. {how_to_install('openai')}"
 
 
 def _problem(name: str) -> str | None:

@@ -28,9 +28,7 @@ try:
     import pyarrow as pa
     import pyarrow.parquet as pq
 except ImportError:
-    raise ConfigurationError(
-        'a .parquet file needs pyarrow: pip install "embedcore[parquet]"'
-    ) from None
+    raise ConfigurationError("a .parquet file needs pyarrow: pip install pyarrow") from None
 
 _PREFIX: Final = "embedcore."
 _JSON_FIELD: Final = {b"embedcore.encoding": b"json"}

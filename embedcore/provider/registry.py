@@ -12,6 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Final
 
 from embedcore.errors import ConfigurationError, EmbeddingError, PluginError, UnknownProvider
+from embedcore.provider.known import IN_REPOSITORY, how_to_install
 from embedcore.provider.options import require_secret_keys
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ def _import(point: EntryPoint, origin: str, distribution: str) -> object:
         # SystemExit included: a plugin's import must not end the host program.
         raise PluginError(
             f"{origin} cannot be imported: {type(error).__name__}: {error}. "
-            f"Reinstall or upgrade it: pip install --upgrade {distribution}",
+            f"Reinstall or upgrade {distribution} from where it came",
             distribution=distribution,
         ) from error
 
@@ -250,31 +251,13 @@ def _ask(plugin: object, name: str, origin: str, distribution: str) -> Provider:
 def _unknown(name: str, allowed: str | None) -> UnknownProvider:
     names = [found.name for found in installed()]
     there = f"installed: {', '.join(names)}" if names else "no provider is installed"
-    near = get_close_matches(name, names, n=1)
-    hint = f"Did you mean {near[0]!r}?" if near else ""
+    near = [] if name in IN_REPOSITORY else get_close_matches(name, [*names, *IN_REPOSITORY], n=1)
+    hint = f"Did you mean {near[0]!r}?" if near else how_to_install(name)
     blocked = f" ({LOAD_PLUGINS_VARIABLE}={allowed!r} hides the others)" if allowed else ""
     return UnknownProvider(
-        # A mistyped name must not lead to a package of that name that nobody here knows.
-        f"provider {name!r} is not installed; {there}{blocked}. "
-        f"{hint or 'Install it with: ' + install_command(name)}",
+        f"provider {name!r} is not installed; {there}{blocked}. {hint}",
         installed=names,
     )
-
-
-def install_command(name: str) -> str:
-    """The command that installs a provider: an extra for those that the project keeps."""
-    return (
-        f'pip install "embedcore[{name}]"' if name in _extras() else f"pip install embedcore-{name}"
-    )
-
-
-def _extras() -> list[str]:
-    from importlib.metadata import PackageNotFoundError, metadata
-
-    try:
-        return metadata("embedcore").get_all("Provides-Extra") or []
-    except PackageNotFoundError:
-        return []
 
 
 def _entry_points() -> Iterator[EntryPoint]:

@@ -342,7 +342,7 @@ class Database:
             if found > self._version:
                 raise StorageTooNew(
                     f"{self.path} has schema {found}, this embedcore knows up to "
-                    f"{self._version}: upgrade it (pip install --upgrade embedcore), or set "
+                    f"{self._version}: use a newer embedcore, or set "
                     "EMBEDCORE_HOME to another folder"
                 )
             if found < self._version:

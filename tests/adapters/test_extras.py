@@ -35,7 +35,7 @@ def test_an_absent_library_is_named_with_what_installs_it(adapter, monkeypatch):
         if name == module or name.partition(".")[0] == library:
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(ModuleNotFoundError, match=rf'pip install "embedcore\[{adapter}\]"') as why:
+    with pytest.raises(ModuleNotFoundError, match=f"pip install {library.split('_')[0]}-") as why:
         importlib.import_module(module)
     assert why.value.name.partition(".")[0] == library
 

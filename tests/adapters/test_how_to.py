@@ -49,7 +49,7 @@ def test_what_a_page_promises_wrongly_is_noticed(server):
 @pytest.mark.parametrize("page", PAGES)
 def test_the_other_blocks_and_the_links_are_right(page):
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = re.findall(r'pip install "embedcore\[([\w,]+)\]"', text_of(page))
+    wanted = re.findall(r'pip install "\.\[([\w,]+)\]" ./providers/openai', text_of(page))
     assert len(wanted) == 1
     assert set(wanted[0].split(",")) <= set(extras["optional-dependencies"])
     assert {language for language, _ in BLOCK.findall(text_of(page))} == {"sh", "python"}

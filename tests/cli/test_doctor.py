@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -73,8 +74,8 @@ def test_a_broken_plugin_is_named_and_disturbs_nothing_else(cli, broken_plugin):
 def test_no_provider_at_all_names_the_install_command(cli, monkeypatch):
     monkeypatch.setenv("EMBEDCORE_LOAD_PLUGINS", "")
     for command in ("providers", "doctor"):
-        assert 'pip install "embedcore[openai]"' in cli(command).out
-    assert 'pip install "embedcore[openai]"' in cli("models").err
+        assert re.search(r"pip install \S+providers/openai", cli(command).out)
+    assert re.search(r"pip install \S+providers/openai", cli("models").err)
 
 
 def test_models_of_one_provider(cli):

@@ -93,7 +93,7 @@ def test_missing_file_is_never_a_text(cli, server):
         (["t.txt", "-o", "no/such/out.npy"], "no such folder"),
         (["t.txt", "-o", "out.npy", "--text", "body"], "no columns"),
         (["t.txt", "-o", "out.npy", "--on-error", "ignore"], "--on-error"),
-        (["t.txt", "-o", "out.npy", "-m", "nosuch:model"], "pip install embedcore-nosuch"),
+        (["t.txt", "-o", "out.npy", "-m", "nosuch:model"], "If you have its package, install it"),
         (["t.txt", "-o", "out.npy", "--input-type", "song"], "input_type"),
         (["t.txt", "-o", "out.npy", "--scope", "a b"], "scope"),
         (["t.dat", "-o", "out.npy"], "says nothing about the format"),

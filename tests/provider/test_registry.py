@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,13 +16,13 @@ from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError, field_va
 
 from embedcore.errors import AuthenticationFailed, ConfigurationError, PluginError, UnknownProvider
 from embedcore.events import Throttled
-from embedcore.provider import registry
+from embedcore.provider import known, registry
 from embedcore.provider.hookspecs import Provider
+from embedcore.provider.known import how_to_install
 from embedcore.provider.registry import (
     build,
     create,
     explain_validation,
-    install_command,
     installed,
     load,
     observe,
@@ -31,6 +32,7 @@ from embedcore.provider.registry import (
 from embedcore.testing.fakes import FakeEmbedder
 
 Install = Callable[..., str]
+ROOT = Path(__file__).parents[2]
 
 GOOD = """
 from pydantic import BaseModel, ConfigDict
@@ -119,17 +121,52 @@ def test_none_is_an_error_that_says_how_to_install_it(install: Install) -> None:
         load("acne")
     told(unknown, "'acne' is not installed", "Did you mean 'acme'?")
     assert "pip install" not in str(unknown.value), "a misspelt package may be anybody's"
+    with pytest.raises(UnknownProvider) as unknown:
+        load("opena1")
+    told(unknown, "Did you mean 'openai'?")
     assert "acme" in unknown.value.installed
     with pytest.raises(UnknownProvider) as unknown:
         load("somewhere-else")
-    told(unknown, "'somewhere-else' is not installed", "pip install embedcore-somewhere-else")
+    told(unknown, "'somewhere-else' is not installed", "If you have its package, install it")
     with pytest.raises(UnknownProvider):
         create("acne", "m", {})
 
 
-def test_the_projects_own_providers_are_extras() -> None:
-    assert install_command("openai") == 'pip install "embedcore[openai]"'
-    assert install_command("acme") == "pip install embedcore-acme"
+@pytest.mark.case("F9")
+@pytest.mark.parametrize(
+    "name", ["cohere", "voyage", "acme", "embedcore", "openai-2", "../openai", "hashing ", ""]
+)
+def test_no_package_is_named_that_nobody_here_knows(name: str) -> None:
+    """Who registers it first would be installed."""
+    said = how_to_install(name)
+    assert "pip install" not in said
+    assert "embedcore-" not in said
+    assert "docs/how-to/write-a-provider.md" in said
+    with pytest.raises(UnknownProvider) as unknown:
+        load(name or "none")
+    assert "pip install" not in str(unknown.value)
+
+
+@pytest.mark.case("F9")
+def test_those_of_this_repository_are_named_by_their_paths(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ours = {path.parent.name for path in ROOT.glob("providers/*/pyproject.toml")}
+    assert ours == set(known.IN_REPOSITORY)
+    for name in ours:
+        folder = ROOT / "providers" / name
+        assert how_to_install(name) == f"Install it with: pip install {shlex.quote(str(folder))}"
+    # Installed without the repository around it.
+    monkeypatch.setattr(known, "__file__", str(tmp_path / "a" / "b" / "known.py"))
+    for name in ours:
+        assert f"pip install ./providers/{name}" in how_to_install(name)
+        assert "clone" in how_to_install(name)
+
+
+@pytest.mark.case("F9")
+def test_a_package_on_the_list_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(known, "OF_OTHERS", {"acme": "acme-vectors"})
+    assert how_to_install("acme") == "Install it with: pip install acme-vectors"
 
 
 @pytest.mark.fault(123)

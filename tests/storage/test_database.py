@@ -247,7 +247,7 @@ def test_a_newer_schema_is_left_alone(state_path: Path, open_ledger: Callable[..
         connection.execute(f"PRAGMA user_version = {STATE_VERSION + 1}")
     ledger.database.close()
     before = state_path.read_bytes()
-    with pytest.raises(StorageTooNew, match="pip install --upgrade embedcore"):
+    with pytest.raises(StorageTooNew, match="use a newer embedcore"):
         open_ledger().record("s", ONE)
     assert state_path.read_bytes() == before
 
