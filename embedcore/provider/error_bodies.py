@@ -101,7 +101,7 @@ _TOKENS: Final = frozenset(
 )
 # Larger numbers of tokens are no numbers of tokens, and do not fit a database column.
 _MOST_TOKENS: Final = 2**63 - 1
-_NUMBER: Final = re.compile(r"\d{1,20}(?:\.\d{1,20})?", re.ASCII)
+_NUMBER: Final = re.compile(r"(?:\d{1,3}(?:,\d{3}){1,6}|\d{1,20})(?:\.\d{1,20})?", re.ASCII)
 _FIELDS: Final = frozenset({"input", "inputs", "texts", "documents", "prompt", "model"})
 _NO_ERROR: Final = frozenset({"", "ok", "success", "succeeded", "error", "errors", "null", "none"})
 
@@ -137,14 +137,16 @@ def read_body(body: bytes | memoryview, content_type: str = "") -> ErrorBody:
     document = json_in(raw)
     if document is not None:
         return error_in(document)
-    text = raw.decode("utf-8", "replace").strip()
+    # A person reads no more of it, and neither need this.
+    text = raw[: 4 * _LONGEST_PLAIN].decode("utf-8", "replace").strip()
     if text.startswith("<"):
+        text = text[:_LONGEST_PLAIN]
         title = _TITLE.search(text)
         words = _MARKUP.sub(" ", title[2] if title else text).split()
         return ErrorBody(message=" ".join(words)[:_LONGEST_PLAIN])
     if not _WORD.search(text):
         return ErrorBody()
-    known = len(text) <= _LONGEST_PLAIN and "html" not in content_type.lower()
+    known = len(raw) <= _LONGEST_PLAIN and "html" not in content_type.lower()
     return ErrorBody(known=known, message=text[:_LONGEST_PLAIN])
 
 
@@ -199,7 +201,7 @@ def tokens_in(usage: object) -> int | None:
 
 def _amount(value: object) -> int | None:
     if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
-        value = float(value) if "." in value else int(value)
+        value = float(value.replace(",", "")) if "." in value else int(value.replace(",", ""))
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     if not 0 < value <= _MOST_TOKENS:

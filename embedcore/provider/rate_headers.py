@@ -28,6 +28,11 @@ _INTEGER: Final = re.compile(r"\d{1,18}", re.ASCII)
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _REQUEST_IDS: Final = ("x-request-id", "apim-request-id", "request-id", "x-amzn-requestid")
 
+# "x-ms-retry-after-ms", "x-rate-limit-retry-after-seconds" …
+_OWN_WAIT: Final = re.compile(
+    r"(?:[a-z0-9]+-)+retry-after(?:(-ms|-millis|-milliseconds)|-s|-sec|-secs|-seconds)?"
+    r"|retry-after-(?:s|sec|secs|seconds)"
+)
 # Numbers from here on are moments of the clock, in seconds or milliseconds, and no durations.
 _CLOCK_SECONDS: Final = 1e9
 _CLOCK_MILLISECONDS: Final = 1e12
@@ -55,13 +60,23 @@ def request_id(headers: Mapping[str, str]) -> str | None:
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds to wait by ``retry-after-ms``, else ``retry-after``: seconds, a duration or a date.
 
-    A wait that is not positive, not finite or not readable is none. Dates count from the reply's
-    own ``Date``, so that a wrong clock here does not matter.
+    Where neither is there, by a header of a gateway's own with such a name at its end. A wait that
+    is not positive, not finite or not readable is none. Dates count from the reply's own ``Date``,
+    so that a wrong clock here does not matter.
     """
     milliseconds = _positive(headers.get("retry-after-ms", ""))
     if milliseconds is not None:
         return milliseconds / 1000
-    text = headers.get("retry-after", "")
+    if (text := headers.get("retry-after", "")).strip():
+        return _wait(text, headers)
+    for name, value in headers.items():
+        if (found := _OWN_WAIT.fullmatch(name)) is not None:
+            milliseconds = _positive(value) if found[1] else None
+            return milliseconds / 1000 if milliseconds is not None else _wait(value, headers)
+    return None
+
+
+def _wait(text: str, headers: Mapping[str, str]) -> float | None:
     seconds = duration(text)
     return (seconds or None) if seconds is not None else _until(_date(text), headers)
 

@@ -15,7 +15,7 @@ _QUOTED: Final = 24
 _WINDOW: Final = 16
 _READ: Final = 4_000
 _SHOWN: Final = 240
-_JUDGED: Final = 800
+_JUDGED: Final = 400
 # str.lower() may change the length of a line, and with it every place in it.
 _LOWER: Final = str.maketrans(ascii_uppercase, ascii_lowercase)
 # Keys that are not ours but look like one, as a gateway's own might.
@@ -39,9 +39,9 @@ def clean(message: str, *, secrets: Iterable[str] = (), texts: Sequence[str] = (
     return line if len(line) <= _SHOWN else line[: _SHOWN - 1] + "…"
 
 
-def without_texts(message: str, texts: Sequence[str]) -> str:
-    """The beginning of a message on one line, without passages of the texts: for judging it."""
-    line = " ".join(_printable(message[:_JUDGED]).split())
+def without_texts(message: str, texts: Sequence[str], *, most: int = _JUDGED) -> str:
+    """The beginning of a message on one line, without passages of the texts; secrets are in it."""
+    line = " ".join(_printable(message[:most]).split())
     return _hide(line, _quoted_places(line, texts))
 
 

@@ -120,6 +120,13 @@ _KEY_WORDS: Final = re.compile(
     r"|cl[eé] d.api|clave (?:de )?api|密[钥鑰]|令牌|鉴权|认证失败|api\s*キー|api\s*키",
     re.I,
 )
+# Where the status says something else, a key that is only mentioned is not the reason.
+_KEY_FAULT: Final = re.compile(
+    r"(?:invalid|incorrect|missing|expired|wrong|unknown|no)\W+(?:\w+\W+){0,2}api[\s_-]*key"
+    r"|api[\s_-]*key\W+(?:\w+\W+){0,4}"
+    r"(?:invalid|incorrect|missing|expired|wrong|not valid|required)",
+    re.I,
+)
 _QUOTA_WORDS: Final = re.compile(
     r"payment method|insufficient (?:account )?(?:balance|credit|fund|quota)"
     r"|(?:balance|credits?) (?:is |are )?(?:insufficient|exhausted|too low|not enough)"
@@ -140,6 +147,7 @@ _OTHER_PARAMETER: Final = re.compile(
 _NO_MODEL_ID: Final = re.compile(
     r"\bmodel (?:identifier|id|name)\b.{0,24}\b(?:invalid|unknown)", re.I
 )
+_QUOTED: Final = 2_000
 _LARGEST_ERROR: Final = 1_100_000
 # A 429 that no waiting can help: this request alone is above the limit per minute.
 _NEVER_FITS: Final = re.compile(r"request too large", re.I)
@@ -175,8 +183,8 @@ class Asked:
 class Refused:
     """An answer that is no success, as far as it was understood.
 
-    ``status``: of HTTP. ``judged``: the one that it amounts to. ``said``: the reason, without the
-    texts of the request, for looking at its words. ``wait``: seconds, wherever they are named.
+    ``status``: of HTTP. ``judged``: the one that it amounts to. ``said``: the beginning of the
+    reason, without the texts of the request. ``wait``: seconds, wherever they are named.
     """
 
     status: int
@@ -227,7 +235,7 @@ def error_within(
     # With vectors beside it, only what calls itself an error is one.
     if not found.known or (found.charged and not found.own):
         return None
-    said = redact.without_texts(found.message, asked.texts)
+    said = redact.without_texts(found.message, asked.texts, most=_QUOTED)
     inner = quoted_in(said)
     names = found.names | inner.names
     judged = found.status or inner.status or told_status(said)
@@ -253,9 +261,11 @@ def understood(
     """``headers`` by names in lower case."""
     said = redact.without_texts(body.message, asked.texts)
     wait = rate_headers.retry_after(headers) or body.wait
-    if wait is None and judged in (429, 503):
-        wait = rate_headers.wait_in_words(said)
-    if wait is None and judged == 429:
+    too_fast = judged == 429 or (judged in _VAGUE and _by_name(body.names) == "rate")
+    if wait is None and (too_fast or judged == 503):
+        # At its end, often; and no text is quoted there.
+        wait = rate_headers.wait_in_words(body.message if judged == status else said)
+    if wait is None and too_fast:
         wait = rate_headers.refill_after(headers)
     return Refused(
         status=status,
@@ -291,7 +301,7 @@ def facts(refused: Refused) -> dict[str, Any]:
 
 def describe(refused: Refused, what: str) -> str:
     """``what`` the server does, with its status and the reason that it gives."""
-    said = refused.asked.shown(refused.body.message)
+    said = redact.clean(refused.said, secrets=refused.asked.secrets)
     within = f", an error of status {refused.judged}" if refused.status < 300 else ""
     told = f": {said}" if said else ""
     return f"{refused.asked.endpoint} {what} (HTTP {refused.status}{within}{told})"
@@ -323,7 +333,8 @@ def kind_of(refused: Refused) -> Kind:
         return named
     if status in (400, 403) and _about(_QUOTA_WORDS, refused.said, refused.asked):
         return "quota"
-    if status in (400, 403, 422) and _about(_KEY_WORDS, refused.said, refused.asked):
+    words = _KEY_WORDS if status in (400, 403, 422) else _KEY_FAULT
+    if status in (400, 403, 404, 422, 500) and _about(words, refused.said, refused.asked):
         return "key"
     if status == 403:
         return "rate" if named == "rate" else "permission"

@@ -183,6 +183,25 @@ def test_what_is_used_up_is_there_again_after(
 
 
 @pytest.mark.case("B7")
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"x-ms-retry-after-ms": "1500"}, 1.5),
+        ({"x-retry-after": "20"}, 20.0),
+        ({"x-rate-limit-retry-after-seconds": "20"}, 20.0),
+        ({"retry-after-seconds": "20"}, 20.0),
+        ({"x-retry-after": "20", "retry-after": "3"}, 3.0),
+        ({"x-retry-after": "soon"}, None),
+        ({"retry-after-count": "3"}, None),
+    ],
+)
+def test_a_wait_in_a_header_of_a_gateways_own(
+    headers: dict[str, str], seconds: float | None
+) -> None:
+    assert retry_after(headers) == seconds
+
+
+@pytest.mark.case("B7")
 @pytest.mark.fault(22)
 @pytest.mark.parametrize(
     ("text", "seconds"),
