@@ -13,6 +13,7 @@ import re
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -302,6 +303,12 @@ def _fields(document: object) -> Iterator[tuple[str, object, int]]:
 
 def plain(name: str) -> str:
     """A name without case and separators."""
+    return _plain(name) if len(name) <= _LONGEST_NAME else "".join(filter(str.isalnum, name))
+
+
+@lru_cache(maxsize=512)
+def _plain(name: str) -> str:
+    # Thousands of lines of a batch have the same few.
     return "".join(filter(str.isalnum, name)).lower()
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from embedcore_openai.batchobjects import file_of, is_id, job_of, result_files, status_of
-from embedcore_openai.wire import BadReply
 from hypothesis import given, strategies as st
 
 from embedcore.provider.batchstates import batch_state
+from embedcore.provider.replies import BadReply
 from embedcore.provider.types import BatchStatus
 
 Recordings = Callable[[str], list[dict[str, Any]]]

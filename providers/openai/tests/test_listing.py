@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from embedcore_openai.listing import NewestFirst, Page, all_pages, page_of
-from embedcore_openai.wire import BadReply
 from hypothesis import given, strategies as st
 
 from embedcore.errors import InvalidResponse
+from embedcore.provider.replies import BadReply
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
 

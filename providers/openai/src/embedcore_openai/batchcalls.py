@@ -13,16 +13,16 @@ from typing import Any, Final, TypeVar
 import orjson
 
 from embedcore.errors import EmbeddingError, InputNotReady
+from embedcore.provider.error_bodies import read_body
+from embedcore.provider.replies import BadReply
 from embedcore.provider.types import BatchStatus, ModelInfo
 from embedcore_openai import batchobjects as objects, errors, jsonl
 from embedcore_openai.capped import Download
-from embedcore_openai.errorbody import read_body
 from embedcore_openai.errorcontext import BATCH_API, Context
 from embedcore_openai.listing import PAGE_SIZE, Page, page_of
 from embedcore_openai.options import OpenAIOptions
 from embedcore_openai.session import Session
 from embedcore_openai.transport import Answer, Call, Spool
-from embedcore_openai.wire import BadReply
 
 _LARGEST_OBJECT: Final = 64_000_000
 # A file of 200 MB is looked at before the answer comes.

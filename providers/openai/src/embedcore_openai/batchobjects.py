@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from embedcore.provider.batchstates import batch_state
+from embedcore.provider.replies import BadReply
 from embedcore.provider.types import BatchStatus, FoundJob
-from embedcore_openai.wire import BadReply
 
 MARK: Final = "embedcore"
 _PREFIX: Final = "embedcore-"

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Final, Generic, TypeVar
 
 from embedcore.errors import InvalidResponse
-from embedcore_openai.wire import BadReply
+from embedcore.provider.replies import BadReply
 
 PAGE_SIZE: Final = 100
 # 2,000 batches may be created per hour; nobody has more than ten million of them.

@@ -13,19 +13,18 @@ import orjson
 import pybase64
 
 from embedcore.errors import Billed
-from embedcore.provider.types import BatchOutcome
-from embedcore_openai import errorwords as words
-from embedcore_openai.errorbody import ErrorBody, error_in
-from embedcore_openai.wire import (
+from embedcore.provider.error_bodies import ErrorBody, error_in, tokens_in
+from embedcore.provider.refusals import says_quota
+from embedcore.provider.replies import (
     NUMBERS,
     BadReply,
     name_in,
     refuse_constant,
     row_of,
     strings_in,
-    tokens_in,
     without_repetition,
 )
+from embedcore.provider.types import BatchOutcome
 
 if TYPE_CHECKING:
     from embedcore.provider.types import Vectors
@@ -270,7 +269,7 @@ def _status_in(said: ErrorBody) -> int | None:
 
 def _may_pass(status: int | None, said: ErrorBody) -> bool:
     """Whether the same text may be embedded by a new job."""
-    if said.names & words.QUOTA:
+    if says_quota(said.names):
         return False
     if said.names & _PASSING:
         return True
