@@ -21,7 +21,6 @@ from embedcore.cli.summary import next_command
 from embedcore.cli.text import dollars, facts, one_line, plural, shown_path
 from embedcore.errors import ConfigurationError, EmbeddingError, StorageError
 from embedcore.files.disk import display
-from embedcore.files.lock import output_lock
 from embedcore.files.origin import require_same_maker
 from embedcore.files.resume import Target, require_free_names
 from embedcore.files.types import Origin
@@ -58,40 +57,50 @@ class NotEnded(click.ClickException):
 def fetch_vectors(screen: Screen, wish: FetchWish) -> int:
     """Write what there is of a batch."""
     target = Target.at(wish.output)
-    with books_of(wish.name) as (books, record), Clients(books=books, model=wish.model) as clients:
+    with (
+        books_of(wish.name) as (books, record),
+        Clients(books=books, model=wish.model) as clients,
+        ExitStack() as held,
+    ):
         client = clients.of(record)
         job = client.batch_job(wish.name)
-        report = job.status()
-        if _read_again(screen, job, wish):
-            report = job.status(poll=False)
-        if not report.has_ended and not wish.partial:
-            why = f"\n{report.blocked}" if report.blocked else ""
-            raise NotEnded(
-                f"it has not ended yet: {change_text(report)}{why}\n--partial writes what there "
-                f"is; to wait for the rest:\n  {watch_command(report.id)}"
-            )
         note = books.note(record)
         origin = _origin(client, note, record.input_type)
-        with ExitStack() as held:
-            held.enter_context(output_lock(target.lock, target.path))
-            _require_no_source(target, wish, note)
-            _require_replaceable(target, origin, overwrite=wish.overwrite)
-            source = _source(screen, wish, note, held)
-            shown = held.enter_context(Shown(screen))
-            output = BatchOutput(
-                job=job,
-                target=target,
-                origin=origin,
-                digests=read_digests(books.folder, record.name, record.rows),
-                source=source,
-                keep_text=not wish.no_text,
-                on_progress=shown.draw,
-            )
-            fetched = output.write()
+        # Before the batch is looked after, which may buy what is missing.
+        held.enter_context(target.claimed())
+        _require_no_source(target, wish, note)
+        _require_replaceable(target, origin, overwrite=wish.overwrite)
+        report = _looked_after(screen, job, wish)
+        source = _source(screen, wish, note, held)
+        shown = held.enter_context(Shown(screen))
+        output = BatchOutput(
+            job=job,
+            target=target,
+            origin=origin,
+            digests=read_digests(books.folder, record.name, record.rows),
+            source=source,
+            keep_text=not wish.no_text,
+            on_progress=shown.draw,
+        )
+        fetched = output.write()
     _say(screen, wish, report, fetched)
     if fetched.pending:
         return TRY_AGAIN
     return FAILED if fetched.failed else OK
+
+
+def _looked_after(screen: Screen, job: BatchJob, wish: FetchWish) -> BatchReport:
+    """How far it is. Raises ``NotEnded`` unless it has ended, or what there is is enough."""
+    report = job.status()
+    if _read_again(screen, job, wish):
+        report = job.status(poll=False)
+    if not report.has_ended and not wish.partial:
+        why = f"\n{report.blocked}" if report.blocked else ""
+        raise NotEnded(
+            f"it has not ended yet: {change_text(report)}{why}\n--partial writes what there "
+            f"is; to wait for the rest:\n  {watch_command(report.id)}"
+        )
+    return report
 
 
 def _read_again(screen: Screen, job: BatchJob, wish: FetchWish) -> int:
@@ -133,9 +142,9 @@ def _require_no_source(target: Target, wish: FetchWish, note: Note | None) -> No
 
 def _require_replaceable(target: Target, origin: Origin, *, overwrite: bool) -> None:
     """Vectors that were bought from somebody else are not overwritten unasked."""
-    if overwrite or not target.path.exists():
+    if overwrite:
         return
-    found = target.format.origin(target.path)
+    found = target.origin()
     if found is not None:
         require_same_maker(display(target.path), found, origin)
 

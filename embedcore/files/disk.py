@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -13,6 +15,8 @@ from embedcore.errors import StorageError, StorageFull, StorageReadOnly
 
 _FULL = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
 _READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+_ENDING = ".partial"
+_RANDOM_BYTES = 8
 _NO_FOLDER_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
 
 
@@ -49,19 +53,39 @@ def _translated(error: OSError, path: Path) -> StorageError:
     return StorageError(f"{display(path)} cannot be written: {cause}")
 
 
+def random_name(path: Path) -> str:
+    """A name beside ``path`` that nobody can have put there before; ``sweep`` knows it again."""
+    return f"{_prefix_of(path)}{secrets.token_hex(_RANDOM_BYTES)}{_ENDING}"
+
+
+def sweep(path: Path) -> None:
+    """Delete what killed runs left beside ``path`` under random names. Needs its lock."""
+    size = len(random_name(path))
+    for one in path.parent.glob(f"{_prefix_of(path)}*{_ENDING}"):
+        if len(one.name) == size:
+            with suppress(OSError):
+                one.unlink()
+
+
+def _prefix_of(path: Path) -> str:
+    # Not the name itself: with more behind it, a long one would be too long for the file system.
+    return f".embedcore-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}-"
+
+
 @contextmanager
 def replacing(*paths: Path) -> Iterator[list[BinaryIO]]:
     """Files that take the places of ``paths`` together when the block ends without an error.
 
-    They are written under temporary names in the same folder, synced to disk, and only when all of
+    They are written under random names in the same folder, synced to disk, and only when all of
     them are complete are they renamed, in the order given. On an error nothing of them is left.
+    ``sweep`` of the first finds what a killed process left of all.
     """
     with ExitStack() as stack:
-        temporaries = [beside(path, ".partial") for path in paths]
+        temporaries = [path.with_name(random_name(paths[0])) for path in paths]
         files: list[BinaryIO] = []
         for temporary in temporaries:
+            file: BinaryIO = temporary.open("xb")
             stack.callback(_discard, temporary)
-            file: BinaryIO = temporary.open("wb")
             stack.callback(_close_quietly, file)
             files.append(file)
         yield files

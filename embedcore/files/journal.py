@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from embedcore.errors import ConfigurationError, InvalidResponse
 from embedcore.files.digests import SIZE, DigestIndex, as_digests
 from embedcore.files.disk import display, storage_errors, sync_folder
+from embedcore.files.own import not_own, open_own_file
 from embedcore.files.types import Origin
 
 if TYPE_CHECKING:
@@ -61,11 +62,9 @@ def read_journal(path: Path) -> JournalContent | None:
 
     Raises ``ConfigurationError`` for a file that is something else, or of a newer version.
     """
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return None
-    with storage_errors(path), file:
+    with storage_errors(path), open_own_file(path, os.O_RDONLY) as file:
         header = _read_header(file, path)
         if header is None:
             _log.warning("%s is damaged at its start: nothing in it is used", display(path))
@@ -134,13 +133,16 @@ class Journal:
             return np.empty(0, dtype=np.uint32), np.empty((0, width), dtype=np.float32)
         # Mapped anew each time: a map that stays would count as memory of this process.
         with storage_errors(self.path):
+            file = self._file or open_own_file(self.path, os.O_RDONLY)
             records = np.memmap(
-                self.path,
+                file,
                 dtype=_record_type(self.origin.dimensions or 0),
                 mode="r",
                 offset=len(self._header),
                 shape=(len(self),),
             )
+            if file is not self._file:
+                file.close()
         cuts = np.asarray(records["cut"][numbers], dtype=np.uint32)
         vectors = np.asarray(records["vector"][numbers], dtype=np.float32)
         return cuts, vectors
@@ -173,10 +175,12 @@ class Journal:
         """The file, open for writing; with its header on the disk."""
         self.origin = replace(self.origin, dimensions=width)
         header = self._header or _packed_header(self.origin)
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
-        file = os.fdopen(descriptor, "r+b", buffering=0)
+        file = open_own_file(self.path, os.O_RDWR | os.O_CREAT)
         if not self._header:
             try:
+                if not _may_be_ours(file.read(len(_MAGIC))):
+                    raise not_own(self.path, "is not a journal of embedcore")
+                file.seek(0)
                 file.truncate(0)
                 _write_all(file, header)
                 os.fsync(file.fileno())
@@ -214,12 +218,15 @@ def _packed_header(origin: Origin) -> bytes:
     return content + _CRC.pack(zlib.crc32(content))
 
 
+def _may_be_ours(start: bytes) -> bool:
+    """Whether a file that begins so is a journal, or one that was cut off as it was begun."""
+    return start.startswith(_MAGIC[: len(start)])
+
+
 def _read_header(file: BinaryIO, path: Path) -> bytes | None:
     fixed = file.read(_FIXED.size)
-    if not fixed.startswith(_MAGIC[: len(fixed)]):
-        raise ConfigurationError(
-            f"{display(path)} is not a journal of embedcore: move it away, or choose another output"
-        )
+    if not _may_be_ours(fixed):
+        raise not_own(path, "is not a journal of embedcore")
     if len(fixed) < _FIXED.size:
         return None
     _, version, size, _ = _FIXED.unpack(fixed)

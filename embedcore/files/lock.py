@@ -11,8 +11,10 @@ from pathlib import Path
 
 from embedcore.errors import StorageBusy
 from embedcore.files.disk import display, storage_errors
+from embedcore.files.own import not_own, open_own
 
 _NAME_LIMIT = 200
+_CONTENT = b"process "
 
 
 @contextmanager
@@ -27,7 +29,7 @@ def output_lock(lock: Path, output: Path) -> Iterator[None]:
         yield
     finally:
         # Removed before it is released: who opened it meanwhile sees that its name is gone.
-        if os.name == "posix":
+        if os.name == "posix" and _still_named(descriptor, lock):
             with suppress(OSError):
                 lock.unlink()
         os.close(descriptor)
@@ -35,19 +37,42 @@ def output_lock(lock: Path, output: Path) -> Iterator[None]:
 
 def _acquired(lock: Path, output: Path) -> int:
     while True:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = open_own(lock, os.O_RDWR | os.O_CREAT)
         try:
             if not _try_lock(descriptor):
                 holder = os.pread(descriptor, _NAME_LIMIT, 0) if os.name == "posix" else b""
                 raise _busy(output, holder.decode("utf-8", "replace").strip())
             if _still_named(descriptor, lock):
+                _require_own(descriptor, lock)
                 os.ftruncate(descriptor, 0)
-                os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+                os.lseek(descriptor, 0, os.SEEK_SET)
+                os.write(
+                    descriptor, _CONTENT + f"{os.getpid()} on {socket.gethostname()}\n".encode()
+                )
                 return descriptor
         except BaseException:
             os.close(descriptor)
             raise
         os.close(descriptor)
+
+
+def require_own_lock(lock: Path) -> None:
+    """Raise ``ConfigurationError`` if there is a file under the name of the lock that is none."""
+    try:
+        descriptor = open_own(lock, os.O_RDONLY)
+    except FileNotFoundError:
+        return
+    try:
+        _require_own(descriptor, lock)
+    finally:
+        os.close(descriptor)
+
+
+def _require_own(descriptor: int, lock: Path) -> None:
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    content = os.read(descriptor, _NAME_LIMIT)
+    if content and not content.startswith(_CONTENT):
+        raise not_own(lock, "is not a lock of embedcore")
 
 
 def _busy(output: Path, holder: str) -> StorageBusy:

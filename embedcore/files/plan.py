@@ -50,6 +50,7 @@ def plan_files(
         if target is None:
             found = scan(rows, on_empty=on_empty)
             return planned(client, rows, found, found.firsts, input_type=input_type, block=block)
+        target.require_free()
         target.require_apart_from(rows)
         bought = Bought(target, origin_of(client, input_type), overwrite=overwrite)
         found = scan(rows, on_empty=on_empty)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,11 +14,13 @@ from numpy.typing import NDArray
 
 from embedcore.errors import ConfigurationError
 from embedcore.files.digests import SIZE, DigestIndex
-from embedcore.files.disk import beside, display, storage_errors
+from embedcore.files.disk import beside, display, storage_errors, sweep
 from embedcore.files.formats import OutputFormat, output_format
 from embedcore.files.inputs import Inputs
 from embedcore.files.journal import Journal, read_journal
+from embedcore.files.lock import output_lock, require_own_lock
 from embedcore.files.origin import require_same_maker
+from embedcore.files.own import require_own_list
 from embedcore.files.scan import Scan
 from embedcore.files.types import RESERVED_COLUMNS, Origin
 
@@ -34,12 +38,17 @@ class Target:
     @classmethod
     def at(cls, output: Path) -> Target:
         """Check the name before any work. Raises ``ConfigurationError``."""
-        path = output.resolve()
+        try:
+            path = output.resolve()
+        except (OSError, RuntimeError) as error:
+            raise ConfigurationError(f"{display(output)} leads nowhere: {error}") from None
         if path.exists() and not path.is_file():
             raise ConfigurationError(f"{display(output)} is not a file that can be replaced")
         if not path.parent.is_dir():
             raise ConfigurationError(f"{display(path.parent)}: there is no such folder; create it")
-        return cls(path=path, format=output_format(path))
+        target = cls(path=path, format=output_format(path))
+        _require_short_names(target)
+        return target
 
     @property
     def journal(self) -> Path:
@@ -53,6 +62,33 @@ class Target:
     def failed(self) -> Path:
         return beside(self.path, ".failed.jsonl")
 
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the lock of the output for the block; nothing is written yet.
+
+        Raises ``StorageBusy`` while another run holds it, and ``ConfigurationError`` if something
+        beside the output is in the way.
+        """
+        with output_lock(self.lock, self.path):
+            self.require_free()
+            sweep(self.path)
+            yield
+
+    def require_free(self) -> None:
+        """Raise ``ConfigurationError`` if there is something beside the output, under a name that a
+        run needs, that no run has left there. Changes nothing."""
+        with storage_errors(self.path):
+            require_own_lock(self.lock)
+            require_own_list(self.failed)
+
+    def origin(self) -> Origin | None:
+        """What made the output that is there; None if there is none, or nothing in it.
+
+        Raises ``ConfigurationError`` for a file under one of its names that is no output of ours.
+        """
+        paths = self.format.paths(self.path)
+        return self.format.origin(self.path) if any(map(os.path.lexists, paths)) else None
+
     def require_apart_from(self, inputs: Inputs) -> None:
         """Raise ``ConfigurationError`` if the run would overwrite what it reads."""
         written = [*self.format.paths(self.path), self.journal, self.lock, self.failed]
@@ -61,6 +97,21 @@ class Target:
                 raise ConfigurationError(
                     f"{display(path)} is an input and would be overwritten: choose another output"
                 )
+
+
+def _require_short_names(target: Target) -> None:
+    """The longest name is needed last, when all is paid for."""
+    needed = [*target.format.paths(target.path), target.journal, target.lock, target.failed]
+    longest = max(needed, key=lambda path: len(os.fsencode(path.name)))
+    try:
+        most = os.pathconf(target.path.parent, "PC_NAME_MAX")
+    except (AttributeError, OSError, ValueError):
+        return
+    if len(os.fsencode(longest.name)) > most:
+        raise ConfigurationError(
+            f"{display(longest.name)} is longer than the {most} bytes that a name may have there, "
+            "and a run may need it beside its output: choose a shorter name"
+        )
 
 
 def require_free_names(keep: tuple[str, ...]) -> None:
@@ -127,8 +178,8 @@ class Bought:
 
     def _read_output(self) -> None:
         path, reader = self._target.path, self._target.format
-        found = reader.origin(path) if path.exists() else None
-        if found is not None:
+        found = self._target.origin()
+        if found is not None and path.exists():
             require_same_maker(display(path), found, self._origin)
             blocks = reader.blocks(path, vectors=False)
             parts = [block.digests[block.sound] for block in blocks]

@@ -21,7 +21,6 @@ from embedcore.events import Progress
 from embedcore.files.disk import display
 from embedcore.files.inputs import Inputs
 from embedcore.files.journal import Journal
-from embedcore.files.lock import output_lock
 from embedcore.files.origin import origin_of
 from embedcore.files.output import Written, write_output
 from embedcore.files.plan import DEFAULT_BLOCK, planned
@@ -84,7 +83,7 @@ def embed_files(
     target = Target.at(Path(output))
     with (
         Inputs(inputs, columns=columns, input_format=input_format, stdin=stdin) as rows,
-        output_lock(target.lock, target.path),
+        target.claimed(),
     ):
         target.require_apart_from(rows)
         told = _Told(on_progress)

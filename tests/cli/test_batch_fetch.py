@@ -209,9 +209,31 @@ def test_failed_rows_are_left_out_and_listed(cli, server, texts_file, read_outpu
 
 
 def test_a_list_of_failed_rows_goes_when_none_fails(cli, server, texts_file):
-    Path("v.npy.failed.jsonl").write_text("{}\n")
+    fields = ("id", "position", "where", "text_sha256", "reason")
+    Path("v.npy.failed.jsonl").write_text(json.dumps(dict.fromkeys(fields)) + "\n")
     assert cli("batch", "fetch", submit(cli, texts_file(3)), "-o", "v.npy").code == 0
     assert not Path("v.npy.failed.jsonl").exists()
+
+
+@pytest.mark.case("D4")
+@pytest.mark.parametrize("name", ["v.npy.lock", "v.npy.failed.jsonl", "v.npy.rows.jsonl"])
+def test_what_is_not_ours_beside_an_output_is_found_before_anything_is_bought(
+    cli, server, texts_file, name
+):
+    """A batch whose deadline is near buys what is missing when it is looked after."""
+    batch = submit(cli, texts_file(3))
+    before = len(server.requests)
+    Path("precious").write_text("{}\n")
+    if name.endswith(".lock"):
+        Path(name).symlink_to("precious")
+    else:
+        Path(name).write_text("{}\n")
+    run = cli("batch", "fetch", batch, "-o", "v.npy")
+    assert run.code == 2, run.err
+    assert name in run.err
+    assert len(server.requests) == before
+    assert Path("precious").read_text() == Path(name).read_text() == "{}\n"
+    assert not Path("v.npy").exists()
 
 
 def test_empty_texts_are_listed(cli, server, read_output):
