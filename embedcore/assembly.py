@@ -124,7 +124,12 @@ def build_engine(
     engine = Engine(
         embedder=embedder,
         account=Account(
-            ledger=ledger, scope=choice.scope, limits=choice.limits, wait=choice.patience
+            ledger=ledger,
+            scope=choice.scope,
+            limits=choice.limits,
+            wait=choice.patience,
+            provider=info.provider,
+            model=info.model,
         ),
         pool=Pool(max(min(concurrency, info.max_concurrency), 1)),
         gate=gate_for(info.endpoint or info.provider, info.model),

@@ -91,21 +91,29 @@ class StoreProblem:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Held:
-    """Money was set aside for a call, before anything of it is sent."""
+    """Money was set aside for a call or a batch, before anything of it is sent."""
 
     scope: str
     tokens: int
     picodollars: int
+    provider: str = ""
+    model: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settled:
-    """What an attempt cost in the end. ``uncertain``: charged without proof that it was billed."""
+    """What an attempt, or a job of a batch, cost in the end; the sum of all is what was spent.
+
+    ``uncertain``: charged without proof that it was billed. An amount below zero takes back such a
+    charge, since what became of it is known by now.
+    """
 
     scope: str
     tokens: int
     picodollars: int
     uncertain: bool
+    provider: str = ""
+    model: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,6 +122,8 @@ class Refused:
 
     scope: str
     message: str
+    provider: str = ""
+    model: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,12 +17,22 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from urllib.parse import urlsplit
 
 from embedcore.events import (
+    BatchChanged,
+    BatchStopped,
+    BatchStray,
+    BatchWaits,
+    BoundViolated,
+    BudgetWait,
     Held,
+    LimitNear,
+    LimitsLearned,
+    Progress,
     Refused,
     RequestFailed,
     RequestFinished,
     Reused,
     Settled,
+    StoreProblem,
     Throttled,
 )
 
@@ -37,7 +47,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 if TYPE_CHECKING:
-    from opentelemetry.metrics import MeterProvider
+    from opentelemetry.metrics import Meter, MeterProvider
     from opentelemetry.trace import TracerProvider
 
 Attributes: TypeAlias = dict[str, str | int | float | bool]
@@ -62,9 +72,8 @@ class OpenTelemetryObserver:
     only where the provider named them. Neither a text nor a vector nor a key is in an event, and so
     none is exported. Without providers those that are set for the process are used.
 
-    Besides, as counters: ``embedcore.budget.held`` and ``.settled`` in tokens, ``.cost`` in
-    dollars, ``.refused`` in calls, ``embedcore.throttled`` in seconds, ``embedcore.reused`` in
-    texts that needed no request.
+    Every other event is counted, or is a gauge: docs/how-to/trace-with-opentelemetry.md lists them.
+    An attempt is told once it has ended, so ``RequestSent`` says nothing here.
     """
 
     def __init__(
@@ -98,6 +107,7 @@ class OpenTelemetryObserver:
         self._refused = meter.create_counter("embedcore.budget.refused", "{call}", "Over a limit")
         self._throttled = meter.create_counter("embedcore.throttled", "s", "Told to wait, in all")
         self._reused = meter.create_counter("embedcore.reused", "{text}", "Not bought again")
+        self._meter = _Meter(meter)
 
     def __call__(self, event: object) -> None:
         """Tell of an event. Others, those of later versions among them, say nothing here."""
@@ -111,13 +121,23 @@ class OpenTelemetryObserver:
             case Reused():
                 self._reused.add(event.texts, _common(event))
             case Held():
-                self._held.add(event.tokens, {_SCOPE: event.scope})
+                self._held.add(event.tokens, _paid(event))
             case Settled():
-                where: Attributes = {_SCOPE: event.scope, "embedcore.uncertain": event.uncertain}
-                self._settled.add(event.tokens, where)
-                self._cost.add(event.picodollars / _PICODOLLARS, where)
+                self._charged(event)
             case Refused():
-                self._refused.add(1, {_SCOPE: event.scope})
+                self._refused.add(1, _paid(event))
+            case _:
+                self._meter(event)
+
+    def _charged(self, event: Settled) -> None:
+        cost = event.picodollars / _PICODOLLARS
+        if event.tokens < 0 or cost < 0:
+            # A counter only goes up: what is taken back has its own.
+            self._meter.corrected(-event.tokens, -cost, _paid(event))
+            return
+        where: Attributes = {**_paid(event), "embedcore.uncertain": event.uncertain}
+        self._settled.add(event.tokens, where)
+        self._cost.add(cost, where)
 
     def _finished(self, event: RequestFinished) -> None:
         common, usage = _common(event), Attributes()
@@ -152,6 +172,75 @@ class OpenTelemetryObserver:
             span.set_status(trace.StatusCode.ERROR)
         span.end(end)
         self._duration.record(event.seconds, common)
+
+
+class _Meter:
+    """The events of which there is nothing more to say than how often, or how much."""
+
+    def __init__(self, meter: Meter) -> None:
+        counter, gauge = meter.create_counter, meter.create_gauge
+        self._corrected = counter("embedcore.budget.corrected", "{token}", "Charged, taken back")
+        self._refunded = counter("embedcore.budget.corrected_cost", "{USD}", "The same in dollars")
+        self._waits = counter("embedcore.budget.waits", "{wait}", "Waits for a budget")
+        self._near = counter("embedcore.budget.near", "{warning}", "Limits that are nearly used up")
+        self._under = counter(
+            "embedcore.budget.underestimated", "{token}", "Billed beyond the hold"
+        )
+        self._problems = counter("embedcore.cache.problems", "{problem}", "The cache cannot help")
+        self._changes = counter("embedcore.batch.changes", "{change}", "News of batch jobs")
+        self._strays = counter("embedcore.batch.strays", "{job}", "Created twice, told to stop")
+        self._stopped = counter("embedcore.batch.stopped", "{text}", "Cancelled at the provider")
+        self._requests = gauge("embedcore.rate_limit.requests", "{request}", "Allowed per minute")
+        self._rate = gauge("embedcore.rate_limit.tokens", "{token}", "Allowed per minute")
+        self._done = gauge("embedcore.progress.done", "{text}", "Of the call that told it last")
+        self._total = gauge("embedcore.progress.total", "{text}", "Of the call that told it last")
+
+    def corrected(self, tokens: int, dollars: float, where: Attributes) -> None:
+        self._corrected.add(tokens, where)
+        self._refunded.add(dollars, where)
+
+    def __call__(self, event: object) -> None:
+        match event:
+            case BudgetWait():
+                self._waits.add(1, {_SCOPE: event.scope, "embedcore.waits": "stream"})
+            case BatchWaits():
+                self._waits.add(1, {_SCOPE: event.scope, "embedcore.waits": "batch"})
+            case LimitNear():
+                named = {"embedcore.period": event.period, "embedcore.unit": event.unit}
+                self._near.add(1, {_SCOPE: event.scope, **named})
+            case BoundViolated():
+                self._under.add(event.billed - event.held, _model(event))
+            case StoreProblem():
+                self._problems.add(1)
+            case BatchChanged():
+                named = {"embedcore.batch.status": event.status}
+                self._changes.add(1, {_SCOPE: event.scope, **named})
+            case BatchStray():
+                self._strays.add(1, {_SCOPE: event.scope})
+            case BatchStopped():
+                self._stopped.add(event.texts, {_SCOPE: event.scope})
+            case LimitsLearned():
+                self._learned(event)
+            case Progress():
+                self._done.set(event.done)
+                if event.total is not None:
+                    self._total.set(event.total)
+
+    def _learned(self, event: LimitsLearned) -> None:
+        where = {"gen_ai.request.model": event.model, **_server(event.endpoint)}
+        if event.requests_per_minute is not None:
+            self._requests.set(event.requests_per_minute, where)
+        if event.tokens_per_minute is not None:
+            self._rate.set(event.tokens_per_minute, where)
+
+
+def _paid(event: Held | Settled | Refused) -> Attributes:
+    """Who pays, and for what, as far as the event says it."""
+    return {_SCOPE: event.scope, **(_model(event) if event.model else {})}
+
+
+def _model(event: Held | Settled | Refused | BoundViolated) -> Attributes:
+    return {"gen_ai.provider.name": event.provider, "gen_ai.request.model": event.model}
 
 
 def _common(event: RequestFinished | RequestFailed | Reused) -> Attributes:

@@ -84,7 +84,7 @@ class Adopter:
         end = (part.asked or 0) + round(self._office.settings.watch * MICROSECONDS)
         if self._jobs.now() < end:
             return self._jobs.note(part, next=self._office.later(_WATCH_SECONDS), tries=0)
-        self._steps.clear(part)
+        self._office.tell(*self._steps.clear(part))
         return replace(part, state="done")
 
     def _find(self, part: Part) -> list[FoundJob]:
@@ -109,7 +109,7 @@ class Adopter:
     def _stop_others(self, part: Part, found: list[FoundJob]) -> None:
         for other in found[1:]:
             # On the books before the call that may fail: it is certain to be there.
-            self._steps.charge_extra(part, other.id)
+            self._office.tell(*self._steps.charge_extra(part, other.id))
             if other.state == "running":
                 with contextlib.suppress(RemoteGone):
                     self._call(partial(self._office.strategy.cancel, other.id))

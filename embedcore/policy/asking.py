@@ -174,5 +174,6 @@ class Asker:
 
     def _refused(self, part: Part, error: EmbeddingError) -> Part:
         self._jobs.fail(part, [(one[1], str(error)) for one in self._jobs.items(part)])
-        self._steps.end(part, Ended(actual=Amount(), note=str(error), retry=False))
+        ended = Ended(actual=Amount(), note=str(error), retry=False)
+        self._office.tell(*self._steps.end(part, ended))
         return replace(part, state="done")

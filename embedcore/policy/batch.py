@@ -112,7 +112,8 @@ def _abandon(office: BatchOffice, part: Part) -> None:
         return
     named = f" Its job {owned.job} may go on" if owned.job else ""
     logger.warning("part %d is given up: what was held for it counts as spent.%s", part.id, named)
-    office.steps.end(owned, Ended(actual=None, note="abandoned by hand", counts=False))
+    ended = Ended(actual=None, note="abandoned by hand", counts=False)
+    office.tell(*office.steps.end(owned, ended))
 
 
 def _work_through(office: BatchOffice, batch: BatchRecord, work: PartWork) -> bool:

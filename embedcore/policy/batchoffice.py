@@ -81,7 +81,13 @@ class BatchOffice:
 
     @cached
     def cutter(self) -> Cutter:
-        return Cutter(self.batches.ledger, self.pool, self.engine.account.limits)
+        account = self.engine.account
+        return Cutter(
+            self.batches.ledger,
+            self.pool,
+            account.limits,
+            on_held=lambda amount: self.tell(account.held(amount)),
+        )
 
     def manifest(self, batch: BatchRecord) -> Manifest:
         """The file of a batch; the caller closes it."""

@@ -14,7 +14,7 @@ from embedcore.errors import (
     StorageError,
     TransientProviderError,
 )
-from embedcore.events import Progress, Refused
+from embedcore.events import Progress
 from embedcore.policy.arrivals import Delivery
 from embedcore.policy.crew import Crew
 from embedcore.policy.engine import Engine, Stop
@@ -198,10 +198,10 @@ class Call:
 
     def wait_for_budget(self, refusal: BudgetExceeded) -> None:
         """Wait for the end of the limit's window, or for a look before it."""
-        scope = self.engine.account.scope
-        await_budget(scope, refusal, self._tell, self.pause)
+        account = self.engine.account
+        await_budget(account, refusal, self._tell, self.pause)
         if self._deadline is not None and self.engine.monotonic() > self._deadline:
-            self._tell(Refused(scope=scope, message=str(refusal)))
+            self._tell(account.refused(refusal))
             raise refusal
 
     def stop_at(self, refusal: BudgetExceeded) -> None:
@@ -212,7 +212,7 @@ class Call:
         self._collected.fail(left, refusal)
         row = min(map(self.prepared.taken.first_row, left))
         self._stopped_at = StoppedAt(key=row, position=row, error=refusal)
-        self._tell(Refused(scope=self.engine.account.scope, message=str(refusal)))
+        self._tell(self.engine.account.refused(refusal))
 
     def send_all(self, requests: Sequence[PlannedRequest]) -> None:
         """Send every request in the client's pool and wait for all of them."""

@@ -223,7 +223,7 @@ class PartWork:
         try:
             status = self._call(lambda: self._office.strategy.poll(part.job or ""))
         except RemoteGone:
-            self._steps.end(part, Ended(actual=None, note="stray job gone"))
+            self._office.tell(*self._steps.end(part, Ended(actual=None, note="stray job gone")))
             return replace(part, state="done")
         part = self._told(part, status)
         if status.state == "running":

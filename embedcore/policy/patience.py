@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from embedcore.errors import BudgetExceeded
-from embedcore.events import Observer, Refused
+from embedcore.events import Observer
 from embedcore.storage.amounts import HeldLoosely
 
 if TYPE_CHECKING:
@@ -36,10 +36,10 @@ def hold_patiently(
             return hold()
         except HeldLoosely as wait:
             if monotonic() >= until:
-                observe(Refused(scope=account.scope, message=str(wait)))
+                observe(account.refused(wait))
                 raise wait.refusal from None
         except BudgetExceeded as error:
-            observe(Refused(scope=account.scope, message=str(error)))
+            observe(account.refused(error))
             raise
         pause(look * random.uniform(0.5, 1.5))  # noqa: S311 - spreads, hides nothing
         look = min(look * 2, _LONGEST_LOOK)

@@ -172,10 +172,10 @@ class _Embedding:
         if piece.results:
             self.on_ready()
         pause = Pause(piece.stop, self.engine.wait_for)
-        await_budget(self.engine.account.scope, error, self.engine.observe, pause)
+        await_budget(self.engine.account, error, self.engine.observe, pause)
 
     def _told_of(self, error: BudgetExceeded) -> None:
-        self.engine.observe(Refused(scope=self.engine.account.scope, message=str(error)))
+        self.engine.observe(self.engine.account.refused(error))
 
     def _tell(self, event: Event) -> None:
         # What is refused is tried again in a smaller piece; the last refusal is told.

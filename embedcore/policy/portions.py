@@ -13,6 +13,7 @@ from embedcore.events import BudgetWait, Event, Observer, Refused
 if TYPE_CHECKING:
     from embedcore.policy.engine import Engine
     from embedcore.policy.planning import PlannedRequest
+    from embedcore.policy.purse import Account
 
 OnBudget: TypeAlias = Literal["raise", "stop", "wait"]
 
@@ -118,13 +119,13 @@ def without_refusals(engine: Engine) -> Engine:
 
 
 def await_budget(
-    scope: str, refusal: BudgetExceeded, observe: Observer, pause: Callable[[float], None]
+    account: Account, refusal: BudgetExceeded, observe: Observer, pause: Callable[[float], None]
 ) -> None:
     """Wait until the window of the limit ends, or for a look before. Raises what cannot be waited
     for: more than the whole limit, or a limit in total; and what ``pause`` raises."""
     if refusal.never_fits or refusal.resets_at is None:
-        observe(Refused(scope=scope, message=str(refusal)))
+        observe(account.refused(refusal))
         raise refusal
     seconds = (refusal.resets_at - datetime.now(UTC)).total_seconds()
-    observe(BudgetWait(scope=scope, until=refusal.resets_at, message=refusal.message))
+    observe(BudgetWait(scope=account.scope, until=refusal.resets_at, message=refusal.message))
     pause(min(max(seconds, 0.0) + 0.05, _LOOK_SECONDS))

@@ -36,12 +36,44 @@ logger = logging.getLogger("embedcore")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Account:
-    """Whose money it is, and what it may be spent on. ``ledger`` None: nothing costs anything."""
+    """Whose money it is, and what it may be spent on. ``ledger`` None: nothing costs anything.
+
+    ``provider``, ``model``: what it is spent on, for observers.
+    """
 
     ledger: Ledger | None = None
     scope: str = "default"
     limits: tuple[Limit, ...] = ()
     wait: float = 30.0
+    provider: str = ""
+    model: str = ""
+
+    def held(self, amount: Amount) -> Held:
+        """What observers are told of money that was set aside."""
+        return Held(
+            scope=self.scope,
+            tokens=amount.tokens,
+            picodollars=amount.cost,
+            provider=self.provider,
+            model=self.model,
+        )
+
+    def settled(self, amount: Amount, *, uncertain: bool) -> Settled:
+        """The same of what was charged."""
+        return Settled(
+            scope=self.scope,
+            tokens=amount.tokens,
+            picodollars=amount.cost,
+            uncertain=uncertain,
+            provider=self.provider,
+            model=self.model,
+        )
+
+    def refused(self, refusal: Exception) -> Refused:
+        """The same of a limit that refused a call."""
+        return Refused(
+            scope=self.scope, message=str(refusal), provider=self.provider, model=self.model
+        )
 
 
 def require_price(account: Account, info: ModelInfo) -> None:
@@ -140,7 +172,7 @@ class Purse:
         try:
             return ledger.send(grant, amount, fresh=fresh, model=self._label, inputs=inputs)
         except BudgetExceeded as error:
-            self._observe(Refused(scope=self._account.scope, message=str(error)))
+            self._observe(self._account.refused(error))
             raise
 
     def not_sent(self, attempt: Attempt | None) -> None:
@@ -185,7 +217,7 @@ class Purse:
         )
         if last:
             self._sole = self._grant = None
-        self._tell(*near, self._settled(actual, uncertain=False))
+        self._tell(*near, self._account.settled(actual, uncertain=False))
         return actual
 
     def account_for(
@@ -225,7 +257,7 @@ class Purse:
                 exact=False,
             )
         near = self._account.ledger.charge(attempt, note=note, request_id=request_id)
-        self._tell(*near, self._settled(amount, uncertain=True))
+        self._tell(*near, self._account.settled(amount, uncertain=True))
 
     def correct(self, attempt: Attempt | None, tokens: int | None) -> None:
         """The answer of a request that was given up, and charged, came after all."""
@@ -311,15 +343,7 @@ class Purse:
             self._grant = ledger.hold(
                 account.scope, amount, account.limits, lane=self._lane, loose=loose, final=final
             )
-        self._observe(Held(scope=account.scope, tokens=amount.tokens, picodollars=amount.cost))
-
-    def _settled(self, amount: Amount, *, uncertain: bool) -> Settled:
-        return Settled(
-            scope=self._account.scope,
-            tokens=amount.tokens,
-            picodollars=amount.cost,
-            uncertain=uncertain,
-        )
+        self._observe(account.held(amount))
 
     def _tell(self, *events: Event) -> None:
         for event in events:

@@ -18,7 +18,6 @@ from embedcore.errors import (
     InputRejected,
     StorageFull,
 )
-from embedcore.events import Held
 from embedcore.policy.blocks import Row, RowReader, elements, name_rows
 from embedcore.policy.collecting import read_again
 from embedcore.policy.draining import choose_now, take_what_is_there, what_fits
@@ -287,4 +286,4 @@ def _hold(office: BatchOffice, batch: BatchRecord) -> None:
         pause=Pause(wait_for=engine.wait_for),
         monotonic=engine.monotonic,
     )
-    engine.observe(Held(scope=engine.account.scope, tokens=amount.tokens, picodollars=amount.cost))
+    engine.observe(engine.account.held(amount))

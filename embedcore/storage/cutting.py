@@ -7,7 +7,7 @@ part takes its own from there. What must be sent again is held anew, on the day 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
@@ -56,11 +56,22 @@ def priced(tokens: int, price: str | None) -> Amount:
 
 
 class Cutter:
-    """Cuts parts for one pool. ``limits``: of the caller whose budget it is."""
+    """Cuts parts for one pool. ``limits``: of the caller whose budget it is.
 
-    def __init__(self, ledger: Ledger, pool: Pool, limits: Sequence[Limit] = ()) -> None:
+    ``on_held`` gets the amount of a part that was not held with its whole batch.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        pool: Pool,
+        limits: Sequence[Limit] = (),
+        *,
+        on_held: Callable[[Amount], None] = lambda _: None,
+    ) -> None:
         self.pool = pool
         self.limits = tuple(limits)
+        self._on_held = on_held
         self.database = ledger.database
         self._ledger = ledger
 
@@ -118,12 +129,12 @@ class Cutter:
                 self._close_spare(connection, batch)
                 return None, after
             amount = cut.of(chosen)
-            grant, refusal = self._take(connection, batch, amount)
+            grant, refusal, anew = self._take(connection, batch, amount)
             if grant is None:
                 # What fits is submitted, and the rest when there is budget again.
                 chosen = chosen[: self._fitting(connection, chosen, cut)] or chosen[:1]
                 amount = cut.of(chosen)
-                grant, _ = self._take(connection, batch, amount)
+                grant, _, anew = self._take(connection, batch, amount)
             if grant is not None:
                 part = self._insert(connection, batch, grant, amount, cut, len(chosen))
                 connection.executemany(
@@ -132,6 +143,8 @@ class Cutter:
                 )
         if grant is None and refusal is not None:
             raise refusal
+        if anew:
+            self._on_held(amount)
         return part, chosen[-1][0]
 
     def _fitting(
@@ -180,7 +193,8 @@ class Cutter:
 
     def _take(
         self, connection: sqlite3.Connection, batch: BatchRecord, amount: Amount
-    ) -> tuple[Grant | None, Exception | None]:
+    ) -> tuple[Grant | None, Exception | None, bool]:
+        """The money of a part, or why there is none; and whether it was not held before."""
         (spare,) = connection.execute(
             'SELECT "grant" FROM batch WHERE id = ?', (batch.id,)
         ).fetchone()
@@ -188,11 +202,12 @@ class Cutter:
             whole = Grant(id=spare, scope=self.pool.scope, lane="all", limits=(), loose=False)
             windows = entries.take(connection, whole, amount, None)
             if windows is not None:
-                grant = entries.new_grant(self.pool.scope, "all", self.limits, False)
+                mine = entries.new_grant(self.pool.scope, "all", self.limits, False)
                 moment = self._ledger.moment_in(connection)
-                entries.open_grant(connection, grant, windows, amount, moment, lease=None)
-                return grant, None
-        return self._hold(connection, amount)
+                entries.open_grant(connection, mine, windows, amount, moment, lease=None)
+                return mine, None, False
+        grant, refusal = self._hold(connection, amount)
+        return grant, refusal, grant is not None
 
     def _hold(
         self, connection: sqlite3.Connection, amount: Amount

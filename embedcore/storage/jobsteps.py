@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from embedcore.errors import StorageCorrupt
+from embedcore.events import Settled
 from embedcore.storage import entries, outcomes, windows as counters
 from embedcore.storage.amounts import Amount, Attempt, Grant, Limit
 from embedcore.storage.jobs import Jobs, change, in_flight
@@ -16,7 +17,7 @@ from embedcore.storage.partrecords import Part
 if TYPE_CHECKING:
     import sqlite3
 
-    from embedcore.events import LimitNear
+    from embedcore.events import Event, LimitNear
     from embedcore.storage.batchrecords import Pool
     from embedcore.storage.windows import Moment
 
@@ -122,14 +123,14 @@ class JobSteps:
                 trouble=why,
             )
 
-    def charge_extra(self, part: Part, job: str) -> None:
+    def charge_extra(self, part: Part, job: str) -> list[Event]:
         """A second job of the same part was found and cancelled: what it may cost is spent."""
         with self.jobs.step(part) as (connection, moment):
             known = connection.execute("SELECT jobs FROM part WHERE id = ?", (part.id,)).fetchone()[
                 0
             ]
             if job in known.split(","):
-                return
+                return []
             amount = _amount(part)
             windows = counters.ids(connection, self.pool.scope, "all", moment)
             counters.spend(connection, windows, amount)
@@ -144,34 +145,38 @@ class JobSteps:
                 note=f"batch job {job} was created twice and cancelled: uncertain",
             )
             change(connection, part, jobs=f"{known},{job}".strip(","))
+            return [self._settled(amount, uncertain=True)]
 
-    def lose(self, part: Part, *, next_at: int, note: str) -> list[LimitNear]:
+    def lose(self, part: Part, *, next_at: int, note: str) -> list[Event]:
         """Nobody knows whether there is a job, and its input is gone: charged as uncertain.
 
         Its texts may be submitted in another part.
         """
         with self.jobs.step(part) as (connection, moment):
+            before = _booked(connection, part)
             near = outcomes.charge(connection, self._attempt(part), moment, note=note)
             _free_items(connection, part)
             change(connection, part, state="lost", next=next_at, tries=0, trouble=note)
-            return near
+            return [*near, *self._changed(before, _booked(connection, part))]
 
-    def clear(self, part: Part) -> None:
+    def clear(self, part: Part) -> list[Event]:
         """Long after, still nothing shows such a job: what was charged is corrected to zero."""
         with self.jobs.step(part) as (connection, moment):
+            before = _booked(connection, part)
             outcomes.give_back(connection, self._attempt(part), moment, note="no such job appeared")
             _end(connection, part, moment, trouble=None)
+            return self._changed(before, _booked(connection, part))
 
-    def end(
-        self, part: Part, ended: Ended, tried: Sequence[tuple[int, str]] = ()
-    ) -> list[LimitNear]:
+    def end(self, part: Part, ended: Ended, tried: Sequence[tuple[int, str]] = ()) -> list[Event]:
         """The remote job has ended and all that it had to give is stored.
 
         The money is settled, and every text without an outcome is to be submitted again, or has
         failed. ``tried``: those with an error that a new job may not have, and why; they count one
-        more try in any case. Raises ``Superseded``.
+        more try in any case. Returns what observers are told once it is committed. Raises
+        ``Superseded``.
         """
         with self.jobs.step(part) as (connection, moment):
+            before = _booked(connection, part)
             near = self._account(connection, part, ended, moment)
             reason = ended.reason or "the job ended without a result for it"
             mine = "WHERE part = ? AND state = 'open'"
@@ -203,7 +208,29 @@ class JobSteps:
             _remember_unread(connection, part, ended.unbelieved)
             _free_items(connection, part)
             _end(connection, part, moment, trouble=None)
-            return near
+            return [*near, *self._changed(before, _booked(connection, part))]
+
+    def _changed(self, before: _Booked, after: _Booked) -> list[Event]:
+        """What an attempt counts as in the books, told as what changed."""
+        if before == after:
+            return []
+        told: list[Event] = []
+        if before.uncertain:
+            told.append(self._settled(before.amount, uncertain=True, sign=-1))
+        if after.amount != Amount():
+            told.append(self._settled(after.amount, uncertain=after.uncertain))
+        return told
+
+    def _settled(self, amount: Amount, *, uncertain: bool, sign: int = 1) -> Settled:
+        provider, _, model = self.pool.model.partition(":")
+        return Settled(
+            scope=self.pool.scope,
+            tokens=sign * amount.tokens,
+            picodollars=sign * amount.cost,
+            uncertain=uncertain,
+            provider=provider,
+            model=model,
+        )
 
     def _account(
         self, connection: sqlite3.Connection, part: Part, ended: Ended, moment: Moment
@@ -240,6 +267,24 @@ class JobSteps:
 
     def _attempt(self, part: Part) -> Attempt:
         return Attempt(id=part.attempt or 0, grant=self._grant(part), amount=_amount(part))
+
+
+class _Booked(NamedTuple):
+    """What a part's attempt counts as spent; ``uncertain``: without proof."""
+
+    amount: Amount
+    uncertain: bool
+
+
+def _booked(connection: sqlite3.Connection, part: Part) -> _Booked:
+    row = connection.execute(
+        "SELECT actual_tokens, actual_cost, state = 'charged' FROM attempt "
+        "WHERE id = ? AND state IN ('settled', 'charged')",
+        (part.attempt,),
+    ).fetchone()
+    if row is None:
+        return _Booked(Amount(), False)
+    return _Booked(Amount(tokens=row[0], cost=row[1]), bool(row[2]))
 
 
 def _amount(part: Part) -> Amount:

@@ -8,6 +8,8 @@ import json
 import threading
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import get_args
 
 import pytest
 
@@ -37,10 +39,24 @@ from embedcore import (  # noqa: E402
 )
 from embedcore.adapters.opentelemetry import OpenTelemetryObserver  # noqa: E402
 from embedcore.events import (  # noqa: E402
+    BatchChanged,
+    BatchStopped,
+    BatchStray,
+    BatchWaits,
+    BoundViolated,
+    BudgetWait,
+    Event,
+    Held,
+    LimitNear,
+    LimitsLearned,
+    Progress,
+    Refused,
     RequestFailed,
     RequestFinished,
     RequestSent,
     Reused,
+    Settled,
+    StoreProblem,
     Throttled,
 )
 from embedcore.testing import FakeEmbedder, FakeOpenAI, vectors_of  # noqa: E402
@@ -293,6 +309,92 @@ def test_the_budget_is_counted_by_scope(connect, server, telemetry):
     assert telemetry.total("embedcore.budget.held", scope="team") >= billed > 0
     assert telemetry.total("embedcore.budget.refused", scope="team") == 1
     assert telemetry.total("embedcore.budget.cost") == pytest.approx(billed * 0.02e-6)
+
+
+@pytest.mark.case("H2")
+def test_what_is_held_settled_and_refused_names_the_model(connect, telemetry):
+    client = connect(scope="team", budget={"daily_token_limit": 6})
+    client.embed_texts(["one text"])
+    with pytest.raises(TokenBudgetExceeded):
+        client.embed_texts(["many words of which there are far too many for it"])
+    for name in ("held", "settled", "cost", "refused"):
+        points = telemetry.read()[f"embedcore.budget.{name}"]
+        for point in points:
+            assert point.attributes["gen_ai.provider.name"] == "openai"
+            assert point.attributes["gen_ai.request.model"] == MODEL
+            assert point.attributes["embedcore.scope"] == "team"
+
+
+@pytest.mark.case("H2")
+def test_a_batch_costs_what_it_cost(server, canary, telemetry, tmp_path):
+    client = EmbeddingClient(
+        options={"batch": True},
+        observers=[telemetry.observer],
+        config={"home": tmp_path / "batches", "scope": "team"},
+    )
+    with client:
+        client.batch_embed_texts(["one text", "two texts"], poll_interval=0.01)
+    billed = server.batches.meter.billed_tokens
+    assert billed > 0
+    assert telemetry.total("embedcore.budget.settled", scope="team", uncertain=False) == billed
+    assert telemetry.total("embedcore.budget.held", scope="team") >= billed
+    assert telemetry.total("embedcore.budget.cost") == pytest.approx(billed * 0.01e-6)
+    (settled,) = telemetry.read()["embedcore.budget.settled"]
+    assert settled.attributes["gen_ai.request.model"] == MODEL
+    assert telemetry.total("embedcore.batch.changes", scope="team") > 0
+
+
+@pytest.mark.case("H2")
+def test_what_is_taken_back_has_a_counter_of_its_own(telemetry):
+    told = {"scope": "s", "provider": "p", "model": "m"}
+    for tokens, uncertain in ((9, True), (-9, True), (5, False)):
+        telemetry.observer(
+            Settled(tokens=tokens, picodollars=tokens * 10**12, uncertain=uncertain, **told)
+        )
+    assert telemetry.total("embedcore.budget.settled") == 14
+    assert telemetry.total("embedcore.budget.corrected") == 9
+    assert telemetry.total("embedcore.budget.cost") == 14
+    assert telemetry.total("embedcore.budget.corrected_cost") == 9
+
+
+@pytest.mark.case("H2")
+def test_every_event_reaches_it(telemetry):
+    """But the one that an attempt begins: it is told when it has ended."""
+    moment = datetime(2026, 11, 30, tzinfo=UTC)
+    who = {"provider": "p", "model": "m"}
+    events = {
+        "waits": BudgetWait(scope="s", until=moment, message="later"),
+        "batch waits": BatchWaits(batch="b", scope="s", until=None, message="later"),
+        "near": LimitNear(scope="s", period="day", unit="tokens", used=9, limit=10),
+        "underestimated": BoundViolated(held=3, billed=10, **who),
+        "problems": StoreProblem(path="/secret/place", message="full of secrets"),
+        "changes": BatchChanged(
+            job="j", status="completed", completed=2, failed=0, total=2, scope="s"
+        ),
+        "strays": BatchStray(job="j", scope="s", tokens=3, picodollars=4),
+        "stopped": BatchStopped(batch="b", job="j", texts=6, scope="s"),
+        "limits": LimitsLearned(
+            endpoint="https://host/v1", model="m", requests_per_minute=60, tokens_per_minute=None
+        ),
+        "progress": Progress(done=3, total=None, tokens=1, picodollars=1),
+    }
+    for event in events.values():
+        telemetry.observer(event)
+    read = telemetry.read()
+    assert {name: [point.value for point in points] for name, points in read.items()} == {
+        "embedcore.budget.waits": [1, 1],
+        "embedcore.budget.near": [1],
+        "embedcore.budget.underestimated": [7],
+        "embedcore.cache.problems": [1],
+        "embedcore.batch.changes": [1],
+        "embedcore.batch.strays": [1],
+        "embedcore.batch.stopped": [6],
+        "embedcore.rate_limit.requests": [60],
+        "embedcore.progress.done": [3],
+    }
+    assert "secret" not in telemetry.exported()
+    known = {RequestSent, RequestFinished, RequestFailed, Throttled, Reused, Held, Settled, Refused}
+    assert known | {type(event) for event in events.values()} == set(get_args(Event))
 
 
 def test_what_nobody_can_prove_is_uncertain(connect, server, telemetry):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from embedcore import EmbeddingClient
-from embedcore.events import Event
+from embedcore.events import Event, Held, Settled
 from embedcore.policy.batchjob import BatchJob
 from embedcore.provider.types import BatchOutcome
 from embedcore.storage import usage
@@ -128,6 +128,16 @@ class Bureau:
         assert used.held == Amount(tokens=left, cost=used.held.cost if left else 0)
         billed = self.meter.billed_tokens
         assert used.spent.tokens == billed if certain else used.spent.tokens >= billed
+        self.check_events(used.spent)
+
+    def check_events(self, spent: Amount) -> None:
+        """Observers were told of all that was spent, and on what."""
+        settled = self.told(Settled)
+        assert sum(one.tokens for one in settled) == spent.tokens
+        assert sum(one.picodollars for one in settled) == spent.cost
+        info = self.embedder.info
+        names = {(one.provider, one.model) for one in [*settled, *self.told(Held)]}
+        assert names <= {(info.provider, info.model)}
 
     @property
     def files(self) -> list[str]:
