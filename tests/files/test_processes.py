@@ -91,6 +91,44 @@ def test_killed_again_and_again_it_pays_for_the_block_in_flight_at_most(
     case = runs(suffix)
     chance = random.Random(suffix)
     for _ in range(100):
+        code, _ = case.run(count, block, scene=DIES.format(after=chance.randrange(1, 60)))
+        kills += code != 0
+        if code == 0:
+            break
+    assert kills >= 2
+    check_paid(case, count, kills * block, check_rows)
+
+
+# Killed when it has paid for so many texts.
+DIES = """
+left, pay = [{after}], fakes.FakeClient._pay
+def paying(self, text):
+    pay(self, text)
+    left[0] -= 1
+    if left[0] == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+fakes.FakeClient._pay = paying
+"""
+
+
+def check_paid(case: Runs, count: int, most: int, check_rows: Callable[..., None]) -> None:
+    check_rows(case.output, [f"text {i}" for i in range(count)])
+    assert len(set(case.paid)) == count
+    assert len(case.paid) - count <= most
+    assert [path.name for path in case.output.parent.iterdir() if "journal" in path.name] == []
+
+
+@pytest.mark.campaign(short=True)
+@pytest.mark.fault(144)
+@pytest.mark.fault(149)
+@pytest.mark.parametrize("suffix", ["jsonl", "npy", "parquet"])
+def test_killed_at_any_time_it_pays_for_the_block_in_flight_at_most(
+    runs: Callable[[str], Runs], suffix: str, check_rows: Callable[..., None]
+) -> None:
+    count, block, kills = 150, 10, 0
+    case = runs(suffix)
+    chance = random.Random(suffix)
+    for _ in range(100):
         process = case.start(count, block, pause=0.004)
         before = len(case.paid)
         stop_at = before + chance.randrange(1, 60)
@@ -102,11 +140,7 @@ def test_killed_again_and_again_it_pays_for_the_block_in_flight_at_most(
         process.communicate(timeout=120)
         if process.returncode == 0:
             break
-    assert kills >= 2
-    check_rows(case.output, [f"text {i}" for i in range(count)])
-    assert len(set(case.paid)) == count
-    assert len(case.paid) - count <= kills * block
-    assert [path.name for path in case.output.parent.iterdir() if "journal" in path.name] == []
+    check_paid(case, count, kills * block, check_rows)
 
 
 # Forks one child for each step that touches the disk, kills it there, and runs to the end after it.
@@ -177,17 +211,29 @@ def test_killed_at_every_step_that_touches_the_disk(
     assert int(said.removeprefix("killed at ")) > 10
 
 
+# It has paid for so many texts, and is at the next for ever.
+STOPS = """
+left, pay = [{after}], fakes.FakeClient._pay
+def paying(self, text):
+    if left[0] == 0:
+        signal.pause()
+    pay(self, text)
+    left[0] -= 1
+fakes.FakeClient._pay = paying
+"""
+
+
 def test_two_processes_on_one_output(
     runs: Callable[[str], Runs], new_client: Any, check_rows: Callable[..., None]
 ) -> None:
     case = runs("jsonl")
-    first = case.start(100, 5, pause=0.05)
+    first = case.start(100, 5, scene=STOPS.format(after=7))
     while len(case.paid) < 7:
         time.sleep(0.005)
     with pytest.raises(StorageBusy, match=f"process {first.pid} on"):
         embed_files(new_client(), [iter(["a"])], case.output)
     first.kill()
-    first.communicate(timeout=60)
+    first.communicate(timeout=120)
     # Its death releases the lock.
     client = new_client()
     embed_files(client, [(f"text {i}" for i in range(100))], case.output)

@@ -80,7 +80,7 @@ def open_ledger(state_path: Path, clock: Clock) -> Iterator[Callable[..., Ledger
     """Another ledger over the same file, with connections of its own."""
     databases = []
 
-    def opened(path: Path | None = state_path, *, timeout: float = 5.0, **rest: Any) -> Ledger:
+    def opened(path: Path | None = state_path, *, timeout: float = 60.0, **rest: Any) -> Ledger:
         zone = rest.pop("zone", None)
         databases.append(Database(path, STATE, version=STATE_VERSION, timeout=timeout, **rest))
         return Ledger(databases[-1], zone=zone, clock=clock)
@@ -137,7 +137,7 @@ def open_store(vectors_path: Path, clock: Clock) -> Iterator[Callable[..., Vecto
     opened = []
 
     def open_one(path: Path = vectors_path, *, cap: int = 10**9, **rest: Any) -> VectorStore:
-        opened.append(VectorStore(path, cap=cap, **{"busy_timeout": 5.0, "now": clock} | rest))
+        opened.append(VectorStore(path, cap=cap, **{"busy_timeout": 60.0, "now": clock} | rest))
         return opened[-1]
 
     yield open_one

