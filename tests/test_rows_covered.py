@@ -1,19 +1,26 @@
-"""Does every row of the fault catalogue that is due have a test that names it?"""
+"""Every row of the fault catalogue and of the reported cases that is due has a test naming it."""
 
 from __future__ import annotations
 
 import ast
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 CATALOGUE = REPOSITORY.parent / "shared" / "FAULTS.md"
+CASES = REPOSITORY.parent / "shared" / "cases" / "README.md"
 
 # Rows of work that has not begun, with the reason. A row that has a test does not belong here.
 NOT_YET = {
     139: "no CSV is written",
+}
+CASES_NOT_YET = {
+    **dict.fromkeys(("F3", "F4", "F5", "F6", "F10", "F11", "F12", "F13"), "files at scale"),
+    **dict.fromkeys(("G1", "G5"), "the store and the limits of several processes"),
+    "H7": "the current GenAI conventions of OpenTelemetry",
 }
 
 
@@ -27,24 +34,31 @@ def catalogue() -> dict[int, str]:
     return {int(number): fault.strip() for number, fault in rows}
 
 
-def with_tests() -> dict[int, set[str]]:
-    """Number → the files whose tests name it, found without running them."""
-    found: dict[int, set[str]] = {}
+def cases() -> set[str]:
+    """The reported cases, as "A1"."""
+    if not CASES.is_file():
+        pytest.skip("the cases are not beside the repository")
+    return set(re.findall(r"^\| ([A-Z]\d+) \|", CASES.read_text(encoding="utf-8"), re.M))
+
+
+def with_tests(mark: str = "fault") -> dict[Any, set[str]]:
+    """Row → the files whose tests name it, found without running them."""
+    found: dict[Any, set[str]] = {}
     folders = [REPOSITORY / "tests", *(REPOSITORY / "providers").glob("*/tests")]
     for path in (path for folder in folders for path in folder.rglob("*.py")):
-        for number in marks(path.read_text(encoding="utf-8")):
-            found.setdefault(number, set()).add(path.relative_to(REPOSITORY).as_posix())
+        for row in marks(path.read_text(encoding="utf-8"), mark):
+            found.setdefault(row, set()).add(path.relative_to(REPOSITORY).as_posix())
     return found
 
 
-def marks(source: str) -> list[int]:
-    """The numbers of every ``pytest.mark.fault(number)`` in a file."""
+def marks(source: str, mark: str = "fault") -> list[Any]:
+    """What every ``pytest.mark.fault(number)``, or another mark, names in a file."""
     return [
         argument.value
         for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.fault"
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == f"pytest.mark.{mark}"
         for argument in node.args
-        if isinstance(argument, ast.Constant) and isinstance(argument.value, int)
+        if isinstance(argument, ast.Constant)
     ]
 
 
@@ -56,6 +70,21 @@ def test_every_row_that_is_due_has_a_test():
         if number not in have and number not in NOT_YET
     }
     assert not missing, "\n".join(f"{number}: {fault}" for number, fault in missing.items())
+
+
+def test_every_case_that_is_due_has_a_test():
+    assert sorted(cases() - set(with_tests("case")) - set(CASES_NOT_YET)) == []
+
+
+def test_a_case_that_is_put_off_has_no_test_yet():
+    named = with_tests("case")
+    assert {case: files for case, files in named.items() if case in CASES_NOT_YET} == {}
+
+
+def test_there_is_a_case_for_every_name_that_a_test_gives():
+    known = cases()
+    assert {case: files for case, files in with_tests("case").items() if case not in known} == {}
+    assert set(CASES_NOT_YET) <= known
 
 
 def test_a_row_that_is_put_off_has_no_test_yet():
