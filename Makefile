@@ -67,7 +67,7 @@ INTEGRATED = .venv-integrations/bin/python -m pytest -q -m "not campaign" \
 
 test-integrations: .venv-integrations/.installed-dev
 	.venv-integrations/bin/mypy embedcore/adapters
-	$(INTEGRATED) $(wildcard tests/adapters tests/recipes)
+	$(INTEGRATED) $(wildcard tests/adapters tests/recipes) tests/policy/test_tables.py
 
 $(ADAPTERS): test-%: .venv-integrations/.installed-dev
 	$(INTEGRATED) tests/adapters tests/recipes -k $*

@@ -179,6 +179,10 @@ class EmbeddingClient(AwaitedForms, StreamedForms, BatchForms):
     ) -> EmbeddingResult:
         """Vectors as an array, and what became of every row.
 
+        ``texts``: strings in an order: a list, a column of a table, an array of one dimension, of
+        Arrow too, or an iterator. A mapping or a whole table is refused: ``InputRejected`` names
+        what to choose from.
+
         ``on_error="keep"`` notes what is wrong with a row, and transient errors whose attempts
         are used up, instead of raising; everything else is raised in any case.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from embedcore.errors import ConfigurationError
 from embedcore.observers import with_progress
 from embedcore.policy.asyncstream import AsyncEmbeddingStream
-from embedcore.policy.blocks import RowReader, elements
+from embedcore.policy.blocks import RowReader
 from embedcore.policy.pieces import OnError
 from embedcore.policy.pipeline import Pipeline
 from embedcore.policy.portions import OnBudget, check_on_budget
@@ -55,7 +55,7 @@ class StreamedForms:
         """
         _check(on_error, on_budget, block_size)
         reader = RowReader(text=text, key=key)
-        source = elements(rows)
+        source = reader.elements(rows)
         pipeline = Pipeline(
             equipped(self._engine, progress=progress, cache=cache),
             input_type=input_type,

@@ -17,7 +17,7 @@ from collections.abc import (
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from embedcore.policy.blocks import Block, RowReader, elements
+from embedcore.policy.blocks import Block, RowReader
 from embedcore.policy.feed import FLUSH_SECONDS, Feed
 from embedcore.policy.outlet import Outlet, OutletView
 from embedcore.policy.pieces import closed
@@ -79,7 +79,7 @@ class AsyncEmbeddingStream(OutletView, AsyncIterator[Block]):
         if isinstance(source, AsyncIterable):
             self._paused = aiter(source)
         else:
-            self._plain = iter(elements(source))
+            self._plain = iter(reader.elements(source))
         self._pipeline = pipeline(self._bell.ring)
         self._feed = Feed(self._pipeline, reader, on_error, flush_seconds=flush_seconds)
         self._outlet = Outlet(self._pipeline, on_budget)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from embedcore.errors import ConfigurationError, InputRejected
 from embedcore.policy.result import Spending, zero_rows
+from embedcore.policy.sources import choices_in, in_order, plain
 
 if TYPE_CHECKING:
     import numpy as np
@@ -118,6 +119,11 @@ class RowReader:
         self._key = key
         self._count = 0
 
+    def elements(self, rows: Any) -> Iterable[Any]:
+        """The elements of a stream, in their order. Raises ``InputRejected`` for what has none, is
+        one text, or is a table that does not give its rows."""
+        return in_order(rows, "an iterable of rows", column=self._text)
+
     def row(self, item: Any) -> Row:
         """The next element; ``problem`` says what is wrong with one that has no key or text."""
         number = self._count
@@ -136,17 +142,20 @@ class RowReader:
 
 
 def _plain(item: Any, number: int) -> Row:
+    if isinstance(item, str):
+        return Row(number, item, item)
     if isinstance(item, tuple) and len(item) == 2:
         return Row(item[0], item[1], item)
-    if isinstance(item, Mapping):
-        known = ", ".join(map(str, item))
+    value = plain(item)
+    choices = None if isinstance(value, str) else choices_in(value)
+    if choices is not None and choices.is_mapping:
         raise InputRejected(
-            f"row {number} is a mapping with {known[:200]}: say which column is the text, as in "
+            f"row {number} is a mapping with the {choices}: say which column is the text, as in "
             'embed_iter(rows, text="…", key="…")',
             position=number,
             reason="a mapping, and text= is not given",
         )
-    return Row(number, item, item)
+    return Row(number, value, item)
 
 
 def _column(item: Any, column: str | int, number: int) -> Any:
@@ -156,7 +165,7 @@ def _column(item: Any, column: str | int, number: int) -> Any:
             if isinstance(column, str) and column in getattr(item, "_fields", ()):
                 return getattr(item, column)
             return item[column]
-        except (LookupError, TypeError):
+        except (LookupError, TypeError, ValueError):  # an array's rows raise a ValueError
             pass
     raise InputRejected(
         f"row {number} has no {column!r}; it has: {_known_of(item)[:200]}",
@@ -166,23 +175,7 @@ def _column(item: Any, column: str | int, number: int) -> Any:
 
 
 def _known_of(item: Any) -> str:
-    if hasattr(item, "keys"):
-        return ", ".join(map(str, item.keys()))
-    return ", ".join(getattr(item, "_fields", ())) or type(item).__name__
-
-
-def elements(rows: object) -> Iterable[Any]:
-    """The elements of a stream; what has no order, or is one text, is refused."""
-    if isinstance(rows, (str, bytes, bytearray, set, frozenset, Mapping)):
-        raise InputRejected(
-            f"an iterable of rows is expected, not one {type(rows).__name__}",
-            reason="not an iterable of rows",
-        )
-    try:
-        return iter(rows)  # type: ignore[call-overload, no-any-return]
-    except TypeError:
-        pass
-    raise InputRejected(
-        f"an iterable of rows is expected, not {type(rows).__name__}",
-        reason="not an iterable of rows",
-    )
+    if hasattr(item, "_fields"):
+        return ", ".join(item._fields)
+    choices = choices_in(item)
+    return type(item).__name__ if choices is None else ", ".join(map(str, choices.names))

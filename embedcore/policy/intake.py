@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from embedcore.errors import EmbeddingError, InputRejected
+from embedcore.policy.sources import choices_in, in_order, plain
 from embedcore.provider.tokens import utf8_length
 
 _SHOWN_TYPE = 40
+_EMPTY = (
+    "is an empty text, which no model embeds: drop it, or have it kept as a failed row "
+    '(on_empty = "keep", for embed and embed_iter)'
+)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -47,56 +52,51 @@ def take_in(texts: Iterable[object], *, keep_empty: bool, keep: bool, first_row:
     """
     taken = Intake(number_of_first=first_row)
     known: dict[str, int] = {}
-    for row, text in enumerate(_snapshot(texts)):
+    # Whatever else gives texts in an order is read only once anyway.
+    given = list(texts) if isinstance(texts, list) else texts
+    for row, text in enumerate(in_order(given, "a list of texts")):
         try:
             taken.rows.append(_index_of(first_row + row, text, known, taken))
         except InputRejected as problem:
-            if not (keep or (keep_empty and isinstance(text, str) and not str.__len__(text))):
+            if not (keep or (keep_empty and problem.reason == _EMPTY)):
                 raise
             taken.rejected[row] = problem
             taken.rows.append(-1)
     return taken
 
 
-def _snapshot(texts: Iterable[object]) -> Iterable[object]:
-    """A copy of a list; whatever else gives texts in an order is read only once anyway."""
-    if isinstance(texts, list):
-        return list(texts)
-    # A set has no order for the rows to follow, and a mapping's values would be lost silently.
-    if not isinstance(texts, (str, bytes, bytearray, set, frozenset, dict)):
-        try:
-            return iter(texts)
-        except TypeError:
-            pass
-    kind = type(texts).__name__
-    hint = ": use embed_text(text), or put it into a list" if isinstance(texts, str) else ""
-    raise InputRejected(
-        f"a list of texts is expected, not one {kind}{hint}", reason="not a list of texts"
-    )
-
-
 def _index_of(row: int, text: object, known: dict[str, int], taken: Intake) -> int:
     if not isinstance(text, str):
-        kind = type(text).__name__[:_SHOWN_TYPE]
-        raise _rejected(row, f"is of type {kind}, not str; convert or drop it")
+        text = plain(text)
+        if not isinstance(text, str):
+            raise _rejected(row, _no_text(text))
     # A subclass may compare and print as it likes (an enum does): the characters are what counts.
-    plain = text if type(text) is str else str.__str__(text)
-    index = known.get(plain, -1)
+    as_str = text if type(text) is str else str.__str__(text)
+    index = known.get(as_str, -1)
     if index < 0:
-        size = _checked_size(row, plain)
-        index = known[plain] = len(taken.texts)
-        taken.texts.append(plain)
+        size = _checked_size(row, as_str)
+        index = known[as_str] = len(taken.texts)
+        taken.texts.append(as_str)
         taken.sizes.append(size)
     return index
 
 
+def _no_text(value: object) -> str:
+    kind = type(value).__name__[:_SHOWN_TYPE]
+    if hasattr(type(value), "as_py"):
+        return f"is a {kind} that cannot be read as text: its bytes are not what its type says"
+    choices = choices_in(value)
+    if choices is None:
+        return f"is of type {kind}, not str; convert or drop it"
+    way = choices.expression
+    if choices.is_mapping:
+        way = f"[{replace(choices, variable='row').expression} for row in rows]"
+    return f"is of type {kind} with the {choices}, not str: take the text out of it, as in {way}"
+
+
 def _checked_size(row: int, text: str) -> int:
     if not text:
-        raise _rejected(
-            row,
-            "is an empty text, which no model embeds: drop it, or have it kept as a failed row "
-            '(on_empty = "keep", for embed and embed_iter)',
-        )
+        raise _rejected(row, _EMPTY)
     try:
         return utf8_length(text)
     except UnicodeEncodeError as error:

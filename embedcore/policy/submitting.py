@@ -18,7 +18,7 @@ from embedcore.errors import (
     InputRejected,
     StorageFull,
 )
-from embedcore.policy.blocks import Row, RowReader, elements, name_rows
+from embedcore.policy.blocks import Row, RowReader, name_rows
 from embedcore.policy.collecting import read_again
 from embedcore.policy.draining import choose_now, take_what_is_there, what_fits
 from embedcore.policy.estimate import resolve_input_type
@@ -27,6 +27,7 @@ from embedcore.policy.patience import hold_patiently
 from embedcore.policy.preparing import Prepared
 from embedcore.policy.purse import require_price
 from embedcore.policy.shelf import room_for, shown_size
+from embedcore.policy.sources import plain
 from embedcore.policy.tidying import forget, sweep
 from embedcore.provider.types import BatchItem
 from embedcore.storage.batchrecords import BatchRecord, Wanted
@@ -83,7 +84,8 @@ def submit(office: BatchOffice, rows: Iterable[Any], how: Submission) -> BatchRe
     manifest = office.manifest(batch)
     try:
         writer = _Writer(office, batch, manifest, input_type, keep=how.on_error == "keep")
-        for block in _blocks(elements(rows), RowReader(text=how.text, key=how.key)):
+        reader = RowReader(text=how.text, key=how.key)
+        for block in _blocks(reader.elements(rows), reader):
             writer.write(block)
         writer.missing -= _found_again(office, batch)
         if writer.missing:
@@ -241,13 +243,14 @@ def _blocks(rows: Iterable[Any], reader: RowReader) -> Iterator[list[Row]]:
 
 def _name_of(row: Row, number: int) -> str | None:
     """The caller's key for a row as JSON; None where it has none but its number."""
-    if row.key is row.item or (type(row.key) is int and row.key == number):
+    key = plain(row.key)
+    if row.key is row.item or (type(key) is int and key == number):
         return None
     try:
-        name = json.dumps(row.key, ensure_ascii=False, allow_nan=False)
+        name = json.dumps(key, ensure_ascii=False, allow_nan=False)
         name.encode()
         # What JSON would change is another key afterwards: a tuple, or a number as a name.
-        if json.loads(name) == row.key:
+        if json.loads(name) == key:
             return name
     except (TypeError, ValueError):
         pass

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from embedcore.errors import ConfigurationError, EmbeddingError, InputRejected
-from embedcore.policy.blocks import Block, Row, RowReader, elements, name_rows
+from embedcore.policy.blocks import Block, Row, RowReader, name_rows
 from embedcore.storage.engine import driver
 
 Doc = namedtuple("Doc", "id body")
@@ -91,7 +91,7 @@ def test_a_row_of_a_database_is_a_row():
         # One character of a text is not a column.
         ("abc", 0, None, "row 1 has no 0; it has: str"),
         (None, "body", None, "row 1 has no 'body'; it has: NoneType"),
-        ({"body": "a"}, None, None, "row 1 is a mapping with body: say which column"),
+        ({"body": "a"}, None, None, "row 1 is a mapping with the keys 'body': say which column"),
     ],
 )
 def test_a_row_without_its_text_or_key_says_what_it_has(item, text, key, message):
@@ -113,7 +113,7 @@ def test_a_key_alone_is_refused():
 @pytest.mark.parametrize("rows", ["text", b"text", {"a"}, frozenset("a"), {"a": 1}, 7, None])
 def test_what_is_no_iterable_of_rows_is_refused(rows):
     with pytest.raises(InputRejected, match="an iterable of rows is expected, not"):
-        elements(rows)
+        RowReader(text=None, key=None).elements(rows)
 
 
 def test_a_block_gives_its_keys_with_their_vectors():

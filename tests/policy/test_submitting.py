@@ -260,3 +260,14 @@ def test_what_cannot_cost_anything_is_bought_with_every_limit_used_up(bureau: An
     bureau.client(daily=2).embed(["one two"])
     job = bureau.client(daily=2).submit_batch(["one two"])
     assert job.record.has_ended
+
+
+@pytest.mark.case("A11")
+def test_a_key_that_is_a_scalar_is_kept_as_its_value(bureau: Any) -> None:
+    pa = pytest.importorskip("pyarrow")
+    table = pa.table({"id": [7, 8], "text": ["one", "two"]})
+    with bureau.client() as client:
+        job = client.submit_batch(zip(*table.columns, strict=True))
+        assert keys_in(job) == [7, 8]
+        zero = pa.table({"id": [0, 1], "text": ["three", "four"]})
+        assert keys_in(client.submit_batch(zip(*zero.columns, strict=True))) == [0, 1]
