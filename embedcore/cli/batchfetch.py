@@ -21,15 +21,15 @@ from embedcore.cli.summary import next_command
 from embedcore.cli.text import dollars, facts, one_line, plural, shown_path
 from embedcore.errors import ConfigurationError, EmbeddingError, StorageError
 from embedcore.files.disk import display
-from embedcore.files.origin import require_same_maker
+from embedcore.files.origin import origin_of, require_same_maker
 from embedcore.files.resume import Target, require_free_names
-from embedcore.files.types import Origin
 
 if TYPE_CHECKING:
     from embedcore.cli.screen import Screen
     from embedcore.client import EmbeddingClient
     from embedcore.files.inputs import Inputs
     from embedcore.files.scan import Scan
+    from embedcore.files.types import Origin
     from embedcore.policy.batchjob import BatchJob
     from embedcore.policy.batchreport import BatchReport
 
@@ -69,7 +69,7 @@ def fetch_vectors(screen: Screen, wish: FetchWish) -> int:
         # Before the batch is looked after, which may buy what is missing.
         held.enter_context(target.claimed())
         _require_no_source(target, wish, note)
-        _require_replaceable(target, origin, overwrite=wish.overwrite)
+        _require_replaceable(target, client, origin.input_type, overwrite=wish.overwrite)
         report = _looked_after(screen, job, wish)
         source = _source(screen, wish, note, held)
         shown = held.enter_context(Shown(screen))
@@ -120,13 +120,7 @@ def _read_again(screen: Screen, job: BatchJob, wish: FetchWish) -> int:
 
 
 def _origin(client: EmbeddingClient, note: Note | None, input_type: str) -> Origin:
-    asked = (input_type or None) if note is None else note.input_type
-    return Origin(
-        model=f"{client.provider}:{client.model}",
-        fingerprint=client.fingerprint,
-        input_type=asked,
-        dimensions=client.dimensions,
-    )
+    return origin_of(client, (input_type or None) if note is None else note.input_type)
 
 
 def _require_no_source(target: Target, wish: FetchWish, note: Note | None) -> None:
@@ -140,13 +134,15 @@ def _require_no_source(target: Target, wish: FetchWish, note: Note | None) -> No
             )
 
 
-def _require_replaceable(target: Target, origin: Origin, *, overwrite: bool) -> None:
+def _require_replaceable(
+    target: Target, client: EmbeddingClient, input_type: str | None, *, overwrite: bool
+) -> None:
     """Vectors that were bought from somebody else are not overwritten unasked."""
     if overwrite:
         return
     found = target.origin()
     if found is not None:
-        require_same_maker(display(target.path), found, origin)
+        require_same_maker(display(target.path), found, client, input_type)
 
 
 def _source(

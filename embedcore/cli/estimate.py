@@ -53,6 +53,8 @@ class Estimate:
         """For a person."""
         plan = self.plan
         pairs = [("model", opened.name), ("rows", rows_text(plan))]
+        if plan.damaged:
+            pairs.append(("damaged", damaged_text(plan.damaged)))
         if plan.to_embed and opened.client.info.local:
             work = f"{plural(plan.to_embed, 'text')}, computed here for nothing"
             pairs.append(("to embed", work))
@@ -135,6 +137,11 @@ def rows_text(plan: FilePlan) -> str:
     ]
     details = ", ".join(filter(None, parts))
     return f"{plan.rows:,}" + (f" ({details})" if details else "")
+
+
+def damaged_text(rows: int) -> str:
+    """Rows of an output that are not as they were written."""
+    return f"{plural(rows, 'row')} of the output: what the input has of them is embedded anew"
 
 
 def _work(plan: FilePlan) -> str:

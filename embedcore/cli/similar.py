@@ -13,10 +13,11 @@ import click
 from embedcore.cli.opening import opened
 from embedcore.cli.options import model_option, scope_option, talking
 from embedcore.cli.screen import Screen
-from embedcore.cli.text import one_line, shown_path, wrapped
+from embedcore.cli.text import one_line, plural, shown_path, wrapped
 from embedcore.client import EmbeddingClient
 from embedcore.config import Config
 from embedcore.files.formats import output_format
+from embedcore.files.origin import same_space
 from embedcore.files.search import search
 from embedcore.provider.registry import split_model
 
@@ -75,7 +76,13 @@ def command(
         found = search(ready.client, questions, vectors, limit=limit, input_type=input_type)
         name = ready.name
     pairs = list(zip(questions, found, strict=True))
-    screen.answer({"model": name, "questions": [_fields(*pair) for pair in pairs]})
+    if found.damaged:
+        screen.complain(
+            f"warning: {plural(found.damaged, 'row')} of {shown_path(vectors)} damaged and left "
+            "out; embed the input again into it: what is damaged is embedded anew"
+        )
+    fields = [_fields(*pair) for pair in pairs]
+    screen.answer({"model": name, "damaged": found.damaged, "questions": fields})
     for question, hits in pairs:
         screen.show(_text(question, hits, name_question=len(questions) > 1))
 
@@ -95,7 +102,7 @@ def _alike(origin: Origin) -> Iterator[str]:
         model = ":".join(split_model(config.profile(name).model, default_provider=config.provider))
         if model == origin.model:
             with EmbeddingClient(name, config=config) as client:
-                if client.fingerprint == origin.fingerprint:
+                if same_space(origin, client):
                     yield name
 
 

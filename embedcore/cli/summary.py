@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from embedcore.cli.estimate import damaged_text
 from embedcore.cli.text import command, dollars, duration, facts, one_line, plural, shown_path
-from embedcore.files.formats import output_format
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,14 +54,8 @@ def report_fields(report: RunReport, ready: Opened) -> dict[str, Any]:
         "fingerprint": ready.client.fingerprint,
         "dimensions": ready.client.dimensions,
         **fields,
-        "tokens_cut": _tokens_cut(report.output) if report.truncated else 0,
         **usage,
     }
-
-
-def _tokens_cut(output: Path) -> int:
-    blocks = output_format(output).blocks(output, vectors=False)
-    return sum(int(block.cuts.sum(dtype="int64")) for block in blocks)
 
 
 def _lines(report: RunReport, info: ModelInfo) -> Iterator[tuple[str, str]]:
@@ -79,10 +73,12 @@ def _lines(report: RunReport, info: ModelInfo) -> Iterator[tuple[str, str]]:
         yield "bought", "nothing: $0"
     if report.reused:
         yield "reused", f"{plural(report.reused, 'text')} embedded before, not paid for again"
+    if report.damaged:
+        yield "damaged", damaged_text(report.damaged)
     if report.duplicates:
         yield "duplicates", f"{plural(report.duplicates, 'row')}, paid once"
     if report.truncated:
-        cut = plural(_tokens_cut(report.output), "token")
+        cut = plural(report.tokens_cut, "token")
         yield "truncated", f"{plural(report.truncated, 'row')} cut to fit the model, by {cut}"
     if report.failed and report.failed_path is not None:
         listed = shown_path(report.failed_path)

@@ -23,6 +23,23 @@ def content_digest(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
+def parsed_digest(text: object) -> bytes | None:
+    """The digest that is written as 64 hexadecimal digits; None for anything else."""
+    try:
+        digest = bytes.fromhex(text) if isinstance(text, str) else b""
+    except ValueError:
+        return None
+    return digest if len(digest) == SIZE else None
+
+
+def is_digest_of(digest: bytes, text: str) -> bool:
+    """Whether the text has that digest. One with half a character has none."""
+    try:
+        return content_digest(text) == digest
+    except UnicodeEncodeError:
+        return False
+
+
 def as_digests(raw: bytes | bytearray | memoryview) -> Digests:
     """An array of shape (n,) over ``32 * n`` bytes, without a copy."""
     return np.frombuffer(raw, dtype=f"S{SIZE}")

@@ -59,8 +59,8 @@ class RowWriter(Protocol):
 
 
 class OutputFormat(Protocol):
-    """One kind of output file. All reading raises ``ConfigurationError`` for a file that is not one
-    of ours or is damaged, naming it and the place."""
+    """One kind of output file. All reading raises ``ConfigurationError``, naming the file, for one
+    that is not ours, or so damaged that not even its maker is known. A damaged row is not sound."""
 
     def paths(self, output: Path) -> tuple[Path, ...]:
         """The files that make up one output, itself first."""
@@ -70,7 +70,7 @@ class OutputFormat(Protocol):
         """What made it. None: it has no rows and does not say."""
         ...
 
-    def blocks(self, output: Path, *, vectors: bool = True) -> Iterator[Block]:
+    def blocks(self, output: Path) -> Iterator[Block]:
         """Its rows, from the first to the last."""
         ...
 

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedcore.files.digests import SIZE, as_digests
+from embedcore.files.digests import SIZE, as_digests, is_digest_of, parsed_digest
 from embedcore.files.formats import Layout, RowWriter, finite_rows, not_ours
 from embedcore.files.scan import BLOCK_CHARACTERS
-from embedcore.files.types import RESERVED_COLUMNS, Block, JsonValue, Origin, Row, StoredRow
+from embedcore.files.sums import SUM, little_endian, row_sum, seed_of
+from embedcore.files.types import (
+    CUT_COLUMNS,
+    RESERVED_COLUMNS,
+    Block,
+    JsonValue,
+    Origin,
+    Row,
+    StoredRow,
+)
 
 if TYPE_CHECKING:
     from embedcore.files.types import Digests, Vectors
@@ -21,6 +31,7 @@ if TYPE_CHECKING:
 Fields: TypeAlias = dict[str, JsonValue]
 
 _LINES_AT_ONCE = 1024
+_NO_DIGEST: Final = bytes(SIZE)
 _ENCODER: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
 
@@ -31,13 +42,26 @@ class JsonlFormat:
         return (output,)
 
     def origin(self, output: Path) -> Origin | None:
-        first = next(numbered_objects(output), None)
-        return None if first is None else _origin_of(first[1], output, first[0])
+        """That of the first row that can be believed, else of the first that says one."""
+        number = 0
+        said: Origin | None = None
+        for number, fields in numbered_objects(output):
+            row = None if fields is None else _read_row(fields)
+            if row is not None:
+                said = said or row.origin
+                if row.sound:
+                    return row.origin
+            if number >= _LINES_AT_ONCE:
+                break
+        if number and said is None:
+            raise not_ours(output, f"none of its first {number} lines is a row of an output")
+        return said
 
-    def blocks(self, output: Path, *, vectors: bool = True) -> Iterator[Block]:
+    def blocks(self, output: Path) -> Iterator[Block]:
         origin = self.origin(output)
-        for numbered in object_blocks(numbered_objects(output)):
-            yield _block(numbered, output, origin, vectors)
+        if origin is not None:
+            for numbered in object_blocks(numbered_objects(output)):
+                yield _block(numbered, origin)
 
     def writer(self, files: Sequence[BinaryIO], layout: Layout) -> RowWriter:
         return _JsonlWriter(files[0], layout)
@@ -52,6 +76,8 @@ class _JsonlWriter:
         self, rows: Sequence[Row], digests: Digests, cuts: NDArray[np.uint32], vectors: Vectors
     ) -> None:
         origin = self._layout.origin
+        seed = seed_of(origin)
+        vectors = little_endian(vectors)
         for i, row in enumerate(rows):
             fields = head_fields(row, digests[i : i + 1], int(cuts[i]))
             fields |= {
@@ -59,6 +85,7 @@ class _JsonlWriter:
                 "fingerprint": origin.fingerprint,
                 "input_type": origin.input_type,
                 "vector": vectors[i].tolist(),
+                SUM: sum_of(fields, seed, vectors[i]),
             }
             fields |= tail_fields(row, self._layout)
             self._file.write(json_line(fields))
@@ -85,28 +112,34 @@ def json_line(fields: Fields) -> bytes:
     return _ENCODER.encode(fields).encode() + b"\n"
 
 
-def numbered_objects(path: Path) -> Iterator[tuple[int, Fields]]:
-    """The line numbers and objects of a file that this package wrote."""
+def numbered_objects(path: Path) -> Iterator[tuple[int, Fields | None]]:
+    """The numbers and objects of the lines that are not blank; None: it is no object."""
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
-                fields = json.loads(line)
-                if not isinstance(fields, dict):
-                    raise not_ours(path, f"line {number} is not an object")
-                yield number, fields
-    except (ValueError, RecursionError) as error:
-        raise not_ours(path, f"a line is not JSON ({error})") from None
+                if not line.isspace():
+                    yield number, _parsed(line)
     except OSError as error:
         raise not_ours(path, str(error.strerror or error)) from error
 
 
-def object_blocks(lines: Iterator[tuple[int, Fields]]) -> Iterator[list[tuple[int, Fields]]]:
+def _parsed(line: bytes) -> Fields | None:
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return fields if isinstance(fields, dict) else None
+
+
+def object_blocks(
+    lines: Iterator[tuple[int, Fields | None]],
+) -> Iterator[list[tuple[int, Fields | None]]]:
     """The same in lists, each bounded in lines and in text."""
-    block: list[tuple[int, Fields]] = []
+    block: list[tuple[int, Fields | None]] = []
     characters = 0
     for number, fields in lines:
         block.append((number, fields))
-        text = fields.get("text")
+        text = None if fields is None else fields.get("text")
         characters += len(text) if isinstance(text, str) else 0
         if len(block) >= _LINES_AT_ONCE or characters >= BLOCK_CHARACTERS:
             yield block
@@ -115,9 +148,13 @@ def object_blocks(lines: Iterator[tuple[int, Fields]]) -> Iterator[list[tuple[in
         yield block
 
 
-def stored_row(fields: Fields) -> StoredRow:
-    """The parts of a line that are the user's."""
+def stored_row(fields: Fields | None) -> StoredRow | None:
+    """The parts of a line that are the user's; None if its text is not the one it had."""
+    if fields is None:
+        return None
     text = fields.get("text")
+    if isinstance(text, str) and not is_digest_of(parse_digest(fields), text):
+        return None
     return StoredRow(
         id=str(fields.get("id", "")),
         text=text if isinstance(text, str) else None,
@@ -125,16 +162,9 @@ def stored_row(fields: Fields) -> StoredRow:
     )
 
 
-def parse_digest(fields: Fields, path: Path, number: int) -> bytes:
-    """The digest in a line."""
-    text = fields.get("text_sha256")
-    try:
-        digest = bytes.fromhex(text) if isinstance(text, str) else b""
-    except ValueError:
-        digest = b""
-    if len(digest) != SIZE:
-        raise not_ours(path, f"line {number} has no valid text_sha256")
-    return digest
+def parse_digest(fields: Fields) -> bytes:
+    """The digest in a line; zeros if there is none."""
+    return parsed_digest(fields.get("text_sha256")) or _NO_DIGEST
 
 
 def parse_cut(fields: Fields) -> int:
@@ -143,43 +173,78 @@ def parse_cut(fields: Fields) -> int:
     return cut if isinstance(cut, int) and 0 <= cut < 2**32 else 0
 
 
-def _origin_of(fields: Fields, path: Path, number: int) -> Origin:
+def sum_of(fields: Fields, seed: int, vector: Vectors) -> int | None:
+    """The sum that a line with this vector has; None if it lacks what is summed."""
+    row_id, digest = fields.get("id"), parsed_digest(fields.get("text_sha256"))
+    cuts = {name: fields.get(name) for name in CUT_COLUMNS}
+    if not isinstance(row_id, str) or digest is None:
+        return None
+    return row_sum(seed, row_id.encode("utf-8", "surrogatepass"), digest, cuts, vector)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _ReadRow:
+    """A line that has all that a row needs. ``sound``: its sum fits, or it is older than sums."""
+
+    origin: Origin
+    digest: bytes
+    vector: Vectors
+    sound: bool
+
+
+def _read_row(fields: Fields) -> _ReadRow | None:
     model, fingerprint = fields.get("model"), fields.get("fingerprint")
-    input_type, vector = fields.get("input_type"), fields.get("vector")
+    input_type, vector = fields.get("input_type"), _parse_vector(fields.get("vector"))
+    digest = parsed_digest(fields.get("text_sha256"))
     if (
         not isinstance(model, str)
         or not isinstance(fingerprint, str)
         or not isinstance(input_type, str | None)
-        or not isinstance(vector, list)
+        or vector is None
+        or digest is None
     ):
-        raise not_ours(path, f"line {number} does not name its model, fingerprint and vector")
-    return Origin(
+        return None
+    origin = Origin(
         model=model, fingerprint=fingerprint, input_type=input_type, dimensions=len(vector)
     )
+    expected = sum_of(fields, seed_of(origin), vector) if SUM in fields else None
+    sound = SUM not in fields or (expected is not None and fields[SUM] == expected)
+    return _ReadRow(origin=origin, digest=digest, vector=vector, sound=sound)
 
 
-def _block(
-    numbered: list[tuple[int, Fields]], path: Path, origin: Origin | None, with_vectors: bool
-) -> Block:
-    width = (origin.dimensions if origin else None) or 0
-    digests = bytearray()
-    vectors = np.zeros((len(numbered), width), dtype=np.float32) if with_vectors else None
+def _block(numbered: list[tuple[int, Fields | None]], origin: Origin) -> Block:
+    digests = bytearray(SIZE * len(numbered))
+    vectors = np.zeros((len(numbered), origin.dimensions or 0), dtype="<f4")
+    sound = np.zeros(len(numbered), dtype=bool)
+    foreign = ""
     for i, (number, fields) in enumerate(numbered):
-        if _origin_of(fields, path, number) != origin:
-            raise not_ours(path, f"line {number} is of another model or width than line 1")
-        digests += parse_digest(fields, path, number)
-        if vectors is not None:
-            vectors[i] = _parse_vector(fields["vector"], path, number)
+        row = None if fields is None else _read_row(fields)
+        if row is None or not row.sound:
+            continue
+        if row.origin == origin:
+            digests[i * SIZE : (i + 1) * SIZE] = row.digest
+            vectors[i], sound[i] = row.vector, True
+        elif SUM in (fields or {}) or row.origin.dimensions == origin.dimensions:
+            foreign = foreign or f"line {number} is of another model or width than its first row"
     return Block(
         digests=as_digests(digests),
-        cuts=np.array([parse_cut(fields) for _, fields in numbered], dtype=np.uint32),
+        cuts=np.array([parse_cut(fields or {}) for _, fields in numbered], dtype=np.uint32),
         vectors=vectors,
-        sound=np.ones(len(numbered), dtype=bool) if vectors is None else finite_rows(vectors),
+        sound=sound & finite_rows(vectors),
         row=lambda i: stored_row(numbered[i][1]),
+        foreign=foreign,
     )
 
 
-def _parse_vector(vector: JsonValue, path: Path, number: int) -> NDArray[np.float64]:
-    if not isinstance(vector, list) or not all(type(value) in (float, int) for value in vector):
-        raise not_ours(path, f"line {number}: the vector is not a list of numbers")
-    return np.array(vector, dtype=np.float64)
+def _parse_vector(vector: JsonValue) -> Vectors | None:
+    """As float32; None if it is no list of numbers. One beyond their range becomes infinite."""
+    if not isinstance(vector, list):
+        return None
+    try:
+        numbers = np.array(vector)
+    except ValueError:
+        return None
+    if numbers.ndim != 1 or numbers.dtype.kind not in "fiu":
+        return None
+    with np.errstate(over="ignore"):
+        return little_endian(numbers)

@@ -28,16 +28,27 @@ def describe(origin: Origin) -> str:
     return f"{origin.model} (fingerprint {origin.fingerprint[:12]}{width}{kind})"
 
 
-def same_space(one: Origin, other: Origin) -> bool:
-    """Whether their vectors may be compared: same model, options and width."""
-    widths = {one.dimensions, other.dimensions} - {None, 0}
-    return one.model == other.model and one.fingerprint == other.fingerprint and len(widths) <= 1
+def same_space(found: Origin, client: EmbeddingClient) -> bool:
+    """Whether the client's vectors may be compared with those found: same model, options and width.
+
+    The same options had another fingerprint while more of them counted for it.
+    """
+    fingerprint = found.fingerprint
+    widths = {found.dimensions, client.dimensions} - {None, 0}
+    return (
+        found.model == f"{client.provider}:{client.model}"
+        and (fingerprint == client.fingerprint or client.made_before(fingerprint))
+        and len(widths) <= 1
+    )
 
 
-def require_same_maker(name: str, found: Origin, asked: Origin) -> None:
-    """Raise ``ConfigurationError`` unless ``found`` may go on with vectors of ``asked``."""
-    if same_space(found, asked) and found.input_type == asked.input_type:
+def require_same_maker(
+    name: str, found: Origin, client: EmbeddingClient, input_type: str | None
+) -> None:
+    """Raise ``ConfigurationError`` unless ``found`` may go on with what the client makes now."""
+    if same_space(found, client) and found.input_type == input_type:
         return
+    asked = origin_of(client, input_type)
     raise ConfigurationError(
         f"{name} holds vectors of {describe(found)}, and this run would add those of "
         f"{describe(asked)}: the two must not mix. Choose another output, or replace it with "

@@ -24,11 +24,12 @@ _ROWS_AT_ONCE = 2048
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Written:
-    """Rows in the output, of which ``truncated`` were cut; rows left out: ``failed``, and
-    ``not_done`` since the budget ended."""
+    """Rows in the output, of which ``truncated`` were cut, by ``tokens_cut`` in all; rows left out:
+    ``failed``, and ``not_done`` since the budget ended."""
 
     rows: int = 0
     truncated: int = 0
+    tokens_cut: int = 0
     failed: int = 0
     not_done: int = 0
 
@@ -61,13 +62,15 @@ def write_output(
     )
     paths = target.format.paths(target.path)
     listed = (target.failed,) if missing else ()
-    truncated = not_done = 0
+    truncated = tokens_cut = not_done = 0
     with storage_errors(target.path), replacing(*paths, *listed) as files:
         writer = target.format.writer(files[: len(paths)], layout)
         try:
             for rows in blocks(all_rows(inputs, scan), max_rows=_ROWS_AT_ONCE):
                 start, end = rows[0].position, rows[0].position + len(rows)
-                truncated += _write_block(writer, rows, scan, journal, numbers[start:end])
+                cuts = _write_block(writer, rows, scan, journal, numbers[start:end])
+                truncated += int(np.count_nonzero(cuts))
+                tokens_cut += int(cuts.sum(dtype=np.int64))
                 if missing:
                     not_done += _write_missing(
                         files[-1], rows, numbers[start:end], reasons, stopped
@@ -81,16 +84,21 @@ def write_output(
         if not missing:
             target.failed.unlink(missing_ok=True)
     return Written(
-        rows=layout.rows, truncated=truncated, failed=missing - not_done, not_done=not_done
+        rows=layout.rows,
+        truncated=truncated,
+        tokens_cut=tokens_cut,
+        failed=missing - not_done,
+        not_done=not_done,
     )
 
 
 def _write_block(
     writer: RowWriter, rows: list[Row], scan: Scan, journal: Journal, numbers: NDArray[np.intp]
-) -> int:
+) -> NDArray[np.uint32]:
+    """Write those with a vector. Returns by how many tokens each was cut."""
     there = np.flatnonzero(numbers >= 0)
     if not len(there):
-        return 0
+        return np.empty(0, dtype=np.uint32)
     cuts, vectors = journal.read(numbers[there])
     writer.write(
         [rows[i] for i in there],
@@ -98,7 +106,7 @@ def _write_block(
         cuts,
         vectors,
     )
-    return int(np.count_nonzero(cuts))
+    return cuts
 
 
 def _write_missing(

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
@@ -16,10 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcore.errors import ConfigurationError
-from embedcore.files.digests import SIZE, as_digests
+from embedcore.files.digests import SIZE, as_digests, is_digest_of, parsed_digest
 from embedcore.files.formats import Layout, RowWriter, finite_rows, not_ours, own_version
 from embedcore.files.scan import Kind
-from embedcore.files.types import RESERVED_COLUMNS, Block, JsonValue, Origin, Row, StoredRow
+from embedcore.files.sums import SUM, little_endian, row_sum, seed_of
+from embedcore.files.types import (
+    CUT_COLUMNS,
+    RESERVED_COLUMNS,
+    Block,
+    JsonValue,
+    Origin,
+    Row,
+    StoredRow,
+)
 
 if TYPE_CHECKING:
     from embedcore.files.types import Digests, Vectors
@@ -33,6 +43,9 @@ except ImportError:
 _PREFIX: Final = "embedcore."
 _JSON_FIELD: Final = {b"embedcore.encoding": b"json"}
 _LARGEST_PART: Final = 4096
+_RANDOM: Final = frozenset({"vector", "text_sha256", SUM})
+# What it takes to believe a row; the other columns are read when they are asked for.
+_NEEDED: Final = ("id", "text_sha256", *CUT_COLUMNS, "vector", SUM)
 
 
 class ParquetFormat:
@@ -45,13 +58,13 @@ class ParquetFormat:
         with _opened(output) as file:
             return _origin_in(file, output)
 
-    def blocks(self, output: Path, *, vectors: bool = True) -> Iterator[Block]:
+    def blocks(self, output: Path) -> Iterator[Block]:
         with _opened(output) as file:
             origin = _origin_in(file, output)
-            names = [name for name in file.schema_arrow.names if vectors or name != "vector"]
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group, columns=names)
-                yield _block(table, output, origin.dimensions or 0, vectors)
+            with _readable(output):
+                sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+            for number, rows in enumerate(sizes):
+                yield _block(file, output, number, rows, origin)
 
     def writer(self, files: Sequence[BinaryIO], layout: Layout) -> RowWriter:
         return _ParquetWriter(files[0], layout)
@@ -61,23 +74,36 @@ class _ParquetWriter:
     def __init__(self, file: BinaryIO, layout: Layout) -> None:
         self._layout = layout
         self._schema = _schema(layout)
-        columns = [name for name in self._schema.names if name not in ("vector", "text_sha256")]
-        # Vectors and hashes do not repeat: a dictionary or statistics of them only cost time.
+        columns = [name for name in self._schema.names if name not in _RANDOM]
+        # Vectors, hashes and sums do not repeat: a dictionary, statistics or compression of them
+        # only costs time. As they are, a damaged byte of theirs is in one row only.
         self._writer = pq.ParquetWriter(
-            file, self._schema, use_dictionary=columns, write_statistics=columns
+            file,
+            self._schema,
+            use_dictionary=columns,
+            write_statistics=columns,
+            compression=dict.fromkeys(columns, "snappy"),
         )
 
     def write(
         self, rows: Sequence[Row], digests: Digests, cuts: NDArray[np.uint32], vectors: Vectors
     ) -> None:
         width = self._layout.origin.dimensions or 0
-        flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).ravel())
+        matrix = little_endian(vectors)
         raw = digests.tobytes()
+        hashes = [raw[at : at + SIZE] for at in range(0, len(raw), SIZE)]
+        seed = seed_of(self._layout.origin)
+        sums = [
+            row_sum(seed, row.id.encode(), digest, {"tokens_cut": cut}, vector)
+            for row, digest, cut, vector in zip(rows, hashes, cuts.tolist(), matrix, strict=True)
+        ]
+        flat = pa.array(matrix.ravel())
         arrays = [
             pa.array([row.id for row in rows], pa.string()),
-            pa.array([raw[at : at + SIZE].hex() for at in range(0, len(raw), SIZE)], pa.string()),
+            pa.array([digest.hex() for digest in hashes], pa.string()),
             pa.array(cuts, pa.int32()),
             pa.FixedSizeListArray.from_arrays(flat, type=pa.list_(pa.float32(), width)),
+            pa.array(sums, pa.uint32()),
         ]
         for column, kind in self._layout.kinds.items():
             convert, arrow_type = _TYPES[kind]
@@ -120,6 +146,7 @@ def _schema(layout: Layout) -> Any:
         pa.field("text_sha256", pa.string(), nullable=False),
         pa.field("tokens_cut", pa.int32(), nullable=False),
         pa.field("vector", pa.list_(pa.float32(), origin.dimensions or 0), nullable=False),
+        pa.field(SUM, pa.uint32(), nullable=False),
     ]
     for column, kind in layout.kinds.items():
         metadata = _JSON_FIELD if kind == "json" else None
@@ -138,78 +165,158 @@ def _schema(layout: Layout) -> Any:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _readable(path: Path) -> Iterator[None]:
+    """Whatever pyarrow makes of damaged bytes, as the error for such a file: it raises dozens of
+    kinds, and has no list of them."""
     try:
-        with path.open("rb") as raw, pq.ParquetFile(raw) as file:
-            yield file
-    except pa.ArrowException as error:
-        raise not_ours(path, str(error)) from None
-    except OSError as error:
-        raise not_ours(path, str(error.strerror or error)) from error
+        yield
+    except Exception as error:
+        raise not_ours(path, str(getattr(error, "strerror", None) or error)) from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    with ExitStack() as opened:
+        with _readable(path):
+            raw = opened.enter_context(path.open("rb"))
+            file = opened.enter_context(pq.ParquetFile(raw))
+        yield file
 
 
 def _origin_in(file: Any, path: Path) -> Origin:
-    metadata = file.schema_arrow.metadata or {}
-    described = {
-        name.decode().removeprefix(_PREFIX): value.decode()
-        for name, value in metadata.items()
-        if name.startswith(_PREFIX.encode())
-    }
+    with _readable(path):
+        schema = file.schema_arrow
+        described = {
+            name.decode().removeprefix(_PREFIX): value.decode()
+            for name, value in (schema.metadata or {}).items()
+            if name.startswith(_PREFIX.encode())
+        }
     missing = {"model", "fingerprint", "dimensions"} - set(described)
-    columns = {"id", "text_sha256", "vector"} - set(file.schema_arrow.names)
+    columns = {"id", "text_sha256", "vector"} - set(schema.names)
     if missing or columns or not described["dimensions"].isdecimal():
         raise not_ours(path, "its metadata and columns are not those of embedcore")
+    width = int(described["dimensions"])
+    if schema.field("vector").type != pa.list_(pa.float32(), width):
+        raise not_ours(path, f"its vectors are {schema.field('vector').type}, not {width} float32")
     return Origin(
         model=described["model"],
         fingerprint=described["fingerprint"],
         input_type=described.get("input_type"),
-        dimensions=int(described["dimensions"]),
+        dimensions=width,
     )
 
 
-def _block(table: Any, path: Path, width: int, with_vectors: bool) -> Block:
-    vectors = _vectors(table, path, width) if with_vectors else None
-    raw = bytearray()
-    for text in table.column("text_sha256").to_pylist():
-        raw += _digest(text, path)
-    rest = table.drop_columns(["vector"]) if with_vectors else table
-    cuts = rest.column("tokens_cut").to_pylist() if "tokens_cut" in rest.column_names else []
-    return Block(
-        digests=as_digests(raw),
-        cuts=np.array(cuts or [0] * len(table), dtype=np.uint32),
-        vectors=vectors,
-        sound=np.ones(len(table), dtype=bool) if vectors is None else finite_rows(vectors),
-        row=lambda i: _stored_row(rest, i),
-    )
+def _read_group(file: Any, path: Path, number: int, *, needed: bool) -> Any | None:
+    """One row group; the columns to believe it, or the others. None if it is damaged.
 
-
-def _digest(text: object, path: Path) -> bytes:
+    Raises ``ConfigurationError`` where the system could not read it, which says nothing of it.
+    """
+    names = [name for name in file.schema_arrow.names if (name in _NEEDED) == needed]
     try:
-        digest = bytes.fromhex(text) if isinstance(text, str) else b""
-    except ValueError:
-        digest = b""
-    if len(digest) != SIZE:
-        raise not_ours(path, "a text_sha256 is not one")
-    return digest
+        table = file.read_row_group(number, columns=names)
+    except Exception as error:
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
+            raise not_ours(path, str(getattr(error, "strerror", None) or error)) from error
+        return None
+    return table
 
 
-def _vectors(table: Any, path: Path, width: int) -> Vectors:
+def _block(file: Any, path: Path, number: int, rows: int, origin: Origin) -> Block:
+    width = origin.dimensions or 0
+    table = _read_group(file, path, number, needed=True)
+    vectors = None if table is None or len(table) != rows else _vectors(table, width)
+    if table is None or vectors is None:
+        return Block(
+            digests=as_digests(bytes(SIZE * rows)),
+            cuts=np.zeros(rows, dtype=np.uint32),
+            vectors=np.zeros((rows, width), dtype=np.float32),
+            sound=np.zeros(rows, dtype=bool),
+            row=lambda _: None,
+        )
+    ids, digests = _in_bytes(table, "id"), list(map(_digest, _in_bytes(table, "text_sha256")))
+    cuts = {name: _in_column(table, name) for name in CUT_COLUMNS}
+    sound = finite_rows(vectors)
+    sound &= [None not in pair for pair in zip(ids, digests, strict=True)]
+    if SUM in table.column_names:
+        sound &= _fit(ids, digests, cuts, vectors, _in_column(table, SUM), seed_of(origin))
+
+    @cache
+    def others() -> Any | None:
+        with _opened(path) as again:
+            return _read_group(again, path, number, needed=False)
+
+    return Block(
+        digests=as_digests(b"".join(digest or bytes(SIZE) for digest in digests)),
+        cuts=np.array([cut or 0 for cut in cuts["tokens_cut"]], dtype=np.uint32),
+        vectors=vectors,
+        sound=sound,
+        row=lambda i: _stored_row(ids[i], digests[i], others(), i),
+    )
+
+
+def _in_column(table: Any, name: str) -> list[Any]:
+    return table.column(name).to_pylist() if name in table.column_names else [None] * len(table)
+
+
+def _in_bytes(table: Any, name: str) -> list[bytes | None]:
+    """Strings as they are in the file: damaged ones are not UTF-8."""
+    found: list[bytes | None] = table.column(name).cast(pa.binary()).to_pylist()
+    return found
+
+
+def _digest(text: bytes | None) -> bytes | None:
+    return None if text is None else parsed_digest(text.decode("ascii", "replace"))
+
+
+def _fit(
+    ids: list[bytes | None],
+    digests: list[bytes | None],
+    cuts: dict[str, list[Any]],
+    vectors: Vectors,
+    sums: list[int | None],
+    seed: int,
+) -> list[bool]:
+    """Which rows have the sum that they should have."""
+    cut = [dict(zip(cuts, values, strict=True)) for values in zip(*cuts.values(), strict=True)]
+    return [
+        row_id is not None
+        and digest is not None
+        and row_sum(seed, row_id, digest, cut[i], vectors[i]) == sums[i]
+        for i, (row_id, digest) in enumerate(zip(ids, digests, strict=True))
+    ]
+
+
+def _vectors(table: Any, width: int) -> Vectors | None:
+    """Shape (n, width); None if a vector is incomplete."""
     column = table.column("vector")
-    if column.type != pa.list_(pa.float32(), width) or column.null_count:
-        raise not_ours(path, f"its vectors are {column.type}, not {width} float32 each")
     flat = column.combine_chunks().flatten()
-    values: Vectors = np.asarray(flat, dtype=np.float32)
-    if len(values) != len(table) * width or flat.null_count:
-        raise not_ours(path, "a vector is incomplete")
-    return values.reshape(len(table), width)
+    if column.null_count or flat.null_count or len(flat) != len(table) * width:
+        return None
+    return little_endian(np.asarray(flat, dtype=np.float32).reshape(len(table), width))
 
 
-def _stored_row(table: Any, i: int) -> StoredRow:
-    fields = table.slice(i, 1).to_pylist()[0]
-    kept: dict[str, JsonValue] = {}
-    for field in table.schema:
-        if field.name not in RESERVED_COLUMNS:
-            value = fields[field.name]
-            encoded = (field.metadata or {}).get(b"embedcore.encoding") == b"json"
-            kept[field.name] = json.loads(value) if encoded and value is not None else value
-    return StoredRow(id=fields["id"], text=fields.get("text"), kept=kept)
+def _stored_row(
+    row_id: bytes | None, digest: bytes | None, table: Any | None, i: int
+) -> StoredRow | None:
+    if table is None or row_id is None or digest is None:
+        return None
+    try:
+        fields = table.slice(i, 1).to_pylist()[0] if table.num_columns else {}
+        kept = {
+            field.name: _kept(field, fields[field.name])
+            for field in table.schema
+            if field.name not in RESERVED_COLUMNS
+        }
+        name, text = row_id.decode(), fields.get("text")
+    except ValueError:
+        # No UTF-8, or no JSON.
+        return None
+    if text is not None and not is_digest_of(digest, text):
+        return None
+    return StoredRow(id=name, text=text, kept=kept)
+
+
+def _kept(field: Any, value: Any) -> JsonValue:
+    encoded = (field.metadata or {}).get(b"embedcore.encoding") == b"json"
+    found: JsonValue = json.loads(value) if encoded and value is not None else value
+    return found

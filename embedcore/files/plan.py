@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcore.files.inputs import Inputs
-from embedcore.files.origin import origin_of
 from embedcore.files.resume import Bought, Target, require_free_names
 from embedcore.files.scan import Scan, blocks, rows_at, scan
 from embedcore.files.types import Columns, FilePlan, InputFormat, OnError, Source
@@ -52,10 +51,11 @@ def plan_files(
             return planned(client, rows, found, found.firsts, input_type=input_type, block=block)
         target.require_free()
         target.require_apart_from(rows)
-        bought = Bought(target, origin_of(client, input_type), overwrite=overwrite)
+        bought = Bought(target, client, input_type=input_type, overwrite=overwrite)
         found = scan(rows, on_empty=on_empty)
         missing = bought.missing(found)
-        return planned(client, rows, found, missing, input_type=input_type, block=block)
+        plan = planned(client, rows, found, missing, input_type=input_type, block=block)
+        return replace(plan, damaged=bought.damaged)
 
 
 def planned(

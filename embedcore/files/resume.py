@@ -15,16 +15,17 @@ from numpy.typing import NDArray
 from embedcore.errors import ConfigurationError
 from embedcore.files.digests import SIZE, DigestIndex
 from embedcore.files.disk import beside, display, storage_errors, sweep
-from embedcore.files.formats import OutputFormat, output_format
+from embedcore.files.formats import OutputFormat, not_ours, output_format
 from embedcore.files.inputs import Inputs
 from embedcore.files.journal import Journal, read_journal
 from embedcore.files.lock import output_lock, require_own_lock
-from embedcore.files.origin import require_same_maker
+from embedcore.files.origin import origin_of, require_same_maker
 from embedcore.files.own import require_own_list
 from embedcore.files.scan import Scan
 from embedcore.files.types import RESERVED_COLUMNS, Origin
 
 if TYPE_CHECKING:
+    from embedcore import EmbeddingClient
     from embedcore.files.types import Digests
 
 
@@ -126,20 +127,29 @@ def require_free_names(keep: tuple[str, ...]) -> None:
 
 
 class Bought:
-    """The vectors that exist for this origin beside ``target``.
+    """The vectors that exist beside ``target`` and are what the client makes.
 
+    ``damaged``: rows of the output that cannot be believed: their vectors do not exist any more.
     Building it changes nothing. Raises ``ConfigurationError`` if the output or the journal is of
-    another model, or the output damaged or not ours; with ``overwrite`` such are left aside.
+    another model, or the output not ours; with ``overwrite`` such are left aside.
     """
 
-    def __init__(self, target: Target, origin: Origin, *, overwrite: bool) -> None:
+    def __init__(
+        self,
+        target: Target,
+        client: EmbeddingClient,
+        *,
+        input_type: str | None,
+        overwrite: bool,
+    ) -> None:
         self._target = target
-        self._origin = origin
+        self._client, self._input_type = client, input_type
         self._overwrite = overwrite
+        self.damaged = 0
         self._journal = read_journal(target.journal)
         if self._journal is not None:
             made_by, name = self._journal.origin, display(target.journal)
-            if not self._tolerate(lambda: require_same_maker(name, made_by, origin)):
+            if not self._tolerate(lambda: self._require_same_maker(name, made_by)):
                 self._journal = None
         self._in_output: Digests = np.empty(0, dtype=f"S{SIZE}")
         self._tolerate(self._read_output)
@@ -158,7 +168,8 @@ class Bought:
         if self._journal is None:
             with storage_errors(self._target.journal):
                 self._target.journal.unlink(missing_ok=True)
-        journal = Journal(self._target.journal, self._origin, self._journal)
+        origin = origin_of(self._client, self._input_type)
+        journal = Journal(self._target.journal, origin, self._journal)
         try:
             self._tolerate(lambda: self._carry_over(scan, journal))
         except BaseException:
@@ -180,10 +191,17 @@ class Bought:
         path, reader = self._target.path, self._target.format
         found = self._target.origin()
         if found is not None and path.exists():
-            require_same_maker(display(path), found, self._origin)
-            blocks = reader.blocks(path, vectors=False)
-            parts = [block.digests[block.sound] for block in blocks]
-            self._in_output = np.concatenate([self._in_output, *parts])
+            self._require_same_maker(display(path), found)
+            parts, damaged = [self._in_output], 0
+            for block in reader.blocks(path):
+                if block.foreign:
+                    raise not_ours(path, block.foreign)
+                parts.append(block.digests[block.reusable])
+                damaged += block.damaged
+            self._in_output, self.damaged = np.concatenate(parts), damaged
+
+    def _require_same_maker(self, name: str, found: Origin) -> None:
+        require_same_maker(name, found, self._client, self._input_type)
 
     def _carry_over(self, scan: Scan, journal: Journal) -> None:
         needed = scan.digests[scan.firsts]
@@ -193,13 +211,12 @@ class Bought:
         open_places = np.ones(len(needed), dtype=bool)
         blocks = self._target.format.blocks(self._target.path) if lacking.any() else ()
         for block in blocks:
-            sound = np.flatnonzero(block.sound)
-            places, firsts = np.unique(index.find(block.digests[sound]), return_index=True)
+            reusable = np.flatnonzero(block.reusable)
+            places, firsts = np.unique(index.find(block.digests[reusable]), return_index=True)
             wanted = (places >= 0) & open_places[places]
             open_places[places[wanted]] = False
-            rows = sound[firsts[wanted]]
-            if block.vectors is not None:
-                # Not synced: until the new output is complete the old one still has them.
-                journal.append(
-                    block.digests[rows], block.cuts[rows], block.vectors[rows], durable=False
-                )
+            rows = reusable[firsts[wanted]]
+            # Not synced: until the new output is complete the old one still has them.
+            journal.append(
+                block.digests[rows], block.cuts[rows], block.vectors[rows], durable=False
+            )

@@ -21,7 +21,6 @@ from embedcore.events import Progress
 from embedcore.files.disk import display
 from embedcore.files.inputs import Inputs
 from embedcore.files.journal import Journal
-from embedcore.files.origin import origin_of
 from embedcore.files.output import Written, write_output
 from embedcore.files.plan import DEFAULT_BLOCK, planned
 from embedcore.files.purchase import Purchase
@@ -87,11 +86,12 @@ def embed_files(
     ):
         target.require_apart_from(rows)
         told = _Told(on_progress)
-        bought = Bought(target, origin_of(client, input_type), overwrite=overwrite)
+        bought = Bought(target, client, input_type=input_type, overwrite=overwrite)
         found = scan(rows, on_empty=on_empty, on_rows=told.reading)
         if on_plan is not None:
             missing = bought.missing(found)
             plan = planned(client, rows, found, missing, input_type=input_type, block=block)
+            plan = replace(plan, damaged=bought.damaged)
             if not on_plan(plan):
                 return _declined(target, plan)
         with _kept(bought.collect(found), target) as journal:
@@ -103,6 +103,7 @@ def embed_files(
             if stopped is not None and not purchase.arrived:
                 return replace(
                     _report(target, found, purchase, Written(), embedded),
+                    damaged=bought.damaged,
                     not_done=found.rows - int(found.empty.sum()) - _rows_with(found, journal),
                     seconds=time.monotonic() - started,
                     unchanged=True,
@@ -119,7 +120,7 @@ def embed_files(
             )
             journal.remove()
     report = _report(target, found, purchase, written, embedded)
-    return replace(report, seconds=time.monotonic() - started)
+    return replace(report, damaged=bought.damaged, seconds=time.monotonic() - started)
 
 
 def _check_arguments(columns: Columns, block: int) -> None:
@@ -225,6 +226,7 @@ def _report(
         reused=embedded - purchase.bought,
         bought=purchase.bought,
         truncated=written.truncated,
+        tokens_cut=written.tokens_cut,
         failed=written.failed,
         not_done=written.not_done,
         failed_path=target.failed if written.failed or written.not_done else None,

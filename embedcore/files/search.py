@@ -12,7 +12,7 @@ import numpy as np
 
 from embedcore.errors import ConfigurationError
 from embedcore.files.disk import display
-from embedcore.files.formats import not_ours, output_format
+from embedcore.files.formats import output_format
 from embedcore.files.origin import describe, origin_of, same_space
 from embedcore.files.types import Block, JsonValue, Origin, StoredRow
 
@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 
     from embedcore import EmbeddingClient
     from embedcore.files.types import Vectors
+
+
+class Found(list["list[Hit]"]):
+    """For each question its hits. ``damaged``: rows of the output that are not as they were
+    written, and are no hits."""
+
+    damaged = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,11 +51,12 @@ def search(
     *,
     limit: int = 10,
     input_type: str | None = None,
-) -> list[list[Hit]]:
+) -> Found:
     """For each question the ``limit`` nearest rows of ``output``, best first; ties by position.
 
+    Damaged rows are left out and counted. An output without rows has no hits, and nothing is sent.
     Raises ``ConfigurationError``, before anything is sent, for a file that was made by another
-    model or is not an output; and what the client raises for the questions.
+    model, is not an output, or has damaged rows only; and what the client raises for the questions.
     """
     path = Path(output)
     if limit < 1:
@@ -58,49 +66,81 @@ def search(
     if not path.is_file():
         raise ConfigurationError(f"{display(path)}: there is no such file")
     found = output_format(path).origin(path)
-    if found is not None:
-        _require_same_space(path, found, origin_of(client, input_type))
-    if not questions:
-        return []
+    if found is not None and not same_space(found, client):
+        raise _other_space(path, found, origin_of(client, input_type))
+    if not questions or not _has_rows(path):
+        return Found([] for _ in questions)
     vectors = client.embed(questions, input_type=input_type).vectors
     return nearest(vectors, path, limit=limit)
 
 
-def nearest(questions: Vectors, output: Path, *, limit: int) -> list[list[Hit]]:
+def nearest(questions: Vectors, output: Path, *, limit: int) -> Found:
     """The same for vectors of shape (q, d) that were made before, by the model of ``output``."""
-    best: list[list[Hit]] = [[] for _ in questions]
+    best = Found([] for _ in questions)
     directions = _unit(np.asarray(questions, dtype=np.float32))
     start = 0
     for block in output_format(output).blocks(output):
-        for at, scores in enumerate(_scores(block, directions, output)):
-            found = [
-                _hit(float(scores[i]), start + i, block.row(i))
-                for i in _top(scores, best[at], limit)
-            ]
+        scores = _scores(block, directions, output)
+        unreadable: set[int] = set()
+        for at, row_scores in enumerate(scores):
+            found = _hits(block, row_scores, best[at], limit, start, unreadable)
             best[at] = sorted(best[at] + found, key=lambda hit: (-hit.score, hit.position))[:limit]
+        best.damaged += block.damaged + len(unreadable)
         start += len(block.digests)
     return best
 
 
-def _require_same_space(path: Path, found: Origin, asked: Origin) -> None:
-    if not same_space(found, asked):
+def _has_rows(path: Path) -> bool:
+    """Whether there is a row to be found. Raises ``ConfigurationError`` if all are damaged."""
+    damaged = 0
+    for block in output_format(path).blocks(path):
+        if block.sound.any():
+            return True
+        damaged += block.damaged
+    if damaged:
         raise ConfigurationError(
-            f"{display(path)} holds vectors of {describe(found)}, and the question would be one of "
-            f"{describe(asked)}: their distances mean nothing. Ask with the model of the file"
+            f"{display(path)}: all of its {damaged:,} rows are damaged; embed the input once more"
         )
+    return False
+
+
+def _other_space(path: Path, found: Origin, asked: Origin) -> ConfigurationError:
+    return ConfigurationError(
+        f"{display(path)} holds vectors of {describe(found)}, and the question would be one of "
+        f"{describe(asked)}: their distances mean nothing. Ask with the model of the file"
+    )
 
 
 def _scores(block: Block, directions: Vectors, output: Path) -> Vectors:
-    """Cosines of shape (q, n)."""
-    if block.vectors is None or not block.sound.all():
-        raise not_ours(output, "a vector does not belong to its row; embed the input again")
+    """Cosines of shape (q, n); below all of them for rows that are not sound."""
     if block.vectors.shape[1] != directions.shape[1]:
         raise ConfigurationError(
             f"{display(output)} holds vectors of {block.vectors.shape[1]} dimensions, and the "
             f"question has {directions.shape[1]}"
         )
-    scores: Vectors = np.clip(directions @ _unit(block.vectors).T, -1, 1)
+    vectors = np.where(block.sound[:, None], block.vectors, np.float32(0))
+    scores: Vectors = np.clip(directions @ _unit(vectors).T, -1, 1)
+    scores[:, ~block.sound] = -np.inf
     return scores
+
+
+def _hits(
+    block: Block, scores: Vectors, best: Sequence[Hit], limit: int, start: int, unreadable: set[int]
+) -> list[Hit]:
+    """The rows of the block that can be among the best so far. ``unreadable``: rows whose vector is
+    sound and whose text or columns are damaged; those that were met are added."""
+    scores[list(unreadable)] = -np.inf
+    while True:
+        chosen = {i: block.row(i) for i in _top(scores, best, limit)}
+        broken = [i for i, row in chosen.items() if row is None]
+        if not broken:
+            return [
+                _hit(float(scores[i]), start + i, row)
+                for i, row in chosen.items()
+                if row is not None
+            ]
+        unreadable.update(broken)
+        scores[broken] = -np.inf
 
 
 def _unit(vectors: Vectors) -> Vectors:
@@ -118,7 +158,7 @@ def _top(scores: Vectors, best: Sequence[Hit], limit: int) -> list[int]:
     floor = best[-1].score if len(best) == limit else -np.inf
     if len(scores) > limit:
         floor = max(floor, np.partition(scores, -limit)[-limit])
-    places = np.flatnonzero(scores >= floor)
+    places = np.flatnonzero((scores >= floor) & (scores > -np.inf))
     return [int(i) for i in places[np.argsort(-scores[places], kind="stable")][:limit]]
 
 

@@ -26,6 +26,8 @@ OnError: TypeAlias = Literal["raise", "keep"]
 OnBudget: TypeAlias = Literal["raise", "stop", "wait"]
 Stage: TypeAlias = Literal["reading", "embedding", "writing"]
 
+# By how much a text was cut. All of them are in the sum of a row.
+CUT_COLUMNS = ("tokens_cut",)
 RESERVED_COLUMNS = frozenset(
     {
         "id",
@@ -33,7 +35,7 @@ RESERVED_COLUMNS = frozenset(
         "model",
         "fingerprint",
         "input_type",
-        "tokens_cut",
+        *CUT_COLUMNS,
         "vector",
         "vector_crc32",
         "text",
@@ -93,16 +95,29 @@ class StoredRow:
 class Block:
     """Some consecutive rows of an output.
 
-    ``digests`` (n,) of 32 bytes; ``cuts`` (n,) tokens cut; ``vectors`` (n, d) float32, None when
-    not asked for; ``sound`` (n,): the vector is finite and belongs to its row. ``row(i)`` reads
-    the rest.
+    ``digests`` (n,) of 32 bytes; ``cuts`` (n,) tokens cut; ``vectors`` (n, d) float32; ``sound``
+    (n,): the row is as it was written, or of a time that wrote no sums. ``row(i)`` reads the rest,
+    None where that is damaged. ``foreign``: which row is of another maker or width than the first,
+    and none if it is empty; such rows are not sound either.
     """
 
     digests: Digests
     cuts: NDArray[np.uint32]
-    vectors: Vectors | None
+    vectors: Vectors
     sound: NDArray[np.bool_]
-    row: Callable[[int], StoredRow]
+    row: Callable[[int], StoredRow | None]
+    foreign: str = ""
+
+    @property
+    def reusable(self) -> NDArray[np.bool_]:
+        """Rows whose vectors may stand for their texts in another run: as in the cache, a vector of
+        zeros, which says nothing of its text, is none of them."""
+        return self.sound & self.vectors.any(axis=1)
+
+    @property
+    def damaged(self) -> int:
+        """How many rows are not as they were written."""
+        return len(self.sound) - int(self.sound.sum())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,7 +131,8 @@ class FilePlan:
     the other distinct texts, ``reused`` are in the output or its journal, ``cached`` in the cache,
     ``in_flight`` in another batch (batches only), and ``to_embed`` must be paid for. ``tokens`` is
     an upper bound unless ``exact``; ``picodollars`` None: the price is not known; ``truncated``:
-    texts that will be cut.
+    texts that will be cut. ``damaged``: rows of the output that cannot be believed any more; what
+    is needed of them is in ``to_embed``.
     """
 
     rows: int = 0
@@ -132,6 +148,7 @@ class FilePlan:
     picodollars: int | None = 0
     requests: int = 0
     truncated: int = 0
+    damaged: int = 0
 
     @property
     def texts(self) -> int:
@@ -176,10 +193,12 @@ class RunReport:
     """What a run did.
 
     ``bought`` and ``reused`` count distinct texts; ``rows``, ``duplicates``, ``empty``,
-    ``truncated``, ``failed`` (empty ones included) and ``not_done`` count rows. ``failed_path``
-    lists the rows that failed or were not done, if any. ``stopped_at``: where the budget ended the
-    run. ``declined``: ``on_plan`` answered False; nothing was sent or written. ``unchanged``: there
-    was nothing to write, and the output is as it was.
+    ``truncated``, ``failed`` (empty ones included) and ``not_done`` count rows. ``tokens_cut``: by
+    how much the ``truncated`` ones were cut in all. ``damaged``: rows of the output as it was that
+    were not believed; their texts were embedded anew, as far as they are in the input.
+    ``failed_path`` lists the rows that failed or were not done, if any. ``stopped_at``: where the
+    budget ended the run. ``declined``: ``on_plan`` answered False; nothing was sent or written.
+    ``unchanged``: there was nothing to write, and the output is as it was.
     """
 
     output: Path
@@ -189,6 +208,8 @@ class RunReport:
     reused: int = 0
     bought: int = 0
     truncated: int = 0
+    tokens_cut: int = 0
+    damaged: int = 0
     failed: int = 0
     not_done: int = 0
     failed_path: Path | None = None

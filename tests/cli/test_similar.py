@@ -94,6 +94,35 @@ def test_what_is_not_an_output_is_exit_2(cli, name, content, said):
 
 
 @pytest.mark.fault(140)
+@pytest.mark.case("F7")
+@pytest.mark.parametrize("ending", ["jsonl", "npy", "parquet"])
+def test_without_rows_it_says_so_before_it_pays(cli, server, ending):
+    Path("in.jsonl").write_text('{"text": ""}\n')
+    output = f"v.{ending}"
+    assert cli("embed", "in.jsonl", "-o", output, "--on-error", "keep").code == 1
+    ran = cli("similar", "-c", "a question", "-i", output)
+    assert (ran.code, ran.out) == (0, "the file has no rows\n")
+    assert server.meter.requests == 0
+
+
+@pytest.mark.case("F2")
+def test_damaged_rows_are_left_out_and_counted(cli, server, texts_file):
+    cli("embed", str(texts_file(3)), "-o", "v.jsonl")
+    lines = Path("v.jsonl").read_text().splitlines(keepends=True)
+    Path("v.jsonl").write_text("".join([lines[0], lines[1].replace("row-1", "row-7"), lines[2]]))
+    ran = cli("similar", "-c", "text number 1", "-i", "v.jsonl", "--json")
+    assert ran.code == 0
+    assert "warning: 1 row of v.jsonl damaged and left out" in ran.err
+    assert ran.json["damaged"] == 1
+    assert {hit["id"] for hit in ran.json["questions"][0]["hits"]} == {"row-0", "row-2"}
+    before = server.meter.billed_texts
+    ran = cli("embed", str(texts_file(3)), "-o", "v.jsonl", "--json")
+    assert (ran.code, ran.json["damaged"], ran.json["plan"]["damaged"]) == (0, 1, 1)
+    assert ran.json["output"] == str(Path("v.jsonl").resolve())
+    assert server.meter.billed_texts - before == {}
+    assert "damaged" not in cli("embed", str(texts_file(3)), "-o", "v.jsonl").out
+
+
 def test_what_a_text_would_do_to_a_terminal_is_left_out(cli):
     rows = [{"id": "\x1b[2Jid", "text": "\x1b]0;owned\x07blue \x1b[8msky\x9b31m \u202e!"}]
     Path("h.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

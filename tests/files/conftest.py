@@ -51,6 +51,7 @@ class FakeClient:
     calls: list[list[str]] = field(default_factory=list)
     bought: list[str] = field(default_factory=list)
     input_types: set[str | None] = field(default_factory=set)
+    former: tuple[str, ...] = ()
 
     def embed(
         self,
@@ -124,6 +125,9 @@ class FakeClient:
                 file.flush()
                 os.fsync(file.fileno())
         time.sleep(self.pause)
+
+    def made_before(self, fingerprint: str) -> bool:
+        return fingerprint in self.former
 
     def plan(
         self, texts: Sequence[str], *, input_type: str | None = None, batch: bool = False

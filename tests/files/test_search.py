@@ -89,10 +89,37 @@ def test_questions_may_be_of_another_input_type(output: Path, client: Any) -> No
     assert client.input_types == {"document", "query"}
 
 
-def test_no_rows_no_hits(output: Path, client: Any) -> None:
-    embed_files(client, [iter(())], output)
+@pytest.mark.case("F7")
+def test_no_rows_no_hits_and_nothing_is_paid(output: Path, new_client: Any) -> None:
+    bad = new_client(bad=frozenset("a"))
+    embed_files(bad, [iter(["a"])], output, on_error="keep")
+    client = new_client()
     assert search(client, ["a", "b"], output) == [[], []]
     assert search(client, [], output) == []
+    assert not client.calls
+
+
+@pytest.mark.case("F7")
+def test_where_all_rows_are_damaged_nothing_is_paid(output: Path, new_client: Any) -> None:
+    embed_files(new_client(), [iter(["a", "b"])], output)
+    written = output_format(output)
+    path = written.paths(output)[-1]
+    content = path.read_bytes()
+    if output.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(output)
+        sums = [one + 1 for one in table.column("vector_crc32").to_pylist()]
+        at = table.column_names.index("vector_crc32")
+        field = table.schema.field(at)
+        pq.write_table(table.set_column(at, field, pa.array(sums, field.type)), output)
+    else:
+        path.write_bytes(content.replace(b'"vector_crc32": ', b'"vector_crc32": 1'))
+    client = new_client()
+    with pytest.raises(ConfigurationError, match="all of its 2 rows are damaged"):
+        search(client, ["a"], output)
+    assert not client.calls
 
 
 def test_what_cannot_be_searched_is_named(tmp_path: Path, client: Any) -> None:
@@ -105,7 +132,7 @@ def test_what_cannot_be_searched_is_named(tmp_path: Path, client: Any) -> None:
         search(client, ["a"], tmp_path / "a.npy", limit=0)
     matrix = np.load(tmp_path / "a.npy")
     np.save(tmp_path / "a.npy", matrix[::-1].copy())
-    with pytest.raises(ConfigurationError, match="does not belong to its row"):
+    with pytest.raises(ConfigurationError, match="all of its 2 rows are damaged"):
         search(client, ["a"], tmp_path / "a.npy")
 
 
