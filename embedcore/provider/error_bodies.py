@@ -201,8 +201,9 @@ def tokens_in(usage: object) -> int | None:
 
 
 def _amount(value: object) -> int | None:
-    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
-        value = float(value.replace(",", "")) if "." in value else int(value.replace(",", ""))
+    if isinstance(value, str) and _NUMBER.fullmatch(digits := value.strip()):
+        digits = digits.replace(",", "")
+        value = float(digits) if "." in digits else int(digits)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     if not 0 < value <= _MOST_TOKENS:

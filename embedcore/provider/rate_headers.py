@@ -38,7 +38,8 @@ _CLOCK_SECONDS: Final = 1e9
 _CLOCK_MILLISECONDS: Final = 1e12
 # "x-ratelimit-remaining-tokens", "ratelimit-reset", "anthropic-ratelimit-requests-remaining" …
 _LIMIT_HEADER: Final = re.compile(
-    r"(?:[a-z0-9]+-)*?rate-?limit-(?:([a-z0-9-]+?)-)?(remaining|reset)(?:-([a-z0-9-]+))?"
+    r"(?:[a-z0-9]+-)*?rate-?limit-(?:([a-z0-9-]+?)-)?"
+    r"(?:(remaining)|reset(?:-after|-in)?)(?:-([a-z0-9-]+))?"
 )
 _LIMIT_IN_ONE: Final = re.compile(r"\b(remaining|reset|r|t)=(\d{1,12})\b")
 
@@ -78,7 +79,10 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 def _wait(text: str, headers: Mapping[str, str]) -> float | None:
     seconds = duration(text)
-    return (seconds or None) if seconds is not None else _until(_date(text), headers)
+    if seconds is not None:
+        return seconds or None
+    moment = _date(text)
+    return wait_in_words(text) if moment is None else _until(moment, headers)
 
 
 def refill_after(headers: Mapping[str, str]) -> float | None:
@@ -92,7 +96,7 @@ def refill_after(headers: Mapping[str, str]) -> float | None:
         found = _LIMIT_HEADER.fullmatch(name)
         if found is not None:
             kind = found[1] or found[3] or ""
-            (remaining if found[2] == "remaining" else resets)[kind] = value
+            (remaining if found[2] else resets)[kind] = value
         elif name in ("ratelimit", "x-ratelimit"):
             remaining[name], resets[name] = _in_one(value)
     waits = [
@@ -214,17 +218,24 @@ _BARE: Final = re.compile(
     r"\bretry[\s_-]?(?:after|in)\W{0,4}(\d{1,6}(?:\.\d{1,6})?)(?=$|[\s,;!)}\]]*$|\.\s|\.$|[,;!)}\]])",
     re.I,
 )
+# "Try again at 2026-11-30T12:00:30Z"; without a zone it is UTC. "Resets in 00:01:30".
+_MOMENT: Final = re.compile(
+    r"\b(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(?:\.\d{1,9})?\s?(Z\b|UTC\b|GMT\b|[+-]\d\d:?\d\d\b)?"
+)
+_CLOCK: Final = re.compile(
+    r"\b(?:in|after|for)\W{1,3}(\d{1,2}):(\d\d):(\d\d)(?:\.\d{1,9})?(?![\w:])", re.I
+)
 _LONGEST_WAIT: Final = 7 * 86400.0
 _READ: Final = 4_000
 _NEAR: Final = 48
 _RATE_WORD: Final = 12
 
 
-def wait_in_words(text: str) -> float | None:
+def wait_in_words(text: str, headers: Mapping[str, str] | None = None) -> float | None:
     """Seconds of a wait that is named in words: "try again in 1m30s", "retry after 20 seconds".
 
     A span beside a word for trying again goes before others; one that tells a rate ("3 requests
-    per 60 seconds") is no wait.
+    per 60 seconds") is no wait. Then a moment counts, from the ``Date`` of ``headers``.
     """
     text = text[:_READ]
     spans = _spans(text)
@@ -233,7 +244,23 @@ def wait_in_words(text: str) -> float | None:
         if 0 < seconds <= _LONGEST_WAIT:
             return seconds
     bare = _BARE.search(text)
-    return (float(bare[1]) or None) if bare else None
+    if bare is not None:
+        return float(bare[1]) or None
+    return _told_moment(text, headers or {})
+
+
+def _told_moment(text: str, headers: Mapping[str, str]) -> float | None:
+    """Seconds until a moment, or of a clock's form, beside a word for trying again."""
+    for form in (_CLOCK, _MOMENT):
+        found = form.search(text)
+        if found is None or not _AGAIN.search(text[max(0, found.start() - _NEAR) : found.end()]):
+            continue
+        if form is _CLOCK:
+            hours, minutes, seconds = map(int, found.groups())
+            return float(3600 * hours + 60 * minutes + seconds) or None
+        zone = found[3] if found[3] and found[3][0] in "+-" else "+00:00"
+        return _until(_date(f"{found[1]}T{found[2]}{zone}"), headers)
+    return None
 
 
 def _spans(text: str) -> list[tuple[int, float]]:

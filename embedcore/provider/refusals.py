@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 from embedcore.errors import (
     AuthenticationFailed,
@@ -58,8 +58,13 @@ _CLEAR: Final[dict[int, Kind]] = {
     409: "outcome",
     413: "size",
     414: "size",
+    # The gateway's client, which is another gateway, went away.
+    499: "outcome",
+    # Not implemented: no waiting helps.
+    501: "request",
     502: "outcome",
     504: "outcome",
+    505: "request",
 }
 # Statuses that say little: one named in the body says more.
 _VAGUE: Final = frozenset({400, 422, 500})
@@ -74,7 +79,8 @@ _NAMES: Final[dict[Kind, re.Pattern[str]]] = {
     "quota": re.compile(
         r"(?:insufficient|exhausted|outof|notenough)\w*?(?:quota|balance|credit|fund)"
         r"|(?:balance|credit|fund)s?\w*?(?:insufficient|exhausted|depleted|limit)"
-        r"|billing|payment|arrear|overdue|spend(?:ing)?limit|usagelimit|hardlimit"
+        r"|billing|payment|arrear|overdue|(?:spend(?:ing)?|usage|hard|credit)limit"
+        r"|budget\w*?exceed|exceed\w*?budget|overbudget|freetieronly"
     ),
     "key": re.compile(
         r"api_?(?:key|token)|(?:access|auth|bearer)token|subscriptionkey|credential|secretkey"
@@ -116,7 +122,9 @@ _STATUS_OF: Final[dict[Kind, int]] = {
 # Wording, for where neither status nor code tells.
 _KEY_WORDS: Final = re.compile(
     r"api[\s_-]*(?:key|token|schlüssel)|(?:access|auth|bearer)[\s_-]*token|subscription key"
-    r"|\bcredentials?\b|unauthenticated|unauthori[sz]ed|authentication"
+    r"|security[\s_-]*token|api[\s_-]*secret|\bcredentials?\b|unauthenticated|unauthori[sz]ed"
+    r"|authentication|authori[sz]ation (?:header|field|fail|token|is (?:missing|invalid))"
+    r"|log ?in fail|login required"
     r"|cl[eé] d.api|clave (?:de )?api|密[钥鑰]|令牌|鉴权|认证失败|api\s*キー|api\s*키",
     re.I,
 )
@@ -130,12 +138,24 @@ _KEY_FAULT: Final = re.compile(
 _QUOTA_WORDS: Final = re.compile(
     r"payment method|insufficient (?:account )?(?:balance|credit|fund|quota)"
     r"|(?:balance|credits?) (?:is |are )?(?:insufficient|exhausted|too low|not enough)"
-    r"|out of credits?|no credits? left|add (?:more )?credits|余额不足|餘額不足|欠费",
+    r"|out of credits?|no credits? left|add (?:more )?credits|past invoices|spending limit"
+    r"|over budget|budget has been exceeded|exceeded (?:your |the )?(?:usage|spending|monthly) "
+    r"|out of call volume quota|余额不足|餘額不足|欠费",
     re.I,
 )
-_RATE_WORDS: Final = re.compile(r"rate[\s-]?limit|too many requests|throttl|请求过于频繁", re.I)
+_RATE_WORDS: Final = re.compile(
+    r"rate[\s-]?limit|too many requests|throttl|request limit|请求过于频繁", re.I
+)
+# In a text of several requests, "too many requests" may mean the texts of one.
+_THROTTLED: Final = re.compile(r"rate[\s-]?limit|throttl", re.I)
+_MOMENT_WORDS: Final = re.compile(
+    r"internal (?:server )?error|unavailable|overload|high load|(?:server|service|model) is busy"
+    r"|try again later|稍[后後][再重]?[试試]|服务繁忙|系统繁忙",
+    re.I,
+)
 _NO_MODEL_WORDS: Final = re.compile(
     r"not found|(?:does|do) not exist|doesn't exist|is not supported|not available|no such"
+    r"|not a valid model|unsupported"
     r"|(?:unknown|invalid) (?:model|deployment)|不存在|未找到|nicht gefunden|n.existe pas"
     r"|no existe",
     re.I,
@@ -145,7 +165,9 @@ _OTHER_PARAMETER: Final = re.compile(
     r"encoding|base64|dimension|param(?:eter|s)|field|format", re.I
 )
 _NO_MODEL_ID: Final = re.compile(
-    r"\bmodel (?:identifier|id|name)\b.{0,24}\b(?:invalid|unknown)", re.I
+    r"\bmodel (?:identifier|id|name)\b.{0,24}\b(?:invalid|unknown)"
+    r"|\bmodel (?:does not exist|not found)|模型不存在",
+    re.I,
 )
 _QUOTED: Final = 2_000
 _LARGEST_ERROR: Final = 1_100_000
@@ -232,8 +254,10 @@ def error_within(
     """
     headers = rate_headers.lowered(headers)
     found = error_body(headers, body)
-    # With vectors beside it, only what calls itself an error is one.
-    if not found.known or (found.charged and not found.own):
+    # With vectors beside it, only what calls itself an error is one; a page, if it names a status.
+    if found.charged and not found.own:
+        return None
+    if not found.known and told_status(found.message) is None:
         return None
     said = redact.without_texts(found.message, asked.texts, most=_QUOTED)
     inner = quoted_in(said)
@@ -264,7 +288,8 @@ def understood(
     too_fast = judged == 429 or (judged in _VAGUE and _by_name(body.names) == "rate")
     if wait is None and (too_fast or judged == 503):
         # At its end, often; and no text is quoted there.
-        wait = rate_headers.wait_in_words(body.message if judged == status else said)
+        told = body.message if judged == status else said
+        wait = rate_headers.wait_in_words(told, headers)
     if wait is None and too_fast:
         wait = rate_headers.refill_after(headers)
     return Refused(
@@ -331,7 +356,7 @@ def kind_of(refused: Refused) -> Kind:
         return "moment"
     if named in ("quota", "key") and status != 413:
         return named
-    if status in (400, 403) and _about(_QUOTA_WORDS, refused.said, refused.asked):
+    if 400 <= status < 500 and _about(_QUOTA_WORDS, refused.said, refused.asked):
         return "quota"
     words = _KEY_WORDS if status in (400, 403, 422) else _KEY_FAULT
     if status in (400, 403, 404, 422, 500) and _about(words, refused.said, refused.asked):
@@ -344,6 +369,8 @@ def kind_of(refused: Refused) -> Kind:
         return named
     if status in (400, 422) and _names_no_model(refused):
         return "model"
+    if status == 500 and _about(_THROTTLED, refused.said, refused.asked):
+        return "rate"
     return "moment" if status == 500 and _hints(refused) is None else "request"
 
 
@@ -381,7 +408,9 @@ def _status_by_words(said: str, asked: Asked) -> int | None:
     for words, status in ((_QUOTA_WORDS, 402), (_KEY_WORDS, 401), (_RATE_WORDS, 429)):
         if _about(words, said, asked):
             return status
-    return 400 if size_hints(said, asked.texts, asked.model) is not None else None
+    if size_hints(said, asked.texts, asked.model) is not None:
+        return 400
+    return 503 if _about(_MOMENT_WORDS, said, asked) else None
 
 
 def _about(words: re.Pattern[str], said: str, asked: Asked) -> bool:
@@ -493,11 +522,18 @@ def _set_money(error: EmbeddingError, refused: Refused) -> None:
 
 def _redirected(status: int, headers: Mapping[str, str], asked: Asked) -> ConfigurationError:
     try:
-        target = urlsplit(headers.get("location", ""))
-        host = asked.shown(target.hostname or urlsplit(asked.endpoint).hostname or "")
+        target = urlsplit(urljoin(f"{asked.endpoint}/embeddings", headers.get("location", "")))
+        # Without what may be a secret in it: user, password and query.
+        place = asked.shown(
+            f"{target.scheme}://{target.hostname or ''}{_port(target)}{target.path}"
+        )
     except ValueError:
-        host = "an unreadable address"
+        place = "an unreadable address"
     return ConfigurationError(
-        f"{asked.endpoint} redirects (HTTP {status}) to {host}. Redirects are not "
-        "followed, so that the key goes nowhere else: set base_url to the final address"
+        f"{asked.endpoint} redirects (HTTP {status}) to {place}. Redirects are not followed, so "
+        "that the key goes nowhere else: set base_url to the final address, without /embeddings"
     )
+
+
+def _port(address: SplitResult) -> str:
+    return "" if address.port is None else f":{address.port}"

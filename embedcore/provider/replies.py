@@ -34,7 +34,8 @@ _FLOAT_BYTES: Final = 4
 # Rows decoded at a time: enough for few calls, little enough for the caches.
 _BLOCK_ROWS: Final = 32
 NUMBERS: Final = frozenset({int, float})
-_NUMBERS_OR_NULL: Final = NUMBERS | {type(None)}
+# A component may be null, or "NaN" as the JSON of Protocol Buffers has it.
+_NUMBERS_AND_NONE: Final = NUMBERS | {type(None), str}
 
 # A component takes at most 25 characters as JSON text, and 5.4 as base64.
 _BYTES_PER_COMPONENT: Final = 32
@@ -44,6 +45,11 @@ _WIDEST: Final = 16_384
 # a list or a string for eight of them.
 _PARTS_PER_TEXT: Final = 2_048
 _PARTS_BESIDE: Final = 65_536
+
+# No component of a vector is larger. Bytes that are int8, float64 or in another order, taken for
+# float32, have any exponent: of every four numbers about one is.
+_LARGEST: Final = 1e15
+_MOST_OF_THEM_LARGE: Final = 1 / 16
 
 _BOM: Final = b"\xef\xbb\xbf"
 _BLANK: Final = b" \t\r\n"
@@ -197,17 +203,19 @@ def _distrusted(
         return inner
     headers = rate_headers.lowered(headers)
     found = refusals.error_body(headers, body)
-    said = ""
-    if found.known and not bad.mismatch:
+    reason, said = bad.reason, ""
+    if found.known and found.message and not bad.mismatch:
         said = f"; it says: {asked.shown(found.message)}"
     elif bad.not_json:
-        start = bytes(body[:2_000]).decode("utf-8", "replace")
+        start = asked.shown(bytes(body[:2_000]).decode("utf-8", "replace"))
         content = asked.shown(headers.get("content-type", "of unknown type"))[:60]
-        said = f"; {content}: {asked.shown(start)[:200]}"
+        reason = reason if start else "it is empty"
+        said = f"; {content}: {start[:200]}" if start else ""
+        said += ". Is base_url the address of the API (for many it ends in /v1)?"
     kind = ReplyMismatch if bad.mismatch else InvalidResponse
     return kind(
-        f"the reply of {asked.endpoint} for {asked.model!r} cannot be trusted: {bad.reason}{said}",
-        billed="unknown" if said and found.known else None,
+        f"the reply of {asked.endpoint} for {asked.model!r} cannot be trusted: {reason}{said}",
+        billed="unknown" if found.known and not bad.mismatch else None,
         status=status,
         code=asked.shown(found.code)[:80] or None,
         request_id=refusals.request_id(headers, asked),
@@ -401,12 +409,16 @@ def _usable(item: dict[str, Any]) -> object:
         kinds = set(map(type, embedding))
         if kinds <= NUMBERS:
             return embedding
-        if kinds <= _NUMBERS_OR_NULL:
+        if kinds <= _NUMBERS_AND_NONE and all(map(_is_no_text, embedding)):
             return None
         raise BadReply("an embedding has components that are not numbers")
     if not isinstance(embedding, str | memoryview):
         raise BadReply("an embedding is neither base64 text nor a list of numbers")
     return embedding
+
+
+def _is_no_text(component: object) -> bool:
+    return not isinstance(component, str) or component.lower() == "nan"
 
 
 def _vectors(rows: list[Any], dimensions: int | None, wanted: Vectors | None) -> Vectors:
@@ -425,9 +437,22 @@ def _vectors(rows: list[Any], dimensions: int | None, wanted: Vectors | None) ->
         into = vectors[start : start + _BLOCK_ROWS]
         if not _decoded_together(block, into):
             _decode_one_by_one(block, into)
+    if not all(isinstance(row, list) for row in present):
+        _refuse_other_numbers(vectors)
     if not np.isfinite(vectors).all():
         _blank_rows_of_nan(vectors)
     return vectors
+
+
+def _refuse_other_numbers(vectors: Vectors) -> None:
+    """Base64 of other numbers than float32 is as long as that of a vector of another width."""
+    with np.errstate(invalid="ignore"):
+        large = np.count_nonzero((np.abs(vectors) > _LARGEST) & np.isfinite(vectors))
+    if large > vectors.size * _MOST_OF_THEM_LARGE:
+        raise BadReply(
+            "what it has as base64 are no float32 numbers (int8, float64 or another order of "
+            'bytes?); if the server can send lists of numbers, set encoding = "float"'
+        )
 
 
 def _wrong_width(rows: list[Any], width: int, dimensions: int) -> BadReply:

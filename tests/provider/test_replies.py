@@ -17,7 +17,8 @@ from embedcore.provider.refusals import Asked
 from embedcore.provider.replies import BadReply, NotUnicode, parse_reply, read, request_body
 from embedcore.testing import vector_of
 
-floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
+# As large as components of a vector are, and larger by far.
+floats = st.floats(-(2.0**40), 2.0**40, width=32, allow_nan=False, allow_infinity=False)
 
 
 def packed(vector: object) -> str:
@@ -222,6 +223,7 @@ def test_base64_of_what_is_infinite_is_refused(value: float) -> None:
 # Vectors that are not there, and all others are
 
 NO_VECTORS = ["null", "[]", '""', "[null,null]", "[0.5,null]", "[NaN,NaN]", "[NaN,0.5]"]
+NO_VECTORS += ['["NaN",0.5]', '["NaN","nan"]']
 NO_VECTORS += [f'"{packed([math.nan, 1.0])}"', f'"{packed([math.nan, math.nan])}"']
 
 
@@ -254,6 +256,20 @@ def test_where_a_vector_is_none_the_others_stay(data: st.DataObject) -> None:
 def test_a_reply_of_no_vector_at_all_is_refused(text: str) -> None:
     raw = f'{{"data":[{{"index":0,"embedding":{text}}}]}}'.encode()
     assert "none of its 1 embeddings is a vector" in refused(raw, dimensions=2)
+
+
+@pytest.mark.fault(43)
+@pytest.mark.parametrize("form", ["<i1", "<f8", ">f4", ">f8"])
+def test_base64_of_other_numbers_than_float32_is_refused(form: str) -> None:
+    """Where the width is not known nothing else would tell."""
+    vectors = [vector_of(f"text {index}", 256) for index in range(4)]
+    scale = 127 if form == "<i1" else 1
+    texts = [
+        base64.b64encode((scale * np.asarray(each)).astype(form).tobytes()).decode()
+        for each in vectors
+    ]
+    raw = body([item(index, text) for index, text in enumerate(texts)])
+    assert 'encoding = "float"' in refused(raw, count=4)
 
 
 @pytest.mark.fault(40)

@@ -510,12 +510,22 @@ def test_what_is_not_checked_is_said(make: Make, caplog: pytest.LogCaptureFixtur
 
 
 @pytest.mark.case("B10")
-def test_a_callable_key_is_asked_once_more_after_a_401(
-    api: Any, connect: Callable[..., EmbeddingClient]
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (401, {"error": {"message": "token expired", "code": "token_expired"}}),
+        (401, {}),
+        (403, {"message": "The security token included in the request is expired"}),
+        (403, {}),
+        (400, {"error": {"message": "API key expired. Please renew the API key."}}),
+    ],
+)
+def test_a_callable_key_is_asked_once_more_after_a_refusal(
+    api: Any, connect: Callable[..., EmbeddingClient], status: int, body: Any
 ) -> None:
     def reply(asked: Any) -> Any:
         if asked.headers["authorization"] != "Bearer fresh":
-            return 401, {"error": {"message": "token expired", "code": "token_expired"}}
+            return status, body
         return answer(asked)
 
     api.routes[EMBEDDINGS] = reply

@@ -7,6 +7,7 @@ that both have.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import zlib
@@ -23,7 +24,11 @@ from embedcore.forksafe import in_child
 from embedcore_openai.buffers import Buffers
 from embedcore_openai.deadline import bound
 
+_log = logging.getLogger("embedcore.openai")
+
 _ERROR_BYTES: Final = 1_000_000
+# The body of a refusal only says more of what its status says: it is not waited for longer.
+_ERROR_SECONDS: Final = 10.0
 _STEP_BYTES: Final = 1 << 16
 _WINDOW_BITS: Final = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": 15}
 
@@ -142,48 +147,70 @@ class CappedClient(DefaultHttpxClient):
             exchange.bound = None
             exchange.download = Download(response, left=exchange.deadline - time.monotonic())
             return _with_body(b"", response, request)
+        failed = response.status_code >= 300
+        if failed:
+            soon = time.monotonic() + _ERROR_SECONDS
+            exchange.deadline = min(exchange.deadline, soon)
+            exchange.bound = exchange.deadline
         try:
             # The read time-out counts from each packet: give the body only what is left.
             left = max(exchange.deadline - time.monotonic(), 0.001)
             request.extensions.get("timeout", {})["read"] = left
-            body = _read(response, exchange, request)
+            if failed:
+                body = _read_refusal(response, exchange)
+            else:
+                body = _read(response, exchange, request)
         finally:
             response.close()
         return _with_body(body, response, request)
 
 
 def _with_body(body: bytes, response: Any, request: Any) -> Any:
+    # As they came: not every server keeps to ASCII in them.
     headers = [
         (name, value)
-        for name, value in response.headers.multi_items()
-        if name not in ("content-encoding", "content-length", "transfer-encoding")
+        for name, value in response.headers.raw
+        if name.lower() not in (b"content-encoding", b"content-length", b"transfer-encoding")
     ]
     return type(response)(response.status_code, headers=headers, content=body, request=request)
 
 
 def _read(response: Any, exchange: Exchange, request: Any) -> bytes:
-    """The body; empty if it went into a buffer."""
-    failed = response.status_code >= 300
-    if not failed:
-        turns = _memory.turns
-        if turns.acquire(timeout=_PATIENCE_SECONDS):
-            exchange.turns = turns
-        if size := _announced(response, exchange.max_bytes):
-            _read_into_buffer(response, size, exchange, request)
-            return b""
-    cap = _ERROR_BYTES if failed else exchange.max_bytes
+    """The body of a success; empty if it went into a buffer."""
+    turns = _memory.turns
+    if turns.acquire(timeout=_PATIENCE_SECONDS):
+        exchange.turns = turns
+    if size := _announced(response, exchange.max_bytes):
+        _read_into_buffer(response, size, exchange, request)
+        return b""
+    cap = exchange.max_bytes
     parts, size, late = [], 0, False
-    for part in _decoded(response, cap + 1):
+    for part in _decoded(response, cap + 1, whole=True):
         if late:
             raise openai.APITimeoutError(request=request)
         parts.append(part)
         size += len(part)
         if size > cap:
-            if failed:
-                break
             raise UnreadableBody(f"it is larger than {cap:,} bytes")
         # Checked with the next part: a reply that is complete is kept, however late.
         late = time.monotonic() > exchange.deadline
+    return b"".join(parts)
+
+
+def _read_refusal(response: Any, exchange: Exchange) -> bytes:
+    """What can be read of the body of a refusal; its status counts, whatever becomes of the rest.
+
+    It may be packed in a way that nobody asked for, be cut off, or never come.
+    """
+    parts, size = list[bytes](), 0
+    try:
+        for part in _decoded(response, _ERROR_BYTES + 1):
+            parts.append(part)
+            size += len(part)
+            if size > _ERROR_BYTES or time.monotonic() > exchange.deadline:
+                break
+    except Exception as error:  # noqa: BLE001 - of either HTTP library, and unpacking
+        _log.debug("the body of a refusal cannot be read (%s)", type(error).__name__)
     return b"".join(parts)
 
 
@@ -229,13 +256,18 @@ def _decoded(response: Any, cap: int, *, whole: bool = False) -> Iterator[bytes]
 
 def _unpacked(parts: Iterator[bytes], window_bits: int, cap: int) -> Generator[bytes, None, bool]:
     """Gives True at the end if the packed form has come to its end as well."""
-    unpacker = zlib.decompressobj(window_bits)
+    unpacker = None
     for part in parts:
         packed = part
-        while packed:
+        if packed and unpacker is None:
+            # Some servers call it deflate and leave out the two bytes of its head.
+            bare = window_bits == zlib.MAX_WBITS and packed[0] & 0x0F != zlib.DEFLATED
+            window_bits = -zlib.MAX_WBITS if bare else window_bits
+            unpacker = zlib.decompressobj(window_bits)
+        while packed and unpacker is not None:
             if unpacker.eof:
                 # Several packed files in a row are one body.
                 unpacker = zlib.decompressobj(window_bits)
             yield unpacker.decompress(packed, cap)
             packed = unpacker.unconsumed_tail or unpacker.unused_data
-    return unpacker.eof
+    return unpacker is not None and unpacker.eof

@@ -14,6 +14,7 @@ from embedcore.errors import (
     AuthenticationFailed,
     EmbeddingError,
     InputRejected,
+    PermissionDenied,
     ProviderError,
     ProviderUnavailable,
     RequestRejected,
@@ -168,7 +169,8 @@ class OpenAIEmbedder:
         self, error: ProviderError, form: str | None, texts: Sequence[str], answer: Answer
     ) -> str | None:
         """What would be different if the same request were sent again now; None: nothing."""
-        if isinstance(error, AuthenticationFailed):
+        # A key that has ended is refused with 403 by some.
+        if isinstance(error, AuthenticationFailed | PermissionDenied):
             renewable = callable(self._options.api_key) and not self._options.own_authentication
             return "key" if renewable else None
         rejected = isinstance(error, RequestRejected)

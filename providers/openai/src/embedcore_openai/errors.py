@@ -27,7 +27,7 @@ from embedcore.errors import (
 from embedcore.provider import refusals
 from embedcore.provider.refusals import Refused, describe, facts
 from embedcore.provider.replies import BadReply
-from embedcore_openai.capped import UnreadableBody
+from embedcore_openai.capped import CutOff, UnreadableBody
 from embedcore_openai.errorcontext import BATCH_API, Context
 from embedcore_openai.transport import Answer
 
@@ -139,7 +139,7 @@ def _from_exception(error: Exception, context: Context) -> EmbeddingError:
         return ConfigurationError(f"the request to {context.endpoint} cannot be sent ({cause})")
     if isinstance(error, openai.APITimeoutError):
         return TimedOut(f"{context.endpoint} did not answer in time ({cause})")
-    if isinstance(error, openai.APIConnectionError):
+    if isinstance(error, openai.APIConnectionError | CutOff):
         return OutcomeUnknown(f"the connection to {context.endpoint} broke ({cause})")
     return ProviderError(f"the request to {context.endpoint} failed ({cause})", billed="unknown")
 
