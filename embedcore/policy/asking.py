@@ -149,17 +149,20 @@ class Asker:
             next_at=0 if lasting else self._office.backoff(part.tries, error),
             why=str(error),
             new_input=new_input,
+            not_before=self._office.not_before(error),
         )
 
     def _not_ready(self, part: Part, error: InputNotReady, since: int, end: int) -> Part:
         """Ask again at once, then more and more rarely, with the input that is there."""
         logger.info("Batch part %d: its job is asked for again (%s)", part.id, error)
+        not_before = self._office.not_before(error)
         return self._steps.not_created(
             part,
-            next_at=self._office.next_look(since, end),
+            next_at=max(self._office.next_look(since, end), not_before),
             why=str(error),
             new_input=False,
             since=since,
+            not_before=not_before,
         )
 
     def _delete_input(self, part: Part) -> None:

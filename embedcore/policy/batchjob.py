@@ -114,8 +114,13 @@ class BatchJob:
 
         Raises ``BatchEmbeddingFailed`` if a row has no vector, after ``timeout`` seconds also for
         those that are still under way (``retryable`` then); ``on_error="keep"`` leaves them NaN.
-        What did arrive is in its ``.result``.
+        What did arrive is in its ``.result``. Of a batch that has ended, results that were not to
+        be had are read again first; that buys nothing.
         """
+        self.record = self._office.batches.again(self.record)
+        if self.record.has_ended:
+            # What cannot be read now either says so in its row, as before.
+            read_again(self._office, self.record, lost=True)
         report = self.wait(timeout, poll_interval=poll_interval)
         result = result_of(self._office, self.record, report.usage)
         if not result.ok.all() and (on_error or self.on_error) == "raise":

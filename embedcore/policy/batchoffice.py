@@ -174,6 +174,10 @@ class BatchOffice:
         """When to try again after so many errors in a row: doubled each time, and spread."""
         seconds = min(_FIRST_BACKOFF * 2 ** min(tries, 10), _LONGEST_BACKOFF)
         seconds *= self.jitter(0.5, 1.0)
-        if isinstance(error, TransientProviderError) and error.retry_after:
-            seconds = max(seconds, min(error.retry_after, _LONGEST_BACKOFF))
-        return self.later(seconds)
+        return max(self.later(seconds), self.not_before(error))
+
+    def not_before(self, error: EmbeddingError | None) -> int:
+        """Until when the provider asked, with this error, to be left alone; 0: it did not."""
+        if not isinstance(error, TransientProviderError) or not error.retry_after:
+            return 0
+        return self.later(min(error.retry_after, _LONGEST_BACKOFF))

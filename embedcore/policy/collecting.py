@@ -75,9 +75,10 @@ class Found:
         if self.reported and billed is not None and billed >= self.tokens:
             # Every token of the bill has its line, or some have none.
             return billed > self.tokens
+        counted = _completed(status, part)
         if status.state == "completed":
-            return (completed, status.total) != (self.done, part.items)
-        return status.state == "expired" and completed is None
+            return counted != self.done
+        return status.state == "expired" and counted is None
 
     def may_grow(self, status: BatchStatus, part: Part) -> bool:
         """Whether lines may still come for texts that have none."""
@@ -98,9 +99,9 @@ class Found:
         if billed is not None:
             tokens = max(tokens, billed) if self.reported else billed
         elif self.may_be_paid(status, part):
-            unseen = len(self.without_line)
-            if status.completed is not None and status.completed > self.done:
-                unseen = min(unseen, status.completed - self.done)
+            unseen, counted = len(self.without_line), _completed(status, part)
+            if counted is not None and counted > self.done:
+                unseen = min(unseen, counted - self.done)
             tokens += sum(sorted(self.without_line, reverse=True)[:unseen])
             self.reported = False
         return priced(tokens, part.price)
@@ -339,6 +340,20 @@ class _Reading:
         self, reasons: Mapping[int, str], *, without: Collection[int]
     ) -> list[tuple[int, str]]:
         return [(self._ids[one], why) for one, why in reasons.items() if one not in without]
+
+
+def _completed(status: BatchStatus, part: Part) -> int | None:
+    """How many texts the provider says that it did; None where its figures do not add up.
+
+    A job that has completed is done with all of its texts, so these must say of each what became
+    of it.
+    """
+    completed, failed, total = status.completed, status.failed, status.total
+    if status.state == "completed" and (
+        completed is None or failed is None or completed + failed != total
+    ):
+        return None
+    return completed if total in (None, part.items) else None
 
 
 def _billed(status: BatchStatus) -> int | None:

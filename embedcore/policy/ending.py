@@ -20,7 +20,6 @@ from embedcore.storage.jobsteps import Ended
 from embedcore.storage.partrecords import Part, ordinal_in
 
 if TYPE_CHECKING:
-    from embedcore.errors import EmbeddingError
     from embedcore.policy.batchoffice import BatchOffice
     from embedcore.policy.collecting import Found
     from embedcore.provider.types import BatchStatus
@@ -29,6 +28,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("embedcore")
 
 _MOST_READS: Final = 12
+# What a provider answers instead of results that are late is what it answers where there are none
+# any more. A connection that breaks is tried again, though not for ever: its own copy may be cut.
+_MAY_BE_LATE: Final = (TransientProviderError, RemoteGone, RequestRejected, InvalidResponse)
 _QUEUE_SECONDS: Final = 60.0
 _LONGEST_QUEUE_SECONDS: Final = 1_800.0
 
@@ -48,7 +50,7 @@ class Ending:
         Where results are missing that the job owes, they are looked for again for a while first.
         """
         found = self._collector.collect(part)
-        if found.broken is not None and not self._may_be_late(part, found.broken):
+        if found.broken is not None and not isinstance(found.broken, _MAY_BE_LATE):
             raise found.broken
         if (since := self._waits_since(part, status, found)) is not None:
             return self._look_again(part, status, found, since)
@@ -93,31 +95,28 @@ class Ending:
                     BatchStopped(batch=batch.name, job=part.job or "", texts=texts, scope=scope)
                 )
 
-    def _may_be_late(self, part: Part, error: EmbeddingError) -> bool:
-        """Whether what the provider answered instead of results may be all that there is of them.
-
-        A file that is not there yet is answered like one that is not there any more. A connection
-        that breaks is tried again, though not for ever: its own copy may be cut off.
-        """
-        if isinstance(error, TransientProviderError):
-            return part.tries >= _MOST_READS
-        return isinstance(error, RemoteGone | RequestRejected | InvalidResponse)
-
     def _waits_since(self, part: Part, status: BatchStatus, found: Found) -> int | None:
         """Since when missing results are waited for; None: they are not, or not any more."""
-        if isinstance(found.broken, TransientProviderError) or not found.without_line:
-            return None
-        if found.broken is None and not found.may_grow(status, part):
-            return None
-        if not self._jobs.is_awaited(part):
-            return None
         now = self._jobs.now()
         since = now if part.since is None or found.fresh else part.since
         over = now >= since + round(self._office.settings.output_wait * MICROSECONDS)
+        if isinstance(found.broken, TransientProviderError):
+            # However often somebody asked meanwhile, and though a server may be away for longer.
+            return None if over and part.tries >= _MOST_READS else since
+        if not found.without_line or not self._jobs.is_awaited(part):
+            return None
+        if found.broken is None and not found.may_grow(status, part):
+            return None
         return None if over else since
 
     def _look_again(self, part: Part, status: BatchStatus, found: Found, since: int) -> Part:
-        """At once, and then more and more rarely; whoever asks for it does not wait for that."""
+        """At once, and then more and more rarely; whoever asks for it does not wait for that.
+
+        Raises what broke on the way: it is tried again as any call is.
+        """
+        if isinstance(found.broken, TransientProviderError):
+            self._jobs.note(part, since=since)
+            raise found.broken
         end = since + round(self._office.settings.output_wait * MICROSECONDS)
         trouble = (
             f"its results are not all there yet ({self._missing(status, found)}); they are looked "

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("embedcore")
 
 _OVERDUE_SECONDS: Final = 3_600.0
+_LOOKED_AT_WHEN_ASKED: Final = frozenset({"planned", "submitted", "collecting"})
 
 Got = TypeVar("Got")
 
@@ -63,8 +64,7 @@ class PartWork:
 
         Raises ``StorageError``.
         """
-        waits = part.next > self._jobs.now() and not (self._asked and part.since is not None)
-        if part.state == "done" or waits or part.id in self._failed:
+        if part.state == "done" or self._rests(part) or part.id in self._failed:
             return False
         owned = self._jobs.take(part)
         if owned is None:
@@ -85,6 +85,16 @@ class PartWork:
             return True
         finally:
             self._jobs.leave(owned)
+
+    def _rests(self, part: Part) -> bool:
+        """Whether nothing is to be done for it yet.
+
+        Our own pauses are for those who look all the time. Somebody who asks now has it looked at
+        now, unless the provider asked for a pause. Only looks for a job whose name was lost have
+        to lie apart: the list that they read may lag.
+        """
+        asked = self._asked and part.state in _LOOKED_AT_WHEN_ASKED
+        return (part.not_before if asked else part.next) > self._jobs.now()
 
     def _step(self, part: Part) -> Part:
         steps: dict[str, Callable[[Part], Part]] = {
@@ -123,6 +133,7 @@ class PartWork:
             part,
             tries=part.tries + 1,
             next=self._office.backoff(part.tries, error) if waits else 0,
+            not_before=self._office.not_before(error),
             trouble=str(error),
         )
 

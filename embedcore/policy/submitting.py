@@ -69,7 +69,7 @@ def submit(office: BatchOffice, rows: Iterable[Any], how: Submission) -> BatchRe
     """Write down a batch of these rows and hold its money, or raise and leave nothing behind.
 
     Raises ``InputRejected``, ``BudgetExceeded`` with ``on_budget="raise"``, ``StorageFull`` if its
-    vectors would not fit the store, and any other ``StorageError``.
+    vectors would not fit the disk, and any other ``StorageError``.
     """
     sweep(office)
     input_type = resolve_input_type(office.engine, how.input_type)
@@ -263,19 +263,20 @@ def _name_of(row: Row, number: int) -> str | None:
 
 
 def _require_room(office: BatchOffice, missing: int) -> None:
-    """Better now than when they are paid for: the store is where vectors arrive."""
+    """Better now than when they are paid for: the store is where vectors arrive.
+
+    ``cache_cap`` is no reason: what a batch brings is kept beyond it until it was fetched.
+    """
     width = office.engine.info.dimensions or office.engine.learned.width
     if not missing or width is None:
         return
     needed = room_for(missing, width)
-    room = office.store.cap - office.store.used
     free = shutil.disk_usage(office.store.path.parent).free
-    if needed > min(room, free):
-        what = "cache_cap" if room <= free else "the disk"
+    if needed > free:
         raise StorageFull(
-            f"{missing} vectors take about {shown_size(needed)}, and {what} has "
-            f"{shown_size(max(min(room, free), 0))} left for {office.store.path}: nothing was "
-            "submitted. Raise cache_cap, make room, or submit fewer texts"
+            f"{missing} vectors take about {shown_size(needed)}, and the disk has "
+            f"{shown_size(free)} left for {office.store.path}: nothing was submitted. Make room, "
+            "or submit fewer texts"
         )
 
 

@@ -48,7 +48,8 @@ def set_back(connection: sqlite3.Connection, now: int, *, lease: int, attempt_le
         "UPDATE attempt SET lease = min(lease, ?) WHERE state = 'sent'", (now + attempt_lease,)
     )
     connection.execute(
-        "UPDATE part SET next = min(next, ?1), asked = min(asked, ?1), lease = min(lease, ?1)",
+        "UPDATE part SET next = min(next, ?1), not_before = min(not_before, ?1), "
+        "asked = min(asked, ?1), since = min(since, ?1), lease = min(lease, ?1)",
         (now,),
     )
     connection.execute("UPDATE batch SET retry = min(retry, ?)", (now,))

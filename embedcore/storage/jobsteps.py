@@ -103,11 +103,18 @@ class JobSteps:
             )
 
     def not_created(
-        self, part: Part, *, next_at: int, why: str, new_input: bool, since: int | None = None
+        self,
+        part: Part,
+        *,
+        next_at: int,
+        why: str,
+        new_input: bool,
+        since: int | None = None,
+        not_before: int = 0,
     ) -> Part:
         """Proof that there is no job: as before it was asked for. ``new_input``: upload again.
 
-        ``since``: it is no error, but has to wait since then.
+        ``since``: it is no error, but has to wait since then. ``not_before``: the provider said so.
         """
         with self.jobs.step(part) as (connection, moment):
             outcomes.give_back(connection, self._attempt(part), moment, note=why)
@@ -119,6 +126,7 @@ class JobSteps:
                 tries=part.tries + (since is None),
                 next=next_at,
                 since=since,
+                not_before=not_before,
                 input=None if new_input else part.input,
                 trouble=why,
             )

@@ -32,6 +32,8 @@ class Part:
     - ``ids``: the form of the ids of its items. ``since``: when the wait for something of the
       provider began that should be there already; None: it waits for nothing of that kind.
     - ``cancelled``: embedcore told its job to stop.
+    - ``not_before``: the provider asked to be left alone until then, so that even who asks for it
+      waits, which ``next`` is not for.
     """
 
     id: int
@@ -64,6 +66,7 @@ class Part:
     ids: IdForm = "key"
     since: int | None = None
     cancelled: bool = False
+    not_before: int = 0
 
     def item_id(self, ordinal: int) -> str:
         """What the item at this place is called in the part's input, and so in its results.

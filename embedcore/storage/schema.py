@@ -9,7 +9,7 @@ from sqlite_utils.migrations import Migrations
 if TYPE_CHECKING:
     from sqlite_utils import Database
 
-STATE_VERSION: Final = 4
+STATE_VERSION: Final = 5
 """``PRAGMA user_version`` after the last migration below; add one with each."""
 
 STATE: Final = Migrations("embedcore.state")
@@ -50,6 +50,12 @@ def lines_of_jobs(database: Database) -> None:
     """Lines that name their part, results that are waited for, and what was cancelled elsewhere."""
     for statement in (*_LINES, _UNREAD):
         database.conn.execute(statement)
+
+
+@STATE()
+def waits_of_jobs(database: Database) -> None:
+    """Until when a provider asked to be left alone, apart from when embedcore would look again."""
+    database.conn.execute(_NOT_BEFORE)
 
 
 @MANIFEST()
@@ -298,6 +304,8 @@ _LINES = (
     # Measured with the shorter ids of then; 22 is the longest that there is for 50,000 texts.
     "UPDATE item SET bytes = bytes + 22 WHERE state = 'open' AND part IS NULL",
 )
+
+_NOT_BEFORE = "ALTER TABLE part ADD COLUMN not_before INTEGER NOT NULL DEFAULT 0"
 
 _UNREAD = """
 CREATE TABLE unread (

@@ -3,8 +3,9 @@
 A vector of zeros says nothing of its text, and the next answer may be better: it is kept only for
 whoever paid for it and reads it from here (``zeros=True``), and is no hit for anybody else.
 
-The file is no ledger: without it everything is only dearer. At its cap it takes no more; nothing
-is thrown out to make room, since that would be to buy it again one day.
+The file is no ledger: without it everything is only dearer. At its cap it takes no more but
+for a batch, which has its vectors nowhere else; nothing is thrown out to make room, since that
+would be to buy it again one day.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class VectorStore:
     """One file of vectors by key. Safe to share between threads and processes.
 
     Every method raises ``StorageError`` when the file cannot be used; nothing is half done then.
-    ``cap``: bytes beyond which nothing is added. ``busy_timeout``: seconds to wait for others.
+    ``cap``: bytes beyond which nothing is added but what somebody counts on. ``busy_timeout``:
+    seconds to wait for others.
     """
 
     def __init__(
@@ -192,9 +194,10 @@ class VectorStore:
     ) -> str | None:
         """Keep vector i under ``keys[i]``; what is there already stays as it is, but for zeros.
 
-        ``keep_until``: seconds since 1970 before which ``prune`` leaves them alone. ``zeros``: also
-        keep those that are all zeros. Returns the model's name in earlier replies, if it was
-        another one than now. Raises ``StorageFull`` when they would pass the cap; none of them is
+        ``keep_until``: seconds since 1970 before which ``prune`` leaves them alone: somebody counts
+        on them, so that no cap keeps them out, only the disk. ``zeros``: also keep those that are
+        all zeros. Returns the model's name in earlier replies, if it was another one than now.
+        Raises ``StorageFull`` when they would pass the cap, or the disk is full; none of them is
         kept then.
         """
         from embedcore.storage.encoding import all_zero, checksums, encode
@@ -208,7 +211,8 @@ class VectorStore:
         sums = checksums(stored, keys).tolist()
         today, until = self.today(), int(keep_until // DAY_SECONDS)
         with self.database.transaction() as connection:
-            self._require_room(connection, stored.nbytes + len(keys) * _ROW_OVERHEAD)
+            if not keep_until:
+                self._require_room(connection, stored.nbytes + len(keys) * _ROW_OVERHEAD)
             place, before = self._origin(connection, origin)
             changes = connection.total_changes
             connection.executemany(

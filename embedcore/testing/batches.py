@@ -15,6 +15,8 @@ Everything under ``settings`` may be changed at any time.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from embedcore.testing import batchpages
 from embedcore.testing.api import ApiError
 from embedcore.testing.batchdriver import BatchDriver
@@ -103,6 +105,8 @@ class BatchService(BatchDriver):
             raise missing(file_id, param="id", status=404)
         if late == "first line" and isinstance(content, OutputContent):
             return OutputContent(content.results[:1], content.quirks)
+        if late == "half" and isinstance(content, OutputContent):
+            return OutputContent(content.results, replace(content.quirks, cut=0.5))
         return Stored(b"" if late == "empty" else LATE_ERROR)
 
     def result_files(self, job_id: str) -> list[str]:

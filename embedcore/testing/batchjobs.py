@@ -126,11 +126,11 @@ class Job:
     def _counts(self, quirks: Quirks) -> dict[str, object]:
         if quirks.counts == "null":
             return {"total": len(self.lines), "completed": None, "failed": None}
-        extra = 1 if quirks.counts == "wrong" else 0
+        extra = {"wrong": 1, "few": -1}.get(quirks.counts, 0)
         completed = len(self.results) - self.failed
         return {
             "total": len(self.lines),
-            "completed": completed + extra,
+            "completed": max(completed + extra, 0),
             "failed": self.failed,
         }
 

@@ -10,7 +10,7 @@ DAY = 86400.0
 NOT_READY = "file_not_processed"
 
 Order: TypeAlias = Literal["shuffled", "input", "reversed"]
-Late: TypeAlias = Literal["no file", "missing", "empty", "first line", "error"]
+Late: TypeAlias = Literal["no file", "missing", "empty", "first line", "half", "error"]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -48,7 +48,8 @@ class Quirks:
 
     Objects: ``status_word`` stands for every status until the job has ended; ``words`` are told in
     place of those of the API, those of the end among them. ``counts`` and
-    ``usage`` are honest, or left out in one of the ways there are; "wrong" counts are one too high.
+    ``usage`` are honest, or left out in one of the ways there are; "wrong" counts are one too high,
+    and "few" are one too low, but for their total.
 
     Files: ``order`` of the lines; ``string_body``: ``response.body`` is a string with JSON in it;
     ``ignores_base64``: floats whatever was asked; ``line_usage``: lines say what they cost;
@@ -61,7 +62,8 @@ class Quirks:
 
     Results that are late, which holds for jobs that have ended already as well: ``late`` is what
     there is instead of ``late_files``: the object names no file, or the content of the file is
-    answered 404, has 0 bytes, is its first line only, or is an error object. So it is until
+    answered 404, has 0 bytes, is its first line only, or its first half, which ends midway in a
+    line, or is an error object. So it is until
     ``late_seconds`` after the job's end, and for ``late_looks`` looks, whichever ends first; None:
     neither ends it.
 
@@ -74,7 +76,7 @@ class Quirks:
 
     status_word: str | None = None
     words: dict[str, str] = field(default_factory=dict)
-    counts: Literal["honest", "null", "absent", "wrong"] = "honest"
+    counts: Literal["honest", "null", "absent", "wrong", "few"] = "honest"
     usage: Literal["honest", "null", "absent", "zero"] = "honest"
     order: Order = "shuffled"
     string_body: bool = False

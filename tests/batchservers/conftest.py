@@ -162,11 +162,15 @@ class Server:
 
 @dataclass(frozen=True, kw_only=True)
 class Upstream:
-    """The fake OpenAI in a process of its own: the vectors behind a server that has none."""
+    """The fake OpenAI in a process of its own: the vectors behind a server that has none.
+
+    As it names itself: ``tokens`` says how it counts.
+    """
 
     url: str
     base_url: str
     api_key: str
+    tokens: str
 
     def meter(self) -> Json:
         return ask("GET", f"{self.url}/_meter")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 import time
 from pathlib import Path
 
@@ -218,6 +220,56 @@ def test_lost_texts_of_a_batch_that_ended_are_submitted_anew(cli, server, submit
     assert again.code == 0, again.err
     finish(server)
     assert cli("batch", "status", again.json["id"]).code == 0
+
+
+def later(seconds=3_600):
+    """Nothing is due for so long, as after many looks in vain; no test waits that long."""
+    path = Path(os.environ["EMBEDCORE_HOME"]) / "state.db"
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(
+            "UPDATE part SET next = (SELECT clock FROM book) + ?", (seconds * 1_000_000,)
+        )
+
+
+ASKING = {
+    "status": ["status", "ID"],
+    "status of all": ["status"],
+    "watch": ["status", "ID", "--watch", "--interval", "0.1"],
+    "fetch": ["fetch", "ID", "-o", "v.jsonl"],
+}
+
+
+@pytest.mark.case("E2")
+@pytest.mark.parametrize("command", ASKING.values(), ids=ASKING)
+def test_whoever_asks_has_late_results_looked_for_at_once(cli, server, submit, command):
+    name = submit(5)
+    (job,) = server.batches.jobs
+    server.batches.settings.quirks.late = "first line"
+    server.batches.settings.quirks.late_looks = None
+    server.batches.finish(job.id)
+    assert cli("batch", "status", name).code == 4
+    later()
+    server.batches.settings.quirks.late = None
+    assert cli("batch", "resume", "--json").json["batches"][0]["state"] == "running"
+    run = cli("batch", *[name if word == "ID" else word for word in command])
+    assert run.code == 0, run.err
+    assert states(cli) == {name: "done"}
+    assert server.batches.meter.billed_texts.total() == 5
+
+
+@pytest.mark.case("E4")
+@pytest.mark.parametrize("command", ASKING.values(), ids=ASKING)
+def test_whoever_asks_has_a_refused_job_asked_for_at_once(cli, server, submit, command):
+    server.batches.settings.not_ready_seconds = 1e9
+    name = submit(5)
+    assert server.batches.jobs == []
+    later()
+    assert cli("batch", "resume").code == 0
+    assert server.batches.jobs == []
+    server.batches.settings.not_ready_seconds = 0.0
+    server.batches.settings.progress = Progress(polls=1)
+    cli("batch", *[name if word == "ID" else word for word in command])
+    assert len(server.batches.jobs) == 1
 
 
 @pytest.mark.case("E6")

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 from unittest import mock
 
-from embedcore.errors import EmbeddingError
+from embedcore.errors import EmbeddingError, TransientProviderError
 from embedcore.policy import collecting
 from embedcore.policy.adopting import Adopter
 from embedcore.policy.collecting import Found
@@ -119,9 +119,15 @@ def takes_lines_by_their_position(self: Any, outcome: Any) -> int | None:
     return self._line if self._line < len(self._ids) else None
 
 
-@mutant(Ending, "_may_be_late", "results")
-def believes_a_download_that_was_cut(self: Ending, part: Any, error: Any) -> bool:
-    return True
+_waits_since = Ending._waits_since
+
+
+@mutant(Ending, "_waits_since", "results")
+def believes_a_download_that_was_cut(
+    self: Ending, part: Any, status: Any, found: Any
+) -> int | None:
+    broken = isinstance(found.broken, TransientProviderError)
+    return None if broken else _waits_since(self, part, status, found)
 
 
 _ends = JobSteps.end

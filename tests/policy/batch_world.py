@@ -190,6 +190,17 @@ class Office(BatchOffice):
         return manifest
 
 
+class Shelf(VectorStore):
+    """May have no room left on its disk."""
+
+    full = False
+
+    def put(self, *args: Any, **more: Any) -> str | None:
+        if self.full:
+            raise StorageFull(f"{self.path} cannot grow")
+        return super().put(*args, **more)
+
+
 class Process(BatchForms):
     """One process of a user, as far as batches are concerned."""
 
@@ -199,9 +210,8 @@ class Process(BatchForms):
         self.seams = Seams()
         self.wire = Wire(world.service, self.seams, world.ours.add)
         database = Database(world.folder / "state.db", STATE, version=STATE_VERSION, timeout=5)
-        self.store = VectorStore(
-            world.folder / "vectors.db", cap=CAP, busy_timeout=5, now=world.now
-        )
+        # A cap of nothing: it is for what nobody waits for.
+        self.store = Shelf(world.folder / "vectors.db", cap=0, busy_timeout=5, now=world.now)
         self.ledger = Ledger(database, clock=world.now)
         self.office = self._new_office()
         self.seams.sew(database, "state")
@@ -538,7 +548,7 @@ class World:
         try:
             found = work()
         except StorageFull:
-            if all(process.store.cap == CAP for process in self.processes):
+            if not any(process.store.full for process in self.processes):
                 raise
             return None
         except StorageCorrupt:
@@ -728,7 +738,7 @@ class World:
         for process in self.processes:
             process.wire.faults.clear()
             process.seams.clear()
-            process.store.cap = CAP
+            process.store.full = False
         self.buy_lost()
         self.send_again()
         # Whoever submits drops what a process left that died while it submitted, a day later.

@@ -16,6 +16,7 @@ from embedcore.testing import FakeOpenAI, vectors_of
 from embedcore.testing.batchsettings import BatchSettings, Progress
 
 TEXTS = [f"text number {number}" for number in range(6)]
+LATE = ["no file", "missing", "empty", "first line", "half", "error"]
 ASKED = {"POST /v1/batches", "POST /v1/files"}
 
 
@@ -70,13 +71,21 @@ def look(server: FakeOpenAI, job: BatchJob, *, looks: int = 40, seconds: float =
     raise AssertionError(job.status(poll=False))
 
 
+def input_of(server: FakeOpenAI, number: int) -> str:
+    """The input of the job of that number, as it was uploaded."""
+    return "".join(
+        one.decode()
+        for one in server.batches.input_lines(server.batches.jobs[number].input_file_id)
+    )
+
+
 def right(job: BatchJob, texts: list[str]) -> bool:
     return bool((job.result().vectors == vectors_of(texts, 1536)).all())
 
 
 @pytest.mark.case("E2")
 @pytest.mark.case("E3")
-@pytest.mark.parametrize("late", ["no file", "missing", "empty", "first line", "error"])
+@pytest.mark.parametrize("late", LATE)
 @pytest.mark.parametrize("counts", ["honest", "absent"])
 def test_late_results_are_read_when_they_are_there(
     server: FakeOpenAI, client_of: Any, late: Any, counts: Any
@@ -89,7 +98,7 @@ def test_late_results_are_read_when_they_are_there(
 
 @pytest.mark.case("E2")
 @pytest.mark.case("E3")
-@pytest.mark.parametrize("late", ["no file", "missing", "empty", "first line", "error"])
+@pytest.mark.parametrize("late", LATE)
 @pytest.mark.parametrize("usage", ["honest", "absent"])
 def test_results_that_never_come_are_not_bought_again_and_can_be_read_later(
     server: FakeOpenAI, client_of: Any, late: Any, usage: Any
@@ -97,7 +106,7 @@ def test_results_that_never_come_are_not_bought_again_and_can_be_read_later(
     quirky(server, late=late, late_looks=None, usage=usage)
     job = look(server, client_of().submit_batch(TEXTS))
     result = job.result(on_error="keep")
-    assert result.ok.sum() == (1 if late == "first line" else 0)
+    assert result.ok.sum() == {"first line": 1, "half": 3}.get(late, 0)
     assert all("output_gone" in error.message for error in result.errors.values())
     assert server.batches.meter.billed_twice == {}
     quirky(server, late=None)
@@ -203,3 +212,114 @@ def test_an_empty_error_beside_a_vector_is_none(
 ) -> None:
     quirky(server, empty_error=True, string_body=string_body)
     assert right(look(server, client_of().submit_batch(TEXTS)), TEXTS)
+
+
+# Encodings
+
+
+@pytest.mark.case("B3")
+@pytest.mark.parametrize("http", [True, False])
+def test_lines_that_are_refused_for_their_encoding_say_what_to_set(
+    server: FakeOpenAI, client_of: Callable[..., EmbeddingClient], http: bool
+) -> None:
+    message = "encoding_format is not supported by this model"
+    for text in TEXTS:
+        server.batches.fail_lines(text, status=400, message=message, http=http, times=1)
+    job = look(server, client_of().submit_batch(TEXTS, on_error="keep"))
+    result = job.result(on_error="keep")
+    assert not result.ok.any()
+    assert all('batch_encoding = "omit"' in error.message for error in result.errors.values())
+    assert len(server.batches.jobs) == 1, "nor is it tried again as it is"
+    assert server.batches.meter.billed_tokens == 0
+
+    again = client_of(options={"batch_encoding": "omit"}).submit_batch(TEXTS)
+    assert right(look(server, again), TEXTS)
+    assert "encoding_format" not in input_of(server, -1)
+
+
+@pytest.mark.case("B3")
+def test_a_job_that_is_refused_for_its_encoding_says_so_and_ends(
+    server: FakeOpenAI, client_of: Callable[..., EmbeddingClient]
+) -> None:
+    job = client_of(options={"batch_encoding": "base64"}).submit_batch(TEXTS)
+    for _ in range(40):
+        for one in server.batches.jobs:
+            if not one.ended:
+                server.batches.fail(one.id, "invalid_request", "base64 is not supported")
+        job.advance()
+        server.batches.clock.advance(61.0)
+        if job.record.has_ended:
+            break
+    result = job.result(on_error="keep")
+    assert not result.ok.any()
+    advice = 'set batch_encoding = "float" or "omit"'
+    assert all(advice in error.message for error in result.errors.values())
+    assert len(server.batches.jobs) == 3, "attempts"
+    assert server.batches.meter.billed_tokens == 0
+
+
+@pytest.mark.case("B3")
+@pytest.mark.parametrize(
+    ("taken", "wanted", "form"),
+    [
+        ({"float"}, "base64", "float"),
+        (set(), "base64", None),
+        (set(), "float", None),
+        ({"base64", "float"}, "base64", "base64"),
+        ({"base64", "float"}, "float", "float"),
+        ({"float"}, "omit", None),
+    ],
+)
+def test_what_requests_have_learned_of_the_endpoint_holds_for_lines(
+    server: FakeOpenAI,
+    client_of: Callable[..., EmbeddingClient],
+    taken: set[str],
+    wanted: str,
+    form: str | None,
+) -> None:
+    client = client_of(options={"batch_encoding": wanted})
+    if "base64" not in taken:
+        server.faults.push("refusal", message="encoding_format base64: no")
+    if not taken:
+        server.faults.push("refusal", message="encoding_format: no such field")
+    client.embed(["a question"])
+    job = client.submit_batch(TEXTS)
+    assert (f'"encoding_format":"{form}"' in input_of(server, -1)) == (form is not None)
+    assert ("encoding_format" in input_of(server, -1)) == (form is not None)
+    assert right(look(server, job), TEXTS)
+
+
+@pytest.mark.case("B3")
+def test_requests_that_are_configured_without_the_field_leave_it_out_of_lines_too(
+    server: FakeOpenAI, client_of: Callable[..., EmbeddingClient]
+) -> None:
+    client_of(options={"encoding": "omit"}).submit_batch(TEXTS)
+    assert "encoding_format" not in input_of(server, -1)
+    client_of(options={"encoding": "omit", "batch_encoding": "float"}).submit_batch(["another"])
+    assert "encoding_format" in input_of(server, -1)
+
+
+# Cut off
+
+
+@pytest.mark.case("E2")
+@pytest.mark.parametrize("looks", [3, None])
+def test_an_output_that_the_server_has_only_half_is_waited_for(
+    server: FakeOpenAI, client_of: Callable[..., EmbeddingClient], looks: int | None
+) -> None:
+    """Its length is that of what it sends: no connection broke."""
+    quirky(server, late="half", late_looks=looks)
+    began = server.batches.clock()
+    job = look(server, client_of().submit_batch(TEXTS), seconds=20)
+    assert len(server.batches.jobs) == 1
+    if looks:
+        assert right(job, TEXTS)
+        return
+    assert 600 <= server.batches.clock() - began < 800, "output_wait, and not so many reads"
+    result = job.result(on_error="keep")
+    assert result.ok.sum() == 3
+    message = next(iter(result.errors.values())).message
+    assert "output_gone" in message
+    assert "end in the middle of a line" in message
+    quirky(server, late=None)
+    assert right(job, TEXTS), "once it is whole"

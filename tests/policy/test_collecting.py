@@ -292,8 +292,11 @@ def test_a_full_store_stops_it_and_it_goes_on_when_there_is_room(bureau: Any) ->
     job = bureau.submit(texts)
     bureau.finish_all()
     store = bureau.last._office().store
-    cap, store.cap = store.cap, 150_000
-    with pytest.raises(StorageFull, match="cache_cap"):
+    # As on a disk that has no more room: SQLite says the same.
+    with store.database.transaction() as connection:
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        connection.execute(f"PRAGMA max_page_count = {pages + 5}")
+    with pytest.raises(StorageFull, match="cannot grow"):
         job.advance()
     with pytest.raises(StorageFull):
         job.wait(timeout=5)
@@ -303,11 +306,26 @@ def test_a_full_store_stops_it_and_it_goes_on_when_there_is_room(bureau: Any) ->
     assert report.held_tokens > 0, "the money is settled when all is there"
     kept = store.look(bureau.last._office().keys(None).of(texts), None)
     assert report.stored == len(kept.there), "what counts as stored is in the store"
-    store.cap = cap
+    with store.database.transaction() as connection:
+        connection.execute("PRAGMA max_page_count = 1000000")
     bureau.work(job)
     bureau.check(job, texts)
     assert len(bureau.jobs) == 1
     bureau.check_money()
+
+
+def test_the_cap_of_the_cache_keeps_no_vector_of_a_batch_out(bureau: Any) -> None:
+    """They are nowhere else. Nor are they less kept for it, and the cap holds for all others."""
+    client = bureau.client(cache_cap=0)
+    job = bureau.work(client.submit_batch(TEXTS))
+    bureau.check(job, TEXTS)
+    assert len(bureau.jobs) == 1
+    bureau.check_money()
+    store = client._office().store
+    assert store.used > store.cap == 0
+    assert client.embed(TEXTS).usage.tokens == 0, "they are there for anybody"
+    client.embed(["another"])
+    assert client.embed(["another"]).usage.tokens > 0
 
 
 def test_vectors_of_a_batch_are_kept_from_pruning(bureau: Any) -> None:

@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from embedcore.errors import InvalidResponse, RemoteGone, RequestRejected
+from embedcore.errors import (
+    InvalidResponse,
+    ProviderUnavailable,
+    RateLimited,
+    RemoteGone,
+    RequestRejected,
+)
 from embedcore.storage.amounts import Amount
 from embedcore.testing.batches import BatchSettings, Progress, Quirks
 
@@ -18,7 +24,7 @@ bureau = run_path(str(Path(__file__).with_name("batch_bureau.py")))["bureau"]
 
 TEXTS = [f"text {number:02d}" for number in range(6)]
 LATE = ["no file", "missing", "empty", "first line", "error"]
-COUNTS = ["honest", "null", "absent", "wrong"]
+COUNTS = ["honest", "null", "absent", "wrong", "few"]
 USAGE = ["honest", "null", "absent", "zero"]
 
 
@@ -166,6 +172,90 @@ def test_whoever_asks_has_it_looked_for_at_once(bureau: Any, how: str) -> None:
         job.advance(asked=True)
         assert job.record.has_ended
     bureau.check(job, TEXTS)
+
+
+def refuse(bureau: Any, what: str, error: Any) -> None:
+    """From now on a call is answered with this error."""
+    bureau.faults.push(what, error=error, times=1_000)
+
+
+@pytest.mark.case("E2")
+@pytest.mark.case("E3")
+@pytest.mark.parametrize("what", ["results", "poll"])
+def test_our_own_pauses_are_not_for_who_asks(bureau: Any, what: str) -> None:
+    """A server that was away for a while has the results by now: who asks need not wait."""
+    job = bureau.submit(TEXTS)
+    bureau.finish_all()
+    refuse(bureau, what, ProviderUnavailable("503: later", status=503, billed="no"))
+    for _ in range(8):
+        job.status()
+    bureau.faults.clear()
+    bureau.strategy.calls.clear()
+    job.advance()
+    assert bureau.strategy.calls == [], "that would be minutes from now"
+    assert job.status().state == "done"
+    bureau.check(job, TEXTS)
+    bureau.check_money()
+
+
+@pytest.mark.case("E3")
+@pytest.mark.parametrize("what", ["results", "poll"])
+def test_the_pauses_that_a_provider_asks_for_are_for_everybody(bureau: Any, what: str) -> None:
+    job = bureau.submit(TEXTS)
+    bureau.finish_all()
+    refuse(bureau, what, RateLimited("429: slowly", retry_after=90.0, status=429))
+    job.status()
+    bureau.faults.clear()
+    bureau.strategy.calls.clear()
+    bureau.clock.advance(89)
+    assert job.status().state == "running"
+    other = bureau.client().batch_job(job.id)
+    assert other.status().state == "running"
+    assert bureau.strategy.calls == [], "by any process"
+    bureau.clock.advance(2)
+    assert other.status().state == "done"
+    bureau.check(other, TEXTS)
+
+
+@pytest.mark.case("E3")
+def test_to_ask_often_does_not_end_it_sooner(bureau: Any) -> None:
+    job = bureau.submit(TEXTS)
+    bureau.finish_all()
+    refuse(bureau, "results", ProviderUnavailable("500: broken", status=500, billed="no"))
+    for _ in range(40):
+        job.status()
+        bureau.clock.advance(10)
+    assert job.status().state == "running"
+    bureau.faults.clear()
+    assert job.status().state == "done"
+    bureau.check(job, TEXTS)
+
+
+@pytest.mark.case("E3")
+def test_what_came_too_late_is_read_by_the_next_who_asks_for_the_result(bureau: Any) -> None:
+    quirky(bureau, late="no file", late_looks=None)
+    job = bureau.work(bureau.submit(TEXTS))
+    assert not job.result(on_error="keep").ok.any()
+    quirky(bureau, late=None)
+    again = bureau.client().batch_job(job.id)
+    bureau.check(again, TEXTS)
+    assert again.status().state == "done"
+    assert len(bureau.jobs) == 1
+    bureau.check_money()
+
+
+@pytest.mark.case("E2")
+@pytest.mark.parametrize("usage", ["absent", "zero", "null"])
+def test_a_job_that_does_not_account_for_all_its_texts_proves_nothing(
+    bureau: Any, usage: Any
+) -> None:
+    """It has completed, it says, 5 of 6 texts, and names no other as failed."""
+    quirky(bureau, counts="few", missing="03", usage=usage)
+    job = bureau.work(bureau.submit(TEXTS))
+    result = bureau.check(job, TEXTS, without=[3])
+    assert "output_gone: its provider counts 5 done" in str(result.errors[3])
+    assert len(bureau.jobs) == 1
+    bureau.check_money()
 
 
 @pytest.mark.case("E2")

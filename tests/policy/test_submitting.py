@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -225,15 +226,17 @@ def test_rows_that_end_with_an_error_leave_nothing(bureau: Any) -> None:
 
 
 @pytest.mark.parametrize("width", [32, None])
-def test_vectors_that_would_not_fit_the_store_are_not_bought(
-    bureau: Any, width: int | None
+def test_vectors_that_would_not_fit_the_disk_are_not_bought(
+    bureau: Any, width: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bureau.provide(info=replace(FAKE_INFO, dimensions=width))
-    client = bureau.client(cache_cap=150_000)
+    client = bureau.client(cache_cap=0)
     client.embed(["the width is known now"])
     bureau.strategy.calls.clear()
     before = bureau.spent()
-    with pytest.raises(StorageFull, match=r"nothing was submitted.*cache_cap"):
+    usage = type(shutil.disk_usage(bureau.home))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**12, 10**12 - 150_000, 150_000))
+    with pytest.raises(StorageFull, match=r"disk has 0\.15 MB left .*nothing was submitted"):
         client.submit_batch([f"text {number}" for number in range(2_000)])
     assert bureau.strategy.calls == []
     assert client.batch_jobs() == []

@@ -461,6 +461,14 @@ def test_a_cap_of_nothing(open_store: Open) -> None:
     assert found(store, TEXTS) == set()
 
 
+def test_what_somebody_counts_on_is_taken_beyond_the_cap(open_store: Open) -> None:
+    store = open_store(cap=0)
+    buy(store, TEXTS, keep_until=store.today() * 86_400.0 + 86_400.0)
+    assert found(store, TEXTS) == set(TEXTS)
+    with pytest.raises(StorageFull):
+        buy(store, ["another"])
+
+
 def test_the_size_of_a_vector_is_about_what_is_promised(open_store: Open) -> None:
     texts = [f"text {number}" for number in range(976)]
     whole, half = open_store(), open_store(Path("half.db").absolute())

@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import orjson
 import pytest
-from embedcore_openai.capped import CutOff, UnreadableBody
-from embedcore_openai.jsonl import input_line, whole_lines
+from embedcore_openai.capped import UnreadableBody
+from embedcore_openai.jsonl import HalfLine, input_line, whole_lines
 from hypothesis import given, strategies as st
 
 from embedcore.errors import InputRejected
@@ -96,7 +96,7 @@ def test_a_cut_gives_a_prefix_and_half_a_line_is_never_given(
         for line in whole_lines(cut(content, places)):
             given_lines += [orjson.loads(line)]
         assert not half
-    except CutOff:
+    except HalfLine:
         assert half
     assert given_lines == documents[: len(given_lines)]
     assert len(given_lines) == content.count(b"\n") + (

@@ -20,6 +20,7 @@ from embedcore.errors import (
     ConfigurationError,
     EmbeddingError,
     InputNotReady,
+    InvalidResponse,
     OutcomeUnknown,
     PermanentProviderError,
     ProviderUnavailable,
@@ -38,6 +39,7 @@ from embedcore.provider.types import (
 )
 from embedcore_openai import batchobjects as objects, jsonl
 from embedcore_openai.batchcalls import BatchCalls
+from embedcore_openai.encodings import Encodings
 from embedcore_openai.listing import NewestFirst, all_pages
 from embedcore_openai.options import OpenAIOptions
 from embedcore_openai.outcomes import LineReader
@@ -68,8 +70,11 @@ class OpenAIBatch:
     by the place of the item among those that were uploaded.
     """
 
-    def __init__(self, info: ModelInfo, options: OpenAIOptions, session: Session) -> None:
+    def __init__(
+        self, info: ModelInfo, options: OpenAIOptions, session: Session, encodings: Encodings
+    ) -> None:
         self._info = info
+        self._encodings = encodings
         self._options = options
         self._told_of_words: set[str] = set()
         self._calls = BatchCalls(info, options, session)
@@ -85,7 +90,9 @@ class OpenAIBatch:
 
     def sizes(self, items: Sequence[BatchItem]) -> list[int]:
         """The exact bytes of each item's line. Raises ``InputRejected`` for what is no Unicode."""
-        return [len(self._line(item)) for item in items]
+        # As was configured: what is learned by the time of the upload only makes a line shorter.
+        encoding = self._options.encoding_of_lines
+        return [len(self._line(item, encoding)) for item in items]
 
     def upload(self, items: Iterable[BatchItem], *, key: str) -> str:
         """Write the lines to a temporary file and send it, named after ``key``.
@@ -237,19 +244,20 @@ class OpenAIBatch:
     def __repr__(self) -> str:
         return f"OpenAIBatch({self._info.model!r}, endpoint={self._info.endpoint!r})"
 
-    def _line(self, item: BatchItem) -> bytes:
+    def _line(self, item: BatchItem, encoding: str) -> bytes:
         return jsonl.input_line(
             item,
             model=self._info.model,
-            encoding=self._options.batch_encoding,
+            encoding=encoding,
             dimensions=self._options.dimensions,
             more=self._options.body,
         )
 
     def _write(self, items: Iterable[BatchItem], file: Spool) -> None:
         count = size = 0
+        encoding = self._encodings.in_lines(self._options.encoding_of_lines)
         for item in items:
-            line = self._line(item)
+            line = self._line(item, encoding)
             count, size = count + 1, size + len(line)
             if count > MAX_ITEMS or size > MAX_BYTES:
                 raise RequestTooLarge(
@@ -269,7 +277,11 @@ class OpenAIBatch:
 
     def _outcomes(self, file: str, job_id: str) -> Iterator[BatchOutcome]:
         source = self._calls.open(file, job_id)
-        reader = LineReader(shown=source.shown, errors_billed=self._options.batch_errors_billed)
+        reader = LineReader(
+            shown=source.shown,
+            errors_billed=self._options.batch_errors_billed,
+            encoding=self._options.encoding_of_lines,
+        )
         try:
             while line := source.next_line():
                 if isinstance(line, EmbeddingError):
@@ -277,7 +289,13 @@ class OpenAIBatch:
                 yield reader.read(line)
         finally:
             source.close()
-        if not source.delimited and self._size(file) not in (None, source.received):
+        size = source.received if source.delimited else self._size(file)
+        if source.ends_midway and size == source.received:
+            # Nothing broke: this is all that the server has of it, for now or for good.
+            raise InvalidResponse(
+                f"the results of batch {job_id} end in the middle of a line", billed="no"
+            )
+        if source.ends_midway or size not in (None, source.received):
             raise ProviderUnavailable(f"the download for batch {job_id} broke off", billed="no")
 
     def _size(self, file: str) -> int | None:

@@ -37,12 +37,13 @@ Read = Callable[[Document, objects.Shown], T]
 
 
 class Source:
-    """The lines of one result file, as they arrive."""
+    """The lines of one result file, as they arrive. ``ends_midway``: it had half a last line."""
 
     def __init__(self, download: Download, context: Context) -> None:
         self._download = download
         self._context = context
         self._lines = jsonl.whole_lines(download.pieces())
+        self.ends_midway = False
 
     @property
     def delimited(self) -> bool:
@@ -59,6 +60,9 @@ class Source:
         """None at the end. Raises nothing: frames down there hold the key."""
         try:
             return next(self._lines, None)
+        except jsonl.HalfLine:
+            self.ends_midway = True
+            return None
         except Exception as error:  # noqa: BLE001 - of either HTTP library
             return errors.from_download(error, self._context)
 
@@ -101,7 +105,8 @@ class BatchCalls:
 
     def status(self, job: str) -> BatchStatus:
         def read(document: Document, shown: objects.Shown) -> BatchStatus:
-            return objects.status_of(document, job_id=job, shown=shown)
+            encoding = self._options.encoding_of_lines
+            return objects.status_of(document, job_id=job, shown=shown, encoding=encoding)
 
         return self._ask(self._call("GET", f"/batches/{job}"), read, f"batch {job}")
 

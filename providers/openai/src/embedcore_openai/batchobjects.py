@@ -11,6 +11,7 @@ from typing import Any, Final
 from embedcore.provider.batchstates import batch_state
 from embedcore.provider.replies import BadReply
 from embedcore.provider.types import BatchStatus, FoundJob
+from embedcore_openai.encodings import advice
 
 MARK: Final = "embedcore"
 _PREFIX: Final = "embedcore-"
@@ -62,8 +63,12 @@ def id_of(document: dict[str, Any]) -> str:
     return value
 
 
-def status_of(document: dict[str, Any], *, job_id: str, shown: Shown) -> BatchStatus:
+def status_of(
+    document: dict[str, Any], *, job_id: str, shown: Shown, encoding: str = "omit"
+) -> BatchStatus:
     """The state of the job ``job_id``; errors by line are given by the item's place.
+
+    ``encoding``: how its lines asked for their vectors, which may be what is wrong with them.
 
     Line n belongs to the item at the place ``str(n - 1)`` among those that were uploaded. Raises
     ``BadReply`` for the state of another job or none.
@@ -76,7 +81,7 @@ def status_of(document: dict[str, Any], *, job_id: str, shown: Shown) -> BatchSt
     state = batch_state(word)
     completed, failed, total = _counts(document.get("request_counts"))
     told = document.get("errors") if state == "failed" else None
-    errors, queue_full, queue_limit = _errors(told, shown)
+    errors, queue_full, queue_limit = _errors(told, shown, encoding)
     return BatchStatus(
         state=state,
         detail=shown(word)[:80],
@@ -147,7 +152,7 @@ def _tokens(usage: object) -> int | None:
     return max((_count(usage.get(name)) or 0 for name in names), default=0) or None
 
 
-def _errors(errors: object, shown: Shown) -> tuple[dict[str, str], bool, int | None]:
+def _errors(errors: object, shown: Shown, encoding: str) -> tuple[dict[str, str], bool, int | None]:
     """Reasons by place, whether they all are that the queue is full, and how much it takes."""
     entries = errors.get("data") if isinstance(errors, dict) else errors
     reasons: dict[str, str] = {}
@@ -162,7 +167,8 @@ def _errors(errors: object, shown: Shown) -> tuple[dict[str, str], bool, int | N
         if type(line) is int and line > 0 and code not in _OF_THE_JOB:
             item = str(line - 1)
         reason = shown(": ".join(filter(None, (code, message)))) or "no reason given"
-        reasons.setdefault(item, reason)
+        told = f"{code} {message} {_text(entry.get('param'))}"
+        reasons.setdefault(item, reason + advice(told, encoding))
         full.append(code == _QUEUE_CODE)
         if full[-1] and (found := _QUEUE_LIMIT.search(message)):
             limit = int(found[1].replace(",", ""))

@@ -85,7 +85,7 @@ class OpenAIEmbedder:
         if self._batch is None:
             from embedcore_openai.batch import OpenAIBatch
 
-            self._batch = OpenAIBatch(self._info, self._options, self._session)
+            self._batch = OpenAIBatch(self._info, self._options, self._session, self._encodings)
         return self._batch
 
     @property

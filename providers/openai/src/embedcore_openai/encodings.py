@@ -38,6 +38,15 @@ class Encodings:
             return self._known
         return self._trials.get(_key(texts), (self._known, False))[0]
 
+    def in_lines(self, wanted: str) -> str:
+        """How the lines of a batch ask, where that is ``wanted``: a form that was refused in a
+        request, and another one taken, is not asked for there either."""
+        if not self._proven or wanted == "omit":
+            return wanted
+        if self._known is None:
+            return "omit"
+        return self._known if wanted in self._forms[: self._forms.index(self._known)] else wanted
+
     def succeeded(self, form: str | None) -> None:
         if not self._proven:
             self._known, self._proven = form, True
@@ -72,6 +81,15 @@ class Encodings:
             return None
         self._trials[key] = (following[0], named)
         return _name(following[0], key)
+
+
+def advice(said: str, asked: str) -> str:
+    """What to set where lines that ``asked`` so were refused for it; empty where that is not what
+    was ``said``. A job costs nothing then, and its lines cannot be sent again one by one."""
+    if asked == "omit" or not any(name in said.lower().encode() for name in _NAMES):
+        return ""
+    others = ("float", "omit") if asked == "base64" else ("omit",)
+    return ": set batch_encoding = " + " or ".join(f'"{one}"' for one in others)
 
 
 def _name(form: str | None, key: int) -> str:

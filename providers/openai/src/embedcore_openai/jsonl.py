@@ -9,13 +9,17 @@ import orjson
 
 from embedcore.errors import InputRejected
 from embedcore.provider.types import BatchItem
-from embedcore_openai.capped import CutOff, UnreadableBody
+from embedcore_openai.capped import UnreadableBody
 
 ENDPOINT: Final = "/v1/embeddings"
 
 # Of any honest line: a vector of 16,384 dimensions as text, and as much again.
 _LONGEST: Final = 1_000_000
 _BOM: Final = b"\xef\xbb\xbf"
+
+
+class HalfLine(Exception):
+    """A body has come to its end in the middle of a line."""
 
 
 def input_line(
@@ -53,7 +57,7 @@ def input_line(
 def whole_lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
     """The lines of a body that comes in pieces of any size, without blank ones and line ends.
 
-    Keeps no more than one piece and one line. Raises ``CutOff`` instead of giving half a last
+    Keeps no more than one piece and one line. Raises ``HalfLine`` instead of giving half a last
     line, and ``UnreadableBody`` for a line without end.
     """
     begun: list[bytes] = []
@@ -80,7 +84,7 @@ def whole_lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
     last = (last.removeprefix(_BOM) if first else last).strip()
     if last:
         if not _is_whole(last):
-            raise CutOff("its last line is only half there")
+            raise HalfLine
         yield last
 
 

@@ -150,6 +150,14 @@ class OpenAIOptions(BaseModel):
     connect_timeout: Annotated[PositiveFloat, Field(allow_inf_nan=False), KeepsVectors()] = 5.0
     allow_plaintext: Annotated[bool, KeepsVectors()] = False
 
+    @property
+    def encoding_of_lines(self) -> Literal["base64", "float", "omit"]:
+        """``batch_encoding``; where only ``encoding`` says to leave the field out, it is left out
+        of the lines of a batch as well."""
+        if self.encoding == "omit" and "batch_encoding" not in self.model_fields_set:
+            return "omit"
+        return self.batch_encoding
+
     @field_validator("base_url", mode="before")
     @classmethod
     def _normalise(cls, value: object) -> object:

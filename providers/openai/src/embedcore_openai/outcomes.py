@@ -25,6 +25,7 @@ from embedcore.provider.replies import (
     without_repetition,
 )
 from embedcore.provider.types import BatchOutcome
+from embedcore_openai.encodings import advice
 
 if TYPE_CHECKING:
     from embedcore.provider.types import Vectors
@@ -50,13 +51,16 @@ class LineReader:
     """Reads lines; one per download, from one thread.
 
     ``shown`` cleans what a server says for showing it. ``errors_billed``: whether a line that was
-    answered with an error cost anything.
+    answered with an error cost anything. ``encoding``: how the lines asked for their vectors.
     """
 
-    def __init__(self, *, shown: Callable[[str], str], errors_billed: Billed) -> None:
+    def __init__(
+        self, *, shown: Callable[[str], str], errors_billed: Billed, encoding: str = "omit"
+    ) -> None:
         # Thousands of lines fail for the same reason.
         self._shown = lru_cache(maxsize=64)(shown)
         self._errors_billed = errors_billed
+        self._encoding = encoding
 
     def read(self, line: bytes) -> BatchOutcome:
         """The line's outcome; never raises. Without ``custom_id`` that is an error of nobody."""
@@ -106,9 +110,10 @@ class LineReader:
         status = status if type(status) is int else _status_in(said)
         told = ": ".join(filter(None, (said.code or said.kind, said.message)))
         reason = self._shown(told) or "no reason given"
+        reason = f"{reason} (HTTP {status})" if status else reason
         return BatchOutcome(
             id=item,
-            error=f"{reason} (HTTP {status})" if status else reason,
+            error=reason + advice(f"{told} {said.parameter}", self._encoding),
             code=self._shown(said.code or said.kind) or None,
             tokens=tokens_in(body.get("usage")),
             billed="no" if said.names & _NEVER_RUN else self._errors_billed,
