@@ -295,7 +295,8 @@ def test_every_link_leads_somewhere(path, target):
 def test_every_decision_says_what_was_given_up():
     pages = sorted((DOCS / "decisions").glob("*.md"))
     numbers = [path.name[:4] for path in pages]
-    assert numbers == [f"{number:04}" for number in range(1, len(pages) + 1)]
+    # Each number once; those of work that has not arrived yet are left out.
+    assert len(set(numbers)) == len(numbers)
     for path in pages:
         text = path.read_text(encoding="utf-8")
         assert re.match(rf"# {path.name[:4]}: .+\n", text), path

@@ -259,6 +259,18 @@ def test_a_job_that_does_not_account_for_all_its_texts_proves_nothing(
 
 
 @pytest.mark.case("E2")
+def test_a_job_that_is_done_and_names_nothing_that_it_did_proves_nothing(bureau: Any) -> None:
+    job = bureau.submit(TEXTS)
+    bureau.service.step(bureau.jobs[0].id)
+    bureau.service.finish(bureau.jobs[0].id, done=0)
+    bureau.work(job)
+    result = job.result(on_error="keep")
+    assert all("output_gone" in error.message for error in result.errors.values())
+    assert len(bureau.jobs) == 1
+    bureau.check_money(certain=False)
+
+
+@pytest.mark.case("E2")
 def test_it_is_looked_for_at_once_and_then_more_and_more_rarely(bureau: Any) -> None:
     quirky(bureau, late="empty", late_looks=None)
     job = bureau.submit(TEXTS)

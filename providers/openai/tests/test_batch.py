@@ -349,6 +349,14 @@ NOT_IN_STATE = saying("the input is not in processed state")
         ((400, saying("not yet", param="input_file_id")), {"id": "file-1", "status": "uploaded"}),
         ((422, saying("not yet", code="file_not_ready")), (404, saying("no such file"))),
         ((425, {"detail": "too early for this file"}), {"id": "file-1", "status": "validating"}),
+        ((425, {"detail": "too early"}), {"id": "file-1", "status": "processed"}),
+        ((423, saying("locked")), {"id": "file-1", "status": "processed"}),
+        ((412, saying("the document is pending")), {"id": "file-1", "status": "processed"}),
+        ((400, saying("the upload is still at work")), {"id": "file-1", "status": "processed"}),
+        ((400, NOT_IN_STATE), {"id": "file-1", "status": "processed"}),
+        ((400, saying("文件尚未就绪")), {"id": "file-1", "status": "uploaded"}),
+        ((400, REFUSED), {"id": "file-1"}),
+        ((403, saying("no access to it yet")), {"id": "file-1", "status": "pending"}),
     ],
 )
 def test_a_refusal_because_of_a_new_file_is_worth_another_try(
@@ -369,8 +377,9 @@ def test_a_refusal_because_of_a_new_file_is_worth_another_try(
     ("reply", "file"),
     [
         ((400, REFUSED), {"id": "file-1", "status": "processed"}),
-        ((400, REFUSED), {"id": "file-1", "status": "uploaded"}),
-        ((400, REFUSED), {"id": "file-1"}),
+        ((400, saying("no such endpoint")), {"id": "file-1", "status": "uploaded"}),
+        ((422, saying("completion_window: 24h is too much")), {"id": "file-1"}),
+        ((400, saying("not processed: output_expires_after")), {"id": "file-1"}),
         ((400, NOT_IN_STATE), {"id": "file-1", "status": "error"}),
         ((422, saying("the file is broken")), {"id": "file-1", "status": "Failed"}),
     ],

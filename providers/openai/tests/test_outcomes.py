@@ -103,6 +103,9 @@ EMPTY_ERRORS = [
     "  ",
     False,
     {"error": {"message": ""}},
+    "null",
+    " None ",
+    {"code": "null", "message": "null"},
 ]
 
 
@@ -127,6 +130,15 @@ def test_an_error_that_says_anything_is_one(error: object) -> None:
     outcome = read({**success([0.5]), "error": error})
     assert outcome.vector is None
     assert outcome.error
+
+
+@pytest.mark.parametrize("status", ["200", 200, 201, None])
+def test_a_status_may_be_written_as_text(status: object) -> None:
+    document = success([0.5])
+    document["response"]["status_code"] = status
+    assert read(document).vector is not None
+    document["response"]["status_code"] = "400"
+    assert read(document).vector is None
 
 
 @pytest.mark.case("E8")
@@ -304,7 +316,7 @@ TOLD = {"message": "no", "type": "invalid_request_error", "param": None, "code":
             False,
         ),
         (failed(200, said=TOLD), "bad_input", False),
-        (failed("200"), None, False),
+        (failed("OK"), None, False),
     ],
 )
 def test_a_failed_line_says_why_and_whether_again(

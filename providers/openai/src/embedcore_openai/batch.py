@@ -23,6 +23,7 @@ from embedcore.errors import (
     InvalidResponse,
     OutcomeUnknown,
     PermanentProviderError,
+    PermissionDenied,
     ProviderUnavailable,
     RemoteGone,
     RequestRejected,
@@ -38,7 +39,7 @@ from embedcore.provider.types import (
     ModelInfo,
 )
 from embedcore_openai import batchobjects as objects, jsonl
-from embedcore_openai.batchcalls import BatchCalls
+from embedcore_openai.batchcalls import BatchCalls, names_other_field
 from embedcore_openai.encodings import Encodings
 from embedcore_openai.listing import NewestFirst, all_pages
 from embedcore_openai.options import OpenAIOptions
@@ -54,9 +55,10 @@ _WINDOW_SECONDS: Final = 86_400.0
 _OUTPUT_SECONDS: Final = 2_592_000
 _CLOCKS_DIFFER: Final = timedelta(hours=1)
 # Words for the state of a file, without what is between their letters. OpenAI's own are "uploaded",
-# "processed" and "error", and some servers never say more than the first; Azure's begin with
-# "pending".
-_PREPARED: Final = frozenset({"", "uploaded", "processed", "ready", "active", "available"})
+# "processed" and "error", and some servers never say more than the first, or nothing; Azure's begin
+# with "pending".
+_UNCLEAR: Final = frozenset({"", "uploaded"})
+_PREPARED: Final = frozenset({"processed", "ready", "active", "available", "completed"})
 _BROKEN: Final = frozenset({"error", "failed", "deleted", "deleting"})
 _ENDED_ALREADY: Final = frozenset({400, 409, 422})
 
@@ -120,15 +122,19 @@ class OpenAIBatch:
             body["output_expires_after"] = {"anchor": "created_at", "seconds": _OUTPUT_SECONDS}
         try:
             return self._calls.create(orjson.dumps(body), input_ref)
-        except (InputNotReady, RequestRejected) as error:
+        except (InputNotReady, RequestRejected, PermissionDenied) as error:
             refusal = error
         # Outside the handler, where what is raised would carry the refusal's way along.
         raise self._understood(refusal, input_ref).with_traceback(None)
 
     def _understood(
-        self, refusal: InputNotReady | RequestRejected, input_ref: str
+        self, refusal: InputNotReady | RequestRejected | PermissionDenied, input_ref: str
     ) -> EmbeddingError:
-        """A refused ``create`` by the state of its file: does waiting help?"""
+        """A refused ``create`` by the state of its file: does waiting help?
+
+        No wording decides it. To be wrong about that only costs time, and what was said is shown
+        meanwhile.
+        """
         if refusal.billed != "no":
             return refusal
         if refusal.status == 404:
@@ -153,8 +159,11 @@ class OpenAIBatch:
             )
         if state in _PREPARED or isinstance(refusal, InputNotReady):
             return refusal
+        elsewhere = names_other_field(refusal.message)
+        if state in _UNCLEAR and (elsewhere or isinstance(refusal, PermissionDenied)):
+            return refusal
         return InputNotReady(
-            f"{refusal.message}; the file is {state!r}",
+            f"{refusal.message}; the file is {state or 'without a state'!r}",
             billed="no",
             status=refusal.status,
             code=refusal.code,

@@ -28,8 +28,14 @@ _LARGEST_OBJECT: Final = 64_000_000
 # A file of 200 MB is looked at before the answer comes.
 _WAITS_AFTER_UPLOAD: Final = 5
 
-# A server that does not find the input, or finds that it cannot be used, answers one of these.
-_ABOUT_THE_INPUT: Final = frozenset({400, 404, 422, 423, 425})
+# A server that does not find the input, or finds that it cannot be used, answers one of these; what
+# it says besides names the file, but for those that can mean nothing else.
+_ABOUT_THE_INPUT: Final = frozenset({400, 404, 412, 422, 423, 425})
+_ONLY_ABOUT_THE_INPUT: Final = frozenset({404, 423, 425})
+# Words that speak of the input, or of what still happens to it, even where its state says otherwise.
+_OF_AN_INPUT: Final = ("file", "upload", "process", "pending", "not ready", "validat")
+# What else the request for a job names: a refusal that is about one of these does not pass.
+_OTHER_FIELDS: Final = ("endpoint", "completion_window", "metadata", "output_expires_after")
 
 T = TypeVar("T")
 Document = dict[str, Any]
@@ -246,6 +252,11 @@ def _document(answer: Answer) -> Document:
     return document
 
 
+def names_other_field(words: str) -> bool:
+    """Whether a refused ``create`` speaks of something else than its input."""
+    return any(name in words for name in _OTHER_FIELDS)
+
+
 def _about_its_input(error: EmbeddingError, answer: Answer) -> EmbeddingError:
     """A refused ``create`` may be about the file that was uploaded for it: then it is that error.
 
@@ -255,9 +266,11 @@ def _about_its_input(error: EmbeddingError, answer: Answer) -> EmbeddingError:
         return error
     said = read_body(bytes(answer.body))
     words = f"{said.parameter} {said.code} {said.message}".casefold()
-    if answer.status != 404 and "file" not in words:
+    named = any(word in words for word in _OF_AN_INPUT) and not names_other_field(words)
+    if answer.status not in _ONLY_ABOUT_THE_INPUT and not named:
         return error
-    facts = {name: getattr(error, name, None) for name in ("status", "code", "request_id")}
+    names = ("status", "code", "request_id", "retry_after")
+    facts = {name: getattr(error, name, None) for name in names}
     return InputNotReady(error.message, billed="no", **facts)
 
 

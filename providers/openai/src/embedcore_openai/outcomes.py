@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _KEY: Final = b'"embedding":'
 _MARK: Final = b'"#"'
 _WIDEST: Final = 1 << 16
+_NOTHING: Final = frozenset({"", "null", "none", "nil", "undefined"})
 _NEVER_RUN: Final = frozenset({"batch_expired", "batch_cancelled"})
 _PASSING: Final = _NEVER_RUN | {
     "rate_limit_exceeded",
@@ -89,7 +90,7 @@ class LineReader:
         response, error = document.get("response"), document.get("error")
         response = response if isinstance(response, dict) else {}
         body = _body(response)
-        status = response.get("status_code")
+        status = _number(response.get("status_code"))
         if (
             not _says_nothing(error)
             or not _is_success(status, body)
@@ -172,12 +173,15 @@ def _is_plain(document: dict[str, Any], skeleton: bytes) -> bool:
 
 
 def _says_nothing(error: object) -> bool:
-    """An error that is missing, or of which every part is: some servers send it with each line."""
+    """An error that is missing, or of which every part is: some servers send it with each line.
+
+    Some write it as text, as their language shows what is missing.
+    """
     if isinstance(error, dict):
         return all(map(_says_nothing, error.values()))
     if isinstance(error, list):
         return all(map(_says_nothing, error))
-    return not error or (isinstance(error, str) and not error.strip())
+    return not error or (isinstance(error, str) and error.strip().casefold() in _NOTHING)
 
 
 def _strings(document: dict[str, Any], *inner: dict[str, Any]) -> int:
@@ -265,6 +269,13 @@ def _vector(body: dict[str, Any]) -> Vectors:
     if isinstance(embedding, list) and not NUMBERS.issuperset(map(type, embedding)):
         raise BadReply("its embedding has components that are not numbers")
     return row_of(embedding)
+
+
+def _number(status: object) -> object:
+    """A status that is written as text is that number."""
+    if isinstance(status, str) and status.isascii() and status.isdigit() and len(status) == 3:
+        return int(status)
+    return status
 
 
 def _status_in(said: ErrorBody) -> int | None:
