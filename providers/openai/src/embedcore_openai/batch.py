@@ -178,11 +178,18 @@ class OpenAIBatch:
         mark = _mark(key)
         order = NewestFirst(since - _CLOCKS_DIFFER)
         found: dict[str, FoundJob] = {}
-        for page in all_pages(self._calls.batches):
-            ours = [job for job in page.entries if job.key == mark or job.input_ref == input_ref]
-            found |= {job.found.id: job.found for job in ours}
-            if order.passed([job.found.created_at for job in page.entries]):
-                break
+        try:
+            for page in all_pages(self._calls.batches):
+                ours = [
+                    one for one in page.entries if one.key == mark or one.input_ref == input_ref
+                ]
+                found |= {job.found.id: job.found for job in ours}
+                if order.passed([job.found.created_at for job in page.entries]):
+                    break
+        except InvalidResponse:
+            # From a part of a list follows what is in it, and nothing else.
+            if not found:
+                raise
         return sorted(
             found.values(), key=lambda job: (job.created_at is None, job.created_at or since)
         )

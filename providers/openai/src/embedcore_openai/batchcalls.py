@@ -32,7 +32,7 @@ _WAITS_AFTER_UPLOAD: Final = 5
 # it says besides names the file, but for those that can mean nothing else.
 _ABOUT_THE_INPUT: Final = frozenset({400, 404, 412, 422, 423, 425})
 _ONLY_ABOUT_THE_INPUT: Final = frozenset({404, 423, 425})
-# Words that speak of the input, or of what still happens to it, even where its state says otherwise.
+# Words that speak of the input, or of what still happens to it, whatever its state is.
 _OF_AN_INPUT: Final = ("file", "upload", "process", "pending", "not ready", "validat")
 # What else the request for a job names: a refusal that is about one of these does not pass.
 _OTHER_FIELDS: Final = ("endpoint", "completion_window", "metadata", "output_expires_after")
