@@ -14,6 +14,7 @@ from typing import Final
 import click
 
 from embedcore.cli import exits
+from embedcore.cli.groups import Group
 from embedcore.cli.options import reads_text, verbose_option
 from embedcore.cli.screen import Screen
 from embedcore.cli.signals import Signals
@@ -36,7 +37,7 @@ COMMANDS: Final = {
 ALIASES: Final = {"plugins": "providers"}
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Group):
     """Knows the names of its commands without importing them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002

@@ -16,6 +16,7 @@ from embedcore.cli.batchoptions import (
     interval_option,
     seconds,
 )
+from embedcore.cli.groups import Group
 from embedcore.cli.options import (
     age,
     model_option,
@@ -57,7 +58,7 @@ class BatchWish:
     interval: float
 
 
-@click.group(name="batch")
+@click.group(cls=Group, name="batch")
 def command() -> None:
     """Vectors within a day, for less money: submit files, look after them, fetch the vectors.
 

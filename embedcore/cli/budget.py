@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from embedcore.cli.groups import Group
 from embedcore.cli.opening import books, set_by
 from embedcore.cli.options import model_option, talking
 from embedcore.cli.screen import Screen
@@ -26,7 +27,7 @@ CLOCK_TOLERANCE_SECONDS = 60.0
 _HEADS = ("LIMIT", "OF", "SPENT", "HELD", "LEFT", "RESETS", "SET BY")
 
 
-@click.group(name="budget", invoke_without_command=True)
+@click.group(cls=Group, name="budget", invoke_without_command=True)
 @model_option
 @click.option("--scope", metavar="NAME", help="The project to look at.")
 @talking

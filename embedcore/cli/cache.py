@@ -15,6 +15,7 @@ from embedcore.assembly import STATE_FILE, open_ledger, vector_store
 from embedcore.choice import Choice
 from embedcore.cli.cachechecks import chosen, whether_on
 from embedcore.cli.exits import FAILED, USAGE
+from embedcore.cli.groups import Group
 from embedcore.cli.opening import opened
 from embedcore.cli.options import age, model_option, quiet_option, scope_option, talking
 from embedcore.cli.progress import LINE_SECONDS
@@ -41,7 +42,7 @@ def _bytes(_: click.Context, __: click.Parameter, value: str | None) -> int | No
         raise click.BadParameter(f"{value!r}: write it like 500MB or 5GB") from error
 
 
-@click.group(name="cache", invoke_without_command=True)
+@click.group(cls=Group, name="cache", invoke_without_command=True)
 @model_option
 @talking
 @click.pass_context

@@ -6,10 +6,13 @@ import json
 import re
 from pathlib import Path
 
+import click
 import pytest
+from click.testing import CliRunner
 
 from embedcore import errors
 from embedcore.cli import app, exits, main
+from embedcore.cli.groups import Group
 
 COMMANDS = [*app.COMMANDS, *app.ALIASES]
 
@@ -27,6 +30,52 @@ def test_the_lines_of_help_are_true(name):
     assert command is not None
     assert command.name == name
     assert f"\n  {name} " in app.group.get_help(app.click.Context(app.group, info_name="embedcore"))
+
+
+def groups(command, *path):
+    """The names that lead to each group of commands, and the group."""
+    if isinstance(command, click.Group):
+        yield path, command
+        for name in command.list_commands(None):
+            yield from groups(command.get_command(None, name), *path, name)
+
+
+# They are commands themselves.
+SPEAKING = [("budget",), ("cache",)]
+
+
+@pytest.mark.case("F8")
+def test_a_group_without_a_command_shows_its_help(cli):
+    found = dict(groups(app.group))
+    assert {(), ("batch",)} <= found.keys() - SPEAKING
+    for path, group in found.items():
+        assert isinstance(group, Group)
+        if path not in SPEAKING:
+            run = cli(*path)
+            assert (run.code, run.err) == (0, "")
+            assert run.out == cli(*path, "--help").out
+            assert run.out.startswith(" ".join(["Usage: embedcore", *path]))
+
+
+@pytest.mark.case("F8")
+def test_so_it_does_with_options_alone_and_one_level_further_down(cli):
+    assert cli("--verbose").out == cli("--help").out
+
+    @click.group(cls=Group)
+    def outer():
+        """Commands."""
+
+    @outer.group("inner")
+    @click.option("--loud", is_flag=True)
+    def inner(loud):
+        raise AssertionError("it has no command to prepare")
+
+    assert isinstance(inner, Group)
+    for path in ([], ["inner"], ["inner", "--loud"]):
+        ran = CliRunner().invoke(outer, path)
+        wanted = CliRunner().invoke(outer, [*path[:1], "--help"])
+        assert (ran.exit_code, ran.stdout, ran.stderr) == (0, wanted.stdout, "")
+    assert CliRunner().invoke(outer, ["nothing"]).exit_code == 2
 
 
 def test_help_lists_every_exit_code(cli):
