@@ -178,6 +178,7 @@ def _say(screen: Screen, wish: FetchWish, report: BatchReport, fetched: Fetched)
             "zero_rows": fetched.zeros,
             "failed_path": None if fetched.failed_path is None else str(fetched.failed_path),
             "dimensions": fetched.dimensions,
+            "unchanged": fetched.unchanged,
             "with_columns": fetched.with_columns,
             "reasons": dict(fetched.reasons),
         }
@@ -185,7 +186,9 @@ def _say(screen: Screen, wish: FetchWish, report: BatchReport, fetched: Fetched)
     width = f" of {fetched.dimensions} dimensions" if fetched.dimensions else ""
     head = f"{plural(fetched.written, 'vector')}{width} by {report.model}"
     lines = [
-        f"{shown_path(wish.output)}: {head}",
+        f"{shown_path(wish.output)} unchanged"
+        if fetched.unchanged
+        else f"{shown_path(wish.output)}: {head}",
         facts(list(_facts(report, fetched)), indent="  "),
     ]
     if fetched.written:

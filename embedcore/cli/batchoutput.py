@@ -14,9 +14,9 @@ import numpy as np
 
 from embedcore.errors import InputRejected, StorageError, TransientProviderError
 from embedcore.files.digests import SIZE, as_digests
-from embedcore.files.disk import replacing, storage_errors
 from embedcore.files.formats import Layout, RowWriter
 from embedcore.files.jsonl import json_line
+from embedcore.files.output import stays, writing
 from embedcore.files.scan import Scan, all_rows
 from embedcore.files.types import FileProgress, Origin, Row
 
@@ -39,7 +39,7 @@ class Fetched:
 
     ``zeros``: of those written, how many have a vector of zeros.
     ``reasons``: why, of those that are not written. ``with_columns``: the columns of the input are
-    in the output.
+    in the output. ``unchanged``: there was no vector, and the output is as it was.
     """
 
     written: int = 0
@@ -51,6 +51,7 @@ class Fetched:
     with_columns: bool = False
     failed_path: Path | None = None
     reasons: Counter[str] = field(default_factory=Counter)
+    unchanged: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,21 +82,10 @@ class BatchOutput:
             dimensions=layout.origin.dimensions or 0, with_columns=self.source is not None
         )
         missing = not there.all()
-        paths = self.target.format.paths(self.target.path)
-        listed = (self.target.failed,) if missing else ()
-        with storage_errors(self.target.path), replacing(*paths, *listed) as files:
-            writer = self.target.format.writer(files[: len(paths)], layout)
-            try:
-                self._write_all(writer, files[-1] if missing else None, there, fetched)
-                writer.finish()
-            except BaseException:
-                writer.abandon()
-                raise
-        with storage_errors(self.target.failed):
-            if missing:
-                fetched.failed_path = self.target.failed
-            else:
-                self.target.failed.unlink(missing_ok=True)
+        fetched.unchanged = stays(self.target, layout.rows)
+        with writing(self.target, layout, listing=bool(missing)) as (writer, listed):
+            self._write_all(writer, listed, there, fetched)
+        fetched.failed_path = self.target.failed if missing else None
         return fetched
 
     def _looked(self) -> tuple[NDArray[np.bool_], int]:

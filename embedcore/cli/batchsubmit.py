@@ -30,7 +30,7 @@ from embedcore.configfile import state_folder
 from embedcore.errors import BudgetExceeded, ConfigurationError, InputRejected
 from embedcore.files.plan import DEFAULT_BLOCK, planned
 from embedcore.files.scan import Scan, scan
-from embedcore.files.types import Columns, FileProgress
+from embedcore.files.types import Columns, FilePlan, FileProgress
 
 if TYPE_CHECKING:
     from embedcore.cli.batch import BatchWish
@@ -49,6 +49,8 @@ def submit_files(screen: Screen, wish: BatchWish) -> int:
             absolute(wish.files), columns=columns, input_format=wish.input_format
         ) as inputs,
     ):
+        if inputs.are_empty():
+            return _nothing(screen)
         _require_batches(ready)
         with Shown(screen) as shown:
             shown.draw(FileProgress(stage="reading"))
@@ -94,9 +96,13 @@ def _scanned(ready: Opened, wish: BatchWish, inputs: Inputs, shown: Shown) -> Sc
         if error.reason == "empty text":
             error.add_note("--on-error keep lists them as failed and submits the rest.")
         raise
-    if not found.rows:
-        raise InputRejected("there is not a single row in what was named: nothing was submitted")
     return found
+
+
+def _nothing(screen: Screen) -> int:
+    screen.answer({"plan": BatchPlan(plan=FilePlan(), at_once=0, same=None).fields()})
+    screen.show("There is no row in what was named: nothing was submitted.")
+    return OK
 
 
 def _planned(ready: Opened, wish: BatchWish, inputs: Inputs, found: Scan) -> BatchPlan:

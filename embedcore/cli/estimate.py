@@ -61,7 +61,8 @@ class Estimate:
         elif plan.to_embed:
             pairs += [("to embed", _work(plan)), ("cost", _cost(plan, opened))]
         else:
-            pairs += [("to embed", "nothing: every text was embedded before"), ("cost", "$0")]
+            why = "every text was embedded before" if plan.rows else "there are no rows"
+            pairs += [("to embed", f"nothing: {why}"), ("cost", "$0")]
         verb = "will" if plan.exact else "may"
         then = {"raise": "refuse", "stop": "end it early", "wait": "make it wait"}
         for refusal in self.refusals:

@@ -60,6 +60,8 @@ def report_fields(report: RunReport, ready: Opened) -> dict[str, Any]:
 
 def _lines(report: RunReport, info: ModelInfo) -> Iterator[tuple[str, str]]:
     usage = report.usage
+    if not report.rows:
+        yield "rows", "none in the input"
     if report.bought and info.local:
         yield "embedded", f"{plural(report.bought, 'text')}, computed here for nothing"
     elif report.bought or usage.tokens:
@@ -83,6 +85,9 @@ def _lines(report: RunReport, info: ModelInfo) -> Iterator[tuple[str, str]]:
     if report.failed and report.failed_path is not None:
         listed = shown_path(report.failed_path)
         yield "failed", f"{plural(report.failed, 'row')}, listed in {listed}"
+    if report.journaled:
+        texts = plural(report.journaled, "vector")
+        yield "journal", f"{texts} of texts that are not in this input stay beside the output"
     stopped = report.stopped_at
     if stopped is not None:
         listed = f", listed in {shown_path(report.failed_path)}" if report.failed_path else ""

@@ -80,6 +80,9 @@ def replacing(*paths: Path) -> Iterator[list[BinaryIO]]:
     them are complete are they renamed, in the order given. On an error nothing of them is left.
     ``sweep`` of the first finds what a killed process left of all.
     """
+    if not paths:
+        yield []
+        return
     with ExitStack() as stack:
         temporaries = [path.with_name(random_name(paths[0])) for path in paths]
         files: list[BinaryIO] = []

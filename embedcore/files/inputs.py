@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import sys
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from shutil import copyfileobj
 from types import TracebackType
 from typing import BinaryIO, Self
 
 from embedcore.errors import ConfigurationError, InputRejected
 from embedcore.files.decoding import decoded_lines
-from embedcore.files.disk import display, storage_errors
+from embedcore.files.disk import display
 from embedcore.files.readers import INPUT_SUFFIXES, Record, read_records
+from embedcore.files.spool import Spool
 from embedcore.files.types import Columns, InputFormat, JsonValue, Row, Source
 
 STDIN = "-"
+_PART = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Input:
-    path: Path
+    """``path``: None if it can be read only once, and was copied."""
+
+    path: Path | None = None
+    opened: Callable[[], BinaryIO]
     name: str
     columns: Columns
     input_format: InputFormat
@@ -35,8 +40,8 @@ class Inputs:
     """Every row of the sources, in order, as often as asked. Use as a context manager.
 
     A source is a path, "-" for standard input, or an iterable of ``Row`` or of texts. What can be
-    read only once (standard input, a pipe, an iterable) is copied to a temporary file first. Files
-    whose suffix is not known, and standard input, need or take ``input_format``.
+    read only once (standard input, a pipe, an iterable) is copied to a temporary file first, which
+    has no name. Files whose suffix is not known, and standard input, need or take ``input_format``.
     """
 
     def __init__(
@@ -58,8 +63,8 @@ class Inputs:
 
     @property
     def paths(self) -> list[Path]:
-        """The files that are read, temporary copies included."""
-        return [source.path for source in self._inputs]
+        """The files that are read again and again."""
+        return [source.path for source in self._inputs if source.path is not None]
 
     @property
     def keep(self) -> tuple[str, ...]:
@@ -104,16 +109,31 @@ class Inputs:
                     error.position = position
                 raise
 
+    def are_empty(self) -> bool:
+        """Whether there is not a single row. Blank lines alone are none in any format, though one
+        beside texts is an empty text in a .txt file."""
+        try:
+            return not any(
+                text or source.input_format != "txt"
+                for source in self._inputs
+                for _, _, text, _ in _records(source)
+            )
+        except InputRejected:
+            # There is something, and whoever reads it will say where it is.
+            return False
+
     def _prepared(self, source: Source) -> _Input:
         if source == STDIN:
             stream = self._stdin if self._stdin is not None else sys.stdin.buffer
-            copy = self._spooled_stream(stream)
-            return self._described(copy, "<stdin>", self._input_format or "txt")
+            copy = self._spooled(_parts(stream))
+            _require_bytes(copy, "standard input")
+            return self._described(copy.reader, "<stdin>", self._input_format or "txt")
         if isinstance(source, str | os.PathLike):
             return self._file(Path(source))
         columns = Columns(keep=self._columns.keep)
-        copy = self._spooled_rows(source)
-        return _Input(path=copy, name="<rows>", columns=columns, input_format="jsonl")
+        lines = (_spooled_row(row, at, columns.keep) for at, row in enumerate(source))
+        copy = self._spooled(lines)
+        return _Input(opened=copy.reader, name="<rows>", columns=columns, input_format="jsonl")
 
     def _file(self, path: Path) -> _Input:
         name = display(path)
@@ -127,35 +147,48 @@ class Inputs:
                 f"{name}: {path.suffix or 'no suffix'} says nothing about the format; readable are "
                 f"{', '.join(INPUT_SUFFIXES)}, or name the format with input_format"
             )
-        if not path.is_file():
-            with _opened(path, name) as stream:
-                path = self._spooled_stream(stream)
-        return self._described(path, name, input_format)
+        if path.is_file():
+            opened = partial(_opened, path, name)
+            return self._described(opened, name, input_format, path=path)
+        with _opened(path, name) as stream:
+            copy = self._spooled(_parts(stream))
+            if stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode):
+                _require_bytes(copy, name)
+        return self._described(copy.reader, name, input_format)
 
-    def _described(self, path: Path, name: str, input_format: InputFormat) -> _Input:
-        return _Input(path=path, name=name, columns=self._columns, input_format=input_format)
+    def _described(
+        self,
+        opened: Callable[[], BinaryIO],
+        name: str,
+        input_format: InputFormat,
+        *,
+        path: Path | None = None,
+    ) -> _Input:
+        return _Input(
+            path=path, opened=opened, name=name, columns=self._columns, input_format=input_format
+        )
 
-    def _spooled_stream(self, stream: BinaryIO) -> Path:
-        path = self._temporary_file()
-        with storage_errors(path), path.open("wb") as copy:
-            copyfileobj(stream, copy)
-        return path
+    def _spooled(self, parts: Iterable[bytes]) -> Spool:
+        spool = Spool()
+        self._temporary.callback(spool.close)
+        spool.fill(parts)
+        return spool
 
-    def _spooled_rows(self, rows: Iterable[Row | str]) -> Path:
-        path = self._temporary_file()
-        with path.open("wb") as copy:
-            for position, row in enumerate(rows):
-                line = _spooled_row(row, position, self._columns.keep)
-                with storage_errors(path):
-                    copy.write(line)
-        return path
 
-    def _temporary_file(self) -> Path:
-        descriptor, name = tempfile.mkstemp(prefix="embedcore-input-")
-        os.close(descriptor)
-        path = Path(name)
-        self._temporary.callback(path.unlink, missing_ok=True)
-        return path
+def _parts(stream: BinaryIO) -> Iterator[bytes]:
+    while part := stream.read(_PART):
+        yield part
+
+
+def _require_bytes(copy: Spool, name: str) -> None:
+    """A program that fails at once writes nothing into its pipe, and nobody is told but by this."""
+    if not copy.size:
+        reason = "it ended without a single byte"
+        raise InputRejected(
+            f"{name}: {reason}: what should have written to it has failed, or had nothing to say. "
+            "Nothing was changed",
+            reason=reason,
+        )
 
 
 def _spooled_row(given: object, position: int, keep: tuple[str, ...]) -> bytes:
@@ -182,7 +215,7 @@ def _opened(path: Path, name: str) -> BinaryIO:
 
 
 def _records(source: _Input) -> Iterator[Record]:
-    with _opened(source.path, source.name) as stream:
+    with source.opened() as stream:
         lines = decoded_lines(stream, source.name)
         try:
             yield from read_records(lines, source.name, source.columns, source.input_format)

@@ -14,6 +14,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from embedcore.errors import ConfigurationError, InvalidResponse
 from embedcore.files.digests import SIZE, DigestIndex, as_digests
-from embedcore.files.disk import display, storage_errors, sync_folder
+from embedcore.files.disk import display, replacing, storage_errors, sync_folder
 from embedcore.files.own import not_own, open_own_file
 from embedcore.files.types import Origin
 
@@ -153,11 +154,32 @@ class Journal:
             self._file.close()
             self._file = None
 
-    def remove(self) -> None:
-        """Close and delete it: the output holds all of it now."""
-        self.close()
-        with storage_errors(self.path):
-            self.path.unlink(missing_ok=True)
+    def settle(self, written: Digests) -> int:
+        """The output has the vectors of these texts now: drop them. Closes it.
+
+        What was bought for other texts stays, since nothing else has it. Returns how many are left.
+        """
+        digests = as_digests(bytes(self._digests))
+        left = np.flatnonzero((DigestIndex(written).find(digests) < 0) & (digests != b""))
+        try:
+            with storage_errors(self.path):
+                if not len(left):
+                    self.path.unlink(missing_ok=True)
+                elif len(left) < len(self):
+                    # It may stay whole: what is too much in it is in the output.
+                    with suppress(OSError):
+                        self._replace_by(left)
+        finally:
+            self.close()
+        return len(left)
+
+    def _replace_by(self, numbers: NDArray[np.intp]) -> None:
+        """A journal with these records only. Each is bound to the header, which stays the same."""
+        with open_own_file(self.path, os.O_RDONLY) as old, replacing(self.path) as (new,):
+            _write_all(new, self._header)
+            for number in numbers.tolist():
+                old.seek(len(self._header) + number * self._size)
+                _write_all(new, old.read(self._size))
 
     @property
     def _size(self) -> int:

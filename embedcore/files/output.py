@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -34,6 +35,50 @@ class Written:
     not_done: int = 0
 
 
+class _NoWriter:
+    """Where an output stays as it is."""
+
+    def write(self, *_: object) -> None:
+        raise AssertionError("there was to be no row")
+
+    def finish(self) -> None:
+        """There is nothing to finish."""
+
+    def abandon(self) -> None:
+        """Nor to let go."""
+
+
+def stays(target: Target, rows: int) -> bool:
+    """Whether the output stays as it is: rows are not replaced by none at all."""
+    return not rows and target.path.exists()
+
+
+@contextmanager
+def writing(
+    target: Target, layout: Layout, *, listing: bool
+) -> Iterator[tuple[RowWriter, BinaryIO | None]]:
+    """A writer of the output, and with ``listing`` the file for the rows that are left out.
+
+    Both take their places when the block ends without an error, and are complete and on the disk.
+    Without ``listing`` an older list goes. Raises ``StorageError``.
+    """
+    unchanged = stays(target, layout.rows)
+    paths = () if unchanged else target.format.paths(target.path)
+    listed = (target.failed,) if listing else ()
+    with storage_errors(target.path), replacing(*paths, *listed) as files:
+        own = files[: len(paths)]
+        writer = _NoWriter() if unchanged else target.format.writer(own, layout)
+        try:
+            yield writer, files[-1] if listing else None
+            writer.finish()
+        except BaseException:
+            writer.abandon()
+            raise
+    with storage_errors(target.failed):
+        if not listing:
+            target.failed.unlink(missing_ok=True)
+
+
 def write_output(
     target: Target,
     inputs: Inputs,
@@ -48,8 +93,8 @@ def write_output(
     """Write every row that has a vector, in the order of the input; list the others, and why.
 
     ``stopped``: why rows without a reason of their own were not done. An existing output stays as
-    it is until the new one is complete and on the disk. Raises ``StorageError``, and
-    ``InputRejected`` if the input is not the one that was scanned.
+    it is until the new one is complete and on the disk, and for ever if that had no row. Raises
+    ``StorageError``, and ``InputRejected`` if the input is not the one that was scanned.
     """
     numbers = journal.index().find(scan.digests)
     numbers[scan.empty] = -1
@@ -60,29 +105,16 @@ def write_output(
         kinds=scan.kinds,
         keep_text=keep_text,
     )
-    paths = target.format.paths(target.path)
-    listed = (target.failed,) if missing else ()
     truncated = tokens_cut = not_done = 0
-    with storage_errors(target.path), replacing(*paths, *listed) as files:
-        writer = target.format.writer(files[: len(paths)], layout)
-        try:
-            for rows in blocks(all_rows(inputs, scan), max_rows=_ROWS_AT_ONCE):
-                start, end = rows[0].position, rows[0].position + len(rows)
-                cuts = _write_block(writer, rows, scan, journal, numbers[start:end])
-                truncated += int(np.count_nonzero(cuts))
-                tokens_cut += int(cuts.sum(dtype=np.int64))
-                if missing:
-                    not_done += _write_missing(
-                        files[-1], rows, numbers[start:end], reasons, stopped
-                    )
-                on_rows(end)
-            writer.finish()
-        except BaseException:
-            writer.abandon()
-            raise
-    with storage_errors(target.failed):
-        if not missing:
-            target.failed.unlink(missing_ok=True)
+    with writing(target, layout, listing=missing > 0) as (writer, listed):
+        for rows in blocks(all_rows(inputs, scan), max_rows=_ROWS_AT_ONCE):
+            start, end = rows[0].position, rows[0].position + len(rows)
+            cuts = _write_block(writer, rows, scan, journal, numbers[start:end])
+            truncated += int(np.count_nonzero(cuts))
+            tokens_cut += int(cuts.sum(dtype=np.int64))
+            if listed is not None:
+                not_done += _write_missing(listed, rows, numbers[start:end], reasons, stopped)
+            on_rows(end)
     return Written(
         rows=layout.rows,
         truncated=truncated,

@@ -51,6 +51,8 @@ def plan_files(
             return planned(client, rows, found, found.firsts, input_type=input_type, block=block)
         target.require_free()
         target.require_apart_from(rows)
+        if rows.are_empty():
+            return FilePlan()
         bought = Bought(target, client, input_type=input_type, overwrite=overwrite)
         found = scan(rows, on_empty=on_empty)
         missing = bought.missing(found)

@@ -72,7 +72,8 @@ class Target:
         """
         with output_lock(self.lock, self.path):
             self.require_free()
-            sweep(self.path)
+            for path in (self.path, self.failed, self.journal):
+                sweep(path)
             yield
 
     def require_free(self) -> None:

@@ -2,7 +2,7 @@
 
 read and check everything → what was bought before → the plan, and leave to go on
 → embed what is missing, block by block, each into the journal before the next
-→ write the output in the order of the input → put it in place → drop the journal
+→ write the output in the order of the input → put it in place → drop what the journal has of it
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from embedcore.events import Progress
 from embedcore.files.disk import display
 from embedcore.files.inputs import Inputs
 from embedcore.files.journal import Journal
-from embedcore.files.output import Written, write_output
+from embedcore.files.output import Written, stays, write_output
 from embedcore.files.plan import DEFAULT_BLOCK, planned
 from embedcore.files.purchase import Purchase
 from embedcore.files.resume import Bought, Target, require_free_names
@@ -68,13 +68,15 @@ def embed_files(
     that fail are left out and listed in ``<output>.failed.jsonl``; with ``on_error="raise"`` the
     first of them ends the run instead. Empty texts are refused, or fail with ``on_empty="keep"``.
     ``on_budget`` is as for ``embed``: with "stop" what the limits allow is written, and the other
-    rows are listed as not done; where that is nothing, the output stays as it is.
-    ``overwrite`` allows replacing an output of another model. ``block`` texts at most go to the
-    client in one call: what a kill can lose. ``on_plan`` is asked before anything is sent.
+    rows are listed as not done. An output is never replaced by one without rows: where that would
+    be so, for instance where ``inputs`` have none, it stays as it is. ``overwrite`` allows
+    replacing an output of another model. ``block`` texts at most go to the client in one call: what
+    a kill can lose. ``on_plan`` is asked before anything is sent.
 
     Raises ``ConfigurationError`` and ``InputRejected`` before anything is sent, ``StorageBusy``
     while another run writes the same output, and what the client raises. Whatever ends a run early,
-    the vectors bought so far stay in ``<output>.journal``, and a note on the error says so.
+    the vectors bought so far stay in ``<output>.journal``, and a note on the error says so; there
+    they stay until an output has them.
     """
     started = time.monotonic()
     columns = Columns(text=text_column, id=id_column, keep=tuple(keep))
@@ -85,6 +87,8 @@ def embed_files(
         target.claimed(),
     ):
         target.require_apart_from(rows)
+        if rows.are_empty():
+            return RunReport(output=target.path, unchanged=True)
         told = _Told(on_progress)
         bought = Bought(target, client, input_type=input_type, overwrite=overwrite)
         found = scan(rows, on_empty=on_empty, on_rows=told.reading)
@@ -108,6 +112,7 @@ def embed_files(
                     seconds=time.monotonic() - started,
                     unchanged=True,
                 )
+            unchanged = stays(target, _rows_with(found, journal))
             written = write_output(
                 target,
                 rows,
@@ -118,9 +123,14 @@ def embed_files(
                 keep_text=keep_text,
                 on_rows=lambda done: told.at("writing", done, found.rows, purchase.usage),
             )
-            journal.remove()
-    report = _report(target, found, purchase, written, embedded)
-    return replace(report, damaged=bought.damaged, seconds=time.monotonic() - started)
+            left = journal.settle(found.digests)
+    return replace(
+        _report(target, found, purchase, written, embedded),
+        damaged=bought.damaged,
+        journaled=left,
+        unchanged=unchanged,
+        seconds=time.monotonic() - started,
+    )
 
 
 def _check_arguments(columns: Columns, block: int) -> None:

@@ -198,7 +198,8 @@ class RunReport:
     were not believed; their texts were embedded anew, as far as they are in the input.
     ``failed_path`` lists the rows that failed or were not done, if any. ``stopped_at``: where the
     budget ended the run. ``declined``: ``on_plan`` answered False; nothing was sent or written.
-    ``unchanged``: there was nothing to write, and the output is as it was.
+    ``unchanged``: there was nothing to write, and the output is as it was. ``journaled``: vectors
+    of an earlier run whose texts are not in this input; they stay in the journal.
     """
 
     output: Path
@@ -217,4 +218,5 @@ class RunReport:
     usage: Spending = field(default_factory=Spending)
     seconds: float = 0.0
     declined: bool = False
+    journaled: int = 0
     unchanged: bool = False

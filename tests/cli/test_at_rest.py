@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import array
+import fcntl
 import json
 import os
 import re
+import signal
 import stat
 import struct
+import subprocess
+import termios
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,6 +101,43 @@ def test_a_batch_keeps_its_texts_until_it_ends_and_its_rows_until_they_are_clear
     assert cli("batch", "gc", "--older-than", "0d", "--json").json["batches"] == [name]
     assert holding(NAME.encode(), state_home) == set()
     assert holding(KEY.encode(), state_home) == set()
+
+
+@pytest.mark.case("D7")
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize("command", ["embed", "batch submit"])
+def test_texts_of_standard_input_are_gone_with_a_process_that_is_killed(
+    begun, held_server, tmp_path, command
+):
+    """While it still reads, and while its request is under way."""
+    temporary, server = tmp_path / "temporary", held_server(0)
+    temporary.mkdir()
+    streams = {"stdin": subprocess.PIPE, "env": {**os.environ, "TMPDIR": str(temporary)}}
+    arguments = ["embed", "-", "-o", str(tmp_path / "v.jsonl"), "--yes"]
+    if command != "embed":
+        arguments = ["batch", "submit", "-", "--yes"]
+    for whole in (False, True) if command == "embed" else (False,):
+        process = begun(*arguments, text=False, **streams)
+        process.stdin.write(f"{TEXT}\n".encode() * 50_000)
+        process.stdin.flush()
+        if whole:
+            process.stdin.close()
+            server.wait_for(1)
+        else:
+            wait_until_read(process.stdin)
+        assert kept(temporary) == {}
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert kept(temporary) == {}
+
+
+def wait_until_read(pipe) -> None:
+    """Until nothing is left in the pipe: all of it has arrived."""
+    left = array.array("i", [1])
+    while left[0]:
+        fcntl.ioctl(pipe.fileno(), termios.FIONREAD, left)
+        time.sleep(0.005)
 
 
 @pytest.mark.parametrize("ending", ["cancel", "abandon"])

@@ -221,7 +221,6 @@ def test_a_deadline_that_is_none(cli, texts_file, value):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.txt", "", "not a single row"),
         ("a.txt", "one\n\nthree\n", "--on-error keep lists them"),
         ("a.jsonl", '{"txt": "x"}\n', "did you mean 'txt'?"),
         ("a.doc", "x", "says nothing about the format"),
@@ -234,6 +233,25 @@ def test_what_cannot_be_read_sends_nothing(cli, server, name, content, said):
     assert said in run.err
     assert not server.requests
     assert cli("batch", "list", "--json").json == {"batches": []}
+
+
+@pytest.mark.case("F1")
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.txt", ""), ("a.csv", "text\n"), ("a.jsonl", "\n"), ("a.txt", "\n")]
+)
+@pytest.mark.parametrize("more", [(), ("--dry-run",), ("--wait",)])
+def test_without_a_row_there_is_nothing_to_submit(cli, server, name, content, more):
+    Path(name).write_text(content)
+    ran = cli("batch", "submit", name, *more)
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out == "There is no row in what was named: nothing was submitted.\n"
+    ran = cli("batch", "submit", name, "--json", *more)
+    assert (ran.code, ran.json["plan"]["rows"], ran.json["plan"]["picodollars"]) == (0, 0, 0)
+    assert cli("batch", "list", "--json").json["batches"] == []
+    assert server.batches.jobs == []
+    ran = cli("batch", "submit", "-", *more)
+    assert ran.code == 2
+    assert "standard input: it ended without a single byte" in ran.err
 
 
 def test_a_provider_without_batches_says_what_to_do(cli, texts_file):

@@ -225,6 +225,31 @@ def test_unknown_columns_name_the_nearest(cli, texts_file):
     assert "'text'" in run.err
 
 
+@pytest.mark.case("F1")
+@pytest.mark.parametrize("ending", ["jsonl", "npy", "parquet"])
+def test_without_a_row_the_output_is_unchanged(cli, server, texts_file, ending):
+    output = f"out.{ending}"
+    assert cli("embed", str(texts_file(50)), "-o", output).code == 0
+    before = {path.name: path.read_bytes() for path in Path().glob(f"{output}*")}
+    bill = server.meter.snapshot()
+    Path("none.csv").write_text("id,text\n")
+    for arguments in (["none.csv"], ["none.csv", "--overwrite"], ["-", "--format", "csv"]):
+        ran = cli("embed", *arguments, "-o", output, stdin=b"id,text\n")
+        assert (ran.code, ran.err) == (0, "")
+        assert ran.out.startswith(f"{output} unchanged\n")
+        assert "none in the input" in ran.out
+        ran = cli("embed", *arguments, "-o", output, "--json", stdin=b"text\n")
+        assert (ran.code, ran.json["unchanged"], ran.json["rows"]) == (0, True, 0)
+        ran = cli("embed", *arguments, "-o", output, "--dry-run", stdin=b"text\n")
+        assert (ran.code, "nothing: there are no rows" in ran.out) == (0, True)
+    for more in ([], ["--format", "jsonl"], ["--on-error", "keep"], ["--dry-run"]):
+        ran = cli("embed", "-", *more, "-o", output, stdin=b"")
+        assert ran.code == 2
+        assert "standard input: it ended without a single byte" in ran.err
+    assert {path.name: path.read_bytes() for path in Path().glob(f"{output}*")} == before
+    assert server.meter.snapshot() == bill
+
+
 def test_empty_text_says_which_option_keeps_the_rest(cli):
     Path("t.txt").write_text("a\n\nb\n")
     run = cli("embed", "t.txt", "-o", "o.npy", *OFFLINE)

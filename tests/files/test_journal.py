@@ -61,7 +61,14 @@ def test_what_was_appended_is_found_again(
     texts = ["ab\0é", "a", "never appended"] + [text for block in blocks for text in block]
     appended = {text for block in blocks for text in block}
     assert found_in(journal, texts, vector) == appended & set(texts)
-    journal.remove()
+    written = set(texts[::2])
+    left = journal.settle(as_digests(b"".join(map(content_digest, written))))
+    journal = reopened(path)
+    assert found_in(journal, texts, vector) == appended - written
+    assert left == len(journal)
+    append(journal, ["more"], vector)
+    assert found_in(reopened(path), [*texts, "more"], vector) == appended - written | {"more"}
+    assert journal.settle(as_digests(b"".join(map(content_digest, [*texts, "more"])))) == 0
     assert not path.exists()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from embedcore.errors import (
 )
 from embedcore.files.digests import content_digest
 from embedcore.files.journal import read_journal
+from embedcore.files.plan import plan_files
 from embedcore.files.run import embed_files
 from embedcore.files.types import FilePlan, FileProgress, RunReport
 
@@ -83,6 +86,7 @@ class World:
             bad=step.bad, stop_after=lambda call: stop if call == step.call else None
         )
         failing = [text for text in step.texts if text in step.bad - self.retained]
+        before = self.journaled()
         try:
             report = embed_files(
                 client, [iter(step.texts)], self.output, block=step.block, on_error=step.on_error
@@ -90,7 +94,7 @@ class World:
         except (*ERRORS, InputRejected) as error:
             self.stopped(step, client, getattr(error, "__notes__", []))
         else:
-            self.finished(step, client, failing, report)
+            self.finished(step, client, failing, report, before)
 
     def stopped(self, step: Step, client: Any, notes: list[str]) -> None:
         assert not set(client.bought) & self.retained
@@ -106,17 +110,37 @@ class World:
         """Lose the journal's end: what is left of it, and the output, is what is retained."""
         content = self.journal.read_bytes()
         self.journal.write_bytes(content[: max(len(content) - size, 0)])
-        found = read_journal(self.journal)
-        left = set() if found is None else {one.hex() for one in found.intact.tolist()}
-        kept = {text for text in POOL if content_digest(text).rstrip(b"\0").hex() in left}
+        kept = self.journaled()
         lost = self.retained - set(self.written or []) - kept
         assert len(lost) <= -(-size // RECORD)
         self.retained = set(self.written or []) | kept
 
-    def finished(self, step: Step, client: Any, failing: list[str], report: RunReport) -> None:
+    def journaled(self) -> set[str]:
+        """The texts whose vectors are in the journal."""
+        found = read_journal(self.journal)
+        left = set() if found is None else {one.hex() for one in found.intact.tolist()}
+        return {text for text in POOL if content_digest(text).rstrip(b"\0").hex() in left}
+
+    def finished(
+        self,
+        step: Step,
+        client: Any,
+        failing: list[str],
+        report: RunReport,
+        before: set[str],
+    ) -> None:
         assert not set(client.bought) & self.retained
-        self.written = [text for text in step.texts if text not in failing]
-        self.retained = set(self.written)
+        written = [text for text in step.texts if text not in failing]
+        unchanged = not written and (self.written is not None or not step.texts)
+        assert report.unchanged == unchanged
+        if not unchanged:
+            self.written = written
+        # What was paid for and is in no output stays.
+        assert self.journaled() == before - set(step.texts)
+        self.retained = set(self.written or []) | self.journaled()
+        if self.written is None:
+            assert not self.output.exists()
+            return
         self.check_rows(self.output, self.written)
         assert report.rows == len(step.texts)
         assert report.bought == len(client.bought) == len(set(client.bought))
@@ -124,12 +148,17 @@ class World:
         assert report.duplicates == len(step.texts) - len(set(step.texts))
         assert report.failed == len(failing)
         assert report.usage.tokens == sum(map(len, client.bought))
+        if not step.texts:
+            # Nothing is touched: not even what an earlier run has listed.
+            return
+        assert report.journaled == len(self.journaled())
         lines = self.failed.read_bytes().splitlines() if failing else []
         assert [json.loads(line)["position"] for line in lines] == [
             i for i, text in enumerate(step.texts) if text in failing
         ]
         left = {self.output.name, f"{self.output.name}.rows.jsonl"}
         left |= {self.failed.name} if failing else set()
+        left |= {self.journal.name} if self.journaled() else set()
         assert {path.name for path in self.output.parent.iterdir()} <= left
 
 
@@ -207,13 +236,111 @@ def test_empty_texts_are_refused_before_anything_is_sent(output: Path, client: A
     assert not output.exists()
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 @pytest.mark.fault(18)
-def test_no_rows_at_all(output: Path, client: Any, load: Any) -> None:
-    for _ in range(2):
-        report = embed_files(client, [iter(())], output)
-        assert (report.rows, report.bought) == (0, 0)
-        assert load(output) == []
-    assert not client.calls
+@pytest.mark.case("F1")
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        (None, b""),
+        ("a.jsonl", b""),
+        ("a.jsonl", b"\n \n\t\r\n"),
+        ("a.jsonl", b"\xef\xbb\xbf"),
+        ("a.csv", b""),
+        ("a.csv", b"\n\n"),
+        ("a.csv", b"id,text\n"),
+        ("a.csv", b"\xef\xbb\xbftext"),
+        ("a.txt", b""),
+        ("a.txt", b"\n\r\n\n"),
+        ("a.ndjson", b"\n"),
+    ],
+)
+def test_without_a_row_nothing_is_touched(
+    output: Path, new_client: Any, name: str | None, content: bytes
+) -> None:
+    """Neither where nothing is there, nor an output of another model, its rows and its journal."""
+    folder, client = output.parent, new_client()
+    source = folder.parent / f"{folder.name}-{name}"
+    source.write_bytes(content)
+    inputs = [iter(())] if name is None else [source, source]
+    assert embed_files(client, inputs, output).unchanged
+    assert contents(folder) == {}
+    embed_files(new_client(), [iter([f"t{i}" for i in range(50)])], output)
+    stopped = new_client(stop_after=lambda call: (7, ProviderUnavailable("down")))
+    with pytest.raises(ProviderUnavailable):
+        embed_files(stopped, [iter([f"u{i}" for i in range(9)])], output)
+    before = contents(folder)
+    assert f"{output.name}.journal" in before
+    for options in ({}, {"overwrite": True}, {"on_empty": "keep", "on_error": "keep"}):
+        for one in (client, new_client(model="other")):
+            inputs = [iter(())] if name is None else [source]
+            report = embed_files(one, inputs, output, on_plan=lambda _: False, **options)
+            assert (report.rows, report.bought, report.unchanged) == (0, 0, True)
+            assert contents(folder) == before
+            assert not one.calls
+    inputs = [iter(())] if name is None else [source]
+    assert plan_files(client, inputs, output) == FilePlan()
+
+
+@pytest.mark.case("F1")
+def test_an_output_is_never_replaced_by_one_without_rows(output: Path, new_client: Any) -> None:
+    embed_files(new_client(), [iter(["a", "b"])], output)
+    before = contents(output.parent)
+    client = new_client(bad=frozenset(["x"]))
+    report = embed_files(client, [iter(["x", ""])], output, on_error="keep", on_empty="keep")
+    assert (report.unchanged, report.failed, report.rows) == (True, 2, 2)
+    after = contents(output.parent)
+    assert len(after.pop(f"{output.name}.failed.jsonl").splitlines()) == 2
+    assert after == before
+
+
+@pytest.mark.case("F1")
+def test_what_was_paid_for_stays_in_the_journal_until_an_output_has_it(
+    output: Path, new_client: Any, check_rows: Callable[..., None]
+) -> None:
+    one, two = [f"t{i}" for i in range(30)], [f"u{i}" for i in range(30)]
+    stopped = new_client(stop_after=lambda call: (20, ProviderUnavailable("down")))
+    with pytest.raises(ProviderUnavailable):
+        embed_files(stopped, [iter(one)], output)
+    report = embed_files(new_client(), [iter([*two, "t3"])], output)
+    assert (report.bought, report.reused, report.journaled) == (30, 1, 19)
+    check_rows(output, [*two, "t3"])
+    # Nor by a run into which nothing of it goes, nor by one that fails.
+    assert embed_files(new_client(), [iter(two)], output).journaled == 19
+    broken = new_client(stop_after=lambda call: (0, ProviderUnavailable("down")))
+    with pytest.raises(ProviderUnavailable):
+        embed_files(broken, [iter(["v"])], output)
+    client = new_client()
+    report = embed_files(client, [iter(one)], output)
+    assert sorted(client.bought) == sorted({"t3", *one[20:]})
+    assert report.journaled == 0
+    check_rows(output, one)
+    assert not output.with_name(f"{output.name}.journal").exists()
+
+
+@pytest.mark.case("F1")
+def test_standard_input_without_a_byte_is_a_program_before_us_that_failed(
+    output: Path, client: Any
+) -> None:
+    with pytest.raises(InputRejected, match="standard input: it ended without a single byte"):
+        embed_files(client, ["-"], output, stdin=io.BytesIO(b""))
+    assert embed_files(client, ["-"], output, stdin=io.BytesIO(b"\n")).unchanged
+    assert contents(output.parent) == {}
+
+
+@pytest.mark.case("F1")
+@pytest.mark.skipif(os.name != "posix", reason="named pipes")
+def test_so_is_a_pipe_with_a_name(tmp_path: Path, client: Any) -> None:
+    pipe = tmp_path / "pipe.jsonl"
+    os.mkfifo(pipe)
+    feeder = threading.Thread(target=pipe.write_bytes, args=(b"",))
+    feeder.start()
+    with pytest.raises(InputRejected, match=r"pipe.jsonl: it ended without a single byte"):
+        embed_files(client, [pipe], tmp_path / "v.jsonl")
+    feeder.join()
 
 
 @pytest.mark.parametrize(
