@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcore.files.digests import SIZE, as_digests, is_digest_of, parsed_digest
-from embedcore.files.formats import Layout, RowWriter, finite_rows, not_ours
+from embedcore.files.formats import Layout, RowWriter, finite_rows, not_ours, valid_cut
 from embedcore.files.scan import BLOCK_CHARACTERS
 from embedcore.files.sums import SUM, little_endian, row_sum, seed_of
 from embedcore.files.types import (
@@ -167,12 +167,6 @@ def parse_digest(fields: Fields) -> bytes:
     return parsed_digest(fields.get("text_sha256")) or _NO_DIGEST
 
 
-def parse_cut(fields: Fields) -> int:
-    """The tokens cut, 0 where the line does not say."""
-    cut = fields.get("tokens_cut")
-    return cut if isinstance(cut, int) and 0 <= cut < 2**32 else 0
-
-
 def sum_of(fields: Fields, seed: int, vector: Vectors) -> int | None:
     """The sum that a line with this vector has; None if it lacks what is summed."""
     row_id, digest = fields.get("id"), parsed_digest(fields.get("text_sha256"))
@@ -228,7 +222,9 @@ def _block(numbered: list[tuple[int, Fields | None]], origin: Origin) -> Block:
             foreign = foreign or f"line {number} is of another model or width than its first row"
     return Block(
         digests=as_digests(digests),
-        cuts=np.array([parse_cut(fields or {}) for _, fields in numbered], dtype=np.uint32),
+        cuts=np.array(
+            [valid_cut((fields or {}).get("tokens_cut")) for _, fields in numbered], dtype=np.uint32
+        ),
         vectors=vectors,
         sound=sound & finite_rows(vectors),
         row=lambda i: stored_row(numbered[i][1]),

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from embedcore.errors import ConfigurationError
 from embedcore.files.digests import SIZE, as_digests, is_digest_of, parsed_digest
-from embedcore.files.formats import Layout, RowWriter, finite_rows, not_ours, own_version
+from embedcore.files.formats import Layout, RowWriter, finite_rows, not_ours, own_version, valid_cut
 from embedcore.files.scan import Kind
 from embedcore.files.sums import SUM, little_endian, row_sum, seed_of
 from embedcore.files.types import (
@@ -61,10 +61,13 @@ class ParquetFormat:
     def blocks(self, output: Path) -> Iterator[Block]:
         with _opened(output) as file:
             origin = _origin_in(file, output)
-            with _readable(output):
-                sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-            for number, rows in enumerate(sizes):
-                yield _block(file, output, number, rows, origin)
+            for number in range(file.num_row_groups):
+                with _readable(output):
+                    rows = file.metadata.row_group(number).num_rows
+                    if not 0 <= rows <= output.stat().st_size:
+                        raise not_ours(output, f"row group {number} says that it has {rows} rows")
+                    block = _block(file, output, number, rows, origin)
+                yield block
 
     def writer(self, files: Sequence[BinaryIO], layout: Layout) -> RowWriter:
         return _ParquetWriter(files[0], layout)
@@ -170,6 +173,8 @@ def _readable(path: Path) -> Iterator[None]:
     kinds, and has no list of them."""
     try:
         yield
+    except ConfigurationError:
+        raise
     except Exception as error:
         raise not_ours(path, str(getattr(error, "strerror", None) or error)) from error
 
@@ -226,13 +231,7 @@ def _block(file: Any, path: Path, number: int, rows: int, origin: Origin) -> Blo
     table = _read_group(file, path, number, needed=True)
     vectors = None if table is None or len(table) != rows else _vectors(table, width)
     if table is None or vectors is None:
-        return Block(
-            digests=as_digests(bytes(SIZE * rows)),
-            cuts=np.zeros(rows, dtype=np.uint32),
-            vectors=np.zeros((rows, width), dtype=np.float32),
-            sound=np.zeros(rows, dtype=bool),
-            row=lambda _: None,
-        )
+        return _lost_block(rows, width)
     ids, digests = _in_bytes(table, "id"), list(map(_digest, _in_bytes(table, "text_sha256")))
     cuts = {name: _in_column(table, name) for name in CUT_COLUMNS}
     sound = finite_rows(vectors)
@@ -242,15 +241,25 @@ def _block(file: Any, path: Path, number: int, rows: int, origin: Origin) -> Blo
 
     @cache
     def others() -> Any | None:
-        with _opened(path) as again:
+        with _opened(path) as again, _readable(path):
             return _read_group(again, path, number, needed=False)
 
     return Block(
         digests=as_digests(b"".join(digest or bytes(SIZE) for digest in digests)),
-        cuts=np.array([cut or 0 for cut in cuts["tokens_cut"]], dtype=np.uint32),
+        cuts=np.array(list(map(valid_cut, cuts["tokens_cut"])), dtype=np.uint32),
         vectors=vectors,
         sound=sound,
         row=lambda i: _stored_row(ids[i], digests[i], others(), i),
+    )
+
+
+def _lost_block(rows: int, width: int) -> Block:
+    return Block(
+        digests=as_digests(bytes(SIZE * rows)),
+        cuts=np.zeros(rows, dtype=np.uint32),
+        vectors=np.broadcast_to(np.float32(0), (rows, width)),
+        sound=np.zeros(rows, dtype=bool),
+        row=lambda _: None,
     )
 
 
@@ -308,10 +317,9 @@ def _stored_row(
             if field.name not in RESERVED_COLUMNS
         }
         name, text = row_id.decode(), fields.get("text")
-    except ValueError:
-        # No UTF-8, or no JSON.
+    except Exception:  # noqa: BLE001 - no UTF-8, no JSON, or what pyarrow makes of a damaged value
         return None
-    if text is not None and not is_digest_of(digest, text):
+    if text is not None and not (isinstance(text, str) and is_digest_of(digest, text)):
         return None
     return StoredRow(id=name, text=text, kept=kept)
 

@@ -100,7 +100,7 @@ def test_after_any_damage_the_output_is_as_a_fresh_one_or_the_file_is_named(
     damaged.check(suffix, {path: bytes(content)})
 
 
-@pytest.mark.campaign(short=True)
+@pytest.mark.campaign
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_after_any_flip_it_is_so(damaged: Damaged, suffix: str) -> None:
     chance = random.Random(suffix)
