@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -216,6 +217,9 @@ class Call:
 
     def send_all(self, requests: Sequence[PlannedRequest]) -> None:
         """Send every request in the client's pool and wait for all of them."""
+        if requests:
+            # Before anything is paid for, and before each thread sets memory aside for itself.
+            self._collected.make_room()
         self.crew.work([partial(self._do, request) for request in requests])
 
     def close(self) -> None:
@@ -332,7 +336,10 @@ class Call:
     def attach_partial(self, error: BaseException) -> None:
         """Whatever ends the call, what was bought until then goes with it."""
         holder: Any = error
-        holder.partial = self.result()
+        holder.partial = None
+        # Where there is no memory for it, that must not hide what ended the call.
+        with suppress(MemoryError):
+            holder.partial = self.result()
 
     def result(self) -> EmbeddingResult:
         return self._collected.result(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final, TypeAlias
 
 from embedcore.errors import ConfigurationError, EmbeddingError
@@ -13,6 +15,11 @@ from embedcore.errors import ConfigurationError, EmbeddingError
 Task: TypeAlias = Callable[[], None]
 
 _NONE_LEFT: Final = "can't start new thread"
+# Under a limit of addresses (``ulimit -v``, some batch systems) it is these that run out: the C
+# library sets 64 MiB aside for the heap of each thread, and takes twice that while it does so.
+_ADDRESSES_PER_THREAD: Final = 80 << 20
+_ADDRESSES_FOR_THE_REST: Final = 128 << 20
+_MEMORY: Final = Path("/proc/self/statm")
 
 
 class Pool:
@@ -31,6 +38,7 @@ class Pool:
         # Threads without a task; below zero, tasks without a thread.
         self._free = 0
         self._closed = False
+        self._affordable = size
         # Why the last thread could not be started.
         self._refusal: RuntimeError | None = None
         self._finalizer = weakref.finalize(self, self._tasks.put, None)
@@ -73,8 +81,16 @@ class Pool:
             self._free += thread in self._threads
             return thread in self._threads
 
+    def _threads_at_most(self) -> int:
+        affordable = affordable_threads()
+        return self.size if affordable is None else max(affordable, 1)
+
     def _start_thread(self) -> bool:
         """False: the system has no more threads; those that there are must do."""
+        if not self._threads:
+            self._affordable = self._threads_at_most()
+        elif len(self._threads) >= self._affordable:
+            return False
         thread = threading.Thread(
             target=_serve,
             args=(self._tasks, self._busy, weakref.ref(self)),
@@ -115,3 +131,25 @@ def _serve(
         del owner
     # The end is for all of them, however many there are.
     tasks.put(None)
+
+
+if sys.platform == "win32":
+
+    def affordable_threads(*, memory: Path = _MEMORY) -> int | None:  # noqa: ARG001
+        """How many more threads this process has addresses for, perhaps none; None: any number."""
+        return None
+
+else:
+    # Not where it is needed: nothing is imported once a client is open.
+    import resource
+
+    def affordable_threads(*, memory: Path = _MEMORY) -> int | None:
+        """How many more threads this process has addresses for, perhaps none; None: any number."""
+        try:
+            limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+            if limit == resource.RLIM_INFINITY:
+                return None
+            used = int(memory.read_text().split()[0]) * resource.getpagesize()
+        except (OSError, ValueError, IndexError):
+            return None
+        return max((limit - used - _ADDRESSES_FOR_THE_REST) // _ADDRESSES_PER_THREAD, 0)

@@ -46,6 +46,11 @@ class Collected:
             return None
         return self._array(self._width)[indices[0] : indices[-1] + 1]
 
+    def make_room(self) -> None:
+        """Have the memory for all vectors now, if their width is known. Raises ``MemoryError``."""
+        if self._width is not None:
+            self._array(self._width)
+
     def put(self, indices: Sequence[int], vectors: Vectors, *, reused: bool = False) -> None:
         """Keep vector j as that of text ``indices[j]``, each text once. ``reused``: for nothing."""
         import numpy as np
@@ -157,11 +162,12 @@ def _fresh(rows: int, width: int) -> Vectors:
     size = rows * width * np.dtype(np.float32).itemsize
     if size < _LARGE_BYTES:
         return np.empty((rows, width), dtype=np.float32)
-    if hasattr(mmap, "MAP_PRIVATE"):
-        # Not shared: a child's changes must not be seen by its parent.
-        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    else:
-        pages = mmap.mmap(-1, size)
+    # Not shared: a child's changes must not be seen by its parent.
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS if hasattr(mmap, "MAP_PRIVATE") else None
+    try:
+        pages = mmap.mmap(-1, size) if private is None else mmap.mmap(-1, size, flags=private)
+    except OSError as error:
+        raise MemoryError(f"no memory for {rows:,} vectors of {width:,} dimensions") from error
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):
             pages.madvise(mmap.MADV_HUGEPAGE)

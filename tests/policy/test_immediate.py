@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import errno
+import mmap
 import threading
 import time
 from dataclasses import replace
@@ -33,6 +35,7 @@ from embedcore.events import BoundViolated, Progress, RequestFailed, RequestFini
 from embedcore.policy.estimate import plan_now
 from embedcore.policy.limiter import Gate
 from embedcore.policy.retry import RetryQuota, RetrySettings
+from embedcore.policy.rows import Collected
 from embedcore.provider.types import EmbedReply, ModelInfo, Price
 from embedcore.storage.amounts import Amount
 from embedcore.storage.database import Database
@@ -500,6 +503,46 @@ def test_nothing_is_sent_that_cannot_be_booked(desk, name):
                 assert not raised.partial.ok.any()
                 assert one.embedder.meter.requests == 0
             one.check()
+
+
+@pytest.mark.case("H4")
+@pytest.mark.parametrize("on_error", ["raise", "keep"])
+@pytest.mark.parametrize("limit", [None, 10**6])
+@pytest.mark.parametrize("batch", [4, 4096])
+def test_without_memory_for_the_vectors_nothing_is_sent_and_nothing_paid(
+    desk, monkeypatch, on_error, limit, batch
+):
+    info = replace(SMALL, dimensions=4096, max_texts_per_request=batch)
+
+    def none_left(*_, **__):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    for lends in (False, True):
+        with desk(small(info=info), daily=limit, lends_room=lends) as one:
+            with monkeypatch.context() as patch:
+                patch.setattr(mmap, "mmap", none_left)
+                with pytest.raises(MemoryError, match="no memory for 100 vectors") as caught:
+                    one.embed(texts(100), on_error=on_error)
+            assert not caught.value.partial.ok.any()
+            assert one.embedder.meter.requests == 0
+            assert one.spent == 0
+            one.check()
+            one.right(one.embed(texts(100)), texts(100))
+
+
+@pytest.mark.case("H4")
+def test_a_lack_of_memory_for_what_was_bought_hides_no_error(desk, monkeypatch):
+    def none_left(*_, **__):
+        raise MemoryError
+
+    error = AuthenticationFailed("no", billed="no")
+    with desk(small(script=[error])) as one:
+        monkeypatch.setattr(Collected, "result", none_left)
+        with pytest.raises(AuthenticationFailed) as caught:
+            one.embed(["a"])
+        assert caught.value is error
+        assert error.partial is None
+        one.check()
 
 
 @pytest.mark.fault(103)

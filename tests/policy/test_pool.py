@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from embedcore.errors import ConfigurationError, EmbeddingError
+from embedcore.policy import pool as pools
 from embedcore.policy.pool import Pool
 
 
@@ -252,6 +253,39 @@ def test_a_pool_without_any_thread_says_so(monkeypatch):
     pool.submit(crowd.task())
     assert crowd.wait_for(1)
     pool.close()
+
+
+@pytest.mark.case("H4")
+@pytest.mark.parametrize(("affordable", "started"), [(None, 4), (0, 1), (1, 1), (3, 3), (9, 4)])
+def test_no_more_threads_are_started_than_there_are_addresses_for(monkeypatch, affordable, started):
+    asked = []
+    monkeypatch.setattr(
+        pools, "affordable_threads", lambda: asked.append(threads_of(None)) or affordable
+    )
+    pool, crowd = Pool(4), Crowd()
+    before = threads_of(pool)
+    for _ in range(40):
+        pool.submit(crowd.task(0.005))
+    assert crowd.wait_for(40)
+    assert threads_of(pool) - before == started
+    assert crowd.most <= started
+    # Counted once: those that were started have not yet taken what is theirs.
+    assert asked == [before]
+    pool.close()
+
+
+@pytest.mark.case("H4")
+@pytest.mark.skipif(sys.platform != "linux", reason="nothing else says how many are used")
+def test_addresses_are_counted_as_the_system_counts_them(monkeypatch, tmp_path):
+    import resource
+
+    memory, mib = tmp_path / "statm", 1 << 20
+    memory.write_text(f"{300 * mib // resource.getpagesize()} 1 1 1 0 1 0\n")
+    for limit, threads in ((resource.RLIM_INFINITY, None), (700, 3), (430, 0), (100, 0)):
+        soft = limit if limit == resource.RLIM_INFINITY else limit * mib
+        monkeypatch.setattr(resource, "getrlimit", lambda _, soft=soft: (soft, soft))
+        assert pools.affordable_threads(memory=memory) == threads
+    assert pools.affordable_threads(memory=tmp_path / "absent") is None
 
 
 @pytest.mark.case("H8")
