@@ -29,8 +29,9 @@ Reply = TypeVar("Reply")
 _MOST_NAMED_WAITS: Final = 20
 # Beyond that a provider that always finds another way to ask is not believed.
 _MOST_WAYS: Final = 4
-# Others share the limit, and take what becomes free in turns with us.
-_PATIENCE: Final = 2
+# Times the attempts. Most limits are of a minute, many servers do not say when it is over, and a
+# refusal costs nothing; others share the limit, and take what becomes free in turns with us.
+_PATIENCE: Final = 5
 _LONGEST_JITTER: Final = 1.0
 _JITTER_SHARE: Final = 0.1
 

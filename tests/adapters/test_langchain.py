@@ -203,8 +203,8 @@ def test_a_bad_text_is_named_by_its_place(embeddings, fake, position, awaited):
 
 
 def test_errors_stay_ours(server, monkeypatch):
-    embeddings = EmbedcoreEmbeddings(config=QUICK)
-    server.faults.push("rate_limited", times=6)
+    embeddings = EmbedcoreEmbeddings(config={"retry": {"attempts": 1}})
+    server.faults.push("rate_limited", times=5)
     with pytest.raises(RateLimited):
         embeddings.embed_documents(["a"])
     server.faults.clear()

@@ -193,10 +193,22 @@ def test_waiting_for_the_gate_uses_no_attempts_and_other_waits_do(server, connec
     assert client.embed(ROWS).usage.requests == 7
     server.faults.push("rate_limited", times=2)
     assert client.embed(ROWS).usage.requests == 3
-    server.faults.push("rate_limited", times=6)
+    server.faults.push("rate_limited", times=10)
     with pytest.raises(RateLimited):
         client.embed(ROWS)
-    assert server.meter.requests == 7 + 3 + 4
+    assert server.meter.requests == 7 + 3 + 10
+    assert books().spent.tokens == server.meter.billed_tokens
+
+
+@pytest.mark.case("C1")
+@pytest.mark.fault(21)
+def test_a_minute_of_429_without_a_time_is_waited_out_for_nothing(server, connect, books, by_clock):
+    clock = FakeClock()
+    client = by_clock(connect(budget={"daily_token_limit": 200}), clock)
+    began = clock.monotonic()
+    server.faults.when(lambda _: clock.monotonic() < began + 35, mode="rate_limited")
+    assert client.embed(ROWS).ok.all()
+    assert server.meter.rejected_requests > 6
     assert books().spent.tokens == server.meter.billed_tokens
 
 

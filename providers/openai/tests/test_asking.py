@@ -309,6 +309,9 @@ def test_a_form_is_believed_only_for_what_succeeds(
 CREDENTIALS = ["Authorization", "AUTHORIZATION", "authorization", "api-key", "Api-Key", "x-api-key"]
 CREDENTIALS += ["X-API-KEY", "apikey", "x-goog-api-key", "Ocp-Apim-Subscription-Key", "token"]
 CREDENTIALS += ["X-Auth-Token", "x-access-token", "X-Acme-Api-Key", "x-functions-key"]
+CREDENTIALS += ["PRIVATE-TOKEN", "X-RapidAPI-Key", "X-OpenAI-Key", "X-Amz-Security-Token"]
+BESIDE = ["X-Team", "Helicone-Auth", "cf-aig-authorization", "X-Key-Count", "X-Portkey-Api-Key"]
+BESIDE += ["Idempotency-Key", "X-Cache-Key", "Modal-Key", "CF-Access-Client-Secret"]
 
 
 @pytest.mark.case("B8")
@@ -336,7 +339,7 @@ def test_a_configured_header_that_carries_a_key_is_the_only_one(
 
 
 @pytest.mark.case("B8")
-@pytest.mark.parametrize("name", ["X-Team", "Helicone-Auth", "cf-aig-authorization", "X-Key-Count"])
+@pytest.mark.parametrize("name", BESIDE)
 def test_other_headers_go_beside_the_key(api: Any, make: Make, canary: str, name: str) -> None:
     api.routes[EMBEDDINGS] = answer
     make(api_key=canary, headers={name: "x"}).embed(EmbedRequest(texts=["a"]))

@@ -212,7 +212,8 @@ class OpenAIEmbedder:
             texts=texts,
             secrets=self._session.secrets(key),
             reply_models=self._info.reply_models,
-            key_hint="check the headers that carry it"
+            key_hint="check the headers that carry it (no other key is sent beside them: where two "
+            "are needed, put both into headers)"
             if self._options.own_authentication
             else f"check {KEY_VARIABLE}",
             refusals_billed=self._options.refusals_billed,

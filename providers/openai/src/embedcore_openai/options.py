@@ -37,13 +37,15 @@ _RESERVED_HEADERS: Final = frozenset(
 )
 
 # What carries the key of the API, by whatever name: "Authorization", "api-key", "x-goog-api-key",
-# "Ocp-Apim-Subscription-Key" …
+# "Ocp-Apim-Subscription-Key", "PRIVATE-TOKEN", "X-RapidAPI-Key" …
 _CREDENTIAL: Final = re.compile(
-    r"(?:x-)?(?:authorization|auth|token|key)"
-    r"|(?:[a-z0-9]+[-_])*(?:api|access|auth|subscription|functions|secret)[-_]?(?:key|token)"
+    r"(?:x-)?(?:authorization|auth)|(?:[a-z0-9]+[-_])*[a-z0-9]*(?:key|token)"
 )
-# Of gateways that want a key of their own beside that of the API.
-_BESIDE: Final = ("cf-aig-", "helicone-", "x-portkey-", "proxy-")
+# Of gateways that want a key of their own beside that of the API; and what is no key.
+_BESIDE: Final = ("cf-aig-", "cf-access-", "helicone-", "modal-", "x-portkey-", "proxy-")
+_NO_KEY: Final = re.compile(
+    r"(?:^|[-_])(?:idempotency|cache|partition|routing|session|csrf|xsrf|request)[-_]?(?:key|token)$"
+)
 _SECRET_NAME: Final = re.compile(
     r"(?:^|[_-])(?:api[_-]?)?(?:key|secret|password|token|sig|signature|credential)s?$", re.I
 )
@@ -239,4 +241,6 @@ class OpenAIOptions(BaseModel):
 
 def _is_credential(header: str) -> bool:
     name = header.lower()
-    return not name.startswith(_BESIDE) and _CREDENTIAL.fullmatch(name) is not None
+    if name.startswith(_BESIDE) or _NO_KEY.search(name):
+        return False
+    return _CREDENTIAL.fullmatch(name) is not None
