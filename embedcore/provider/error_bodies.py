@@ -100,6 +100,8 @@ _TOKENS: Final = frozenset(
     {"prompttokens", "totaltokens", "inputtokens", "tokens", "prompttokencount", "totaltokencount"}
     | {"inputtokencount", "inputtexttokencount", "tokencount", "billedtokens"}
 )
+# Where a reply may have its usage, if it is not where OpenAI has it.
+_USAGES: Final = frozenset({"usagemetadata", "usageinfo", "tokenusage", "meta", "billedunits"})
 # Larger numbers of tokens are no numbers of tokens, and do not fit a database column.
 _MOST_TOKENS: Final = 2**63 - 1
 _NUMBER: Final = re.compile(r"(?:\d{1,3}(?:,\d{3}){1,6}|\d{1,20})(?:\.\d{1,20})?", re.ASCII)
@@ -198,6 +200,24 @@ def tokens_in(usage: object) -> int | None:
         sound = [_amount(value) for name, value in fields if name in _TOKENS]
         return max(filter(None, sound), default=None)
     return _amount(usage)
+
+
+def usage_of(document: dict[str, Any]) -> int | None:
+    """What was billed, by a whole reply: in its ``usage``, else where servers of others have it.
+
+    ``usageMetadata`` and the like, ``meta.billed_units``, or a number of tokens at the top.
+    """
+    tokens = tokens_in(document.get("usage"))
+    if tokens is not None:
+        return tokens
+    fields = {plain(str(name)): value for name, value in document.items()}
+    others = [value for name, value in fields.items() if name in _USAGES]
+    for part in others:
+        if isinstance(part, dict):
+            others += [each for name, each in part.items() if plain(str(name)) in _USAGES]
+    numbers = {name: value for name, value in fields.items() if name in _TOKENS}
+    found = (tokens_in(part) for part in (*others, numbers) if isinstance(part, dict))
+    return max(filter(None, found), default=None)
 
 
 def _amount(value: object) -> int | None:

@@ -22,7 +22,7 @@ import pybase64
 
 from embedcore.errors import EmbeddingError, InvalidResponse, ReplyMismatch
 from embedcore.provider import rate_headers, refusals
-from embedcore.provider.error_bodies import tokens_in
+from embedcore.provider.error_bodies import usage_of
 from embedcore.provider.payloads import apart, has_more_parts, payload_of, quotation_marks
 from embedcore.provider.types import EmbedReply
 
@@ -289,7 +289,7 @@ def _reply(
 ) -> Reply:
     return Reply(
         vectors=_vectors(rows, dimensions, into),
-        tokens=tokens_in(document.get("usage")),
+        tokens=usage_of(document),
         model=name_in(document.get("model")),
     )
 

@@ -409,6 +409,29 @@ def test_any_usage_is_a_positive_number_or_none(usage: object) -> None:
     assert tokens is None or (type(tokens) is int and 0 < tokens < 2**63)
 
 
+@pytest.mark.case("B4")
+@pytest.mark.parametrize(
+    "where",
+    [
+        {"usageMetadata": {"promptTokenCount": 9, "promptTokenDetails": [{"tokenCount": 9}]}},
+        {"usage_metadata": {"total_token_count": "9"}},
+        {"meta": {"api_version": {"version": "2"}, "billed_units": {"input_tokens": 9}}},
+        {"total_tokens": 9.0, "base_resp": {"status_code": 0}},
+        {"usage": None, "usageMetadata": {"promptTokenCount": 9}},
+        {"usage": {"prompt_tokens": 0}, "total_tokens": 9},
+    ],
+)
+def test_usage_is_read_where_servers_of_others_have_it(where: dict[str, object]) -> None:
+    raw = json.dumps({"data": [item(0, [1.0])], **where}).encode()
+    assert parse_reply(raw, count=1, dimensions=1).tokens == 9
+
+
+@pytest.mark.parametrize("where", [{"usageMetadata": 9}, {"meta": {"x": 9}}, {"meta": [9]}, {}])
+def test_what_is_no_usage_is_none(where: dict[str, object]) -> None:
+    raw = json.dumps({"data": [item(0, [1.0])], "created": 9, **where}).encode()
+    assert parse_reply(raw, count=1, dimensions=1).tokens is None
+
+
 def test_usage_and_model_may_be_missing() -> None:
     raw = json.dumps({"data": [item(0, [1.0])]}).encode()
     reply = parse_reply(raw, count=1, dimensions=None)
