@@ -246,7 +246,9 @@ def _later(seconds: float) -> datetime:
 
 
 def is_about_the_moment(error: TransientProviderError) -> bool:
-    """Too fast, or no connection: nothing was processed, and no text can be the reason."""
+    """Too fast, no connection, or longer to wait than is waited for: no text can be the reason."""
+    if error.retry_at is not None:
+        return True
     if isinstance(error, ProviderUnavailable):
         return error.status is None and error.billed == "no"
     return isinstance(error, RateLimited)

@@ -211,7 +211,7 @@ def _distrusted(
         content = asked.shown(headers.get("content-type", "of unknown type"))[:60]
         reason = reason if start else "it is empty"
         said = f"; {content}: {start[:200]}" if start else ""
-        said += ". Is base_url the address of the API (for many it ends in /v1)?"
+        said += "; is base_url right? Most end in /v1"
     kind = ReplyMismatch if bad.mismatch else InvalidResponse
     return kind(
         f"the reply of {asked.endpoint} for {asked.model!r} cannot be trusted: {reason}{said}",

@@ -200,6 +200,17 @@ def test_waiting_for_the_gate_uses_no_attempts_and_other_waits_do(server, connec
     assert books().spent.tokens == server.meter.billed_tokens
 
 
+@pytest.mark.case("B7")
+@pytest.mark.fault(22)
+def test_a_503_that_names_too_long_a_time_is_about_no_text(server, connect):
+    """A model that is being loaded, for instance, with the time that it takes."""
+    server.faults.always("status", status=503, retry_after=1200)
+    result = connect().embed(ROWS, on_error="keep")
+    assert server.meter.requests == 1
+    assert all("asks to wait 1,200 s" in str(error) for error in result.errors.values())
+    assert len(result.errors) == len(ROWS)
+
+
 @pytest.mark.case("C1")
 @pytest.mark.fault(21)
 def test_a_minute_of_429_without_a_time_is_waited_out_for_nothing(server, connect, books, by_clock):
