@@ -84,7 +84,8 @@ def test_decoding_many_texts_at_once_is_decoding_each(data: st.DataObject) -> No
     raw = body([item(index, text) for index, text in enumerate(texts)])
     try:
         decoded = np.frombuffer(base64.b64decode(texts[bad], validate=True), "<f4")
-        understood = decoded.shape == (width,) and bool(np.isfinite(decoded).all())
+        few = np.count_nonzero(np.abs(decoded) > 1e15) <= count * width / 16
+        understood = decoded.shape == (width,) and bool(np.isfinite(decoded).all()) and few
     except ValueError:
         understood = False
     if not understood:
