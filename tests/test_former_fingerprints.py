@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from embedcore import EmbeddingClient, assembly
 from embedcore.cli import main
+from embedcore.errors import ConfigurationError
+from embedcore.files.formats import output_format
+from embedcore.files.run import embed_files
+from embedcore.files.search import search
 from embedcore.provider.options import former_fingerprints
 from embedcore.testing import FakeOpenAI, vectors_of
 from embedcore.testing.batchsettings import BatchSettings, Progress
@@ -75,6 +81,25 @@ def test_vectors_that_were_bought_under_the_old_name_are_not_bought_again(server
     assert server.meter.billed_texts.total() == 8
     assert server.meter.billed_tokens > billed
     assert server.batches.jobs == []
+
+
+@pytest.mark.case("E5")
+@pytest.mark.parametrize("ending", ["jsonl", "npy", "parquet"])
+def test_an_output_that_was_made_under_the_old_name_is_gone_on_with(
+    server, client_of, tmp_path, ending
+):
+    output = tmp_path / f"v.{ending}"
+    with client_of(old=True, dimensions=8) as old:
+        embed_files(old, [iter(TEXTS)], output)
+    shutil.rmtree(tmp_path / "state")
+    with client_of(dimensions=8) as client:
+        assert search(client, TEXTS[:1], output)[0][0].text == TEXTS[0]
+        report = embed_files(client, [iter([*TEXTS, *OTHERS])], output)
+        assert (report.reused, report.bought) == (5, 3)
+        assert output_format(output).origin(output).fingerprint == client.fingerprint
+    with client_of(dimensions=9) as other, pytest.raises(ConfigurationError, match="must not mix"):
+        embed_files(other, [iter(TEXTS)], output)
+    assert server.meter.billed_texts.total() == 9
 
 
 @pytest.mark.case("E5")

@@ -17,6 +17,7 @@ _FULL = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENO
 _READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 _ENDING = ".partial"
 _RANDOM_BYTES = 8
+_DESCRIPTORS = Path("/proc/self/fd")
 _NO_FOLDER_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
 
 
@@ -76,9 +77,10 @@ def _prefix_of(path: Path) -> str:
 def replacing(*paths: Path) -> Iterator[list[BinaryIO]]:
     """Files that take the places of ``paths`` together when the block ends without an error.
 
-    They are written under random names in the same folder, synced to disk, and only when all of
-    them are complete are they renamed, in the order given. On an error nothing of them is left.
-    ``sweep`` of the first finds what a killed process left of all.
+    They are synced to disk, and only when all of them are complete do they take their places, in
+    the order given. On an error nothing of them is left. Nor after a kill, where the system has
+    files without a name; elsewhere they are written under random names in the same folder, and
+    ``sweep`` of the first finds what is left of all.
     """
     if not paths:
         yield []
@@ -87,18 +89,49 @@ def replacing(*paths: Path) -> Iterator[list[BinaryIO]]:
         temporaries = [path.with_name(random_name(paths[0])) for path in paths]
         files: list[BinaryIO] = []
         for temporary in temporaries:
-            file: BinaryIO = temporary.open("xb")
             stack.callback(_discard, temporary)
+            file = _nameless(temporary) or temporary.open("xb")
             stack.callback(_close_quietly, file)
             files.append(file)
         yield files
         for file in files:
             file.flush()
             os.fsync(file.fileno())
+        for file, temporary in zip(files, temporaries, strict=True):
+            _name(file, temporary)
             file.close()
         for temporary, path in zip(temporaries, paths, strict=True):
             temporary.replace(path)
         sync_folder(paths[0].parent)
+
+
+def _nameless(path: Path) -> BinaryIO | None:
+    """A file beside ``path`` that no listing shows and that is gone with the process; None where
+    there is no such thing, or no way to give it that name afterwards."""
+    try:
+        with _unlisted(path.parent) as probe:
+            _name(probe, path)
+        path.unlink()
+        return _unlisted(path.parent)
+    except (AttributeError, OSError):
+        # Only some systems and file systems have it. If it is something else, one with a name says.
+        return None
+
+
+def _unlisted(folder: Path) -> BinaryIO:
+    return os.fdopen(os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666), "w+b")
+
+
+def _name(file: BinaryIO, path: Path) -> None:
+    """Give a file that has no name this one."""
+    if not os.fstat(file.fileno()).st_nlink:
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            # With a folder it is linkat(), which follows the link to the file.
+            source = _DESCRIPTORS / str(file.fileno())
+            os.link(source, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+        finally:
+            os.close(folder)
 
 
 def _close_quietly(file: BinaryIO) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,6 +49,8 @@ class Target:
         if not path.parent.is_dir():
             raise ConfigurationError(f"{display(path.parent)}: there is no such folder; create it")
         target = cls(path=path, format=output_format(path))
+        for one in target.format.paths(path):
+            _require_replaceable(one)
         _require_short_names(target)
         return target
 
@@ -99,6 +102,21 @@ class Target:
                 raise ConfigurationError(
                     f"{display(path)} is an input and would be overwritten: choose another output"
                 )
+
+
+def _require_replaceable(path: Path) -> None:
+    """What cannot be replaced is found out last, when all is paid for."""
+    if not os.path.lexists(path):
+        return
+    found, folder = path.lstat(), path.parent.stat()
+    if stat.S_ISDIR(found.st_mode):
+        raise ConfigurationError(f"{display(path)} is a folder, and a run needs that name")
+    owners = {0, found.st_uid, folder.st_uid}
+    if folder.st_mode & stat.S_ISVTX and hasattr(os, "geteuid") and os.geteuid() not in owners:
+        raise ConfigurationError(
+            f"{display(path)} belongs to another user, who alone may replace it in "
+            f"{display(path.parent)}: choose another output"
+        )
 
 
 def _require_short_names(target: Target) -> None:

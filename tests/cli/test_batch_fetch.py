@@ -247,6 +247,23 @@ def test_empty_texts_are_listed(cli, server, read_output):
     assert "empty" in listed["reason"]
 
 
+@pytest.mark.case("F1")
+@pytest.mark.parametrize("kind", ["jsonl", "npy", "parquet"])
+def test_without_a_vector_an_output_stays_as_it_is(cli, server, texts_file, kind):
+    output = Path(f"v.{kind}")
+    assert cli("batch", "fetch", submit(cli, texts_file(3)), "-o", str(output)).code == 0
+    before = content(output)
+    server.batches.settings.progress = Progress()
+    name = submit(cli, texts_file(3, start=50))
+    run = cli("batch", "fetch", name, "-o", str(output), "--partial")
+    assert run.code == 4, run.err
+    assert f"{output} unchanged\n" in run.out
+    run = cli("batch", "fetch", name, "-o", str(output), "--partial", "--json")
+    assert (run.json["unchanged"], run.json["written"], run.json["pending_rows"]) == (True, 0, 3)
+    assert content(output) == before
+    assert len(Path(f"{output}.failed.jsonl").read_text().splitlines()) == 3
+
+
 def test_partial_writes_what_is_there(cli, server, texts_file, read_output, name_settings):
     name_settings(f"{OFFERED}[batch]\npart_texts = 5\n")
     server.batches.settings.progress = Progress()

@@ -48,6 +48,36 @@ def put(kind: str, path: Path, precious: Path) -> None:
         path.mkdir()
 
 
+@pytest.mark.case("F7")
+@pytest.mark.parametrize("suffix", ["jsonl", "npy", "parquet"])
+def test_what_only_another_user_may_replace_stops_a_run_before_it_pays(
+    tmp_path: Path, client: Any, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for instance in /tmp."""
+    output = tmp_path / f"v.{suffix}"
+    embed_files(client, [iter(["a"])], output)
+    client.calls.clear()
+    somebody = os.geteuid() + 4711
+    monkeypatch.setattr(os, "geteuid", lambda: somebody)
+    Target.at(output)
+    tmp_path.chmod(0o1777)
+    for overwrite in (False, True):
+        with pytest.raises(ConfigurationError, match="who alone may replace it"):
+            embed_files(client, [iter(["b"])], output, overwrite=overwrite)
+    assert not client.calls
+    Target.at(tmp_path / f"free.{suffix}")
+
+
+@pytest.mark.case("F7")
+def test_a_folder_in_the_place_of_the_rows_stops_a_run_before_it_pays(
+    tmp_path: Path, client: Any
+) -> None:
+    (tmp_path / "v.npy.rows.jsonl").mkdir()
+    with pytest.raises(ConfigurationError, match=r"rows\.jsonl is a folder"):
+        embed_files(client, [iter(["b"])], tmp_path / "v.npy", overwrite=True)
+    assert not client.calls
+
+
 @pytest.mark.case("D4")
 @pytest.mark.parametrize("suffix", ["jsonl", "npy", "parquet"])
 @pytest.mark.parametrize("companion", COMPANIONS)
@@ -185,13 +215,40 @@ def test_what_a_killed_run_left_is_swept_away_and_nothing_else(tmp_path: Path) -
     assert all(path.exists() for path in others)
 
 
-def test_files_that_take_a_place_have_new_names_each_time(tmp_path: Path) -> None:
+@pytest.mark.parametrize("broken", ["open", "link"])
+def test_files_that_take_a_place_have_new_names_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    """Where a file cannot be without a name, or could not be given one."""
+    if broken == "open":
+        monkeypatch.delattr(os, "O_TMPFILE", raising=False)
+    else:
+        monkeypatch.setattr(os, "link", lambda *_, **__: Path("/nowhere/at/all").stat())
     seen = set()
     for _ in range(3):
         with replacing(tmp_path / "v.npy", tmp_path / "v.npy.rows.jsonl") as files:
             seen |= {Path(file.name).name for file in files}
     assert len(seen) == 6
     assert names_in(tmp_path) == ["v.npy", "v.npy.rows.jsonl"]
+
+
+@pytest.mark.case("D7")
+@pytest.mark.skipif(not hasattr(os, "O_TMPFILE"), reason="no files without a name")
+def test_files_that_take_a_place_have_no_name_until_then(tmp_path: Path) -> None:
+    one, two = tmp_path / "v.npy", tmp_path / "v.npy.rows.jsonl"
+    one.write_bytes(b"old")
+    with replacing(one, two) as files:
+        for number, file in enumerate(files):
+            file.write(b"%d" % number)
+            file.flush()
+        assert names_in(tmp_path) == ["v.npy"]
+        assert one.read_bytes() == b"old"
+    assert (one.read_bytes(), two.read_bytes()) == (b"0", b"1")
+    assert one.stat().st_mode & 0o777 == two.stat().st_mode & 0o777
+    with pytest.raises(KeyError), replacing(one, two) as files:
+        raise KeyError
+    assert names_in(tmp_path) == ["v.npy", "v.npy.rows.jsonl"]
+    assert one.read_bytes() == b"0"
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "npy", "parquet"])

@@ -143,6 +143,34 @@ def test_killed_at_any_time_it_pays_for_the_block_in_flight_at_most(
     check_paid(case, count, kills * block, check_rows)
 
 
+# Killed when it has written a part of the output.
+HALFWAY = """
+import embedcore.files.output as writes
+
+write = writes._write_block
+def writing(*arguments):
+    write(*arguments)
+    os.kill(os.getpid(), signal.SIGKILL)
+writes._write_block = writing
+"""
+
+
+@pytest.mark.case("D7")
+@pytest.mark.skipif(not hasattr(os, "O_TMPFILE"), reason="no files without a name")
+@pytest.mark.parametrize("suffix", ["jsonl", "npy", "parquet"])
+def test_killed_while_it_writes_it_leaves_no_text(
+    runs: Callable[[str], Runs], suffix: str, check_rows: Callable[..., None]
+) -> None:
+    case = runs(suffix)
+    code, _ = case.run(5000, 5000, scene=HALFWAY)
+    assert code != 0
+    left = {path.name: path.read_bytes() for path in case.output.parent.iterdir()}
+    assert left.keys() == {f"{case.output.name}.journal", f"{case.output.name}.lock"}
+    assert not any(b"text 1" in content for content in left.values())
+    assert case.run(5000, 5000) == (0, "done 0")
+    check_rows(case.output, [f"text {i}" for i in range(5000)])
+
+
 # Forks one child for each step that touches the disk, kills it there, and runs to the end after it.
 SEAMS = """
 import hashlib, itertools, pathlib
