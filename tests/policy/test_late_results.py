@@ -474,3 +474,25 @@ def test_a_connection_that_breaks_is_no_late_output(bureau: Any) -> None:
     report = job.status(poll=False)
     assert (report.state, report.stored) == ("running", 3)
     quirky(bureau, cut=None)
+
+
+@pytest.mark.case("E2")
+@pytest.mark.fault(91)
+def test_a_wait_that_began_by_a_wrong_clock_ends_once_the_clock_is_repaired(bureau: Any) -> None:
+    quirky(bureau, late="empty", late_looks=None)
+    job = bureau.submit(TEXTS)
+    bureau.finish_all()
+    ledger = bureau.last._engine.account.ledger
+    real = bureau.clock.time
+    ledger._clock = lambda: real() + 40 * 86_400
+    refuse(bureau, "results", RateLimited("429: slowly", retry_after=90.0, status=429))
+    job.status()
+    ledger._clock = real
+    ledger.repair_clock()
+    bureau.faults.clear()
+    bureau.strategy.calls.clear()
+    job.advance()
+    assert "results" in bureau.strategy.calls, "the pause that was asked for is over as well"
+    began = real()
+    bureau.work(job)
+    assert real() - began < 800

@@ -109,7 +109,7 @@ class LineReader:
     ) -> BatchOutcome:
         said = error_in(body) if _says_nothing(error) else error_in({"error": error})
         status = status if type(status) is int else _status_in(said)
-        told = ": ".join(filter(None, (said.code or said.kind, said.message)))
+        told = ": ".join(dict.fromkeys(filter(None, (said.code or said.kind, said.message))))
         reason = self._shown(told) or "no reason given"
         reason = f"{reason} (HTTP {status})" if status else reason
         return BatchOutcome(
@@ -230,10 +230,13 @@ def _document(text: bytes) -> dict[str, Any]:
 
 
 def _only_id(line: bytes) -> str:
-    """The id of a line that is JSON and cannot be trusted otherwise, if it names one only."""
+    """The id of a line that cannot be trusted otherwise, if it names one only.
+
+    Read by a parser that takes NaN and the like for numbers: whose vector has them is known then.
+    """
     try:
-        document = orjson.loads(line)
-    except orjson.JSONDecodeError:
+        document = json.loads(line)
+    except (ValueError, RecursionError):
         return ""
     item = document.get("custom_id") if isinstance(document, dict) else None
     return item if isinstance(item, str) and line.count(b"custom_id") == 1 else ""
