@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import FrameType, TracebackType
 from typing import Any, Final, Generic, Protocol, Self, TypeVar, overload
@@ -193,16 +193,23 @@ class _Fork:
     turn: Any = field(default_factory=threading.RLock)
 
 
-class _Prepared(threading.local):
-    """What the thread that forks did before: the locks that it held anyway, and those at rest."""
+class _Preparation:
+    """What was done before one fork: the locks that the thread held anyway, those that were taken
+    for it, and those of them whose things are at rest."""
 
     def __init__(self) -> None:
-        self.forget()
-
-    def forget(self) -> None:
         self.own: set[Lock] = set()
+        self.had: set[Lock] = set()
         self.rested: set[Lock] = set()
         self.has_turn = False
+
+
+class _Prepared(threading.local):
+    """The forks that this thread is in the middle of, the innermost last: while one is prepared a
+    signal may come, whose handler forks as well."""
+
+    def __init__(self) -> None:
+        self.forks: list[_Preparation] = []
 
 
 _numbers = itertools.count()
@@ -232,39 +239,44 @@ def _guarded_by(lock: Lock) -> Guarded | None:
 
 
 def _before() -> None:
+    fork = _Preparation()
+    outer = _taken_for(_prepared.forks)
+    _prepared.forks.append(fork)
     process()
     until = time.monotonic() + WAIT_SECONDS
-    _prepared.has_turn = _fork.turn.acquire(timeout=WAIT_SECONDS)
-    if not _prepared.has_turn:
+    fork.has_turn = _fork.turn.acquire(timeout=WAIT_SECONDS)
+    if not fork.has_turn:
         return
     _fork.passed.clear()
     _fork.is_near = True
-    had = _take_all(until)
-    rested = set(had)
+    _take_all(fork, outer, until)
+    rested = fork.had | outer
     for step in (_rest, _is_at_rest):
-        for lock in had:
-            guarded = _guarded_by(lock)
+        for lock in _all(_locks):
+            guarded = _guarded_by(lock) if lock in rested else None
             if guarded is not None and not step(guarded):
                 rested.discard(lock)
     # Only now: what interrupts this leaves nothing at rest.
-    _prepared.rested = rested
+    fork.rested = rested
     _wait_for_imports(until)
 
 
-def _take_all(until: float) -> list[Lock]:
-    """Those that were had; what this very thread holds already is its ``own``: a signal handler
-    that forks, say."""
-    had: list[Lock] = []
-    seen: set[Lock] = set()
+def _taken_for(forks: Sequence[_Preparation]) -> set[Lock]:
+    return set[Lock]().union(*(one.had for one in forks))
+
+
+def _take_all(fork: _Preparation, outer: set[Lock], until: float) -> None:
+    """``fork`` learns which were had; what this very thread holds already is its ``own``, a signal
+    handler that forks, say, unless it was taken for a fork that is under way (``outer``)."""
+    seen = set(outer)
     # Who holds one of them may make another and take it.
     while new := [lock for lock in _all(_locks) if lock not in seen]:
         seen.update(new)
         for lock in new:
             if lock._lock._is_owned():
-                _prepared.own.add(lock)
+                fork.own.add(lock)
             elif lock._lock.acquire(timeout=max(until - time.monotonic(), 0.0)):
-                had.append(lock)
-    return had
+                fork.had.add(lock)
 
 
 def _wait_for_imports(until: float) -> None:
@@ -309,28 +321,36 @@ def _is_at_rest(guarded: Guarded) -> bool:
 
 
 def _after_in_parent() -> None:
-    if _prepared.has_turn:
+    if not _prepared.forks:
+        return
+    *others, fork = _prepared.forks
+    outer = _taken_for(others)
+    if fork.has_turn:
         # By their owner: whatever interrupted the preparation, none stays behind.
         for lock in _all(_locks):
-            if lock not in _prepared.own and lock._lock._is_owned():
+            if lock not in fork.own and lock not in outer and lock._lock._is_owned():
                 lock._lock.release()
-        _fork.is_near = False
-        _fork.passed.set()
-        _fork.turn.release()
-    _prepared.forget()
+        if not any(one.has_turn for one in others):
+            _fork.is_near = False
+            _fork.passed.set()
+        # In a child of a fork within this one it is another lock.
+        if _fork.turn._is_owned():
+            _fork.turn.release()
+    _prepared.forks.pop()
 
 
 def _after_in_child() -> None:
-    own, rested = _prepared.own, _prepared.rested
-    _prepared.forget()
-    _begin(os.getpid(), own, rested)
+    fork = _prepared.forks.pop() if _prepared.forks else _Preparation()
+    for outer in _prepared.forks:
+        # Should the handler return, that fork finds these free.
+        outer.had.clear()
+    _begin(os.getpid(), fork.own, fork.rested)
 
 
 def _seen_late(number: int) -> None:
     # The locks of this module may be held for ever as well: one is made for this process.
     with _latecomers.setdefault(number, threading.RLock()):
         if number != _fork.process:
-            _prepared.forget()
             _begin(number, set(), set())
 
 

@@ -359,9 +359,13 @@ def _owner_problem(path: Path, info: os.stat_result) -> str | None:
         return None
     problem = owner_problem(info.st_uid, info.st_mode, user=os.geteuid())
     link = path.lstat()
-    # Where a link leads was decided by its owner.
-    if problem is None and stat.S_ISLNK(link.st_mode) and link.st_uid not in (0, os.geteuid()):
-        problem = f"is a link that belongs to another user (uid {link.st_uid})"
+    if problem is None and stat.S_ISLNK(link.st_mode):
+        # Where a link leads was decided by its owner.
+        if link.st_uid not in (0, os.geteuid()):
+            problem = f"is a link that belongs to another user (uid {link.st_uid})"
+    elif problem is None and not os.path.samestat(link, info):
+        # Whoever takes a link away after it was followed must not hide whose it was.
+        problem = "was replaced while it was read"
     if problem is None:
         return None
     return (
@@ -498,7 +502,8 @@ def _write_privately(place: Path, content: str) -> None:
 def _read_record(place: Path) -> Record | None:
     found = None
     try:
-        with place.open("rb") as file:
+        flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        with os.fdopen(os.open(place, flags | getattr(os, "O_BINARY", 0)), "rb") as file:
             info = os.fstat(file.fileno())
             if os.name == "posix" and (
                 info.st_uid != os.geteuid() or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
@@ -514,6 +519,11 @@ def _read_record(place: Path) -> Record | None:
     except FileNotFoundError:
         return None
     except OSError as error:
+        if place.is_symlink():
+            raise ConfigurationError(
+                f"{place} is a link, and decides what is trusted: delete it, and trust the file "
+                "again"
+            ) from None
         raise ConfigurationError(f"{place} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError):
         problem = f"{place} is damaged: delete it, and trust the file again"

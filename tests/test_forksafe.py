@@ -246,6 +246,56 @@ def test_an_interrupt_while_a_fork_is_prepared_leaves_no_lock_behind() -> None:
     assert not forksafe._fork.is_near
 
 
+@pytest.mark.case("C2")
+@pytest.mark.parametrize("moment", ["rest", "is_at_rest", "before and after"])
+@pytest.mark.parametrize("held", [False, True])
+def test_a_signal_forks_while_a_fork_is_under_way(
+    monkeypatch: pytest.MonkeyPatch, moment: str, held: bool
+) -> None:
+    """As masters of worker processes do that replace a worker when one has ended."""
+    things = [Guarded() for _ in range(3)]
+    own = Lock()
+    codes: list[int] = []
+    depth = 0
+
+    def good() -> bool:
+        # What was taken for the outer fork is at rest and free, as for any other.
+        return all(set(one.was_at_rest) == {True} and is_free(one.lock) for one in things)
+
+    def fork_again(*_: object) -> None:
+        nonlocal depth
+        depth += 1
+        if depth == 1:
+            codes.append(child(good))
+
+    def signalled(*_: object, **__: object) -> bool:
+        signal.raise_signal(signal.SIGUSR1)
+        return True
+
+    before = signal.signal(signal.SIGUSR1, fork_again)
+    try:
+        if moment in ("rest", "is_at_rest"):
+            monkeypatch.setattr(things[1], moment, signalled)
+        else:
+            real = forksafe._all
+            monkeypatch.setattr(forksafe, "_all", lambda forks: (signalled(), real(forks))[1])
+        for _ in range(2):
+            if held:
+                with own:
+                    codes.append(child(good))
+                    assert not is_free(own)
+            else:
+                codes.append(child(good))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert codes == [0] * len(codes)
+    assert len(codes) == 3
+    assert all(is_free(one.lock) for one in things)
+    assert is_free(own)
+    assert not forksafe._fork.is_near
+    assert not forksafe._prepared.forks
+
+
 def test_a_fork_in_c_is_noticed_by_the_first_who_asks() -> None:
     thing = Guarded()
     holder = Holder(thing.lock)

@@ -586,6 +586,28 @@ def test_the_file_that_was_opened_is_judged_and_not_its_name(monkeypatch):
         Config.load()
 
 
+@AS_ROOT
+@pytest.mark.case("D2")
+def test_a_link_that_is_taken_away_once_it_was_followed_is_not_forgotten(monkeypatch, tmp_path):
+    """Who put a link to one of our files there could otherwise hide that he did."""
+    own, path = put(tmp_path / "own.toml", 'scope = "own"'), Path("embedcore.toml")
+    path.symlink_to(own)
+    os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+    opened = os.open
+
+    def replaced(name, *more, **named):
+        descriptor = opened(name, *more, **named)
+        if str(name).endswith("embedcore.toml"):
+            path.unlink()
+            put(path, 'scope = "a"')
+            os.chown(path, NOBODY, NOBODY)
+        return descriptor
+
+    monkeypatch.setattr(os, "open", replaced)
+    with pytest.raises(ConfigurationError, match="was replaced while it was read"):
+        Config.load()
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -925,6 +947,24 @@ def test_a_record_that_others_can_write_is_an_error(mode):
     (file,) = records().folder.iterdir()
     file.chmod(mode)
     with pytest.raises(ConfigurationError, match="can be changed by others"):
+        Config.load()
+
+
+@POSIX
+@pytest.mark.case("D2")
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_record_that_is_no_plain_file_is_an_error(tmp_path, kind):
+    """A link could lead to a file of the user's that somebody else wrote, in a clone of his."""
+    put(Path("embedcore.toml"), SENSITIVE)
+    trust()
+    (file,) = records().folder.iterdir()
+    if kind == "link":
+        file.rename(tmp_path / "elsewhere.json")
+        file.symlink_to(tmp_path / "elsewhere.json")
+    else:
+        file.unlink()
+        os.mkfifo(file, 0o600)
+    with pytest.raises(ConfigurationError, match="is a link" if kind == "link" else "is damaged"):
         Config.load()
 
 
