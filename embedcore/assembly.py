@@ -33,6 +33,7 @@ from embedcore.provider.options import (
     options_fingerprint,
 )
 from embedcore.storage.database import Database
+from embedcore.storage.engine import SPENDING
 from embedcore.storage.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -216,10 +217,11 @@ def told(observers: Sequence[Observer]) -> Observer:
     return observe
 
 
-def open_ledger(config: Config, limits: Sequence[Limit]) -> Ledger:
+def open_ledger(config: Config, limits: Sequence[Limit], *, compare: bool = True) -> Ledger:
     """The ledger of this state folder.
 
     Where it cannot be kept safely and there is no limit to keep, the books are in memory.
+    ``compare=False``: also if its counters do not agree with its entries, to find out why.
     """
     # Loads sqlite-utils: a client that is only built needs none of it.
     from embedcore.storage.schema import STATE, STATE_VERSION
@@ -230,6 +232,7 @@ def open_ledger(config: Config, limits: Sequence[Limit]) -> Ledger:
         STATE,
         version=STATE_VERSION,
         allow_network_filesystem=config.allow_network_filesystem,
+        contents=SPENDING if compare else SPENDING._replace(differs=None),
     )
     try:
         database.open()

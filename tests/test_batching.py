@@ -15,7 +15,6 @@ from embedcore import ConfigurationError, EmbeddingClient
 from embedcore.errors import BatchEmbeddingFailed
 from embedcore.events import RequestSent
 from embedcore.storage import batches
-from embedcore.storage.ownership import myself
 from embedcore.testing import FakeEmbedder, vectors_of
 from embedcore.testing.batches import BatchSettings, Progress
 from embedcore.testing.fakebatch import Crashed, batch_embedder
@@ -82,9 +81,9 @@ def test_an_interval_must_be_one(client: Any, interval: float) -> None:
 @pytest.fixture(scope="module")
 def dead() -> str:
     """The name of a process of this machine that has ended."""
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return f"{myself().rpartition(':')[0]}:{process.pid}"
+    said = "from embedcore.storage.ownership import myself; print(myself())"
+    run = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
+    return run.stdout.strip()
 
 
 @pytest.mark.fault(59)

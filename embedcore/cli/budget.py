@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,9 @@ from embedcore.cli.groups import Group
 from embedcore.cli.opening import books, set_by
 from embedcore.cli.options import model_option, talking
 from embedcore.cli.screen import Screen
-from embedcore.cli.text import dollars, duration, facts, table
+from embedcore.cli.text import dollars, duration, facts, plural, table
 from embedcore.config import Config
-from embedcore.storage import usage
+from embedcore.storage import crosscheck, usage
 from embedcore.storage.amounts import ALL_SCOPES
 from embedcore.storage.calendar import MICROSECONDS
 
@@ -87,6 +88,32 @@ def clock(screen: Screen, repair: bool) -> None:
             f"the books are {duration(ahead)} ahead. If this computer is right now: "
             "embedcore budget clock --repair"
         )
+
+
+@command.command(name="recount")
+@click.option("--repair", is_flag=True, help="Set the counters to what the entries add up to.")
+@talking
+@click.pass_obj
+def recount(screen: Screen, repair: bool) -> int:
+    """Every counter of the books beside what the entries add up to.
+
+    They always agree, unless the file was damaged or altered. --repair believes the entries, on the
+    record: that may free money as well as take it away, so look first. Ends with 1 if counters
+    differ and are left as they are.
+    """
+    with books(Config.load(), compare=False) as ledger:
+        found = crosscheck.recount(ledger) if repair else crosscheck.differences(ledger)
+    screen.answer({"differences": [asdict(one) for one in found], "repaired": repair})
+    for one in found:
+        screen.show(str(one))
+    number = plural(len(found), "counter")
+    if not found:
+        screen.show("every counter is right")
+    elif repair:
+        screen.show(f"{number} set right")
+    else:
+        screen.show(f"{number} differ: embedcore budget recount --repair sets them right")
+    return int(bool(found) and not repair)
 
 
 def _utc(seconds: float) -> str:

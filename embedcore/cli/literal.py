@@ -103,6 +103,9 @@ def _cost_fields(result: EmbeddingResult) -> dict[str, Any]:
         "requests": usage.requests,
         "uncertain_tokens": usage.uncertain_tokens,
         "uncertain_picodollars": usage.uncertain_picodollars,
+        "free_by_status_tokens": usage.free_by_status_tokens,
+        "free_by_status_picodollars": usage.free_by_status_picodollars,
+        "free_by_status_requests": usage.free_by_status_requests,
     }
 
 

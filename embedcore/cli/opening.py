@@ -52,9 +52,14 @@ def opened(
 
 
 @contextmanager
-def books(config: Config, limits: Sequence[Limit] = ()) -> Iterator[Ledger]:
-    """The ledger of the state folder. Raises ``StorageError`` where none can be kept."""
-    ledger = open_ledger(config, limits)
+def books(
+    config: Config, limits: Sequence[Limit] = (), *, compare: bool = True
+) -> Iterator[Ledger]:
+    """The ledger of the state folder. Raises ``StorageError`` where none can be kept.
+
+    ``compare=False``: also if its counters do not agree with its entries.
+    """
+    ledger = open_ledger(config, limits, compare=compare)
     with closing(ledger.database):
         if ledger.database.path is None:
             raise StorageError("there are no books to show here: see the warning above")

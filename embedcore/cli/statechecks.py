@@ -18,14 +18,17 @@ from embedcore.config import Config
 from embedcore.configfile import state_folder
 from embedcore.storage.batches import Batches
 from embedcore.storage.calendar import MICROSECONDS
-from embedcore.storage.engine import driver, engine_version, wal_is_safe
+from embedcore.storage.engine import SPENDING, driver, engine_version, wal_is_safe
+from embedcore.storage.inspection import faults
 from embedcore.storage.jobs import Jobs
 from embedcore.storage.rates import named_rates
 
 if TYPE_CHECKING:
+    from embedcore.storage.database import Database
     from embedcore.storage.ledger import Ledger
 
 _LONGEST: Final = 300
+_MOST_FAULTS: Final = 20
 
 
 def state(config: Config) -> Iterator[Finding]:
@@ -47,13 +50,40 @@ def state(config: Config) -> Iterator[Finding]:
         return
     yield from _who_may_read(path)
     limits = config.limits(config.profile(None), config.scope)
-    ledger = open_ledger(config, limits)
+    ledger = open_ledger(config, limits, compare=False)
     with closing(ledger.database):
         yield _finding("state file", f"{path}, journal {ledger.database.journal_mode}")
+        yield from _books(ledger.database)
         moment = ledger.moment()
         yield from _rates(ledger)
         yield from _batches(ledger)
     yield from _clock(moment.now / MICROSECONDS, moment.zone)
+
+
+def _books(database: Database) -> Iterator[Finding]:
+    """Whether everything in the file agrees with everything else."""
+    found = faults(database)
+    for fault in [*map(str, found.counters), *found.others][:_MOST_FAULTS]:
+        yield _finding("books", one_line(fault, _LONGEST), "problem")
+    more = len(found.counters) + len(found.others) - _MOST_FAULTS
+    if more > 0:
+        yield _finding("books", f"and {more:,} more", "problem")
+    if found.counters:
+        yield _finding(
+            "remedy",
+            "embedcore budget recount --repair sets the counters to what the entries add up to, "
+            "on the record; or restore a copy",
+            "note",
+        )
+    if found.others:
+        yield _finding(
+            "remedy",
+            f"an entry was altered or lost: restore a copy of {database.path}, or delete it while "
+            f"no program uses it, to start with {SPENDING.without}",
+            "note",
+        )
+    if not found.counters and not found.others:
+        yield _finding("books", "counters and entries agree")
 
 
 def _rates(ledger: Ledger) -> Iterator[Finding]:

@@ -10,7 +10,7 @@ import click
 from embedcore.cli.opening import books
 from embedcore.cli.options import talking
 from embedcore.cli.screen import Screen
-from embedcore.cli.text import dollars, table
+from embedcore.cli.text import dollars, plural, table
 from embedcore.config import Config
 from embedcore.storage import usage
 from embedcore.storage.amounts import ALL_SCOPES
@@ -35,7 +35,9 @@ def command(screen: Screen, scope: str | None, audit: bool, last: int | None) ->
     """What was spent today, this month and in total: per scope and per model.
 
     Uncertain is what was charged without proof that the provider billed it; estimated, what was
-    settled at the amount held because the provider named no figure. Both count as spent.
+    settled at the amount held because the provider named no figure. Both count as spent. Free by
+    status does not: of these requests only the status of the answer, say 429 from a gateway, says
+    that they were not billed.
     """
     if last is not None and not audit:
         raise click.UsageError("--last belongs to --audit")
@@ -82,7 +84,8 @@ def _show_windows(screen: Screen, windows: Sequence[Usage], zone: str) -> None:
 
 
 def _show_models(screen: Screen, models: Sequence[ModelUsage]) -> None:
-    heads = ("WHEN", "MODEL", "TOKENS", "COST", "REQUESTS", "UNCERTAIN", "ESTIMATED")
+    money = ("UNCERTAIN", "ESTIMATED", "FREE BY STATUS")
+    heads = ("WHEN", "MODEL", "TOKENS", "COST", "REQUESTS", *money)
     rows = [
         (
             _PERIODS[one.period],
@@ -92,6 +95,7 @@ def _show_models(screen: Screen, models: Sequence[ModelUsage]) -> None:
             f"{one.requests:,}",
             _both(one.uncertain),
             _both(one.estimated),
+            _free(one),
         )
         for one in models
     ]
@@ -100,6 +104,11 @@ def _show_models(screen: Screen, models: Sequence[ModelUsage]) -> None:
 
 def _both(amount: Amount) -> str:
     return f"{amount.tokens:,} ({dollars(amount.cost)})" if amount.tokens or amount.cost else "-"
+
+
+def _free(one: ModelUsage) -> str:
+    number = one.free_by_status_requests
+    return f"{plural(number, 'request')}, {_both(one.free_by_status)}" if number else "-"
 
 
 def _show_audit(screen: Screen, attempts: Sequence[dict[str, Any]]) -> None:
@@ -146,6 +155,8 @@ def _model_fields(one: ModelUsage) -> dict[str, Any]:
         **_money("spent", one.spent),
         **_money("uncertain", one.uncertain),
         **_money("estimated", one.estimated),
+        **_money("free_by_status", one.free_by_status),
+        "free_by_status_requests": one.free_by_status_requests,
     }
 
 

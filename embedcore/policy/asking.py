@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from embedcore.errors import (
     EmbeddingError,
     InputNotReady,
+    ProviderError,
     RequestRejected,
     RequestTooLarge,
     StorageCorrupt,
@@ -124,6 +125,7 @@ class Asker:
         )
 
     def _not_created(self, part: Part, error: EmbeddingError) -> Part:
+        by_status = isinstance(error, ProviderError) and error.free_by_status
         if isinstance(error, InputNotReady):
             now = self._jobs.now()
             since = now if part.since is None else part.since
@@ -150,6 +152,7 @@ class Asker:
             why=str(error),
             new_input=new_input,
             not_before=self._office.not_before(error),
+            by_status=by_status,
         )
 
     def _not_ready(self, part: Part, error: InputNotReady, since: int, end: int) -> Part:
@@ -163,6 +166,7 @@ class Asker:
             new_input=False,
             since=since,
             not_before=not_before,
+            by_status=error.free_by_status,
         )
 
     def _delete_input(self, part: Part) -> None:

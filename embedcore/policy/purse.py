@@ -12,7 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from embedcore.errors import BudgetExceeded, ConfigurationError, EmbeddingError, StorageError
+from embedcore.errors import (
+    BudgetExceeded,
+    ConfigurationError,
+    EmbeddingError,
+    ProviderError,
+    StorageError,
+)
 from embedcore.events import BoundViolated, Event, Held, Observer, Refused, Settled
 from embedcore.policy.flights import Stopped
 from embedcore.policy.patience import hold_patiently
@@ -231,8 +237,14 @@ class Purse:
             return False
         request_id = getattr(error, "request_id", None)
         if error.billed == "no":
+            by_status = isinstance(error, ProviderError) and error.free_by_status
             # After midnight it may have gone back to the day before.
-            return not self._account.ledger.give_back(attempt, note=note, request_id=request_id)
+            has_it = self._account.ledger.give_back(
+                attempt, note=note, request_id=request_id, by_status=by_status
+            )
+            if by_status:
+                self._free_by_status(attempt.amount)
+            return not has_it
         if error.billed == "yes" and error.billed_tokens is not None:
             # A refusal that says what it cost.
             if late:
@@ -242,6 +254,14 @@ class Purse:
         elif not late:
             self.charge(attempt, note=note, request_id=request_id)
         return True
+
+    def _free_by_status(self, amount: Amount) -> None:
+        with self._lock:
+            self.spending += Spending(
+                free_by_status_tokens=amount.tokens,
+                free_by_status_picodollars=amount.cost,
+                free_by_status_requests=1,
+            )
 
     def charge(self, attempt: Attempt, *, note: str, request_id: str | None = None) -> None:
         """Nobody can prove that it was not billed: it is spent, and shown as uncertain."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
@@ -26,6 +26,9 @@ class Spending:
 
     ``tokens`` and ``picodollars`` include what is ``uncertain``: charged to the budget without
     proof that the provider billed it. ``exact``: the provider named every figure itself.
+
+    What is ``free_by_status`` is not in them: so many of the requests, for which so much was held,
+    were refused with a status that says that they were not billed, and nothing else says so.
     """
 
     tokens: int = 0
@@ -33,6 +36,9 @@ class Spending:
     requests: int = 0
     uncertain_tokens: int = 0
     uncertain_picodollars: int = 0
+    free_by_status_tokens: int = 0
+    free_by_status_picodollars: int = 0
+    free_by_status_requests: int = 0
     exact: bool = True
 
     @property
@@ -41,14 +47,12 @@ class Spending:
         return Decimal(self.picodollars) / PICODOLLARS_PER_DOLLAR
 
     def __add__(self, other: Spending) -> Spending:
-        return Spending(
-            tokens=self.tokens + other.tokens,
-            picodollars=self.picodollars + other.picodollars,
-            requests=self.requests + other.requests,
-            uncertain_tokens=self.uncertain_tokens + other.uncertain_tokens,
-            uncertain_picodollars=self.uncertain_picodollars + other.uncertain_picodollars,
-            exact=self.exact and other.exact,
-        )
+        amounts = {
+            one.name: getattr(self, one.name) + getattr(other, one.name)
+            for one in fields(self)
+            if one.name != "exact"
+        }
+        return Spending(**amounts, exact=self.exact and other.exact)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from embedcore.storage import windows as counters
+from embedcore.storage import entries, windows as counters
 from embedcore.storage.amounts import Amount, Grant, HeldLoosely, TighterBoundNeeded
 from embedcore.storage.calendar import MICROSECONDS, PERIODS
 from embedcore.storage.windows import Moment, Used
@@ -31,17 +31,21 @@ def check(
 ) -> Exception | None:
     """What forbids the amount; None if nothing does.
 
-    Returned rather than raised, so that the transaction commits what it found out on the way.
+    What processes left that have ended is closed first, before it forbids anything. Returned rather
+    than raised, so that the transaction commits what it found out on the way.
     """
     used = counters.used(connection, windows, grant, moment)
     if not used:
         return None
-    if grant.loose and not final and _takes_too_much(connection, used, amount, moment):
-        return TighterBoundNeeded()
+    wants_less = grant.loose and not final and _takes_too_much(connection, used, amount, moment)
     # What costs nothing fits a limit that is overdrawn as well.
     failing = [one for one in used if amount.of(one.limit.unit) > max(one.left, 0)]
-    if not failing:
+    if not wants_less and not failing:
         return None
+    if entries.end_ownerless(connection, moment):
+        return check(connection, grant, windows, amount, moment, final=final, waits=waits)
+    if wants_less:
+        return TighterBoundNeeded()
     refusal = _binding(failing, amount).refusal(amount)
     if waits and all(_fits_when_settled(connection, one, amount) for one in failing):
         until = moment.now + _TIGHT_SECONDS * MICROSECONDS

@@ -221,6 +221,7 @@ class Database:
                 try:
                     self._configure(connection)
                     self._migrate(connection)
+                    self._compare(connection)
                     self._recognise_files(connection)
                 except BaseException:
                     connection.close()
@@ -353,6 +354,20 @@ class Database:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
+
+    def _compare(self, connection: sqlite3.Connection) -> None:
+        """Whether the contents agree with themselves, as far as that is found out quickly."""
+        differs = self._contents.differs
+        if differs is None or self.path is None:
+            return
+        with self._translated(connection):
+            connection.execute("BEGIN")
+            try:
+                found = differs(connection)
+            finally:
+                connection.execute("ROLLBACK")
+        if found is not None:
+            raise StorageCorrupt(f"{self.path}: {found}")
 
     def _user_version(self, connection: sqlite3.Connection) -> int:
         return int(connection.execute("PRAGMA user_version").fetchone()[0])

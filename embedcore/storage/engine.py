@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from embedcore.errors import (
@@ -12,6 +13,7 @@ from embedcore.errors import (
     StorageFull,
     StorageReadOnly,
 )
+from embedcore.storage.crosscheck import held_differs
 from embedcore.storage.filesystem import has_room
 
 if TYPE_CHECKING:
@@ -27,14 +29,18 @@ _NO_ROOM: Final = frozenset(
 
 
 class Contents(NamedTuple):
-    """What a file holds, in the words of the errors about it."""
+    """What a file holds, in the words of the errors about it.
+
+    ``differs``: asked when it is opened, in a transaction; what is wrong in it, if anything.
+    """
 
     what: str
     without: str
     loss: str
+    differs: Callable[[sqlite3.Connection], str | None] | None = None
 
 
-SPENDING: Final = Contents("a budget", "nothing spent", "reset the budget")
+SPENDING: Final = Contents("a budget", "nothing spent", "reset the budget", held_differs)
 VECTORS: Final = Contents("bought vectors", "no bought vectors", "have them bought again")
 BATCH: Final = Contents("a batch", "no such batch", "lose the rows of the batch")
 

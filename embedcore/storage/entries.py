@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import secrets
-import socket
 from collections.abc import Sequence
-from functools import cache
 from typing import TYPE_CHECKING
 
 from embedcore.errors import StorageCorrupt, StorageError
 from embedcore.storage import windows as counters
 from embedcore.storage.amounts import Amount, Attempt, Grant, Lane, Limit
+from embedcore.storage.ownership import has_ended, myself
 from embedcore.storage.windows import Moment
 
 if TYPE_CHECKING:
@@ -37,7 +35,7 @@ def open_grant(
     books = (grant.id, grant.scope, windows, left.tokens, left.cost)
     connection.execute(
         'INSERT INTO "grant" VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)',
-        (*books, grant.loose, lease, owner_name(os.getpid()), moment.now),
+        (*books, grant.loose, lease, myself(), moment.now),
     )
 
 
@@ -73,8 +71,11 @@ def take(
 
 
 def renew(connection: sqlite3.Connection, grant: Grant, lease: int) -> None:
+    """Prolong the lease. The grant is from now on that of the process which does so: a child may go
+    on with what its parent held, and outlive it."""
     connection.execute(
-        'UPDATE "grant" SET lease = ? WHERE id = ? AND lease IS NOT NULL', (lease, grant.id)
+        'UPDATE "grant" SET lease = ?, owner = ? WHERE id = ? AND lease IS NOT NULL',
+        (lease, myself(), grant.id),
     )
 
 
@@ -100,10 +101,12 @@ def open_attempt(
 ) -> Attempt:
     """Write the attempt; its amount is held, and its request counted, in ``windows`` already."""
     held = (grant.id, grant.scope, windows, amount.tokens, amount.cost)
+    # A batch's belongs to nobody: any process may find out what became of it.
+    owner = None if lease is None else myself()
     cursor = connection.execute(
         'INSERT INTO attempt ("grant", scope, windows, state, tokens, cost, loose, lease,'
-        " model, inputs, sent) VALUES (?, ?, ?, 'sent', ?, ?, ?, ?, ?, ?, ?)",
-        (*held, grant.loose, lease, model, inputs, moment.now),
+        " model, inputs, sent, owner) VALUES (?, ?, ?, 'sent', ?, ?, ?, ?, ?, ?, ?, ?)",
+        (*held, grant.loose, lease, model, inputs, moment.now, owner),
     )
     if cursor.lastrowid is None:
         raise StorageError("SQLite gave no row id for an attempt: nothing was sent")
@@ -130,13 +133,21 @@ def mark(
     reported: bool = False,
     request_id: str | None = None,
     note: str | None = None,
+    counted: int | None = None,
+    by_status: bool = False,
 ) -> None:
-    """End an attempt on the record."""
+    """End an attempt on the record.
+
+    ``counted``: the generation of its windows in which it counts; None: as it was charged.
+    ``by_status``: it was free by the status of the answer alone.
+    """
     outcome = (new_state, actual.tokens, actual.cost)
+    said = (_storable(request_id), _storable(note))
     connection.execute(
         "UPDATE attempt SET state = ?, actual_tokens = ?, actual_cost = ?, reported = ?,"
-        " request_id = ?, note = ?, ended = ? WHERE id = ?",
-        (*outcome, reported, _storable(request_id), _storable(note), moment.now, attempt.id),
+        " request_id = ?, note = ?, ended = ?, counted = coalesce(?, counted), by_status = ?,"
+        " owner = NULL WHERE id = ?",
+        (*outcome, reported, *said, moment.now, counted, by_status, attempt.id),
     )
 
 
@@ -155,8 +166,9 @@ def charge(
     generation = counters.generation_of(connection, windows)
     connection.execute(
         "UPDATE attempt SET state = 'charged', actual_tokens = tokens, actual_cost = cost,"
-        " note = ?, request_id = ?, generation = ?, ended = ? WHERE id = ?",
-        (_storable(note), _storable(request_id), generation, moment.now, identity),
+        " note = ?, request_id = ?, generation = ?, counted = ?, ended = ?, owner = NULL"
+        " WHERE id = ?",
+        (_storable(note), _storable(request_id), generation, generation, moment.now, identity),
     )
 
 
@@ -175,15 +187,36 @@ def give_back(connection: sqlite3.Connection, attempt: Attempt, windows: str) ->
 
 def end_expired(connection: sqlite3.Connection, moment: Moment) -> None:
     """Close what a crash left open: attempts are charged, grants released."""
+    _end(connection, "lease < ?", moment.now, moment, note="never answered")
+
+
+def end_ownerless(connection: sqlite3.Connection, moment: Moment) -> bool:
+    """The same for what processes left that have ended, as is proved; whether there was any.
+
+    Never what has no lease: any process goes on with a batch.
+    """
+    owners = connection.execute(
+        'SELECT owner FROM "grant" WHERE lease IS NOT NULL UNION '
+        "SELECT owner FROM attempt WHERE state = 'sent' AND lease IS NOT NULL AND owner IS NOT NULL"
+    ).fetchall()
+    gone = [owner for (owner,) in owners if owner != myself() and has_ended(owner)]
+    for owner in gone:
+        mine = "lease IS NOT NULL AND owner = ?"
+        _end(connection, mine, owner, moment, note="never answered: its process ended")
+    return bool(gone)
+
+
+def _end(
+    connection: sqlite3.Connection, which: str, value: object, moment: Moment, *, note: str
+) -> None:
     attempts = connection.execute(
-        "SELECT id, windows, tokens, cost FROM attempt WHERE state = 'sent' AND lease < ?",
-        (moment.now,),
+        f"SELECT id, windows, tokens, cost FROM attempt WHERE state = 'sent' AND {which}", (value,)
     ).fetchall()
     for identity, windows, tokens, cost in attempts:
         amount = Amount(tokens=tokens, cost=cost)
-        charge(connection, identity, windows, amount, moment, note="never answered")
-    grants = connection.execute('SELECT id FROM "grant" WHERE lease < ?', (moment.now,))
-    for (identity,) in grants.fetchall():
+        charge(connection, identity, windows, amount, moment, note=note)
+    grants = connection.execute(f'SELECT id FROM "grant" WHERE {which}', (value,)).fetchall()
+    for (identity,) in grants:
         close_grant(connection, identity)
 
 
@@ -209,9 +242,3 @@ def log(
 def _storable(text: str | None) -> str | None:
     """Text from the remote side, which may hold half a surrogate pair: nothing may fail for it."""
     return text and text.encode("utf-8", "backslashreplace").decode()
-
-
-@cache
-def owner_name(process: int) -> str:
-    """Host and process, by which a grant or a job names its holder."""
-    return f"{socket.gethostname()}:{process}"

@@ -111,13 +111,17 @@ class JobSteps:
         new_input: bool,
         since: int | None = None,
         not_before: int = 0,
+        by_status: bool = False,
     ) -> Part:
         """Proof that there is no job: as before it was asked for. ``new_input``: upload again.
 
         ``since``: it is no error, but has to wait since then. ``not_before``: the provider said so.
+        ``by_status``: the proof is the status of the answer alone.
         """
         with self.jobs.step(part) as (connection, moment):
-            outcomes.give_back(connection, self._attempt(part), moment, note=why)
+            outcomes.give_back(
+                connection, self._attempt(part), moment, note=why, by_status=by_status
+            )
             return change(
                 connection,
                 part,

@@ -3,7 +3,7 @@
 Every method is one immediate transaction, so that any number of threads and processes agree. A call
 holds its whole amount before it sends anything; each request then moves its part from the grant to
 an attempt, committed before the first byte leaves. What a crash leaves open is charged or released
-when its lease ends.
+when its lease ends, or when its process is seen to have ended.
 """
 
 from __future__ import annotations
@@ -188,15 +188,24 @@ class Ledger:
                 entries.close_grant(connection, attempt.grant.id)
             return near
 
-    def give_back(self, attempt: Attempt, *, note: str = "", request_id: str | None = None) -> bool:
+    def give_back(
+        self,
+        attempt: Attempt,
+        *,
+        note: str = "",
+        request_id: str | None = None,
+        by_status: bool = False,
+    ) -> bool:
         """Proof that nothing was billed: the amount returns to the grant, for a retry or a split.
 
-        If the grant is closed by now, or of another day, it returns to the windows. Returns whether
-        the grant has it.
+        If the grant is closed by now, or of another day, it returns to the windows. ``by_status``:
+        the proof is the status of the answer alone. Returns whether the grant has it.
         """
         with self.database.transaction() as connection:
             moment = self.moment_in(connection)
-            return outcomes.give_back(connection, attempt, moment, note=note, request_id=request_id)
+            return outcomes.give_back(
+                connection, attempt, moment, note=note, request_id=request_id, by_status=by_status
+            )
 
     def charge(
         self, attempt: Attempt, *, note: str = "", request_id: str | None = None
@@ -265,6 +274,15 @@ class Ledger:
         """The time by which the books are kept, and the zone of its days."""
         with self.database.transaction() as connection:
             return self.moment_in(connection)
+
+    def close_abandoned(self) -> Moment:
+        """Close what was left open by a crash, as the next hold would, so that what is read then
+        says of nothing that it is held which nobody will send. Returns the time of the books."""
+        with self.database.transaction() as connection:
+            moment = self.moment_in(connection)
+            entries.end_expired(connection, moment)
+            entries.end_ownerless(connection, moment)
+            return moment
 
     def moment_in(self, connection: sqlite3.Connection) -> Moment:
         return clocks.moment(connection, self._now(), self._wanted_zone)

@@ -29,8 +29,10 @@ def settle(
 ) -> list[LimitNear]:
     """The attempt cost ``actual``; corrects one that was charged, and is otherwise done once."""
     state, windows, generation = entries.state(connection, attempt)
+    counted = None
     if state == "sent":
         counters.settle(connection, windows, attempt.amount, actual)
+        counted = counters.generation_of(connection, windows)
     elif state == "charged":
         counters.correct(connection, windows, attempt.amount, actual, generation)
     if state in ("sent", "charged"):
@@ -42,6 +44,7 @@ def settle(
             moment,
             reported=reported,
             request_id=request_id,
+            counted=counted,
         )
     return counters.newly_near(connection, windows, attempt.grant, moment)
 
@@ -53,10 +56,11 @@ def give_back(
     *,
     note: str = "",
     request_id: str | None = None,
+    by_status: bool = False,
 ) -> bool:
     """Nothing was billed: the amount returns to the grant, or to the windows if that is closed.
 
-    Returns whether the grant has it again.
+    ``by_status``: only the status of the answer says so. Returns whether the grant has it again.
     """
     state, windows, generation = entries.state(connection, attempt)
     has_it = False
@@ -67,7 +71,14 @@ def give_back(
     else:
         return False
     entries.mark(
-        connection, attempt, "returned", Amount(), moment, request_id=request_id, note=note
+        connection,
+        attempt,
+        "returned",
+        Amount(),
+        moment,
+        request_id=request_id,
+        note=note,
+        by_status=by_status,
     )
     return has_it
 

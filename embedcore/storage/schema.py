@@ -9,7 +9,7 @@ from sqlite_utils.migrations import Migrations
 if TYPE_CHECKING:
     from sqlite_utils import Database
 
-STATE_VERSION: Final = 5
+STATE_VERSION: Final = 6
 """``PRAGMA user_version`` after the last migration below; add one with each."""
 
 STATE: Final = Migrations("embedcore.state")
@@ -56,6 +56,13 @@ def lines_of_jobs(database: Database) -> None:
 def waits_of_jobs(database: Database) -> None:
     """Until when a provider asked to be left alone, apart from when embedcore would look again."""
     database.conn.execute(_NOT_BEFORE)
+
+
+@STATE()
+def owners(database: Database) -> None:
+    """Who sent an attempt, in which generation it was settled, and what was free by its status."""
+    for statement in _OWNERS:
+        database.conn.execute(statement)
 
 
 @MANIFEST()
@@ -306,6 +313,14 @@ _LINES = (
 )
 
 _NOT_BEFORE = "ALTER TABLE part ADD COLUMN not_before INTEGER NOT NULL DEFAULT 0"
+
+_OWNERS = (
+    "ALTER TABLE attempt ADD COLUMN owner TEXT",
+    "ALTER TABLE attempt ADD COLUMN counted INTEGER",
+    "ALTER TABLE attempt ADD COLUMN by_status INTEGER NOT NULL DEFAULT 0 "
+    "CHECK (by_status IN (0, 1))",
+    "CREATE INDEX attempt_by_status ON attempt (sent) WHERE by_status = 1",
+)
 
 _UNREAD = """
 CREATE TABLE unread (

@@ -1,4 +1,8 @@
-"""What was spent, by whom, on what? Reads the ledger and changes nothing."""
+"""What was spent, by whom, on what?
+
+What a crash left open is closed before anything is read: it would be shown as held though nobody
+will ever send it.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +37,8 @@ class ModelUsage:
     """One model within one period. ``uncertain``: charged without proof that it was billed.
 
     ``estimated``: settled at the amount held, because the provider named no figure.
+    ``free_by_status``: not charged, though nothing but the status of the answer says that it was
+    not billed; so many ``free_by_status_requests`` were answered like that.
     """
 
     model: str
@@ -40,12 +46,14 @@ class ModelUsage:
     spent: Amount
     uncertain: Amount
     estimated: Amount
+    free_by_status: Amount
     requests: int
+    free_by_status_requests: int
 
 
 def windows_now(ledger: Ledger, scope: str | None = None) -> list[Usage]:
     """Today, this month and in total: of ``scope``, or of every scope and all of them together."""
-    moment = ledger.moment()
+    moment = ledger.close_abandoned()
     where, values = ("", []) if scope is None else (" AND scope = ?", [scope])
     found = []
     with ledger.database.read() as connection:
@@ -73,7 +81,7 @@ def of_scope(ledger: Ledger, scope: str, period: Period = "day") -> Usage:
 
 def by_model(ledger: Ledger) -> list[ModelUsage]:
     """Every model that was asked today, this month and in total, over all scopes."""
-    moment = ledger.moment()
+    moment = ledger.close_abandoned()
     with ledger.database.read() as connection:
         return [
             _model_usage(period, row)
@@ -87,7 +95,8 @@ SELECT model, sum(actual_tokens), sum(actual_cost),
        sum(iif(state = 'charged', actual_tokens, 0)), sum(iif(state = 'charged', actual_cost, 0)),
        sum(iif(state = 'settled' AND NOT reported, actual_tokens, 0)),
        sum(iif(state = 'settled' AND NOT reported, actual_cost, 0)),
-       count(*)
+       sum(iif(by_status, tokens, 0)), sum(iif(by_status, cost, 0)),
+       count(*), sum(by_status)
 FROM attempt
 WHERE sent >= ? AND state IN ('sent', 'settled', 'charged', 'returned', 'recorded')
 GROUP BY model ORDER BY model"""
@@ -106,8 +115,8 @@ def cost_of_texts(ledger: Ledger) -> dict[str, int]:
 
 def limits_now(ledger: Ledger, scope: str, limits: Sequence[Limit], lane: Lane) -> list[Used]:
     """Each limit beside what its window holds now."""
+    moment = ledger.close_abandoned()
     with ledger.database.transaction() as connection:
-        moment = ledger.moment_in(connection)
         windows = counters.ids(connection, scope, lane, moment)
         grant = Grant(id=0, scope=scope, lane=lane, limits=tuple(limits), loose=False)
         return counters.used(connection, windows, grant, moment)
@@ -115,6 +124,7 @@ def limits_now(ledger: Ledger, scope: str, limits: Sequence[Limit], lane: Lane) 
 
 def audit(ledger: Ledger, *, last: int | None = None) -> list[dict[str, Any]]:
     """Every attempt and every adjustment, oldest first: the rows of the table, times as UTC."""
+    ledger.close_abandoned()
     with ledger.database.read() as connection:
         table = ledger.database.utilities(connection)["attempt"]
         rows = list(table.rows_where(order_by="id desc", limit=last))
@@ -142,7 +152,9 @@ def _model_usage(period: Period, row: Sequence[Any]) -> ModelUsage:
         spent=Amount(tokens=row[1] or 0, cost=row[2] or 0),
         uncertain=Amount(tokens=row[3], cost=row[4]),
         estimated=Amount(tokens=row[5] or 0, cost=row[6] or 0),
-        requests=row[7],
+        free_by_status=Amount(tokens=row[7], cost=row[8]),
+        requests=row[9],
+        free_by_status_requests=row[10],
     )
 
 

@@ -288,6 +288,19 @@ def test_the_books_open_with_every_amount_in_them(past: Past) -> None:
     assert attempts == past.state["attempt"]
 
 
+@pytest.mark.case("C6")
+def test_nothing_is_found_wrong_in_them(
+    past: Past, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EMBEDCORE_HOME", str(past.home))
+    assert main(["budget", "recount"]) == 0
+    main(["doctor", "--json"])
+    found = json.loads(capsys.readouterr().out.split("\n", 1)[1])["findings"]
+    assert [one["value"] for one in found if one["name"] == "books"] == [
+        "counters and entries agree"
+    ]
+
+
 def test_what_was_spent_before_counts_against_a_limit(past: Past) -> None:
     text = "a new text for today"
     with pytest.raises(BudgetExceeded):

@@ -38,6 +38,7 @@ from embedcore.storage import batches as batches_module, ownership
 from embedcore.storage.amounts import Amount, Limit
 from embedcore.storage.batchrecords import BatchRecord
 from embedcore.storage.database import Database
+from embedcore.storage.inspection import faults
 from embedcore.storage.jobs import Jobs
 from embedcore.storage.ledger import Ledger
 from embedcore.storage.manifest import Manifest
@@ -349,7 +350,7 @@ class World:
         self._number = 0
         self._stack = ExitStack()
         patch = self._stack.enter_context
-        patch(mock.patch.object(ownership, "_has_ended", self.ended.__contains__))
+        patch(mock.patch.object(ownership, "has_ended", self.ended.__contains__))
         patch(mock.patch.object(batches_module, "myself", self._whoever_runs))
         self.processes = [self._process() for _ in range(processes)]
         self.judge = Database(self.folder / "state.db", STATE, version=STATE_VERSION, timeout=5)
@@ -693,6 +694,7 @@ class World:
         )
         total = [held for period, _, held in days if period == "total"]
         assert sum(counted) == sum(total), f"grants and attempts {counted} are not held {total}"
+        assert faults(self.judge, sqlite=False) == ([], [])
 
     def _check_stopped(self) -> None:
         """Only what somebody else cancelled waits for a person."""

@@ -98,4 +98,20 @@ def test_a_gateway_that_refuses_costs_nothing(server, connect, books, body):
     result = connect(daily=sum(len(text.encode()) for text in TEXTS)).embed(TEXTS)
     assert result.ok.all()
     assert server.meter.requests == 3
+    used = result.usage
+    assert books().spent.tokens == used.tokens == server.meter.billed_tokens
+    # Without an error in it that can be read: what it would have cost had it been billed.
+    times = 2 if body in ("", "[]") or "<" in body else 0
+    assert used.free_by_status_requests == times
+    assert used.free_by_status_tokens == times * used.tokens
+    assert used.free_by_status_picodollars == times * used.picodollars
+
+
+@pytest.mark.case("C1")
+def test_a_refusal_with_an_error_in_it_is_free_by_more_than_its_status(server, connect, books):
+    body = json.dumps({"error": {"message": "too fast", "type": "requests", "code": "rate"}})
+    server.faults.push("raw", status=429, body=body, times=2, bills=False)
+    result = connect(daily=100_000).embed(TEXTS)
+    assert result.ok.all()
     assert books().spent.tokens == result.usage.tokens == server.meter.billed_tokens
+    assert result.usage.free_by_status_requests == result.usage.free_by_status_tokens == 0

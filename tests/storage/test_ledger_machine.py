@@ -27,6 +27,7 @@ from hypothesis.stateful import (
 )
 
 from embedcore.errors import BudgetExceeded
+from embedcore.storage import inspection, usage
 from embedcore.storage.amounts import (
     Amount,
     Attempt,
@@ -37,12 +38,15 @@ from embedcore.storage.amounts import (
 )
 from embedcore.storage.database import Database
 from embedcore.storage.ledger import Ledger
+from embedcore.storage.ownership import myself
 from embedcore.storage.schema import STATE, STATE_VERSION
 
 LEASE, ATTEMPT_LEASE, TIGHT = 60, 660, 5
 UNITS = ("tokens", "cost")
 PERIODS = ("day", "month", "total")
 Key = tuple[str, str, str, str]
+# A process of this number that started at another time.
+ENDED = myself().rpartition(" ")[0] + " 1"
 
 
 @dataclass
@@ -56,6 +60,7 @@ class Counted:
     lease: int | None = None
     sent_in: int = 0
     counted_in: int = 0
+    is_ownerless: bool = False
 
 
 @dataclass
@@ -122,6 +127,16 @@ class Books:
         for identity in expired:
             del self.grants[identity]
 
+    def end_ownerless(self) -> bool:
+        """What a process left that has ended, but for batches."""
+        sent = [one for one in self.attempts.values() if one.state == "sent" and one.is_ownerless]
+        open_ones = [key for key, one in self.grants.items() if one.is_ownerless]
+        for attempt in sent:
+            attempt.state, attempt.counted_in = "charged", self.generation
+        for identity in open_ones:
+            del self.grants[identity]
+        return bool(sent or open_ones)
+
     def left(self, limit: Limit, keys: tuple[Key, ...], lane: str) -> int:
         key = self.window_of(limit, keys)
         return (
@@ -160,7 +175,7 @@ class Books:
         waits: bool = True,
     ) -> str:
         left = {limit: self.left(limit, keys, lane) for limit in limits}
-        if (
+        wants_less = (
             limits
             and loose
             and not final
@@ -168,11 +183,14 @@ class Books:
                 self.tight_until > self.now
                 or any(2 * amount.of(limit.unit) > left[limit] for limit in limits)
             )
-        ):
-            return "tighter"
+        )
         failing = [limit for limit in limits if amount.of(limit.unit) > max(left[limit], 0)]
-        if not failing:
+        if not wants_less and not failing:
             return "held"
+        if self.end_ownerless():
+            return self.verdict(keys, lane, limits, amount, loose=loose, final=final, waits=waits)
+        if wants_less:
+            return "tighter"
         may_become = {
             limit: left[limit] + self.held(self.window_of(limit, keys), limit.unit, only_loose=True)
             for limit in failing
@@ -369,7 +387,7 @@ class LedgerMachine(RuleBasedStateMachine):
         books.tick()
         mine = books.grants.get(grant.id)
         if mine is not None and mine.lease is not None:
-            mine.lease = books.now + LEASE
+            mine.lease, mine.is_ownerless = books.now + LEASE, False
         if not self._moved(side, grant, share, fresh):
             return multiple()
         if (
@@ -494,7 +512,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledgers[side].renew(grant)
         mine = self.books.grants.get(grant.id)
         if mine is not None and mine.lease is not None:
-            mine.lease = self.books.now + LEASE
+            mine.lease, mine.is_ownerless = self.books.now + LEASE, False
 
     # By hand
 
@@ -561,6 +579,37 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledgers[side].database.close()
         self.ledgers[side] = self._new()
 
+    @rule(which=st.sampled_from(["id % 2 = 0", "id % 2 = 1", "1"]), side=sides)
+    def their_process_has_ended(self, which: str, side: int) -> None:
+        """Of these grants and attempts, if they have a lease. Whoever held them may not know."""
+        with self.ledgers[side].database.transaction() as connection:
+            grants = connection.execute(
+                f'UPDATE "grant" SET owner = ? WHERE {which} RETURNING id', (ENDED,)
+            ).fetchall()
+            attempts = connection.execute(
+                f"UPDATE attempt SET owner = ? WHERE state = 'sent' AND {which} RETURNING id",
+                (ENDED,),
+            ).fetchall()
+        for (identity,) in grants:
+            mine = self.books.grants[identity]
+            mine.is_ownerless = mine.lease is not None
+        for (identity,) in attempts:
+            self.books.attempts[identity].is_ownerless = True
+
+    @rule(side=sides)
+    def usage_is_read(self, side: int) -> None:
+        """What is shown as held is what somebody may still send."""
+        books = self.books
+        books.tick()
+        shown = usage.windows_now(self.ledgers[side])
+        books.expire()
+        books.end_ownerless()
+        for one in shown:
+            key = (one.scope, "all", one.period, one.start)
+            for unit in UNITS:
+                assert one.held.of(unit) == books.held(key, unit)
+                assert one.spent.of(unit) == books.spent(key, unit)
+
     @rule(side=sides)
     def process_dies_within_a_transaction(self, side: int) -> None:
         database = self.ledgers[side].database
@@ -584,6 +633,14 @@ class LedgerMachine(RuleBasedStateMachine):
             expected["requests"] = self.books.requests(key)
             assert row == expected, key
             assert min(row.values()) >= 0
+
+    @invariant()
+    def nothing_is_found_wrong(self) -> None:
+        """Not even by reading all of it, in whatever state it is."""
+        if hasattr(self, "books"):
+            found = inspection.faults(self.ledgers[1].database)
+            assert found.counters == []
+            assert [one for one in found.others if "for no batch" not in one] == []
 
     def _windows(self) -> dict[Key, dict[str, int]]:
         names = ("tokens_spent", "cost_spent", "tokens_held", "cost_held", "requests")
