@@ -96,7 +96,7 @@ class Crew:
         except Stopped:
             pass
         except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
-            self._fail(error)
+            self.fail(error)
         self._go_on()
 
     def _go_on(self) -> None:
@@ -104,7 +104,7 @@ class Crew:
             try:
                 self._engine.pool.submit(self._take_one)
             except EmbeddingError as error:
-                self._fail(error)
+                self.fail(error)
             else:
                 return
         self._leave()
@@ -114,7 +114,8 @@ class Crew:
             self._hands -= 1
             self._changed.notify_all()
 
-    def _fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
+        """End the work with this error, unless it has ended: no hand begins anything any more."""
         with self._changed:
             if self._error is None:
                 self._error = error

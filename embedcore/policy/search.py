@@ -529,6 +529,10 @@ class Search:
         try:
             self._call.pause(0.0)
             yield
+        except EmbeddingError as error:
+            # Before the lock is free: whoever waits for it must not ask the same again.
+            self._call.crew.fail(error)
+            raise
         finally:
             lock.release()
 

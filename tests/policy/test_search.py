@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,6 +27,7 @@ from embedcore.errors import (
     RequestTooLarge,
     TimedOut,
 )
+from embedcore.policy.immediate import Call
 from embedcore.policy.retry import RetryQuota, RetrySettings
 from embedcore.policy.search import nature
 from embedcore.testing import FakeEmbedder, tokens_of
@@ -35,6 +37,8 @@ WIDE = replace(FAKE_INFO, dimensions=8, max_texts_per_request=2048, max_tokens_p
 # As an unknown model: nothing is cut.
 UNKNOWN = replace(WIDE, max_input_tokens=None)
 ATTEMPTS = 3
+# Seconds for what happens in any case.
+LONG = 120.0
 RETRY = RetrySettings(attempts=ATTEMPTS, first_wait=0.0, longest_wait=0.0)
 
 
@@ -389,6 +393,43 @@ def test_a_request_that_is_at_fault_itself_is_said_once_and_blamed_on_no_row(
         tries = ATTEMPTS if kind == "500" else 1
         assert one.embedder.meter.requests <= threads * tries + 3
         one.check(certain=kind in FREE)
+
+
+@pytest.mark.case("A7")
+@pytest.mark.fault(50)
+@pytest.mark.parametrize("per_request", [1, 2])
+def test_what_one_thread_found_at_fault_no_other_asks_again(desk, monkeypatch, per_request):
+    """However long it takes from the verdict to the end of the call."""
+    threads = 8
+    all_sent, all_done = threading.Barrier(threads), threading.Barrier(threads)
+    do, begun = Call._do, threading.local()
+
+    def do_and_wait(call, request):
+        is_first, begun.task = not hasattr(begun, "task"), request
+        try:
+            do(call, request)
+        finally:
+            if is_first:
+                all_done.wait(LONG)
+
+    class Together(FakeEmbedder):
+        def embed(self, request):
+            if not hasattr(begun, "request"):
+                begun.request = request
+                all_sent.wait(LONG)
+            return super().embed(request)
+
+    def script(request, number):
+        return RequestRejected("no", status=400, billed="no")
+
+    monkeypatch.setattr(Call, "_do", do_and_wait)
+    info = replace(UNKNOWN, max_texts_per_request=per_request)
+    with desk(Together(info=info, script=script), threads=threads, retry=RETRY) as one:
+        with pytest.raises(RequestRejected, match="no text's fault") as caught:
+            one.embed(texts(320), on_error="keep")
+        assert caught.value.partial.errors == {}
+        assert one.embedder.meter.requests <= threads + 2
+        one.check()
 
 
 @pytest.mark.case("A7")
