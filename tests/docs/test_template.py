@@ -179,7 +179,9 @@ def test_failing_tls_costs_nothing_and_sends_no_request(
 ) -> None:
     options = plugin.AcmeOptions(base_url=url.replace("http:", "https:"), api_key=KEY, timeout=0.5)
     assert failure_of(plugin.AcmeEmbedder("v1", options)).billed == "no"
-    assert service.requests == []
+    # The bytes of a handshake are random: the server may take them for a request of their own.
+    assert [request for request in service.requests if request.method == "POST"] == []
+    assert KEY not in repr(service.requests)
 
 
 @pytest.mark.fault(36)

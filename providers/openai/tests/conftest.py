@@ -21,6 +21,7 @@ from embedcore_openai.options import OpenAIOptions
 from embedcore_openai.plugin import create
 from embedcore_openai.tokenizer import Cl100kTokenizer
 
+from embedcore.errors import EmbeddingError
 from embedcore.testing import FakeOpenAI
 
 CANARY = "sk-CANARY7d1f0e5b9a4c48229be3"
@@ -110,6 +111,23 @@ def listen() -> Iterator[Callable[[bytes | Callable[[socket.socket], None]], str
         each.close()
     for thread in threads:
         thread.join(timeout=10)
+
+
+@pytest.fixture(scope="session")
+def too_late() -> Callable[[Callable[[float], EmbeddingError]], EmbeddingError]:
+    """``too_late(attempt)``: the error of ``attempt(seconds)`` where time is up once it was sent.
+
+    A machine that stands still while it connects is given longer.
+    """
+
+    def error_of(attempt: Callable[[float], EmbeddingError]) -> EmbeddingError:
+        for seconds in (0.4, 2.0, 10.0):
+            error = attempt(seconds)
+            if getattr(error, "billed", "no") != "no":
+                return error
+        return attempt(50.0)
+
+    return error_of
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from embedcore.errors import EmbeddingError, InvalidResponse, TimedOut
 from embedcore.provider.types import EmbedReply, EmbedRequest
 
 Listen = Callable[[bytes | Callable[[socket.socket], None]], str]
+TooLate = Callable[[Callable[[float], EmbeddingError]], EmbeddingError]
 
 BODY = b'{"data":[{"index":0,"embedding":[1.0]}],"model":"m"}'
 GOOD = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b" % (len(BODY), BODY)
@@ -97,19 +98,26 @@ WAYS = {
 @pytest.mark.fault(53)
 @pytest.mark.parametrize("by_option", [True, False], ids=["option", "request"])
 @pytest.mark.parametrize("way", WAYS)
-def test_the_whole_attempt_is_bounded(listen: Listen, way: str, by_option: bool) -> None:
+def test_the_whole_attempt_is_bounded(
+    listen: Listen, too_late: TooLate, way: str, by_option: bool
+) -> None:
     slow = Slow(WAYS[way])
-    options = {"timeout": 0.4} if by_option else {"timeout": 300}
-    embedder = create("m", OpenAIOptions(base_url=listen(slow), **options))
-    with pytest.raises(TimedOut, match="in time") as caught:
-        embedder.embed(EmbedRequest(texts=["a"], timeout=None if by_option else 0.4))
-    assert (caught.value.billed, caught.value.retryable) == ("unknown", True)
+    url = listen(slow)
+
+    def attempt(seconds: float) -> EmbeddingError:
+        embedder = create("m", OpenAIOptions(base_url=url, timeout=seconds if by_option else 300))
+        return failure(embedder, timeout=None if by_option else seconds)
+
+    error = too_late(attempt)
+    assert isinstance(error, TimedOut)
+    assert "in time" in str(error)
+    assert (error.billed, error.retryable) == ("unknown", True)
     assert slow.left.wait(timeout=60), "the connection was left open"
     slow._stop.set()
 
 
 @pytest.mark.case("D5")
-def test_a_flood_of_informational_answers_is_bounded(listen: Listen) -> None:
+def test_a_flood_of_informational_answers_is_bounded(listen: Listen, too_late: TooLate) -> None:
     """As fast as the connection takes them: there is always something to read."""
     gone = threading.Event()
 
@@ -121,19 +129,20 @@ def test_a_flood_of_informational_answers_is_bounded(listen: Listen) -> None:
         except OSError:
             gone.set()
 
-    embedder = create("m", OpenAIOptions(base_url=listen(pour), timeout=0.4))
-    with pytest.raises(TimedOut):
-        embedder.embed(EmbedRequest(texts=["a"]))
+    url = listen(pour)
+    assert isinstance(too_late(lambda seconds: failure_at(url, seconds)), TimedOut)
     assert gone.wait(timeout=60)
 
 
 @pytest.mark.case("D5")
-def test_a_server_that_does_not_read_the_request_is_bounded(listen: Listen) -> None:
+def test_a_server_that_does_not_read_the_request_is_bounded(
+    listen: Listen, too_late: TooLate
+) -> None:
     over = threading.Event()
-    embedder = create("m", OpenAIOptions(base_url=listen(lambda _: bool(over.wait())), timeout=0.4))
-    with pytest.raises(TimedOut):
-        embedder.embed(EmbedRequest(texts=["a" * 20_000_000]))
+    url = listen(lambda _: bool(over.wait()))
+    error = too_late(lambda seconds: failure_at(url, seconds, text="a" * 20_000_000))
     over.set()
+    assert isinstance(error, TimedOut)
 
 
 @pytest.mark.case("D5")
@@ -147,14 +156,14 @@ def test_a_reply_that_comes_in_many_steps_and_in_time_is_taken(listen: Listen) -
 
 
 @pytest.mark.case("D5")
-def test_a_proxy_is_bounded_as_well(listen: Listen, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_is_bounded_as_well(
+    listen: Listen, too_late: TooLate, monkeypatch: pytest.MonkeyPatch
+) -> None:
     slow = Slow(byte_by_byte)
     monkeypatch.setenv("HTTP_PROXY", listen(slow).removesuffix("/v1"))
-    options = OpenAIOptions(
-        base_url="http://elsewhere.example/v1", allow_plaintext=True, api_key="k", timeout=0.4
-    )
-    with pytest.raises(TimedOut):
-        create("m", options).embed(EmbedRequest(texts=["a"]))
+    url = "http://elsewhere.example/v1"
+    how = {"allow_plaintext": True, "api_key": "k"}
+    assert isinstance(too_late(lambda seconds: failure_at(url, seconds, **how)), TimedOut)
     assert slow.left.wait(timeout=60)
     slow._stop.set()
 
@@ -189,6 +198,17 @@ def test_a_reply_of_millions_of_parts_is_refused_in_little_memory(api: Any, floo
     assert isinstance(error, InvalidResponse)
     assert "far more parts" in str(error)
     assert peak < 4 * len(flood), f"{peak:,} bytes for a reply of {len(flood):,}"
+
+
+def failure(embedder: OpenAIEmbedder, timeout: float | None = None, text: str = "a") -> Any:
+    with pytest.raises(EmbeddingError) as caught:
+        embedder.embed(EmbedRequest(texts=[text], timeout=timeout))
+    return caught.value
+
+
+def failure_at(url: str, seconds: float, text: str = "a", **options: Any) -> Any:
+    embedder = create("m", OpenAIOptions(base_url=url, timeout=seconds, **options))
+    return failure(embedder, text=text)
 
 
 def outcome(embedder: OpenAIEmbedder, request: EmbedRequest) -> EmbedReply | EmbeddingError:
