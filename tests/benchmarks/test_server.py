@@ -141,6 +141,7 @@ def test_a_limit_answers_429_with_a_time_after_which_it_grants(
     assert meter["billed"] == 2 * billed
 
 
+@pytest.mark.campaign(short=True)
 def test_latency_is_per_request_and_requests_overlap(serving: Serving) -> None:
     serving.reset(latency=0.2)
     opened = [http.client.HTTPConnection("127.0.0.1", serving.port) for _ in range(8)]

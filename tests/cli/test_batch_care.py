@@ -196,7 +196,7 @@ def test_what_was_lost_is_bought_again_only_when_asked(cli, server, submit):
     assert cli("batch", "resume").code == 1
     run = cli("batch", "resume", "--resubmit-lost", name)
     assert run.code == 0, run.err
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while len(server.batches.jobs) < 2 and time.monotonic() < end:
         time.sleep(0.1)
         assert cli("batch", "resume").code == 0

@@ -300,7 +300,7 @@ def test_threads_never_share_a_transaction(ledger: Ledger) -> None:
             with ledger.database.transaction() as connection:
                 connection.execute("INSERT INTO book (id, zone, clock) VALUES (1, 'UTC', 0)")
                 inside.set()
-                go_on.wait(5)
+                go_on.wait(120)
                 raise KeyError("rolled back")
         except KeyError:
             pass
@@ -311,7 +311,7 @@ def test_threads_never_share_a_transaction(ledger: Ledger) -> None:
 
     threads = [threading.Thread(target=first), threading.Thread(target=second)]
     threads[0].start()
-    assert inside.wait(5)
+    assert inside.wait(120)
     threads[1].start()
     threads[1].join(0.1)
     assert not seen

@@ -401,6 +401,7 @@ def test_threads_share_it():
     assert not batch.service.meter.billed_twice
 
 
+@pytest.mark.campaign(short=True)
 def test_it_is_fast_enough_for_a_state_machine():
     began = time.perf_counter()
     for _ in range(20):
