@@ -277,7 +277,10 @@ class Call:
             raise error
 
     def serves(self, text: str) -> bool:
-        """Whether the provider embeds this text, which is none of the call's. It is paid for."""
+        """Whether the provider embeds this text, which is none of the call's. It is paid for.
+
+        Raises ``BudgetExceeded`` if it cannot be.
+        """
         engine = self.engine
         in_bytes = len(text.encode())
         tokens = in_bytes * engine.info.tokens_per_byte + engine.info.overhead_tokens_per_text
@@ -291,6 +294,8 @@ class Call:
         sender = self._sender([text], keep=lambda *_: None, room=lambda _: None)
         try:
             return not sender.send(request, Attempts(fresh=True, once=True))
+        except BudgetExceeded:
+            raise
         except EmbeddingError:
             return False
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from embedcore.errors import (
     AuthenticationFailed,
+    BudgetExceeded,
     EmbeddingError,
     InputRejected,
     InputTooLong,
@@ -28,7 +29,7 @@ from embedcore.errors import (
 from embedcore.policy.planning import PlannedRequest, plan_requests
 from embedcore.policy.probing import PROBE_TEXT
 from embedcore.policy.retry import is_about_the_moment
-from embedcore.policy.sending import Attempts
+from embedcore.policy.sending import Attempts, blocked
 from embedcore.policy.sizes import Size
 
 if TYPE_CHECKING:
@@ -409,7 +410,11 @@ class Search:
         """Raises ``error`` if a text without fault is refused as well, unless one just passed."""
         if self._in_a_row < _ALIKE_IN_A_ROW:
             return
-        if not self._call.serves(PROBE_TEXT):
+        try:
+            serves = self._call.serves(PROBE_TEXT)
+        except BudgetExceeded as refusal:
+            raise blocked(_copied(error), refusal) from refusal
+        if not serves:
             raise self._serves_nothing(error)
         with self._lock:
             self._in_a_row = 0

@@ -67,6 +67,14 @@ class Attempts:
         self.number = int(self.resumed)
 
 
+def blocked(error: EmbeddingError, refusal: BudgetExceeded) -> EmbeddingError:
+    """The error after which the budget allowed nothing more; its message says so, once."""
+    if not error.budget_blocked:
+        error.budget_blocked = True
+        error.message += f"; the budget allows no further attempt: {refusal}"
+    return error
+
+
 class Sender:
     """Sends the requests of one call, in any number of threads.
 
@@ -208,8 +216,7 @@ class Sender:
             if state.after is None:
                 raise
             # What went wrong is the provider's error; that it cannot be retried is the budget's.
-            state.after.budget_blocked = True
-            raise state.after from refusal
+            raise blocked(state.after, refusal) from refusal
 
     def _timeout(self) -> float:
         timeout = self.engine.retry.request_timeout
@@ -322,6 +329,8 @@ class Sender:
         state.fresh = charged
         state.uncertain += request.amount.tokens if charged else 0
         state.seconds = self.engine.monotonic() - flight.started
+        # Whatever it is followed by, this is what went wrong first.
+        state.after = typed
         if not isinstance(typed, TransientProviderError):
             self._teller.failed(typed, request, seconds=state.seconds, wait=None)
         raise typed
@@ -333,7 +342,6 @@ class Sender:
         request: PlannedRequest,
         state: Attempts,
     ) -> None:
-        state.after = error
         self._teller.failed(error, request, seconds=state.seconds, wait=wait)
         if wait is None and not (error.budget_blocked or state.once):
             error.message += self._why_no_more(error, state)

@@ -401,13 +401,30 @@ def test_a_lost_answer_is_charged_and_the_retry_pays_again(desk):
 def test_a_retry_that_the_budget_refuses_raises_what_went_wrong(desk):
     cost = tokens_of("eight ch")
     with desk(small(script=[OutcomeUnknown("no answer")]), daily=2 * cost - 1) as one:
-        with pytest.raises(OutcomeUnknown, match="no answer") as caught:
+        with pytest.raises(OutcomeUnknown, match="no answer; the budget allows no") as caught:
             one.embed(["eight ch"], on_error="keep")
+        assert str(caught.value).count("the budget allows") == 1
         assert caught.value.budget_blocked
         assert isinstance(caught.value.__cause__, BudgetExceeded)
         assert caught.value.partial is not None
         assert one.embedder.meter.requests == 1
         one.check()
+
+
+@pytest.mark.case("B3")
+@pytest.mark.parametrize("billed", ["unknown", "yes"])
+def test_another_way_that_the_budget_refuses_raises_what_went_wrong(desk, billed):
+    """Asking otherwise is no retry, and costs as much if the first way was charged."""
+    refused = RequestRejected("no base64", billed=billed, status=400)
+    refused.again = "floats"
+    cost = tokens_of("eight ch")
+    with desk(small(script=[refused]), daily=2 * cost - 1) as one:
+        with pytest.raises(RequestRejected, match="no base64; the budget allows no") as caught:
+            one.embed(["eight ch"], on_error="keep")
+        assert caught.value.budget_blocked
+        assert isinstance(caught.value.__cause__, BudgetExceeded)
+        assert one.embedder.meter.requests == 1
+        one.check(certain=False)
 
 
 @pytest.mark.fault(20)

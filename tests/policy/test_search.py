@@ -13,6 +13,7 @@ from hypothesis import given, settings, strategies as st
 
 from embedcore.errors import (
     AuthenticationFailed,
+    BudgetExceeded,
     EmbeddingError,
     InputRejected,
     InputTooLong,
@@ -644,6 +645,51 @@ def test_a_search_ends_with_the_budget(desk):
         assert caught.value.budget_blocked
         assert one.spent <= cost + cost // 4
         one.check(certain=False)
+
+
+@pytest.mark.parametrize("on_error", ["keep", "raise"])
+@pytest.mark.parametrize("kind", ["nonsense", "reset", "502", "a bug", "null"])
+def test_no_search_hides_what_went_wrong_behind_the_budget(desk, kind, on_error):
+    """Whatever was charged, and however much more may be spent: the limit is only the reason why it
+    was not tried again."""
+    rows = texts(16)
+    cost = sum(map(tokens_of, rows))
+    for more in range(0, cost, 3):
+        script = server({rows[7]: kind})
+        with desk(FakeEmbedder(info=UNKNOWN, script=script), daily=cost + more, retry=RETRY) as one:
+            try:
+                result, raised = one.embed(rows, on_error=on_error), None
+            except EmbeddingError as error:
+                result, raised = error.partial, error
+            errors = [*result.errors.values(), *([] if raised is None else [raised])]
+            assert errors
+            for error in errors:
+                assert not isinstance(error, BudgetExceeded)
+                assert kind in kind_of(error)
+                assert isinstance(error.__cause__, BudgetExceeded) or not error.budget_blocked
+                assert str(error).count("the budget allows") == error.budget_blocked
+            one.right(result, rows)
+            assert one.spent <= cost + more
+            one.check(certain=False)
+
+
+def test_a_question_that_the_budget_refuses_is_no_answer(desk):
+    """After 64 failures alike a sentence is sent; where it may not be, nothing is said of it."""
+    rows = texts(200)
+    cost = sum(map(tokens_of, rows))
+
+    def script(request, number):
+        return None if number == 0 else RequestRejected("no", billed="no")
+
+    with desk(FakeEmbedder(info=UNKNOWN, script=script), threads=1) as one:
+        before = proven(one)
+        one.limited(one.spent + cost)
+        with pytest.raises(RequestRejected, match="the budget allows no further") as caught:
+            one.embed(rows, on_error="keep")
+        assert "a short sentence" not in str(caught.value)
+        assert isinstance(caught.value.__cause__, BudgetExceeded)
+        assert one.embedder.meter.requests - before == 64
+        one.check()
 
 
 # Too large
