@@ -16,6 +16,7 @@ from embedcore.cli.screen import Screen
 from embedcore.cli.text import one_line, plural, shown_path, wrapped
 from embedcore.client import EmbeddingClient
 from embedcore.config import Config
+from embedcore.errors import ConfigurationError
 from embedcore.files.formats import output_format
 from embedcore.files.origin import same_space
 from embedcore.files.search import search
@@ -70,11 +71,16 @@ def command(
     """
     if not vectors.is_file():
         raise click.UsageError(f"{shown_path(vectors)}: there is no such file.")
-    if model is None:
-        model = _model_of(vectors)
-    with opened(model, scope) as ready:
-        found = search(ready.client, questions, vectors, limit=limit, input_type=input_type)
-        name = ready.name
+    try:
+        with opened(model or _model_of(vectors), scope) as ready:
+            found = search(ready.client, questions, vectors, limit=limit, input_type=input_type)
+            name = ready.name
+    except ConfigurationError as error:
+        if model is None:
+            error.add_note(
+                f"the model is the one that {shown_path(vectors)} names; -m names another"
+            )
+        raise
     pairs = list(zip(questions, found, strict=True))
     if found.damaged:
         screen.complain(

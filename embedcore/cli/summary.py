@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 def report_text(report: RunReport, ready: Opened, path: Path) -> str:
     """For a person: what was bought, what was not, where it is, and what to do next."""
     if report.unchanged:
-        return f"{shown_path(path)} unchanged\n" + facts(
+        missing = "" if path.exists() else " (there is none yet)"
+        return f"{shown_path(path)} unchanged{missing}\n" + facts(
             list(_lines(report, ready.client.info)), indent="  "
         )
     rows = report.rows - report.failed - report.not_done

@@ -106,6 +106,16 @@ def test_without_rows_it_says_so_before_it_pays(cli, server, ending):
 
 
 @pytest.mark.case("F2")
+def test_a_model_that_nobody_has_is_said_to_be_the_one_of_the_file(cli, colours):
+    rows = Path("c.npy.rows.jsonl")
+    rows.write_text(rows.read_text().replace("hashing:", "hashinj:"))
+    ran = cli("similar", "-c", "a question", "-i", colours)
+    assert ran.code == 2
+    assert "'hashinj' is not installed" in ran.err
+    assert "the model is the one that c.npy names" in ran.err
+
+
+@pytest.mark.case("F2")
 def test_damaged_rows_are_left_out_and_counted(cli, server, texts_file):
     cli("embed", str(texts_file(3)), "-o", "v.jsonl")
     lines = Path("v.jsonl").read_text().splitlines(keepends=True)
