@@ -32,6 +32,8 @@ _MOST_WAYS: Final = 4
 # Times the attempts. Most limits are of a minute, many servers do not say when it is over, and a
 # refusal costs nothing; others share the limit, and take what becomes free in turns with us.
 _PATIENCE: Final = 5
+# Times the attempts, where it may have been billed: an error inside a success.
+_PATIENCE_THAT_COSTS: Final = 2
 _LONGEST_JITTER: Final = 1.0
 _JITTER_SHARE: Final = 0.1
 
@@ -114,6 +116,7 @@ class Retrier:
         self._unserved = 0
         self._tries = 0
         self._named_waits = 0
+        self._charged = 0
         self._asked = set[str]() if asked is None else asked
         self.taken = 0
 
@@ -190,6 +193,8 @@ class Retrier:
         if error.budget_blocked or (self._once and not is_about_the_moment(error)):
             return None
         named = named_wait(error)
+        if isinstance(error, RateLimited) and self._costs_too_much(error):
+            return None
         if named is not None:
             wait = self._named_wait(error, named)
         elif isinstance(error, RateLimited):
@@ -206,6 +211,10 @@ class Retrier:
         taken = self._quota.take()
         self.taken += taken
         return wait if taken else None
+
+    def _costs_too_much(self, error: RateLimited) -> bool:
+        self._charged += error.billed != "no"
+        return self._charged >= self._settings.attempts * _PATIENCE_THAT_COSTS
 
     def _gate_wait(self) -> float | None:
         """Too fast, and no time was named: the gate finds a pace at which it goes on.

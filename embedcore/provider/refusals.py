@@ -169,6 +169,7 @@ _NO_MODEL_ID: Final = re.compile(
     r"|\bmodel (?:does not exist|not found)|模型不存在",
     re.I,
 )
+_ONE_TOO_MUCH: Final = "finds a request of this text alone too large"
 _QUOTED: Final = 2_000
 _LARGEST_ERROR: Final = 1_100_000
 # A 429 that no waiting can help: this request alone is above the limit per minute.
@@ -471,7 +472,9 @@ def _about_the_size(refused: Refused, hints: SizeHints) -> EmbeddingError:
     if not hints.one_text:
         count = len(refused.asked.texts)
         return RequestTooLarge(
-            describe(refused, f"finds {count} texts too much at once"),
+            describe(
+                refused, f"finds {count} texts too much at once" if count > 1 else _ONE_TOO_MUCH
+            ),
             max_texts=hints.max_texts,
             **facts(refused),
         )

@@ -97,6 +97,15 @@ def test_too_fast_without_a_time_is_left_to_the_gate_and_ends_at_last():
     assert told == [*waits, None]
 
 
+@pytest.mark.case("B2")
+@pytest.mark.fault(21)
+@pytest.mark.parametrize("named", [None, 0.5])
+def test_too_fast_that_may_have_been_billed_is_not_paid_for_again_and_again(named):
+    """An error inside a success costs what it costs each time."""
+    error = RateLimited("too fast", retry_after=named, billed="unknown")
+    assert failing(error, RetrySettings(attempts=2))[0] == 4
+
+
 @pytest.mark.fault(21)
 def test_too_fast_for_one_is_no_failure_while_others_get_through():
     served = itertools.count()

@@ -138,7 +138,10 @@ def _from_exception(error: Exception, context: Context) -> EmbeddingError:
     if names & _NOT_SENDABLE:
         return ConfigurationError(f"the request to {context.endpoint} cannot be sent ({cause})")
     if isinstance(error, openai.APITimeoutError):
-        return TimedOut(f"{context.endpoint} did not answer in time ({cause})")
+        return TimedOut(
+            f"{context.endpoint} did not answer in time ({cause}); the option timeout says how "
+            "long that is"
+        )
     if isinstance(error, openai.APIConnectionError | CutOff):
         return OutcomeUnknown(f"the connection to {context.endpoint} broke ({cause})")
     return ProviderError(f"the request to {context.endpoint} failed ({cause})", billed="unknown")
