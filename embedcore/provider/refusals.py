@@ -153,6 +153,12 @@ _MOMENT_WORDS: Final = re.compile(
     r"|try again later|稍[后後][再重]?[试試]|服务繁忙|系统繁忙",
     re.I,
 )
+# Of what a text says, by whatever status: one text must not cost the others their vectors.
+_CONTENT: Final = re.compile(
+    r"content[\s_-]*(?:filter|policy|management)|moderation|\bflagged\b|(?:data|content)[\s_-]*inspection"
+    r"|inappropriate content|内容审核|敏感",
+    re.I,
+)
 _NO_MODEL_WORDS: Final = re.compile(
     r"not found|(?:does|do) not exist|doesn't exist|is not supported|not available|no such"
     r"|not a valid model|unsupported"
@@ -362,6 +368,8 @@ def kind_of(refused: Refused) -> Kind:
     words = _KEY_WORDS if status in (400, 403, 422) else _KEY_FAULT
     if status in (400, 403, 404, 422, 500) and _about(words, refused.said, refused.asked):
         return "key"
+    if status == 403 and _is_of_content(refused):
+        return "request"
     if status == 403:
         return "rate" if named == "rate" else "permission"
     if status == 404:
@@ -421,6 +429,11 @@ def _about(words: re.Pattern[str], said: str, asked: Asked) -> bool:
         return False
     word = found[0].lower()
     return not any(word in text.lower() for text in asked.texts)
+
+
+def _is_of_content(refused: Refused) -> bool:
+    by_name = any(map(_CONTENT.search, refused.body.names))
+    return by_name or _about(_CONTENT, refused.said, refused.asked)
 
 
 def _names_no_model(refused: Refused) -> bool:
