@@ -17,7 +17,7 @@ from embedcore.config import Config
 from embedcore.configfile import state_folder
 from embedcore.errors import ConfigurationError, EmbeddingError
 from embedcore.provider import registry
-from embedcore.provider.options import environment_options, is_secret
+from embedcore.provider.options import ADDRESS, environment_options, is_secret
 
 if TYPE_CHECKING:
     from embedcore.provider.hookspecs import Provider
@@ -127,7 +127,13 @@ def shown_value(config: Config, path: tuple[str, ...], value: object) -> str | N
     # Of a provider that cannot be asked, any value may be a key.
     if loaded is None or is_secret(loaded.options, name):
         return _HIDDEN
-    return without_credentials(str(value))
+    shown = without_credentials(str(value))
+    return _unmistakable(shown) if name == ADDRESS else shown
+
+
+def _unmistakable(address: str) -> str:
+    """Letters that look like others, or cannot be seen, must not hide which host it is."""
+    return "".join(one if "!" <= one <= "~" else ascii(one)[1:-1] for one in address)
 
 
 def _option(config: Config, path: tuple[str, ...]) -> tuple[str, str] | None:

@@ -258,6 +258,32 @@ def test_it_shows_records_lists_and_revokes(cli):
     assert cli("trust", "--list").out == "no file is trusted\n"
 
 
+@pytest.mark.case("D1")
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [
+        ("\u0430pi.openai.com", r"\u0430pi.openai.com"),
+        ("api.openai.com\u200b.evil.example", r"api.openai.com\u200b.evil.example"),
+        ("api.openai.com\u202e", r"api.openai.com\u202e"),
+        ("api.openai.com\x1b[2K", r"api.openai.com\x1b[2K"),
+        ("127.0.0.1\u3002evil.example", r"127.0.0.1\u3002evil.example"),
+    ],
+)
+@pytest.mark.parametrize(
+    "place",
+    [
+        "options.openai.base_url = ",
+        'profiles.p.model = "m"\nprofiles.p.options.base_url = ',
+    ],
+)
+def test_an_address_that_looks_like_another_is_shown_as_what_it_is(cli, host, shown, place):
+    Path("embedcore.toml").write_text(place + json.dumps(f"https://{host}/v1"))
+    said = cli("trust", "embedcore.toml", "--yes")
+    assert said.code == 0, said.err
+    assert f"https://{shown}/v1" in said.out
+    assert f"https://{shown}/v1" in cli("config", "--explain").out
+
+
 def test_what_needs_no_trust_is_not_recorded(cli):
     Path("embedcore.toml").write_text('model = "m"\n')
     run = cli("trust", "embedcore.toml")

@@ -9,6 +9,7 @@ import time
 import tracemalloc
 import zlib
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import numpy as np
@@ -447,6 +448,24 @@ def test_proxies_of_the_environment_are_used(
     error = fails(create(MODEL, options))
     assert isinstance(error, ProviderUnavailable)
     assert len(server.requests) == asked
+
+
+@pytest.mark.case("D1")
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]"])
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+def test_what_is_for_this_machine_leaves_it_by_no_proxy(
+    server: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, host: str, variable: str
+) -> None:
+    """A file that was only found may name such an address, because nothing is sent away by it."""
+    with FakeOpenAI() as proxy:
+        monkeypatch.setenv(variable, proxy.url)
+        port = server.url.rpartition(":")[2]
+        options = OpenAIOptions(base_url=f"http://{host}:{port}/v1", api_key=server.api_key)
+        embedder = create(MODEL, options)
+        # The server listens at the address of IPv4 only.
+        with suppress(ProviderUnavailable) if "::" in host else nullcontext():
+            assert len(embedder.embed(EmbedRequest(texts=["a"])).vectors) == 1
+        assert proxy.requests == []
 
 
 @pytest.mark.fault(141)

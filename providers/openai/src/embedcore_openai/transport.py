@@ -20,6 +20,7 @@ import openai
 from openai import Omit
 
 from embedcore.errors import ConfigurationError
+from embedcore_openai import endpoint
 from embedcore_openai.capped import CappedClient, Download, Exchange, exchange_under_way
 
 _LOGGERS: Final = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
@@ -97,7 +98,7 @@ class Transport:
             "OpenAI-Organization": organization or Omit(),
             "OpenAI-Project": project or Omit(),
         }
-        http = CappedClient(verify=_certificates(verify))
+        http = CappedClient(verify=_certificates(verify), mounts=_direct(base_url))
         self._client = openai.OpenAI(
             # The real one travels with each request, and is kept by nobody.
             api_key="(none)",
@@ -180,6 +181,13 @@ class Transport:
 
     def close(self) -> None:
         self._client.close()
+
+
+def _direct(base_url: str) -> dict[str, None]:
+    """What the environment's proxies are not asked for: its own machine is another "localhost"."""
+    where = endpoint.parse(base_url)
+    host = f"[{where.host}]" if ":" in where.host else where.host
+    return {f"all://{host}": None} if where.reach == "loopback" else {}
 
 
 def _certificates(verify: bool | str) -> bool | ssl.SSLContext:
