@@ -24,6 +24,7 @@ from embedcore.errors import (
     RemoteGone,
     ReplyMismatch,
     RequestTooLarge,
+    TimedOut,
     TransientProviderError,
 )
 from embedcore.policy.planning import PlannedRequest, plan_requests
@@ -299,7 +300,9 @@ class Search:
                 failed.append(self._suspect(part, outcome.error, siblings=siblings))
         if len(passed) == len(parts):
             # The same texts, and nothing failed: it was the size.
-            self._engine.sizes.learn(suspect.size, passed)
+            error = suspect.error
+            lasting = isinstance(error, TimedOut) or not isinstance(error, TransientProviderError)
+            self._engine.sizes.learn(suspect.size, passed, lasting=lasting)
         return failed
 
     def _parts(self, suspect: _Suspect) -> list[PlannedRequest]:

@@ -52,6 +52,8 @@ class RequestSizes:
         self._failed_at = 0.0
         self._at_limit = 0
         self._is_trying = False
+        # The largest that passed lately, and when.
+        self._proved: tuple[Size, float] | None = None
 
     @property
     def known(self) -> Size | None:
@@ -87,6 +89,8 @@ class RequestSizes:
     def passed(self, size: Size) -> None:
         """A request of that size brought all of its vectors."""
         with self._lock:
+            if not self._has_passed(size):
+                self._proved = size, self._monotonic()
             good = self._good
             if good is None:
                 return
@@ -97,11 +101,18 @@ class RequestSizes:
             elif 4 * size.texts >= 3 * good.texts or 4 * size.in_bytes >= 3 * good.in_bytes:
                 self._at_limit += 1
 
-    def learn(self, failed: Size, passed: Sequence[Size]) -> None:
-        """A request of one size failed, and all the parts of it, of these sizes, passed."""
+    def learn(self, failed: Size, passed: Sequence[Size], *, lasting: bool = True) -> None:
+        """A request of one size failed, and all the parts of it, of these sizes, passed.
+
+        ``lasting``: it was refused, or took too long. Any other failure for the moment says nothing
+        against a size that has passed lately: a server that is down now and then would be sent ever
+        smaller requests.
+        """
         texts = max(part.texts for part in passed)
         in_bytes = max(part.in_bytes for part in passed)
         with self._lock:
+            if not lasting and self._has_passed(failed):
+                return
             good, bad = self._good, self._bad
             if good is not None:
                 # Only the measure by which it had been allowed was too large.
@@ -111,6 +122,13 @@ class RequestSizes:
             self._bad = failed if bad is None or bad.allows(failed) else bad
             self._failed_at = self._monotonic()
             self._at_limit = 0
+
+    def _has_passed(self, size: Size) -> bool:
+        """Whether one at least as large, in texts and in bytes, passed lately."""
+        if self._proved is None or self._monotonic() - self._proved[1] > _FORGET_SECONDS:
+            return False
+        most = self._proved[0]
+        return size.texts <= most.texts and size.in_bytes <= most.in_bytes
 
     def _next(self) -> Size | None:
         """The larger size to try; None: it is not time for one, or not worth it."""

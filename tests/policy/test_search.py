@@ -613,6 +613,64 @@ def test_an_outage_is_not_answered_with_a_search(desk, per_request, billed, know
         one.check(certain=False)
 
 
+class CountingQuota(RetryQuota):
+    """Remembers what was taken from it, and given back as no answer to an outage."""
+
+    def __init__(self, most, ratio):
+        super().__init__(most, ratio)
+        self.taken = self.returned = 0
+
+    def take(self):
+        taken = super().take()
+        self.taken += taken
+        return taken
+
+    def give_back(self, retries):
+        self.returned += retries
+        super().give_back(retries)
+
+
+@pytest.mark.case("A3")
+@pytest.mark.fault(26)
+@settings(max_examples=60, deadline=None)
+@given(
+    chance=st.randoms(use_true_random=False),
+    down=st.sampled_from([0.1, 0.3, 0.5, 0.7, 0.9, 1.0]),
+    requests=st.integers(1, 30),
+    per_request=st.sampled_from([2, 8, 32]),
+    billed=st.sampled_from(["no", "unknown"]),
+)
+def test_a_server_that_is_down_now_and_then_is_not_asked_much_more_often(
+    desk, chance, down, requests, per_request, billed
+):
+    """No text is at fault, and each failure looks as if one were."""
+
+    def script(request, number):
+        if number == 0 or chance.random() >= down:
+            return None
+        return ProviderUnavailable("overloaded", billed=billed, status=503)
+
+    info = replace(UNKNOWN, max_texts_per_request=per_request)
+    quota = CountingQuota(35.0, 0.1)
+    fake = FakeEmbedder(info=info, script=script)
+    with desk(fake, retry=RETRY, quota=quota, threads=1) as one:
+        one.embed([f"to begin with {number}" for number in range(per_request)])
+        rows = texts(requests * per_request)
+        result = one.embed(rows, on_error="keep")
+        calls = one.embedder.calls[1:]
+        parts = [set(call.texts) for call in calls if len(call.texts) < per_request]
+        whole = {call.texts for call in calls if len(call.texts) == per_request}
+        divided = sum(any(part <= set(texts) for part in parts) for texts in whole)
+        blamed = sum("others of the same request" in str(each) for each in result.errors.values())
+        steps = math.ceil(math.log2(per_request))
+        assert len(calls) <= requests + quota.taken + 4 * divided + 2 * steps * (divided + blamed)
+        served = sum(not call.error for call in calls)
+        assert quota.taken <= 35 + 0.1 * (served + 1) + quota.returned
+        assert one.engine.sizes.known is None, "a request of that size had passed"
+        one.right(result, rows)
+        one.check(certain=False)
+
+
 def test_a_search_ends_with_the_deadline(desk):
     from embedcore.testing import FakeClock
 
