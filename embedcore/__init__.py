@@ -74,6 +74,7 @@ if TYPE_CHECKING:
         RowOutcome as RowOutcome,
         Spending as Spending,
         StoppedAt as StoppedAt,
+        TextCut as TextCut,
     )
     from embedcore.policy.stream import (
         EmbeddingStream as EmbeddingStream,
@@ -130,6 +131,7 @@ _HOMES = {
     "StorageFull": "embedcore.errors",
     "StorageReadOnly": "embedcore.errors",
     "StorageTooNew": "embedcore.errors",
+    "TextCut": "embedcore.policy.result",
     "TimedOut": "embedcore.errors",
     "TokenBudgetExceeded": "embedcore.errors",
     "TokenTracker": "embedcore.tracker",
@@ -187,6 +189,7 @@ __all__ = [
     "StorageFull",
     "StorageReadOnly",
     "StorageTooNew",
+    "TextCut",
     "TimedOut",
     "TokenBudgetExceeded",
     "TokenTracker",

@@ -23,8 +23,9 @@ class RequestSent:
 class RequestFinished:
     """One attempt was answered with vectors. ``tokens`` is what was billed, in ``seconds``.
 
-    ``reported``: the provider named the tokens itself; otherwise they are the amount held.
-    ``endpoint``: where it was sent, without credentials.
+    ``reported``: the provider named the tokens itself. ``exact``: it did, or somebody counted them;
+    otherwise they are the amount held, and at most so many. ``endpoint``: where it was sent,
+    without credentials.
     """
 
     provider: str
@@ -35,6 +36,7 @@ class RequestFinished:
     request_id: str | None
     seconds: float
     endpoint: str = ""
+    exact: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,7 +107,8 @@ class Settled:
     """What an attempt, or a job of a batch, cost in the end; the sum of all is what was spent.
 
     ``uncertain``: charged without proof that it was billed. An amount below zero takes back such a
-    charge, since what became of it is known by now.
+    charge, since what became of it is known by now. ``exact``: somebody counted the tokens;
+    otherwise they are at most so many.
     """
 
     scope: str
@@ -114,6 +117,7 @@ class Settled:
     uncertain: bool
     provider: str = ""
     model: str = ""
+    exact: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,12 +211,13 @@ class BatchWaits:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
     """Texts of the running call that have their outcome, out of ``total``; None: of a stream whose
-    end is not known."""
+    end is not known. ``tokens``: at most so many, unless ``exact``."""
 
     done: int
     total: int | None
     tokens: int
     picodollars: int
+    exact: bool = True
 
 
 Event: TypeAlias = (

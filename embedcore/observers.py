@@ -47,10 +47,11 @@ def log(event: object) -> None:
 @log.register
 def _(event: RequestFinished) -> None:
     logger.info(
-        "%s:%s: %d inputs, %d tokens%s, request %s, %.2f s",
+        "%s:%s: %d inputs, %s%d tokens%s, request %s, %.2f s",
         event.provider,
         event.model,
         event.inputs,
+        "" if event.exact else "at most ",
         event.tokens,
         "" if event.reported else " (not reported)",
         event.request_id or "-",
@@ -219,7 +220,8 @@ class ProgressLine:
         self._next = now + (_LOG_SECONDS if self._screen is None else _LINE_SECONDS)
         total = "" if event.total is None else f" of {event.total:,}"
         line = (
-            f"{event.done:,}{total} texts, {event.tokens:,} tokens, "
+            f"{event.done:,}{total} texts, {'' if event.exact else 'at most '}"
+            f"{event.tokens:,} tokens, "
             f"${event.picodollars / _PICODOLLARS:.4f}"
         )
         if self._screen is None:

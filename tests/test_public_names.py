@@ -27,7 +27,7 @@ PROMISED = {
     "TokenBudgetExceeded",
     "BatchEmbeddingFailed",
 }
-BESIDE = {"Arrival", "Config", "Plan", "RowOutcome", "Spending"}
+BESIDE = {"Arrival", "Config", "Plan", "RowOutcome", "Spending", "TextCut"}
 BESIDE |= {"BatchJob", "BatchReport", "RemoteJob"}
 BESIDE |= {"Block", "EmbeddingStream", "AsyncEmbeddingStream", "StoppedAt"}
 REPOSITORY = Path(__file__).parents[1]

@@ -18,7 +18,15 @@ from embedcore.cli.batchwatch import watch_command
 from embedcore.cli.exits import FAILED, OK, TRY_AGAIN
 from embedcore.cli.progress import Shown
 from embedcore.cli.summary import next_command
-from embedcore.cli.text import dollars, facts, one_line, plural, shown_path
+from embedcore.cli.text import (
+    dollars,
+    facts,
+    one_line,
+    perhaps_cut_text,
+    plural,
+    shown_path,
+    tokens,
+)
 from embedcore.errors import ConfigurationError, EmbeddingError, StorageError
 from embedcore.files.disk import display
 from embedcore.files.origin import origin_of, require_same_maker
@@ -175,6 +183,7 @@ def _say(screen: Screen, wish: FetchWish, report: BatchReport, fetched: Fetched)
             "failed_rows": fetched.failed,
             "pending_rows": fetched.pending,
             "truncated_rows": fetched.truncated,
+            "perhaps_cut_rows": fetched.perhaps_cut,
             "zero_rows": fetched.zeros,
             "failed_path": None if fetched.failed_path is None else str(fetched.failed_path),
             "dimensions": fetched.dimensions,
@@ -198,9 +207,11 @@ def _say(screen: Screen, wish: FetchWish, report: BatchReport, fetched: Fetched)
 
 def _facts(report: BatchReport, fetched: Fetched) -> Iterator[tuple[str, str]]:
     usage = report.usage
-    yield "cost", f"{dollars(usage.picodollars)} for {plural(usage.tokens, 'token')}"
+    yield "cost", f"{dollars(usage.picodollars)} for {tokens(usage.tokens, exact=usage.exact)}"
     if fetched.truncated:
         yield "truncated", f"{plural(fetched.truncated, 'row')} cut to fit the model"
+    if fetched.perhaps_cut:
+        yield "perhaps cut", perhaps_cut_text(fetched.perhaps_cut)
     if fetched.zeros:
         yield "zeros", f"{plural(fetched.zeros, 'row')} with a vector of zeros, which finds nothing"
     if fetched.pending:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 import numpy as np
 
 from embedcore.errors import InputRejected, StorageError, TransientProviderError
+from embedcore.files.cuts import codes_of, tally
 from embedcore.files.digests import SIZE, as_digests
 from embedcore.files.formats import Layout, RowWriter
 from embedcore.files.jsonl import json_line
@@ -37,7 +38,8 @@ _MOST_REASONS: Final = 1_000
 class Fetched:
     """What became of the rows: written, failed, or still pending.
 
-    ``zeros``: of those written, how many have a vector of zeros.
+    ``truncated``: of those written, how many were cut; ``perhaps_cut``: how many may have been.
+    ``zeros``: how many have a vector of zeros.
     ``reasons``: why, of those that are not written. ``with_columns``: the columns of the input are
     in the output. ``unchanged``: there was no vector, and the output is as it was.
     """
@@ -46,6 +48,7 @@ class Fetched:
     failed: int = 0
     pending: int = 0
     truncated: int = 0
+    perhaps_cut: int = 0
     zeros: int = 0
     dimensions: int = 0
     with_columns: bool = False
@@ -165,7 +168,7 @@ def _write_block(
             "a vector that was there a moment ago is gone: the store was pruned, or it was damaged "
             "and deleted. Run the same again, and submit what is listed as failed"
         )
-    cuts = np.array([block.tokens_cut.get(place, 0) for place in places.tolist()], dtype=np.uint32)
+    cuts = codes_of(block.cuts, places.tolist())
     writer.write(
         [rows[place] for place in places.tolist()],
         as_digests(digests)[places],
@@ -173,7 +176,9 @@ def _write_block(
         block.vectors[places],
     )
     fetched.written += len(places)
-    fetched.truncated += int(np.count_nonzero(cuts))
+    cut = tally(cuts)
+    fetched.truncated += cut.rows
+    fetched.perhaps_cut += cut.unknown
     fetched.zeros += int(np.count_nonzero(block.zeros[places]))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from embedcore.cli.estimate import rows_text
+from embedcore.cli.estimate import rows_text, will_be_cut
 from embedcore.cli.text import dollars, facts, plural
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class BatchPlan:
             "tokens": plan.tokens,
             "exact": plan.exact,
             "truncated": plan.truncated,
+            "perhaps_long": plan.perhaps_long,
             "picodollars": plan.picodollars,
             "picodollars_at_once": self.at_once,
             "joins": self.same,
@@ -69,7 +70,7 @@ class BatchPlan:
             pairs += [("to embed", "nothing: every text is cached or under way"), ("cost", "$0")]
         else:
             bound = "" if plan.exact else "at most "
-            cut = f"; {plan.truncated:,} will be cut to fit the model" if plan.truncated else ""
+            cut = will_be_cut(plan)
             texts = plural(plan.to_embed, "text")
             pairs.append(("to embed", f"{texts}, {bound}{plural(plan.tokens, 'token')}{cut}"))
             pairs.append(("cost", self._cost(ready)))

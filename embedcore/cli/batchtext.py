@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from embedcore.cli.exits import BUDGET, FAILED, OK, TRY_AGAIN
-from embedcore.cli.text import dollars, duration, facts, one_line, plural
+from embedcore.cli.text import dollars, duration, facts, one_line, plural, tokens
 
 if TYPE_CHECKING:
     from embedcore.policy.batchreport import BatchReport, RemoteJob
@@ -187,7 +187,7 @@ def _phase(job: RemoteJob) -> str:
 
 def _cost(report: BatchReport) -> str:
     usage = report.usage
-    parts = [f"{dollars(usage.picodollars)} for {plural(usage.tokens, 'token')}"]
+    parts = [f"{dollars(usage.picodollars)} for {tokens(usage.tokens, exact=usage.exact)}"]
     if report.held_tokens:
         parts.append(f"{dollars(report.held_picodollars)} held")
     if usage.uncertain_tokens:

@@ -145,9 +145,20 @@ def damaged_text(rows: int) -> str:
     return f"{plural(rows, 'row')} of the output: what the input has of them is embedded anew"
 
 
+def will_be_cut(plan: FilePlan) -> str:
+    """How many texts are too long for the model, or may be; nothing if none is."""
+    parts = [
+        f"{plan.truncated:,} will be cut to fit the model" if plan.truncated else "",
+        f"{plan.perhaps_long:,} may be too long, and will be cut only if the server refuses them"
+        if plan.perhaps_long
+        else "",
+    ]
+    return "".join(f"; {part}" for part in parts if part)
+
+
 def _work(plan: FilePlan) -> str:
     bound = "" if plan.exact else "at most "
-    cut = f"; {plan.truncated:,} will be cut to fit the model" if plan.truncated else ""
+    cut = will_be_cut(plan)
     return (
         f"{plural(plan.to_embed, 'text')}, {bound}{plural(plan.tokens, 'token')}, "
         f"{plural(plan.requests, 'request')}{cut}"

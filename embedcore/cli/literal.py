@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from embedcore.cli.estimate import agree, ask_above, estimated
 from embedcore.cli.exits import BUDGET, FAILED, OK
 from embedcore.cli.opening import Opened, opened
-from embedcore.cli.text import dollars, plural
+from embedcore.cli.text import amount_cut, dollars, perhaps_cut_text, plural, tokens
+from embedcore.files.cuts import codes_of, tally
 from embedcore.files.types import FilePlan
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def _plan(ready: Opened, wish: Wish) -> FilePlan:
         picodollars=plan.picodollars,
         requests=plan.requests,
         truncated=plan.truncated,
+        perhaps_long=plan.perhaps_long,
     )
 
 
@@ -79,6 +81,8 @@ def _show(screen: Screen, result: EmbeddingResult) -> None:
             "vectors": rows,
             "errors": {row: str(error) for row, error in result.errors.items()},
             "tokens_cut": dict(result.tokens_cut),
+            "characters_cut": dict(result.characters_cut),
+            "perhaps_cut": sorted(result.perhaps_cut),
             **_cost_fields(result),
         }
     )
@@ -86,13 +90,19 @@ def _show(screen: Screen, result: EmbeddingResult) -> None:
         screen.show(json.dumps(row))
     for said in dict.fromkeys(str(error) for error in result.errors.values()):
         screen.complain(said)
-    cut = sum(result.tokens_cut.values())
-    if cut:
-        screen.complain(f"{plural(len(result.tokens_cut), 'text')} cut by {plural(cut, 'token')}")
+    cut = tally(codes_of(result.cuts, list(result.cuts)))
+    if cut.rows:
+        screen.complain(
+            f"{plural(cut.rows, 'text')} cut by {amount_cut(cut.tokens, cut.characters)}"
+        )
+    if cut.unknown:
+        screen.complain(perhaps_cut_text(cut.unknown, "text"))
     if usage.tokens:
         requests = plural(usage.requests, "request")
         cost = dollars(usage.picodollars)
-        screen.say(f"{result.model}: {plural(usage.tokens, 'token')} in {requests}, {cost}")
+        screen.say(
+            f"{result.model}: {tokens(usage.tokens, exact=usage.exact)} in {requests}, {cost}"
+        )
 
 
 def _cost_fields(result: EmbeddingResult) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
-from embedcore.cli.text import dollars, duration, plural
+from embedcore.cli.text import dollars, duration, plural, tokens
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress, TaskID
@@ -159,4 +159,4 @@ def _spent(told: FileProgress) -> str:
     if not told.tokens:
         return ""
     cost = f", {dollars(told.picodollars)}" if told.picodollars else ""
-    return f"{told.tokens:,} tokens{cost}"
+    return f"{tokens(told.tokens, exact=told.exact)}{cost}"

@@ -7,7 +7,18 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from embedcore.cli.estimate import damaged_text
-from embedcore.cli.text import command, dollars, duration, facts, one_line, plural, shown_path
+from embedcore.cli.text import (
+    amount_cut,
+    command,
+    dollars,
+    duration,
+    facts,
+    one_line,
+    perhaps_cut_text,
+    plural,
+    shown_path,
+    tokens,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,7 +79,7 @@ def _lines(report: RunReport, info: ModelInfo) -> Iterator[tuple[str, str]]:
     elif report.bought or usage.tokens:
         yield (
             "bought",
-            f"{plural(report.bought, 'text')}, {plural(usage.tokens, 'token')} in "
+            f"{plural(report.bought, 'text')}, {tokens(usage.tokens, exact=usage.exact)} in "
             f"{plural(usage.requests, 'request')}, "
             f"{dollars(usage.picodollars if info.price is not None else None)}",
         )
@@ -81,8 +92,10 @@ def _lines(report: RunReport, info: ModelInfo) -> Iterator[tuple[str, str]]:
     if report.duplicates:
         yield "duplicates", f"{plural(report.duplicates, 'row')}, paid once"
     if report.truncated:
-        cut = plural(report.tokens_cut, "token")
+        cut = amount_cut(report.tokens_cut, report.characters_cut)
         yield "truncated", f"{plural(report.truncated, 'row')} cut to fit the model, by {cut}"
+    if report.perhaps_cut:
+        yield "perhaps cut", perhaps_cut_text(report.perhaps_cut)
     if report.failed and report.failed_path is not None:
         listed = shown_path(report.failed_path)
         yield "failed", f"{plural(report.failed, 'row')}, listed in {listed}"
@@ -96,9 +109,10 @@ def _lines(report: RunReport, info: ModelInfo) -> Iterator[tuple[str, str]]:
         yield "", one_line(stopped.reason, 500)
         yield "", "run the same again to go on: what was embedded is not paid for again"
     if usage.uncertain_tokens:
+        most = tokens(usage.uncertain_tokens, exact=False)
         yield (
             "uncertain",
-            f"{plural(usage.uncertain_tokens, 'token')}, {dollars(usage.uncertain_picodollars)} "
-            "of the cost: for requests that brought no vectors and may have been billed",
+            f"{most}, {dollars(usage.uncertain_picodollars)} of the cost: for requests that "
+            "brought no vectors and may have been billed",
         )
     yield "took", duration(report.seconds)

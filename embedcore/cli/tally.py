@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from embedcore.cli.text import dollars, plural
+from embedcore.cli.text import dollars, tokens
 from embedcore.events import Event, Settled
 
 
@@ -14,6 +14,7 @@ class Tally:
     def __init__(self) -> None:
         self.tokens = 0
         self.picodollars = 0
+        self.exact = True
         self.uncertain_tokens = 0
         self.uncertain_picodollars = 0
         self._lock = threading.Lock()
@@ -24,6 +25,7 @@ class Tally:
         with self._lock:
             self.tokens += event.tokens
             self.picodollars += event.picodollars
+            self.exact = self.exact and event.exact
             if event.uncertain:
                 self.uncertain_tokens += event.tokens
                 self.uncertain_picodollars += event.picodollars
@@ -32,10 +34,11 @@ class Tally:
         """For a run that did not finish; None if nothing was spent."""
         if not self.tokens:
             return None
-        said = f"Spent by this run: {plural(self.tokens, 'token')}, {dollars(self.picodollars)}"
+        spent = tokens(self.tokens, exact=self.exact)
+        said = f"Spent by this run: {spent}, {dollars(self.picodollars)}"
         if self.uncertain_tokens:
             said += (
-                f", of which {plural(self.uncertain_tokens, 'token')}, "
+                f", of which {tokens(self.uncertain_tokens, exact=False)}, "
                 f"{dollars(self.uncertain_picodollars)}, for requests that brought no vectors "
                 "and may have been billed"
             )

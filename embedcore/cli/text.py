@@ -74,6 +74,28 @@ def plural(count: int, singular: str, several: str | None = None) -> str:
     return f"{count:,} {singular if count == 1 else several or singular + 's'}"
 
 
+def tokens(count: int, *, exact: bool = True) -> str:
+    """``1 token``, ``2,000 tokens``; "at most" before a figure that nobody has counted."""
+    return ("" if exact else "at most ") + plural(count, "token")
+
+
+def amount_cut(tokens: int, characters: int) -> str:
+    """``3 tokens``, ``80 characters``, or both, of different rows."""
+    parts = [
+        plural(tokens, "token") if tokens else "",
+        plural(characters, "character") if characters else "",
+    ]
+    return " and ".join(filter(None, parts))
+
+
+def perhaps_cut_text(count: int, what: str = "row") -> str:
+    """Texts that the server took whole although they may be longer than its model takes."""
+    return (
+        f"{plural(count, what)} may be longer than the model takes: whether the server cut "
+        f"{'it' if count == 1 else 'them'} is not known without a tokenizer that counts"
+    )
+
+
 def size(in_bytes: int) -> str:
     """``0 B``, ``12.3 kB``, ``6.8 GB``: in thousands, as disks are sold."""
     amount, unit = float(in_bytes), "B"

@@ -109,11 +109,6 @@ def not_ours(path: Path, detail: str) -> ConfigurationError:
     )
 
 
-def valid_cut(cut: object) -> int:
-    """How many tokens were cut, 0 where a row does not say, or is damaged."""
-    return cut if isinstance(cut, int) and 0 <= cut < 2**32 else 0
-
-
 def finite_rows(vectors: Vectors) -> NDArray[np.bool_]:
     """For each row of shape (n, d) whether all its numbers are finite."""
     finite: NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(vectors), axis=1)

@@ -1,9 +1,9 @@
 """What was bought by a run that has not finished? An append-only file beside the output.
 
 Header: magic, version, header size, JSON size, the origin as JSON, padding, CRC-32; then records
-of one size: 32 bytes SHA-256 of the text, tokens cut (uint32), the vector (float32), CRC-32; all
-little-endian. A record's CRC starts from that of the header, so that it belongs to this journal
-only. A torn tail is cut off, and a record whose CRC is wrong is not there.
+of one size: 32 bytes SHA-256 of the text, what was cut off it (uint32, see ``cuts``), the vector
+(float32), CRC-32; all little-endian. A record's CRC starts from that of the header, so that it
+belongs to this journal only. A torn tail is cut off, and a record whose CRC is wrong is not there.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from embedcore.files.types import Digests, Vectors
 
 _MAGIC: Final = b"EMBCJRNL"
-_VERSION: Final = 1
+_VERSION: Final = 2
+# The first one had tokens only, in the same place.
+_READABLE: Final = (1, 2)
 _FIXED = struct.Struct("<8sIII")
 _CRC = struct.Struct("<I")
 _ALIGNMENT = 64
@@ -128,7 +130,7 @@ class Journal:
         self._digests += digests.tobytes()
 
     def read(self, numbers: NDArray[np.intp]) -> tuple[NDArray[np.uint32], Vectors]:
-        """Tokens cut, shape (n,), and vectors, shape (n, d), of these records."""
+        """Cuts, shape (n,), and vectors, shape (n, d), of these records."""
         if not len(numbers):
             width = self.origin.dimensions or 0
             return np.empty(0, dtype=np.uint32), np.empty((0, width), dtype=np.float32)
@@ -258,7 +260,7 @@ def _read_header(file: BinaryIO, path: Path) -> bytes | None:
     content, crc = header[: -_CRC.size], header[-_CRC.size :]
     if len(header) < size or zlib.crc32(content) != _CRC.unpack(crc)[0]:
         return None
-    if version != _VERSION:
+    if version not in _READABLE:
         raise ConfigurationError(
             f"{display(path)} was written by a newer version of embedcore: finish that run with it"
         )

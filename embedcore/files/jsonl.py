@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, BinaryIO, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from embedcore.files.cuts import characters_in, code_from, tokens_in
 from embedcore.files.digests import SIZE, as_digests, is_digest_of, parsed_digest
-from embedcore.files.formats import Layout, RowWriter, finite_rows, not_ours, valid_cut
+from embedcore.files.formats import Layout, RowWriter, finite_rows, not_ours
 from embedcore.files.scan import BLOCK_CHARACTERS
 from embedcore.files.sums import SUM, little_endian, row_sum, seed_of
 from embedcore.files.types import (
@@ -99,7 +100,9 @@ class _JsonlWriter:
 
 def head_fields(row: Row, digest: Digests, cut: int) -> Fields:
     """What a line begins with."""
-    return {"id": row.id, "text_sha256": digest.tobytes().hex(), "tokens_cut": cut}
+    tokens = tokens_in(cut)
+    fields: Fields = {"id": row.id, "text_sha256": digest.tobytes().hex(), "tokens_cut": tokens}
+    return fields if tokens is not None else fields | {"characters_cut": characters_in(cut)}
 
 
 def tail_fields(row: Row, layout: Layout) -> Fields:
@@ -167,6 +170,13 @@ def parse_digest(fields: Fields) -> bytes:
     return parsed_digest(fields.get("text_sha256")) or _NO_DIGEST
 
 
+def parse_cut(fields: Fields) -> int:
+    """What was cut, 0 where the line does not say."""
+    return code_from(
+        fields.get("tokens_cut"), fields.get("characters_cut"), told="tokens_cut" in fields
+    )
+
+
 def sum_of(fields: Fields, seed: int, vector: Vectors) -> int | None:
     """The sum that a line with this vector has; None if it lacks what is summed."""
     row_id, digest = fields.get("id"), parsed_digest(fields.get("text_sha256"))
@@ -222,9 +232,7 @@ def _block(numbered: list[tuple[int, Fields | None]], origin: Origin) -> Block:
             foreign = foreign or f"line {number} is of another model or width than its first row"
     return Block(
         digests=as_digests(digests),
-        cuts=np.array(
-            [valid_cut((fields or {}).get("tokens_cut")) for _, fields in numbered], dtype=np.uint32
-        ),
+        cuts=np.array([parse_cut(fields or {}) for _, fields in numbered], dtype=np.uint32),
         vectors=vectors,
         sound=sound & finite_rows(vectors),
         row=lambda i: stored_row(numbered[i][1]),

@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 
 from embedcore.files.digests import as_digests
 from embedcore.files.disk import beside
-from embedcore.files.formats import Layout, RowWriter, finite_rows, not_ours, own_version, valid_cut
+from embedcore.files.formats import Layout, RowWriter, finite_rows, not_ours, own_version
 from embedcore.files.jsonl import (
     Fields,
     head_fields,
     json_line,
     numbered_objects,
     object_blocks,
+    parse_cut,
     parse_digest,
     stored_row,
     sum_of,
@@ -191,9 +192,7 @@ class _Pairing:
         digests = b"".join(parse_digest(fields or {}) for fields in lines)
         return Block(
             digests=as_digests(digests),
-            cuts=np.array(
-                [valid_cut((fields or {}).get("tokens_cut")) for fields in lines], dtype=np.uint32
-            ),
+            cuts=np.array([parse_cut(fields or {}) for fields in lines], dtype=np.uint32),
             vectors=vectors,
             sound=sound & finite_rows(vectors),
             row=lambda i: stored_row(lines[i]),

@@ -10,6 +10,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from embedcore.files.cuts import Tally, tally
 from embedcore.files.digests import content_digest
 from embedcore.files.disk import replacing, storage_errors
 from embedcore.files.formats import Layout, RowWriter
@@ -25,12 +26,15 @@ _ROWS_AT_ONCE = 2048
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Written:
-    """Rows in the output, of which ``truncated`` were cut, by ``tokens_cut`` in all; rows left out:
-    ``failed``, and ``not_done`` since the budget ended."""
+    """Rows in the output, of which ``truncated`` were cut, by ``tokens_cut`` and, of others,
+    ``characters_cut`` in all, and ``perhaps_cut`` may have been; rows left out: ``failed``, and
+    ``not_done`` since the budget ended."""
 
     rows: int = 0
     truncated: int = 0
     tokens_cut: int = 0
+    characters_cut: int = 0
+    perhaps_cut: int = 0
     failed: int = 0
     not_done: int = 0
 
@@ -105,20 +109,20 @@ def write_output(
         kinds=scan.kinds,
         keep_text=keep_text,
     )
-    truncated = tokens_cut = not_done = 0
+    cut, not_done = Tally(), 0
     with writing(target, layout, listing=missing > 0) as (writer, listed):
         for rows in blocks(all_rows(inputs, scan), max_rows=_ROWS_AT_ONCE):
             start, end = rows[0].position, rows[0].position + len(rows)
-            cuts = _write_block(writer, rows, scan, journal, numbers[start:end])
-            truncated += int(np.count_nonzero(cuts))
-            tokens_cut += int(cuts.sum(dtype=np.int64))
+            cut += _write_block(writer, rows, scan, journal, numbers[start:end])
             if listed is not None:
                 not_done += _write_missing(listed, rows, numbers[start:end], reasons, stopped)
             on_rows(end)
     return Written(
         rows=layout.rows,
-        truncated=truncated,
-        tokens_cut=tokens_cut,
+        truncated=cut.rows,
+        tokens_cut=cut.tokens,
+        characters_cut=cut.characters,
+        perhaps_cut=cut.unknown,
         failed=missing - not_done,
         not_done=not_done,
     )
@@ -126,11 +130,11 @@ def write_output(
 
 def _write_block(
     writer: RowWriter, rows: list[Row], scan: Scan, journal: Journal, numbers: NDArray[np.intp]
-) -> NDArray[np.uint32]:
-    """Write those with a vector. Returns by how many tokens each was cut."""
+) -> Tally:
+    """Write those with a vector. Returns what was cut off them."""
     there = np.flatnonzero(numbers >= 0)
     if not len(there):
-        return np.empty(0, dtype=np.uint32)
+        return Tally()
     cuts, vectors = journal.read(numbers[there])
     writer.write(
         [rows[i] for i in there],
@@ -138,7 +142,7 @@ def _write_block(
         cuts,
         vectors,
     )
-    return cuts
+    return tally(cuts)
 
 
 def _write_missing(

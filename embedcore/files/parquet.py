@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcore.errors import ConfigurationError
+from embedcore.files.cuts import characters_in, code_from, tokens_in
 from embedcore.files.digests import SIZE, as_digests, is_digest_of, parsed_digest
-from embedcore.files.formats import Layout, RowWriter, finite_rows, not_ours, own_version, valid_cut
+from embedcore.files.formats import Layout, RowWriter, finite_rows, not_ours, own_version
 from embedcore.files.scan import Kind
 from embedcore.files.sums import SUM, little_endian, row_sum, seed_of
 from embedcore.files.types import (
@@ -96,15 +97,26 @@ class _ParquetWriter:
         raw = digests.tobytes()
         hashes = [raw[at : at + SIZE] for at in range(0, len(raw), SIZE)]
         seed = seed_of(self._layout.origin)
+        codes = cuts.tolist()
+        told = {
+            "tokens_cut": list(map(tokens_in, codes)),
+            "characters_cut": list(map(characters_in, codes)),
+        }
         sums = [
-            row_sum(seed, row.id.encode(), digest, {"tokens_cut": cut}, vector)
-            for row, digest, cut, vector in zip(rows, hashes, cuts.tolist(), matrix, strict=True)
+            row_sum(
+                seed,
+                row.id.encode(),
+                hashes[i],
+                {name: told[name][i] for name in CUT_COLUMNS},
+                matrix[i],
+            )
+            for i, row in enumerate(rows)
         ]
         flat = pa.array(matrix.ravel())
         arrays = [
             pa.array([row.id for row in rows], pa.string()),
             pa.array([digest.hex() for digest in hashes], pa.string()),
-            pa.array(cuts, pa.int32()),
+            *(pa.array(told[name], pa.int32()) for name in CUT_COLUMNS),
             pa.FixedSizeListArray.from_arrays(flat, type=pa.list_(pa.float32(), width)),
             pa.array(sums, pa.uint32()),
         ]
@@ -147,7 +159,8 @@ def _schema(layout: Layout) -> Any:
     fields = [
         pa.field("id", pa.string(), nullable=False),
         pa.field("text_sha256", pa.string(), nullable=False),
-        pa.field("tokens_cut", pa.int32(), nullable=False),
+        pa.field("tokens_cut", pa.int32()),
+        pa.field("characters_cut", pa.int32()),
         pa.field("vector", pa.list_(pa.float32(), origin.dimensions or 0), nullable=False),
         pa.field(SUM, pa.uint32(), nullable=False),
     ]
@@ -246,7 +259,7 @@ def _block(file: Any, path: Path, number: int, rows: int, origin: Origin) -> Blo
 
     return Block(
         digests=as_digests(b"".join(digest or bytes(SIZE) for digest in digests)),
-        cuts=np.array(list(map(valid_cut, cuts["tokens_cut"])), dtype=np.uint32),
+        cuts=_codes(cuts, told="tokens_cut" in table.column_names),
         vectors=vectors,
         sound=sound,
         row=lambda i: _stored_row(ids[i], digests[i], others(), i),
@@ -261,6 +274,12 @@ def _lost_block(rows: int, width: int) -> Block:
         sound=np.zeros(rows, dtype=bool),
         row=lambda _: None,
     )
+
+
+def _codes(cuts: dict[str, list[Any]], *, told: bool) -> NDArray[np.uint32]:
+    both = zip(cuts["tokens_cut"], cuts["characters_cut"], strict=True)
+    codes = [code_from(tokens, characters, told=told) for tokens, characters in both]
+    return np.array(codes, dtype=np.uint32)
 
 
 def _in_column(table: Any, name: str) -> list[Any]:

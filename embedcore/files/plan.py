@@ -93,6 +93,7 @@ def planned(
         picodollars=_total([one.picodollars for one in plans]),
         requests=sum(one.requests for one in plans),
         truncated=sum(one.truncated for one in plans),
+        perhaps_long=sum(one.perhaps_long for one in plans),
     )
     # Two texts that are equal only once they are cut are sent once as well.
     return replace(plan, duplicates=plan.rows - plan.empty - plan.rejected - plan.texts)

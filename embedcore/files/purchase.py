@@ -18,12 +18,13 @@ from embedcore.errors import (
     StorageError,
 )
 from embedcore.events import Progress
+from embedcore.files.cuts import codes_of
 from embedcore.files.digests import as_digests, content_digest
 from embedcore.files.journal import Journal
 from embedcore.files.types import OnBudget, OnError, Row, StoppedRow
 
 if TYPE_CHECKING:
-    from embedcore import EmbeddingClient, EmbeddingResult
+    from embedcore import EmbeddingClient, EmbeddingResult, TextCut
     from embedcore.files.types import Vectors
 
 
@@ -116,7 +117,7 @@ class _Block:
             # A reply that comes after the end of the call is in its result, or was given up.
             if not self._complete:
                 _require_sound(len(arrival.rows), arrival.vectors)
-                self._append(arrival.rows, arrival.vectors, arrival.tokens_cut)
+                self._append(arrival.rows, arrival.vectors, arrival.cuts)
 
     def complete(self, result: EmbeddingResult) -> None:
         """Write down what is not there yet. ``StorageError`` has the vectors as its ``partial``."""
@@ -127,22 +128,21 @@ class _Block:
             missing = np.flatnonzero(result.ok & ~self._written)
             _require_sound(len(self._rows), result.vectors, missing)
             try:
-                self._append(missing, result.vectors[missing], result.tokens_cut)
+                self._append(missing, result.vectors[missing], result.cuts)
             except KeyboardInterrupt:
                 # The block is paid for: it is written once more, then the interrupt goes on.
-                self._append(missing, result.vectors[missing], result.tokens_cut)
+                self._append(missing, result.vectors[missing], result.cuts)
                 raise
             except StorageError as error:
                 error.partial = result
                 raise
 
     def _append(
-        self, numbers: NDArray[np.intp], vectors: Vectors, tokens_cut: Mapping[int, int]
+        self, numbers: NDArray[np.intp], vectors: Vectors, cuts: Mapping[int, TextCut]
     ) -> None:
         texts = (self._rows[number].text for number in numbers.tolist())
         digests = as_digests(b"".join(map(content_digest, texts)))
-        cuts = [tokens_cut.get(number, 0) for number in numbers.tolist()]
-        self._journal.append(digests, np.array(cuts, dtype=np.uint32), vectors)
+        self._journal.append(digests, codes_of(cuts, numbers.tolist()), vectors)
         self._written[numbers] = True
 
 

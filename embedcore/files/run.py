@@ -184,7 +184,9 @@ class _Told:
         """Passes on the progress of one call of the client, which begins where ``done`` is."""
 
         def tell(progress: Progress) -> None:
-            now = Spending(tokens=progress.tokens, picodollars=progress.picodollars)
+            now = Spending(
+                tokens=progress.tokens, picodollars=progress.picodollars, exact=progress.exact
+            )
             self.at("embedding", done + progress.done, total, usage + now)
 
         return tell
@@ -198,6 +200,7 @@ class _Told:
                     total=total,
                     tokens=usage.tokens,
                     picodollars=usage.picodollars,
+                    exact=usage.exact,
                 )
             )
 
@@ -237,6 +240,8 @@ def _report(
         bought=purchase.bought,
         truncated=written.truncated,
         tokens_cut=written.tokens_cut,
+        characters_cut=written.characters_cut,
+        perhaps_cut=written.perhaps_cut,
         failed=written.failed,
         not_done=written.not_done,
         failed_path=target.failed if written.failed or written.not_done else None,

@@ -27,7 +27,7 @@ OnBudget: TypeAlias = Literal["raise", "stop", "wait"]
 Stage: TypeAlias = Literal["reading", "embedding", "writing"]
 
 # By how much a text was cut. All of them are in the sum of a row.
-CUT_COLUMNS = ("tokens_cut",)
+CUT_COLUMNS = ("tokens_cut", "characters_cut")
 RESERVED_COLUMNS = frozenset(
     {
         "id",
@@ -95,10 +95,11 @@ class StoredRow:
 class Block:
     """Some consecutive rows of an output.
 
-    ``digests`` (n,) of 32 bytes; ``cuts`` (n,) tokens cut; ``vectors`` (n, d) float32; ``sound``
-    (n,): the row is as it was written, or of a time that wrote no sums. ``row(i)`` reads the rest,
-    None where that is damaged. ``foreign``: which row is of another maker or width than the first,
-    and none if it is empty; such rows are not sound either.
+    ``digests`` (n,) of 32 bytes; ``cuts`` (n,) what was cut off, as ``files.cuts`` writes it;
+    ``vectors`` (n, d) float32; ``sound`` (n,): the row is as it was written, or of a time that
+    wrote no sums. ``row(i)`` reads the rest, None where that is damaged. ``foreign``: which row is
+    of another maker or width than the first, and none if it is empty; such rows are not sound
+    either.
     """
 
     digests: Digests
@@ -131,8 +132,9 @@ class FilePlan:
     the other distinct texts, ``reused`` are in the output or its journal, ``cached`` in the cache,
     ``in_flight`` in another batch (batches only), and ``to_embed`` must be paid for. ``tokens`` is
     an upper bound unless ``exact``; ``picodollars`` None: the price is not known; ``truncated``:
-    texts that will be cut. ``damaged``: rows of the output that cannot be believed any more; what
-    is needed of them is in ``to_embed``.
+    texts that will be cut; ``perhaps_long``: texts that may be too long, which nobody can count:
+    they are cut only if the server refuses them. ``damaged``: rows of the output that cannot be
+    believed any more; what is needed of them is in ``to_embed``.
     """
 
     rows: int = 0
@@ -149,6 +151,7 @@ class FilePlan:
     requests: int = 0
     truncated: int = 0
     damaged: int = 0
+    perhaps_long: int = 0
 
     @property
     def texts(self) -> int:
@@ -165,13 +168,17 @@ class FilePlan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileProgress:
-    """``done`` of ``total`` rows (reading, writing; total 0: not known) or texts (embedding)."""
+    """``done`` of ``total`` rows (reading, writing; total 0: not known) or texts (embedding).
+
+    ``tokens``: at most so many, unless ``exact``.
+    """
 
     stage: Stage
     done: int = 0
     total: int = 0
     tokens: int = 0
     picodollars: int = 0
+    exact: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,13 +200,15 @@ class RunReport:
     """What a run did.
 
     ``bought`` and ``reused`` count distinct texts; ``rows``, ``duplicates``, ``empty``,
-    ``truncated``, ``failed`` (empty ones included) and ``not_done`` count rows. ``tokens_cut``: by
-    how much the ``truncated`` ones were cut in all. ``damaged``: rows of the output as it was that
-    were not believed; their texts were embedded anew, as far as they are in the input.
-    ``failed_path`` lists the rows that failed or were not done, if any. ``stopped_at``: where the
-    budget ended the run. ``declined``: ``on_plan`` answered False; nothing was sent or written.
-    ``unchanged``: there was nothing to write, and the output is as it was. ``journaled``: vectors
-    of an earlier run whose texts are not in this input; they stay in the journal.
+    ``truncated``, ``perhaps_cut`` (accepted by the server whole, and perhaps longer than the model
+    takes), ``failed`` (empty ones included) and ``not_done`` count rows. ``tokens_cut``: by how
+    much the ``truncated`` ones were cut in all; ``characters_cut``: those whose tokens nobody
+    counted. ``damaged``: rows of the output as it was that were not believed; their texts were
+    embedded anew, as far as they are in the input. ``failed_path`` lists the rows that failed or
+    were not done, if any. ``stopped_at``: where the budget ended the run. ``declined``: ``on_plan``
+    answered False; nothing was sent or written. ``unchanged``: there was nothing to write, and the
+    output is as it was. ``journaled``: vectors of an earlier run whose texts are not in this input;
+    they stay in the journal.
     """
 
     output: Path
@@ -210,7 +219,9 @@ class RunReport:
     bought: int = 0
     truncated: int = 0
     tokens_cut: int = 0
+    characters_cut: int = 0
     damaged: int = 0
+    perhaps_cut: int = 0
     failed: int = 0
     not_done: int = 0
     failed_path: Path | None = None

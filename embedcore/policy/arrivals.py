@@ -33,10 +33,9 @@ class Delivery:
         # Always a copy: they may be the call's own, which moves them when it ends.
         vectors = np.repeat(vectors, repeats, axis=0)
         with self._lock:
-            cut = self._prepared.tokens_cut()
             flat = np.concatenate(rows)
-            found = {row: cut[row] for row in flat.tolist() if row in cut} if cut else {}
-            self._receiver(Arrival(rows=flat, vectors=vectors, tokens_cut=found))
+            cuts = self._prepared.cuts(flat.tolist())
+            self._receiver(Arrival(rows=flat, vectors=vectors, cuts=cuts))
 
 
 def _by_index(rows: Sequence[int]) -> dict[int, NDArray[np.intp]]:

@@ -237,6 +237,7 @@ def _tell_progress(office: BatchOffice, batch: BatchRecord, counts: Counts) -> N
             total=batch.texts,
             tokens=spent.actual.tokens + spent.held.tokens,
             picodollars=spent.actual.cost + spent.held.cost,
+            exact=not spent.held.tokens or office.engine.tokenizer.exact,
         )
     )
 

@@ -87,6 +87,7 @@ class BatchOffice:
             self.pool,
             account.limits,
             on_held=lambda amount: self.tell(account.held(amount)),
+            exact=self.engine.tokenizer.exact,
         )
 
     def manifest(self, batch: BatchRecord) -> Manifest:

@@ -14,7 +14,7 @@ from embedcore.errors import (
     TransientProviderError,
 )
 from embedcore.policy.blocks import Block, called
-from embedcore.policy.result import EmbeddingResult, Spending
+from embedcore.policy.result import EmbeddingResult, Spending, TextCut
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     from embedcore.policy.batchoffice import BatchOffice
     from embedcore.provider.types import Vectors
     from embedcore.storage.batchrecords import BatchRecord
-    from embedcore.storage.manifest import ManifestRow
-
-    Row = tuple[ManifestRow, bytes | None, bool]
+    from embedcore.storage.manifest import Found, ManifestRow
 
 
 def blocks_of(office: BatchOffice, batch: BatchRecord, size: int) -> Iterator[Block]:
@@ -46,7 +44,7 @@ def result_of(office: BatchOffice, batch: BatchRecord, usage: Spending) -> Embed
     width = office.engine.info.dimensions or office.engine.learned.width
     vectors: Vectors | None = None
     ok, reused = np.zeros(batch.rows, dtype=np.bool_), np.zeros(batch.rows, dtype=np.bool_)
-    cut: dict[int, int] = {}
+    cuts: dict[int, TextCut] = {}
     errors: dict[int, EmbeddingError] = {}
     for block in blocks_of(office, batch, 4_096):
         here = slice(block.first, block.first + len(block))
@@ -59,7 +57,7 @@ def result_of(office: BatchOffice, batch: BatchRecord, usage: Spending) -> Embed
             vectors = np.full((batch.rows, block.vectors.shape[1]), np.nan, dtype=np.float32)
             vectors[here] = block.vectors
         ok[here], reused[here] = block.ok, block.reused
-        cut.update({block.first + place: tokens for place, tokens in block.tokens_cut.items()})
+        cuts.update({block.first + place: cut for place, cut in block.cuts.items()})
         errors.update({block.first + place: error for place, error in block.errors.items()})
     return EmbeddingResult(
         vectors=np.empty((0, width or 0), dtype=np.float32) if vectors is None else vectors,
@@ -68,7 +66,7 @@ def result_of(office: BatchOffice, batch: BatchRecord, usage: Spending) -> Embed
         usage=usage,
         model=office.engine.label,
         fingerprint=office.engine.fingerprint,
-        tokens_cut=cut,
+        cuts=cuts,
         errors=errors,
     )
 
@@ -99,22 +97,27 @@ class _Reader:
         self._reasons = office.batches.reasons(batch)
         self._open = frozenset(office.batches.open_keys(batch))
 
-    def block(self, rows: Sequence[Row], first: int) -> Block:
+    def block(self, rows: Sequence[Found], first: int) -> Block:
         import numpy as np
 
         places: dict[bytes, list[int]] = {}
-        for place, (_, key, _) in enumerate(rows):
+        for place, found in enumerate(rows):
+            key = found.key if found.shortened is None else found.shortened.key
             if key is not None:
                 places.setdefault(key, []).append(place)
         vectors, ok = self._vectors(places, len(rows))
         reused: NDArray[np.bool_] = np.zeros(len(rows), dtype=np.bool_)
         errors: dict[int, EmbeddingError] = {}
-        for place, (row, key, before) in enumerate(rows):
+        cuts: dict[int, TextCut] = {}
+        for place, found in enumerate(rows):
             if ok[place]:
-                reused[place] = before
+                reused[place] = found.reused
             else:
-                errors[place] = self._error(row, key)
-        keys = [_key(row) for row, _, _ in rows]
+                errors[place] = self._error(found.row, found.key)
+            cut = self._cut(found)
+            if cut is not None and (cut.is_known or ok[place]):
+                cuts[place] = cut
+        keys = [_key(found.row) for found in rows]
         return Block(
             keys=keys,
             rows=keys,
@@ -122,11 +125,19 @@ class _Reader:
             vectors=vectors,
             ok=ok,
             reused=reused,
-            tokens_cut={
-                place: row.tokens_cut for place, (row, _, _) in enumerate(rows) if row.tokens_cut
-            },
+            cuts=cuts,
             errors=errors,
         )
+
+    def _cut(self, found: Found) -> TextCut | None:
+        """What was cut off the text of a row; None: nothing."""
+        before = TextCut(tokens=found.row.tokens_cut or None)
+        if found.shortened is not None:
+            _, tokens, characters = found.shortened
+            return before.and_then(TextCut(tokens=tokens, characters=characters))
+        refuses = self._office.engine.sizes.refuses_long
+        unknown = found.perhaps_long and not refuses
+        return before if before.is_known or unknown else None
 
     def _vectors(
         self, places: dict[bytes, list[int]], count: int

@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from embedcore.errors import ConfigurationError, InputRejected
-from embedcore.policy.result import Spending, zero_rows
+from embedcore.policy.result import (
+    Spending,
+    TextCut,
+    characters_cut,
+    perhaps_cut,
+    tokens_cut,
+    zero_rows,
+)
 from embedcore.policy.sources import choices_in, in_order, plain
 
 if TYPE_CHECKING:
@@ -44,7 +51,8 @@ class Block:
     - ``first``: number of the first row in the stream, from 0.
     - ``vectors``: float32, shape (n, d); a failed row is NaN.
     - ``ok``, ``reused``: bool, shape (n,), as in ``EmbeddingResult``.
-    - ``tokens_cut``, ``errors``: by place in the block; only the rows concerned.
+    - ``cuts``, ``errors``: by place in the block; only the rows concerned. ``tokens_cut``,
+      ``characters_cut`` and ``perhaps_cut`` say what ``cuts`` does, as in ``EmbeddingResult``.
     - ``usage``: what this block cost.
 
     Iterating gives ``(key, vector)`` of every row; the vector of a failed row is None.
@@ -57,8 +65,23 @@ class Block:
     ok: NDArray[np.bool_]
     reused: NDArray[np.bool_]
     usage: Spending = field(default_factory=Spending)
-    tokens_cut: Mapping[int, int] = field(default_factory=dict)
+    cuts: Mapping[int, TextCut] = field(default_factory=dict)
     errors: Mapping[int, EmbeddingError] = field(default_factory=dict)
+
+    @property
+    def tokens_cut(self) -> Mapping[int, int | None]:
+        """By place: tokens cut off, None where they were not counted."""
+        return tokens_cut(self.cuts)
+
+    @property
+    def characters_cut(self) -> Mapping[int, int]:
+        """By place: characters cut off, where nobody counted the tokens."""
+        return characters_cut(self.cuts)
+
+    @property
+    def perhaps_cut(self) -> frozenset[int]:
+        """Places of the texts of which it is not known whether the server cut them."""
+        return perhaps_cut(self.cuts)
 
     @property
     def zeros(self) -> NDArray[np.bool_]:

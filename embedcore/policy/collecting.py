@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from embedcore.errors import EmbeddingError, StorageError
 from embedcore.events import BoundViolated, Event
 from embedcore.policy.batchcheck import Checked, check
+from embedcore.policy.shortening import way_to_cut
 from embedcore.storage.cutting import priced
 from embedcore.storage.keys import Origin
 from embedcore.storage.partrecords import Superseded
@@ -258,7 +259,7 @@ class _Reading:
         if outcome.retryable:
             self._retry[place] = reason
         else:
-            self._refused[place] = reason
+            self._refused[place] = reason + way_to_cut(self._office.engine, self._held[place])
 
     def _count(self, place: int, outcome: BatchOutcome, *, billed: bool) -> None:
         """What a line cost; a text is billed once, however many lines it has."""

@@ -17,13 +17,15 @@ from embedcore.policy.planning import priced
 from embedcore.storage.amounts import Amount
 from embedcore.storage.calendar import MICROSECONDS
 from embedcore.storage.keys import Origin
+from embedcore.storage.manifest import Shortened
 
 if TYPE_CHECKING:
     from decimal import Decimal
 
     from embedcore.policy.batchoffice import BatchOffice
-    from embedcore.policy.result import Arrival
+    from embedcore.policy.result import Arrival, TextCut
     from embedcore.storage.batchrecords import BatchRecord
+    from embedcore.storage.manifest import Manifest
 
 logger = logging.getLogger("embedcore")
 
@@ -188,26 +190,18 @@ def _buy(
     manifest = office.manifest(batch)
     try:
         found = manifest.texts(keys)
+        names = [key for key in keys if key in found]
+        arriving = _Arriving(office, manifest, names, [found[key] for key in names], input_type)
+        result = embed_now(
+            office.engine,
+            arriving.texts,
+            input_type=input_type,
+            on_error="keep",
+            on_arrival=arriving.keep,
+        )
     finally:
         manifest.close()
-    names = [key for key in keys if key in found]
     lost = [(key, "its text is no longer in the batch's file") for key in keys if key not in found]
-    engine = office.engine
-    origin = Origin(model=engine.label, fingerprint=engine.fingerprint, input_type=input_type)
-    until = office.keep_until()
-
-    def keep(arrival: Arrival) -> None:
-        # Stored as it comes: whoever is killed now has lost no finished request.
-        rows = [names[row] for row in arrival.rows.tolist()]
-        office.store.put(rows, arrival.vectors, origin, keep_until=until, zeros=True)
-
-    result = embed_now(
-        engine,
-        [found[key] for key in names],
-        input_type=input_type,
-        on_error="keep",
-        on_arrival=keep,
-    )
     failed = [(names[row], error.message) for row, error in result.errors.items()]
     office.batches.settle_now(
         batch,
@@ -217,3 +211,43 @@ def _buy(
         tokens=result.usage.tokens,
         picodollars=result.usage.picodollars,
     )
+
+
+class _Arriving:
+    """Stores what comes, as it comes: whoever is killed now has lost no finished request."""
+
+    def __init__(
+        self,
+        office: BatchOffice,
+        manifest: Manifest,
+        names: Sequence[bytes],
+        texts: Sequence[str],
+        input_type: str | None,
+    ) -> None:
+        self.texts = texts
+        self._office, self._manifest, self._names = office, manifest, names
+        self._keys = office.keys(input_type)
+        engine = office.engine
+        self._origin = Origin(
+            model=engine.label, fingerprint=engine.fingerprint, input_type=input_type
+        )
+        self._until = office.keep_until()
+
+    def keep(self, arrival: Arrival) -> None:
+        rows = arrival.rows.tolist()
+        keys = [self._key(row, arrival.cuts.get(row)) for row in rows]
+        self._office.store.put(
+            keys, arrival.vectors, self._origin, keep_until=self._until, zeros=True
+        )
+        for row, key in zip(rows, keys, strict=True):
+            if key != self._names[row]:
+                cut = arrival.cuts[row]
+                characters = None if cut.tokens is not None else cut.characters
+                self._manifest.shorten(self._names[row], Shortened(key, cut.tokens, characters))
+
+    def _key(self, row: int, cut: TextCut | None) -> bytes:
+        """Under which key a vector is stored: that of a shortened text is none of the whole one."""
+        if cut is None or not cut.characters:
+            return self._names[row]
+        text = self.texts[row]
+        return self._keys.of([text[: len(text) - cut.characters]])[0]

@@ -15,6 +15,7 @@ from embedcore.errors import (
 )
 from embedcore.events import BatchStopped
 from embedcore.policy.collecting import Collector
+from embedcore.policy.shortening import way_to_cut
 from embedcore.storage.calendar import MICROSECONDS, as_datetime
 from embedcore.storage.jobsteps import Ended
 from embedcore.storage.partrecords import Part, ordinal_in
@@ -170,11 +171,15 @@ class Ending:
         """Texts that the provider named as the reason why it took none of the job."""
         if status.state != "failed":
             return 0
-        ids = {ordinal: identity for ordinal, identity, _, _ in self._jobs.items(part)}
+        items = {place: (identity, held) for place, identity, _, held in self._jobs.items(part)}
         named = [
-            (ids[place], self._engine.scrubbed(f"refused: {why}"))
+            (
+                items[place][0],
+                self._engine.scrubbed(f"refused: {why}")
+                + way_to_cut(self._engine, items[place][1]),
+            )
             for one, why in status.errors.items()
-            if (place := _place_of(part, one)) in ids
+            if (place := _place_of(part, one)) in items
         ]
         self._jobs.fail(part, named)
         return len(named)

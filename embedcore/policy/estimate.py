@@ -22,7 +22,8 @@ class Plan:
     """What a call would do, without doing it.
 
     - ``rows``: all of them; ``rejected``: those that cannot be sent; ``truncated``: those whose
-      text will be cut.
+      text will be cut; ``perhaps_long``: those that may be over the model's limit, which nobody can
+      count: they are sent whole, and cut only if the server refuses them.
     - ``unique``: different texts, of which ``cached`` are in the cache and cost nothing, and
       ``to_embed`` are sent. The rest (``in_flight``; plans of batches only) is under way in another
       batch.
@@ -41,6 +42,7 @@ class Plan:
     cached: int = 0
     in_flight: int = 0
     to_embed: int = 0
+    perhaps_long: int = 0
 
 
 def plan_now(
@@ -72,7 +74,7 @@ def plan_now(
         rows=len(prepared.taken.rows),
         unique=len(prepared.texts),
         rejected=len(prepared.taken.rejected),
-        truncated=len(prepared.tokens_cut()),
+        truncated=sum(cut.is_known for cut in prepared.cuts().values()),
         requests=len(requests),
         tokens=tokens,
         exact=counted or not missing,
@@ -80,6 +82,7 @@ def plan_now(
         cached=len(cached),
         in_flight=len(in_flight),
         to_embed=len(missing),
+        perhaps_long=prepared.perhaps_long_rows,
     )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from embedcore.errors import (
     BudgetExceeded,
     EmbeddingError,
+    InvalidResponse,
     StorageError,
     TransientProviderError,
 )
@@ -281,23 +282,61 @@ class Call:
 
         Raises ``BudgetExceeded`` if it cannot be.
         """
+        try:
+            self.trial(text, Attempts(fresh=True, once=True), keep=lambda *_: None)
+        except BudgetExceeded:
+            raise
+        except EmbeddingError:
+            return False
+        return True
+
+    def trial(self, text: str, attempts: Attempts, *, keep: Keep) -> None:
+        """Send a text that is none of the call's, alone. Raises the error of its last attempt."""
+        missing = self._sender([text], keep=keep, room=lambda _: None).send(
+            self.priced(text), attempts
+        )
+        if missing:
+            raise InvalidResponse(
+                f"{self.engine.label} returned null, nothing or NaN instead of a vector",
+                billed="yes",
+            )
+
+    def priced(self, text: str) -> PlannedRequest:
+        """The request of ``trial``, with the most that it can cost."""
         engine = self.engine
         in_bytes = len(text.encode())
-        tokens = in_bytes * engine.info.tokens_per_byte + engine.info.overhead_tokens_per_text
+        tokens = in_bytes * engine.info.tokens_per_byte
+        if engine.tokenizer.exact:
+            (tokens,) = engine.tokenizer.count([text])
+        tokens += engine.info.overhead_tokens_per_text
         scale = engine.learned.scale
-        request = PlannedRequest(
+        return PlannedRequest(
             indices=(0,),
             amount=priced(tokens, engine.info.price, scale),
             in_bytes=in_bytes,
             scale=scale,
         )
-        sender = self._sender([text], keep=lambda *_: None, room=lambda _: None)
-        try:
-            return not sender.send(request, Attempts(fresh=True, once=True))
-        except BudgetExceeded:
-            raise
-        except EmbeddingError:
-            return False
+
+    def find_shortened(self, kept: str) -> Vectors | None:
+        """The vector of the beginning of a text, if it was bought before; shape (1, d)."""
+        return None if self._reuse is None else self._reuse.find(kept)
+
+    def store_shortened(self, kept: str, vectors: Vectors, model: str | None) -> None:
+        """Keep the vector of a beginning under its own name: it is paid for."""
+        if self._reuse is not None:
+            self._reuse.store(kept, vectors, model)
+
+    def shortened(self, index: int, kept: str, vectors: Vectors, *, reused: bool) -> None:
+        """The text's vector is that of its beginning: more was refused.
+
+        Whoever waits for the whole text must hear of the cut himself.
+        """
+        self.prepared.was_shortened(index, kept)
+        self._collected.put([index], vectors, reused=reused)
+        if self._reuse is not None:
+            self._reuse.failed([index])
+        if self._delivery is not None:
+            self._delivery([index], vectors)
 
     def _locate(self, indices: Sequence[int], error: EmbeddingError, *, blame: bool) -> None:
         """Name the caller's rows in the message, once."""
@@ -323,6 +362,7 @@ class Call:
                 total=len(self.prepared.texts),
                 tokens=spending.tokens,
                 picodollars=spending.picodollars,
+                exact=spending.exact,
             )
         )
 
@@ -349,7 +389,7 @@ class Call:
     def result(self) -> EmbeddingResult:
         return self._collected.result(
             self.prepared.taken,
-            self.prepared.tokens_cut(),
+            self.prepared.cuts(),
             spending=self.purse.spending,
             model=self.engine.label,
             fingerprint=self.engine.fingerprint,

@@ -188,6 +188,7 @@ class _Embedding:
                 done=self.piece.finished + event.done,
                 tokens=spent.tokens + event.tokens,
                 picodollars=spent.picodollars + event.picodollars,
+                exact=spent.exact and event.exact,
             )
         self.engine.observe(event)
 
@@ -222,7 +223,7 @@ def _block(rows: Sequence[Row], results: Sequence[EmbeddingResult], first: int) 
         ok=np.concatenate([one.ok for one in results]),
         reused=np.concatenate([one.reused for one in results]),
         usage=sum((one.usage for one in results), Spending()),
-        tokens_cut={at + row: cut for at, one in parts for row, cut in one.tokens_cut.items()},
+        cuts={at + row: cut for at, one in parts for row, cut in one.cuts.items()},
         errors=errors,
     )
 

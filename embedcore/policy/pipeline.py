@@ -203,7 +203,11 @@ class _Tally:
         """Each of its rows counts now, also those with the text of another."""
         spent = piece.spent
         whole = Progress(
-            done=piece.finished, total=None, tokens=spent.tokens, picodollars=spent.picodollars
+            done=piece.finished,
+            total=None,
+            tokens=spent.tokens,
+            picodollars=spent.picodollars,
+            exact=spent.exact,
         )
         with self._lock:
             self._under_way.pop(piece.number, None)
@@ -223,6 +227,7 @@ def _plus(one: Progress, other: Progress) -> Progress:
         done=one.done + other.done,
         tokens=one.tokens + other.tokens,
         picodollars=one.picodollars + other.picodollars,
+        exact=one.exact and other.exact,
     )
 
 

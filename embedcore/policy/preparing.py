@@ -1,4 +1,4 @@
-"""The texts as they will be sent: each different one once, none longer than the model allows."""
+"""The texts as they will be sent: each different one once, none counted as too long."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from embedcore.errors import InputTooLong
 from embedcore.policy.intake import take_in
 from embedcore.policy.planning import PlannedRequest, Sizes, plan_requests
+from embedcore.policy.result import TextCut
 from embedcore.policy.truncation import Cut, cut_overlong
 
 if TYPE_CHECKING:
@@ -26,33 +27,55 @@ class Prepared:
         self.taken = take_in(texts, keep_empty=engine.keep_empty, keep=keep, first_row=first_row)
         self.texts, self.sizes = self.taken.texts, self.taken.sizes
         self._cut_rows: dict[int, int] = {}
-        self._shortened: dict[int, int] = {}
+        self._shortened: dict[int, TextCut] = {}
         counted: dict[int, int] = {}
         limit = engine.info.max_input_tokens
         per_byte = engine.info.tokens_per_byte
+        self._long: frozenset[int] = frozenset()
         if limit is not None and max(self.sizes, default=0) * per_byte > limit:
-            counted = self._cut_all(limit)
+            # A bound is for money: what may be too long is cut only if it was counted.
+            if engine.tokenizer.exact:
+                counted = self._cut_all(limit)
+            else:
+                sizes = enumerate(self.sizes)
+                self._long = frozenset(at for at, size in sizes if size * per_byte > limit)
         # No tokenizer of bytes yields more tokens than bytes: until it is counted, that is it.
         self._tokens = [size * per_byte for size in self.sizes]
         self._uncounted = set(range(len(self.texts))) - set(counted)
         for index, tokens in counted.items():
             self._tokens[index] = tokens
 
-    @property
-    def truncated(self) -> int:
-        """Rows whose text was cut."""
-        return len(self.tokens_cut())
+    def cuts(self, rows: Sequence[int] | None = None) -> dict[int, TextCut]:
+        """Row → what was cut off the end of its text; only those that were cut, or may have been.
 
-    def tokens_cut(self) -> dict[int, int]:
-        """Row → tokens cut off its end; only the rows that were cut."""
-        shortened = dict(self._shortened)
-        if not shortened:
-            return self._cut_rows
-        cut = dict(self._cut_rows)
-        for row, index in enumerate(self.taken.rows):
-            if index in shortened:
-                cut[row] = cut.get(row, 0) + shortened[index]
-        return cut
+        ``rows``: those that matter, by default all. A text that may be over the limit, and was
+        taken whole by a server that was never seen to refuse one as too long, may have been cut
+        there.
+        """
+        unknown, cuts = self.perhaps_long, dict[int, TextCut]()
+        if not (unknown or self._shortened or self._cut_rows):
+            return cuts
+        places = self.taken.rows
+        for row in range(len(places)) if rows is None else rows:
+            index = places[row]
+            before = TextCut(tokens=self._cut_rows.get(row))
+            if index in self._shortened:
+                cuts[row] = before.and_then(self._shortened[index])
+            elif before.is_known or index in unknown:
+                cuts[row] = before
+        return cuts
+
+    @property
+    def perhaps_long_rows(self) -> int:
+        """Rows whose text may be over the model's limit, which nobody has counted."""
+        long = self.perhaps_long
+        return sum(index in long for index in self.taken.rows) if long else 0
+
+    @property
+    def perhaps_long(self) -> frozenset[int]:
+        """Texts that may be over the limit, which nobody has counted, of a server that was never
+        seen to refuse one."""
+        return frozenset() if self._engine.sizes.refuses_long else self._long
 
     def _cut_all(self, limit: int) -> dict[int, int]:
         """Cut what is too long; texts that are equal only after that are bought once as well.
@@ -105,25 +128,14 @@ class Prepared:
             reason=f"{over} tokens over the limit of {limit}",
         )
 
-    def shorten(self, index: int) -> bool:
-        """Halve a text that the server calls too long in spite of our count. Once for each text."""
-        limit = self._engine.info.max_input_tokens
-        if self._engine.overlong == "reject" or limit is None or index in self._shortened:
-            return False
+    def was_shortened(self, index: int, kept: str) -> None:
+        """The server refused the text, and took ``kept``, its beginning."""
         tokenizer, text = self._engine.tokenizer, self.texts[index]
-        before = tokenizer.count([text])[0]
-        kept = tokenizer.prefix(text, min(before, limit) // 2)
-        if not kept:
-            return False
-        after = tokenizer.count([kept])[0]
-        self._shortened[index] = before - after
-        self.texts[index], self.sizes[index] = kept, len(kept.encode())
-        self._tokens[index] = after
-        return True
-
-    def was_shortened(self, index: int) -> bool:
-        """Whether the server's refusal led to a cut that the text as given does not show."""
-        return index in self._shortened
+        tokens = None
+        if tokenizer.exact:
+            whole, rest = tokenizer.count([text, kept])
+            tokens = max(whole - rest, 1)
+        self._shortened[index] = TextCut(tokens=tokens, characters=len(text) - len(kept))
 
     def measured(self, *, exact: bool, indices: Sequence[int] | None = None) -> Sizes:
         """Bytes and tokens of the texts; ``exact`` runs the tokenizer over those not counted.

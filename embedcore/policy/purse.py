@@ -64,13 +64,14 @@ class Account:
             model=self.model,
         )
 
-    def settled(self, amount: Amount, *, uncertain: bool) -> Settled:
+    def settled(self, amount: Amount, *, uncertain: bool, exact: bool = True) -> Settled:
         """The same of what was charged."""
         return Settled(
             scope=self.scope,
             tokens=amount.tokens,
             picodollars=amount.cost,
             uncertain=uncertain,
+            exact=exact,
             provider=self.provider,
             model=self.model,
         )
@@ -223,7 +224,7 @@ class Purse:
         )
         if last:
             self._sole = self._grant = None
-        self._tell(*near, self._account.settled(actual, uncertain=False))
+        self._tell(*near, self._account.settled(actual, uncertain=False, exact=known is not None))
         return actual
 
     def account_for(
@@ -277,7 +278,7 @@ class Purse:
                 exact=False,
             )
         near = self._account.ledger.charge(attempt, note=note, request_id=request_id)
-        self._tell(*near, self._account.settled(amount, uncertain=True))
+        self._tell(*near, self._account.settled(amount, uncertain=True, exact=False))
 
     def correct(self, attempt: Attempt | None, tokens: int | None) -> None:
         """The answer of a request that was given up, and charged, came after all."""

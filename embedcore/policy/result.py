@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, overload
 
 from embedcore.errors import BudgetExceeded
 from embedcore.provider.types import PICODOLLARS_PER_DOLLAR
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from embedcore.provider.types import Vectors
 
 RowState: TypeAlias = Literal["ok", "reused", "failed", "not_done"]
+CutState: TypeAlias = Literal["no", "yes", "unknown"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,19 +56,75 @@ class Spending:
         return Spending(**amounts, exact=self.exact and other.exact)
 
 
+class TextCut(NamedTuple):
+    """What was cut off the end of a text.
+
+    ``tokens``: how many, by an exact tokenizer; None: nobody counts them. ``characters``: how many,
+    where the server's refusal led to the cut. Neither: whether anything was cut is not known. The
+    text may be longer than the model takes, and its server accepted it.
+    """
+
+    tokens: int | None = None
+    characters: int | None = None
+
+    @property
+    def is_known(self) -> bool:
+        """Something was cut."""
+        return self.tokens is not None or self.characters is not None
+
+    def and_then(self, other: TextCut) -> TextCut:
+        """This, and then that was cut off what was left."""
+        if not self.is_known:
+            return other
+        if self.tokens is not None and other.tokens is not None:
+            return TextCut(tokens=self.tokens + other.tokens)
+        return TextCut(characters=(self.characters or 0) + (other.characters or 0))
+
+
+def tokens_cut(cuts: Mapping[int, TextCut]) -> dict[int, int | None]:
+    """Row → tokens cut off, None where that was not counted; only the rows that were cut."""
+    return {row: cut.tokens for row, cut in cuts.items() if cut.is_known}
+
+
+def characters_cut(cuts: Mapping[int, TextCut]) -> dict[int, int]:
+    """Row → characters cut off; only the rows that were cut, and whose tokens nobody counted."""
+    return {
+        row: cut.characters
+        for row, cut in cuts.items()
+        if cut.characters is not None and cut.tokens is None
+    }
+
+
+def perhaps_cut(cuts: Mapping[int, TextCut]) -> frozenset[int]:
+    """Rows of which it is not known whether the server cut them."""
+    return frozenset(row for row, cut in cuts.items() if not cut.is_known)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowOutcome:
     """What became of one row.
 
     ``ok``: bought now. ``reused``: a vector that was bought before, or for an equal text of the
     same call. ``failed``: no vector; ``error`` says why. ``not_done``: nothing of it was paid for,
-    since the budget ended before it (``on_budget="stop"``). ``tokens_cut``: how many tokens of the
-    text's end were cut off to fit the model; 0 if none.
+    since the budget ended before it (``on_budget="stop"``).
+
+    ``tokens_cut``: how many tokens of the text's end were cut off to fit the model; 0 if none, None
+    if they were not counted. ``characters_cut``: how many characters, where the tokens were not
+    counted; None otherwise.
     """
 
     state: RowState = "ok"
-    tokens_cut: int = 0
+    tokens_cut: int | None = 0
+    characters_cut: int | None = None
     error: EmbeddingError | None = None
+
+    @property
+    def cut(self) -> CutState:
+        """Whether the text was cut. "unknown": it may be longer than the model takes, nobody counts
+        its tokens, and the server accepted it."""
+        if self.tokens_cut is None and self.characters_cut is None:
+            return "unknown"
+        return "yes" if self.tokens_cut or self.characters_cut else "no"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,12 +133,27 @@ class Arrival:
 
     - ``rows``: the caller's rows they are for, shape (m,), intp.
     - ``vectors``: float32, shape (m, d), vector i for ``rows[i]``.
-    - ``tokens_cut``: row → tokens cut off; only the rows that were cut.
+    - ``cuts``: row → what was cut off its text; only the rows that were cut, or may have been.
     """
 
     rows: NDArray[np.intp]
     vectors: Vectors
-    tokens_cut: Mapping[int, int] = field(default_factory=dict)
+    cuts: Mapping[int, TextCut] = field(default_factory=dict)
+
+    @property
+    def tokens_cut(self) -> Mapping[int, int | None]:
+        """As of ``EmbeddingResult``."""
+        return tokens_cut(self.cuts)
+
+    @property
+    def characters_cut(self) -> Mapping[int, int]:
+        """As of ``EmbeddingResult``."""
+        return characters_cut(self.cuts)
+
+    @property
+    def perhaps_cut(self) -> frozenset[int]:
+        """As of ``EmbeddingResult``."""
+        return perhaps_cut(self.cuts)
 
 
 OnArrival: TypeAlias = Callable[[Arrival], None]
@@ -116,7 +188,15 @@ class _Outcomes(Sequence[RowOutcome]):
         state: RowState = "not_done" if isinstance(error, BudgetExceeded) else "failed"
         if result.ok[index]:
             state = "reused" if result.reused[index] else "ok"
-        return RowOutcome(state=state, tokens_cut=result.tokens_cut.get(index, 0), error=error)
+        cut = result.cuts.get(index)
+        if cut is None:
+            return RowOutcome(state=state, error=error)
+        return RowOutcome(
+            state=state,
+            tokens_cut=cut.tokens,
+            characters_cut=None if cut.tokens is not None else cut.characters,
+            error=error,
+        )
 
     def __iter__(self) -> Iterator[RowOutcome]:
         return (self[index] for index in range(len(self)))
@@ -142,7 +222,8 @@ class EmbeddingResult:
     - ``vectors``: float32, shape (n, d); a failed row is NaN.
     - ``ok``: bool, shape (n,).
     - ``reused``: bool, shape (n,): not bought by this call's requests a second time.
-    - ``tokens_cut``: row → tokens cut off; only the rows that were cut.
+    - ``cuts``: row → what was cut off its text; only the rows that were cut, or may have been.
+      ``tokens_cut``, ``characters_cut`` and ``perhaps_cut`` say the same one by one.
     - ``errors``: row → why it failed; only the rows that failed or were not done.
     - ``stopped_at``: the first row that was not done, with ``on_budget="stop"``; None: all were.
     - ``model``: ``provider:model``. ``fingerprint``: everything that decides the vectors.
@@ -154,9 +235,25 @@ class EmbeddingResult:
     usage: Spending = Spending()
     model: str = ""
     fingerprint: str = ""
-    tokens_cut: Mapping[int, int] = field(default_factory=dict)
+    cuts: Mapping[int, TextCut] = field(default_factory=dict)
     errors: Mapping[int, EmbeddingError] = field(default_factory=dict)
     stopped_at: StoppedAt | None = None
+
+    @property
+    def tokens_cut(self) -> Mapping[int, int | None]:
+        """Row → tokens cut off, None where they were not counted; only the rows that were cut."""
+        return tokens_cut(self.cuts)
+
+    @property
+    def characters_cut(self) -> Mapping[int, int]:
+        """Row → characters cut off; only rows that were cut, and whose tokens nobody counted."""
+        return characters_cut(self.cuts)
+
+    @property
+    def perhaps_cut(self) -> frozenset[int]:
+        """Rows that may be longer than the model takes, and that the server accepted: whether it
+        cut them is not known."""
+        return perhaps_cut(self.cuts)
 
     @property
     def outcomes(self) -> Sequence[RowOutcome]:
@@ -172,7 +269,7 @@ class EmbeddingResult:
             ok=self.ok[:row],
             reused=self.reused[:row],
             usage=Spending() if empty else self.usage,
-            tokens_cut={at: cut for at, cut in self.tokens_cut.items() if at < row},
+            cuts={at: cut for at, cut in self.cuts.items() if at < row},
             errors={at: error for at, error in self.errors.items() if at < row},
             stopped_at=None,
         )
@@ -182,7 +279,7 @@ class EmbeddingResult:
             ok=self.ok[row:],
             reused=self.reused[row:],
             usage=self.usage if empty else Spending(),
-            tokens_cut={at - row: cut for at, cut in self.tokens_cut.items() if at >= row},
+            cuts={at - row: cut for at, cut in self.cuts.items() if at >= row},
             errors={at - row: error for at, error in self.errors.items() if at >= row},
         )
         return before, rest

@@ -119,38 +119,48 @@ class Reuse:
         return found
 
     def bought(self, indices: Sequence[int], vectors: Vectors, answered_as: str | None) -> None:
-        """Keep what was bought, and hand it to the calls that wait for it.
-
-        A text that had to be shortened is kept as it was sent: whoever has the whole one must hear
-        of the cut himself.
-        """
+        """Keep what was bought, and hand it to the calls that wait for it."""
         from embedcore.storage.encoding import all_zero
 
-        texts = [self._prepared.texts[index] for index in indices]
         with self._lock:
             known = [self._mine.get(index) for index in indices]
-        whole = [not self._prepared.was_shortened(index) for index in indices]
+        texts = self._prepared.texts
         keys = [
-            key if key is not None and fits else self._keys.of([text])[0]
-            for key, fits, text in zip(known, whole, texts, strict=True)
+            self._keys.of([texts[index]])[0] if key is None else key
+            for key, index in zip(known, indices, strict=True)
         ]
-        origin = Origin(
+        self._shelf.put(keys, vectors, self._origin(answered_as))
+        # Zeros may be another one's bad luck only: whoever waits for them asks himself.
+        useful = (~all_zero(vectors)).tolist()
+        if all(useful):
+            self._settle(indices, vectors)
+            return
+        kept = [place for place, good in enumerate(useful) if good]
+        self._settle([indices[place] for place in kept], vectors[kept])
+        self.failed([index for index, good in zip(indices, useful, strict=True) if not good])
+
+    def find(self, text: str) -> Vectors | None:
+        """The vector of a text that is not one of the call's, if it was bought; shape (1, d)."""
+        found: list[Vectors] = []
+
+        def take(_: Sequence[int], vectors: Vectors) -> None:
+            if self._engine.learned.agrees(vectors.shape[1]):
+                found.append(vectors.copy())
+
+        self._shelf.get(self._keys.of([text]), vector_width(self._engine), take)
+        return found[0] if found else None
+
+    def store(self, text: str, vectors: Vectors, answered_as: str | None) -> None:
+        """Keep the vector of a text that is not one of the call's."""
+        self._shelf.put(self._keys.of([text]), vectors, self._origin(answered_as))
+
+    def _origin(self, answered_as: str | None) -> Origin:
+        return Origin(
             model=self._engine.label,
             fingerprint=self._engine.fingerprint,
             input_type=self._input_type,
             answered_as=answered_as,
         )
-        self._shelf.put(keys, vectors, origin)
-        # Zeros may be another one's bad luck only: whoever waits for them asks himself.
-        useful = (~all_zero(vectors)).tolist()
-        if all(whole) and all(useful):
-            self._settle(indices, vectors)
-        elif all(whole):
-            kept = [place for place, good in enumerate(useful) if good]
-            self._settle([indices[place] for place in kept], vectors[kept])
-            self.failed([index for index, good in zip(indices, useful, strict=True) if not good])
-        else:
-            self.failed(indices)
 
     def _settle(self, indices: Sequence[int], vectors: Vectors) -> None:
         with self._lock:

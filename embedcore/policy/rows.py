@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from embedcore.errors import EmbeddingError
-from embedcore.policy.result import EmbeddingResult, Spending, StoppedAt
+from embedcore.policy.result import EmbeddingResult, Spending, StoppedAt, TextCut
 
 if TYPE_CHECKING:
     import numpy as np
@@ -93,7 +93,7 @@ class Collected:
     def result(
         self,
         taken: Intake,
-        tokens_cut: Mapping[int, int],
+        cuts: Mapping[int, TextCut],
         *,
         spending: Spending,
         model: str,
@@ -118,7 +118,8 @@ class Collected:
                 usage=spending,
                 model=model,
                 fingerprint=fingerprint,
-                tokens_cut=tokens_cut,
+                # Of a text without a vector there is nothing to find out.
+                cuts={row: cut for row, cut in cuts.items() if cut.is_known or ok[row]},
                 errors=errors,
                 stopped_at=stopped_at,
             )

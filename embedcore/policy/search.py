@@ -31,6 +31,7 @@ from embedcore.policy.planning import PlannedRequest, plan_requests
 from embedcore.policy.probing import PROBE_TEXT
 from embedcore.policy.retry import is_about_the_moment
 from embedcore.policy.sending import Attempts, blocked
+from embedcore.policy.shortening import Shortening, may_be_length
 from embedcore.policy.sizes import Size
 
 if TYPE_CHECKING:
@@ -379,12 +380,9 @@ class Search:
     def _alone(self, inquiry: _Inquiry, suspect: _Suspect) -> None:
         """One text failed by itself. What is too long can be cut; anything else is its own."""
         (index,), error = suspect.part.indices, suspect.error
-        while isinstance(error, InputTooLong) and self._call.prepared.shorten(index):
-            part = self._part([index])
-            outcome = self._try(inquiry, part, Attempts(after=error, once=True))
-            if outcome.error is None:
-                return
-            error = outcome.error
+        if may_be_length(self._call, index, error) and self._shorten(inquiry, index, error):
+            return
+        self._say_how_to_cut(error)
         if isinstance(error, TransientProviderError):
             if suspect.siblings.one_passed:
                 error.retryable = False
@@ -395,6 +393,51 @@ class Search:
             self._call.fail([index], error)
         else:
             inquiry.blame(index, error)
+
+    def _shorten(self, inquiry: _Inquiry, index: int, error: EmbeddingError) -> bool:
+        """Whether the text's row has its outcome: the vector of its beginning, or why the search
+        for that ended."""
+
+        ending: EmbeddingError | None = None
+
+        def may_send(tokens: int) -> bool:
+            return not self._call.sender.is_late and tokens <= inquiry.tokens_left
+
+        def sent(attempts: Attempts, refusal: EmbeddingError | None) -> None:
+            inquiry.tokens_left -= attempts.uncertain
+            inquiry.retries += attempts.retries
+            if refusal is not None:
+                try:
+                    self._failed(refusal)
+                except EmbeddingError as error:
+                    nonlocal ending
+                    ending = error
+                    raise
+
+        shortening = Shortening(
+            self._call, index, error, may_send=may_send, sent=sent, asked=inquiry.asked
+        )
+        try:
+            if not shortening.run():
+                return False
+        except EmbeddingError as other:
+            if other is ending:
+                raise
+            self._call.fail([index], other)
+            return True
+        with self._lock:
+            self._in_a_row, self._last = 0, None
+        self._engine.quota.give_back(inquiry.retries)
+        inquiry.retries = 0
+        return True
+
+    def _say_how_to_cut(self, error: EmbeddingError) -> None:
+        unknown = self._engine.info.max_input_tokens is None
+        if isinstance(error, InputTooLong) and unknown and self._engine.overlong == "truncate":
+            error.message += (
+                "; to have such texts cut, say how long a text may be: max_input_tokens, where the "
+                "provider has that option"
+            )
 
     def _failed(self, error: EmbeddingError) -> EmbeddingError:
         """A server that refuses whatever it is sent must not be asked once for each text."""

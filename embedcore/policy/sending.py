@@ -47,6 +47,7 @@ class Attempts:
       any attempt.
     - ``asked``: the ways in which the provider has asked otherwise for these texts.
     - ``uncertain``: tokens charged for attempts that brought no vectors.
+    - ``billed``: tokens that the provider says it billed for the one that brought them.
     - ``retries``: what was taken from the retry quota.
     """
 
@@ -56,6 +57,7 @@ class Attempts:
     fresh: bool = False
     asked: set[str] = field(default_factory=set)
     uncertain: int = 0
+    billed: int | None = None
     retries: int = 0
     began: float = 0.0
     number: int = 0
@@ -194,6 +196,7 @@ class Sender:
         # Not inside the handler, where the raw error, a key perhaps in it, would become a context.
         if failure is not None:
             self._failed(failure, flight, request, state)
+        state.billed = billed_tokens(reply)
         return self._arrived(reply, checked, flight, request)
 
     def _came_back(self, reply: object, state: Attempts) -> None:
@@ -265,11 +268,12 @@ class Sender:
         try:
             self._keep(indices, vectors, reply.model, False)
         finally:
+            counted = None if tokens is not None else self._counted(request)
             actual = self.purse.settle(
                 flight.attempt,
                 tokens,
                 identity(reply),
-                counted=None if tokens is not None else self._counted(request),
+                counted=counted,
                 complete=not checked.missing,
             )
         self._learn(actual, request)
@@ -278,6 +282,7 @@ class Sender:
             request,
             tokens=actual.tokens,
             reported=tokens is not None,
+            exact=tokens is not None or counted is not None,
             request_id=identity(reply),
             seconds=engine.monotonic() - flight.started,
         )

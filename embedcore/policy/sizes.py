@@ -1,4 +1,7 @@
-"""How large a request an endpoint takes, learned where a request failed and its parts did not."""
+"""How large a request, and how long a text, does an endpoint take?
+
+Learned where one was refused, and a smaller one was not.
+"""
 
 from __future__ import annotations
 
@@ -54,6 +57,26 @@ class RequestSizes:
         self._is_trying = False
         # The largest that passed lately, and when.
         self._proved: tuple[Size, float] | None = None
+        self._longest_text: int | None = None
+
+    @property
+    def longest_text(self) -> int | None:
+        """About how many UTF-8 bytes were taken of the last text that was refused as too long.
+
+        None: no text was, and whether the server refuses such texts, or cuts them, is not known.
+        """
+        with self._lock:
+            return self._longest_text
+
+    @property
+    def refuses_long(self) -> bool:
+        """Whether the server was seen to refuse a text as too long: then it cuts none unasked."""
+        return self.longest_text is not None
+
+    def learn_longest(self, in_bytes: int) -> None:
+        """A text was refused, and so much of it was taken."""
+        with self._lock:
+            self._longest_text = in_bytes
 
     @property
     def known(self) -> Size | None:

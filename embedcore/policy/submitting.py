@@ -190,13 +190,13 @@ class _Writer:
         prepared: Prepared,
     ) -> list[ManifestRow]:
         problems: dict[int, EmbeddingError] = {**prepared.taken.rejected, **bad}
-        cuts = prepared.tokens_cut()
+        cuts = prepared.cuts()
         return [
             ManifestRow(
                 self._first + place,
                 None if place in problems else index,
                 names[place],
-                cuts.get(place, 0),
+                (cuts[place].tokens or 0) if place in cuts else 0,
                 str(problems[place]) if place in problems else None,
             )
             for place, index in enumerate(prepared.taken.rows)
@@ -213,6 +213,8 @@ class _Writer:
         there = office.stored(chosen)
         missing = [place for place in fresh if keys[place] not in there]
         self._manifest.mark_reused(there)
+        if long := prepared.perhaps_long:
+            self._manifest.mark_long([keys[place] for place in long])
         tokens = prepared.measured(exact=office.engine.tokenizer.exact, indices=missing).tokens
         sizes = office.strategy.sizes(
             [

@@ -47,6 +47,7 @@ class Teller:
         *,
         tokens: int,
         reported: bool,
+        exact: bool,
         request_id: str | None,
         seconds: float,
     ) -> None:
@@ -61,6 +62,7 @@ class Teller:
                 request_id=request_id,
                 seconds=seconds,
                 endpoint=info.endpoint,
+                exact=exact,
             )
         )
 

@@ -28,8 +28,9 @@ def check(
     *,
     final: bool,
     waits: bool = True,
+    is_bound: bool = False,
 ) -> Exception | None:
-    """What forbids the amount; None if nothing does.
+    """What forbids the amount; None if nothing does. ``is_bound``: nobody counted what it costs.
 
     What processes left that have ended is closed first, before it forbids anything. Returned rather
     than raised, so that the transaction commits what it found out on the way.
@@ -43,10 +44,12 @@ def check(
     if not wants_less and not failing:
         return None
     if entries.end_ownerless(connection, moment):
-        return check(connection, grant, windows, amount, moment, final=final, waits=waits)
+        return check(
+            connection, grant, windows, amount, moment, final=final, waits=waits, is_bound=is_bound
+        )
     if wants_less:
         return TighterBoundNeeded()
-    refusal = _binding(failing, amount).refusal(amount)
+    refusal = _binding(failing, amount).refusal(amount, is_bound=is_bound or grant.loose)
     if waits and all(_fits_when_settled(connection, one, amount) for one in failing):
         until = moment.now + _TIGHT_SECONDS * MICROSECONDS
         connection.execute("UPDATE book SET tight_until = ?", (until,))

@@ -58,7 +58,8 @@ def priced(tokens: int, price: str | None) -> Amount:
 class Cutter:
     """Cuts parts for one pool. ``limits``: of the caller whose budget it is.
 
-    ``on_held`` gets the amount of a part that was not held with its whole batch.
+    ``on_held`` gets the amount of a part that was not held with its whole batch. ``exact``: tokens
+    are counted, and no bounds.
     """
 
     def __init__(
@@ -68,7 +69,9 @@ class Cutter:
         limits: Sequence[Limit] = (),
         *,
         on_held: Callable[[Amount], None] = lambda _: None,
+        exact: bool = True,
     ) -> None:
+        self._is_bound = not exact
         self.pool = pool
         self.limits = tuple(limits)
         self._on_held = on_held
@@ -166,7 +169,16 @@ class Cutter:
         scope = self.pool.scope
         grant = entries.new_grant(scope, "all", self.limits, False)
         moment, windows = self._ledger.begin_in(connection, scope, "all")
-        return admission.check(connection, grant, windows, amount, moment, final=True, waits=waits)
+        return admission.check(
+            connection,
+            grant,
+            windows,
+            amount,
+            moment,
+            final=True,
+            waits=waits,
+            is_bound=self._is_bound,
+        )
 
     def _choose(
         self, connection: sqlite3.Connection, batch: BatchRecord, cut: Cut, after: int
@@ -215,7 +227,9 @@ class Cutter:
         scope = self.pool.scope
         grant = entries.new_grant(scope, "all", self.limits, False)
         moment, windows = self._ledger.begin_in(connection, scope, "all")
-        refusal = admission.check(connection, grant, windows, amount, moment, final=True)
+        refusal = admission.check(
+            connection, grant, windows, amount, moment, final=True, is_bound=self._is_bound
+        )
         if refusal is not None:
             return None, refusal
         counters.hold(connection, windows, amount)

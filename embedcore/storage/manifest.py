@@ -23,7 +23,8 @@ _KEYS_PER_QUERY: Final = 500
 class ManifestRow(NamedTuple):
     """One row of the caller. ``text``: number of its text, or None if it was ``problem``.
 
-    ``key``: the caller's name for it as JSON, or None where it has none.
+    ``key``: the caller's name for it as JSON, or None where it has none. ``tokens_cut``: before its
+    text was sent.
     """
 
     number: int
@@ -31,6 +32,26 @@ class ManifestRow(NamedTuple):
     key: str | None
     tokens_cut: int
     problem: str | None
+
+
+class Shortened(NamedTuple):
+    """A text that the server took only when it was shorter: the cache's key of what it took, and
+    what was cut off: tokens, or characters where nobody counts them."""
+
+    key: bytes
+    tokens: int | None
+    characters: int | None
+
+
+class Found(NamedTuple):
+    """A row as it is read: the key of its text; whether that was bought before, or for an earlier
+    row; and what is known of a text that may be too long."""
+
+    row: ManifestRow
+    key: bytes | None
+    reused: bool
+    perhaps_long: bool = False
+    shortened: Shortened | None = None
 
 
 class Manifest:
@@ -87,6 +108,21 @@ class Manifest:
                 "UPDATE text SET reused = 1 WHERE key = ?", ((key,) for key in keys)
             )
 
+    def mark_long(self, keys: Iterable[bytes]) -> None:
+        """These texts may be longer than the model takes: nobody counts their tokens."""
+        with self.database.transaction() as connection:
+            connection.executemany(
+                "UPDATE text SET perhaps_long = 1 WHERE key = ?", ((key,) for key in keys)
+            )
+
+    def shorten(self, key: bytes, shortened: Shortened) -> None:
+        """The server refused the whole text, and took a shorter one."""
+        with self.database.transaction() as connection:
+            connection.execute(
+                "UPDATE text SET sent_key = ?, tokens_cut = ?, characters_cut = ? WHERE key = ?",
+                (*shortened, key),
+            )
+
     def digest(self) -> bytes:
         """What the rows are, in their order: equal for two batches of the same texts and keys."""
         digest = hashlib.sha256()
@@ -112,18 +148,27 @@ class Manifest:
             found.update(rows)
         return found
 
-    def rows(self, start: int, count: int) -> list[tuple[ManifestRow, bytes | None, bool]]:
-        """``count`` rows from number ``start``, each with the key of its text and whether that was
-        bought before, or for an earlier row."""
+    def rows(self, start: int, count: int) -> list[Found]:
+        """``count`` rows from number ``start``."""
         with self.database.read() as connection:
             found = connection.execute(
                 "SELECT r.number, r.text, r.key, r.tokens_cut, r.problem, t.key, "
-                "t.reused OR t.first < r.number "
+                "t.reused OR t.first < r.number, t.perhaps_long, "
+                "t.sent_key, t.tokens_cut, t.characters_cut "
                 'FROM "row" r LEFT JOIN text t ON t.id = r.text '
                 "WHERE r.number >= ? AND r.number < ? ORDER BY r.number",
                 (start, start + count),
             ).fetchall()
-        return [(ManifestRow(*row[:5]), row[5], bool(row[6])) for row in found]
+        return [
+            Found(
+                row=ManifestRow(*one[:5]),
+                key=one[5],
+                reused=bool(one[6]),
+                perhaps_long=bool(one[7]),
+                shortened=None if one[8] is None else Shortened(*one[8:]),
+            )
+            for one in found
+        ]
 
     def keys(self, per_block: int = 5_000) -> Iterator[list[bytes]]:
         """The keys of all texts, block by block."""

@@ -19,7 +19,7 @@ VECTORS_VERSION: Final = 1
 
 VECTORS: Final = Migrations("embedcore.vectors")
 
-MANIFEST_VERSION: Final = 1
+MANIFEST_VERSION: Final = 2
 """The same for the file that each batch has."""
 
 MANIFEST: Final = Migrations("embedcore.batch")
@@ -69,6 +69,13 @@ def owners(database: Database) -> None:
 def manifest(database: Database) -> None:
     """The caller's rows of one batch, and its texts as they are sent."""
     for statement in (_TEXT, _ROW):
+        database.conn.execute(statement)
+
+
+@MANIFEST()
+def cut_by_the_server(database: Database) -> None:
+    """What became of texts that nobody counted, and that may be too long."""
+    for statement in _LONG_TEXTS:
         database.conn.execute(statement)
 
 
@@ -347,3 +354,13 @@ CREATE TABLE "row" (
     tokens_cut INTEGER NOT NULL DEFAULT 0,
     problem TEXT                           -- why it was rejected
 ) STRICT"""
+
+_LONG_TEXTS = (
+    # It may be longer than the model takes; nobody counts its tokens.
+    "ALTER TABLE text ADD COLUMN perhaps_long INTEGER NOT NULL DEFAULT 0 "
+    "CHECK (perhaps_long IN (0, 1))",
+    # It was refused, and so much was cut off until it was taken; under this key is the vector.
+    "ALTER TABLE text ADD COLUMN sent_key BLOB CHECK (length(sent_key) = 32)",
+    "ALTER TABLE text ADD COLUMN tokens_cut INTEGER",
+    "ALTER TABLE text ADD COLUMN characters_cut INTEGER",
+)

@@ -54,11 +54,12 @@ class Used:
     def ends(self) -> datetime | None:
         return window_end(self.limit.period, self.moment.now, self.moment.zone)
 
-    def refusal(self, amount: Amount) -> BudgetExceeded:
+    def refusal(self, amount: Amount, *, is_bound: bool = False) -> BudgetExceeded:
+        """``is_bound``: nobody counted what it costs, and it may be less."""
         limit, asked = self.limit, amount.of(self.limit.unit)
         kind = TokenBudgetExceeded if limit.unit == "tokens" else CostBudgetExceeded
         return kind(
-            self._message(asked),
+            self._message(asked, "up to " if is_bound else ""),
             limit=limit.amount,
             spent=self.spent,
             held=self.held,
@@ -69,7 +70,7 @@ class Used:
             scope=limit.scope,
         )
 
-    def _message(self, asked: int) -> str:
+    def _message(self, asked: int, up_to: str) -> str:
         limit, show = self.limit, _shown[self.limit.unit]
         whom = "all scopes" if limit.scope == ALL_SCOPES else f"scope {limit.scope!r}"
         period = "in total" if limit.period == "total" else f"per {limit.period}"
@@ -77,7 +78,7 @@ class Used:
         ends = self.ends
         when = f"it resets at {ends:%Y-%m-%d %H:%M} UTC" if ends else "it never resets"
         return (
-            f"not sent: {show(asked)} would be needed, and of {show(limit.amount)} {period} "
+            f"not sent: {up_to}{show(asked)} would be needed, and of {show(limit.amount)} {period} "
             f"for {whom} {show(max(self.left, 0))} are left ({show(self.spent)} spent, "
             f"{show(self.held)} held{kept}); {when}. Send less, wait, or raise the limit"
         )

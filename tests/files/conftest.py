@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedcore import Arrival, EmbeddingResult, Plan, Spending
+from embedcore import Arrival, EmbeddingResult, Plan, Spending, TextCut
 from embedcore.errors import EmbeddingError, InputRejected
 from embedcore.events import Progress
 
@@ -35,7 +35,7 @@ class FakeClient:
     """``before(texts)`` may raise or return how many texts are bought before ``error`` is raised.
 
     ``bad``: texts whose rows fail. ``meter``: a file that gets one line for each text bought.
-    Texts of more than ``longest`` characters are "truncated" by the rest.
+    Texts of more than ``longest`` characters are "truncated" by the rest, which ``cut`` tells.
     """
 
     model: str = "fake"
@@ -47,6 +47,7 @@ class FakeClient:
     meter: Path | None = None
     pause: float = 0.0
     longest: int = 10**9
+    cut: Callable[[int], TextCut] = lambda rest: TextCut(tokens=rest)
     stop_after: Callable[[int], tuple[int, BaseException] | None] = lambda call: None
     calls: list[list[str]] = field(default_factory=list)
     bought: list[str] = field(default_factory=list)
@@ -87,11 +88,11 @@ class FakeClient:
         """Some rows come early, in parts and out of order; the others only with the result."""
         early = np.flatnonzero(result.ok)[::-2]
         for rows in np.array_split(early, 3):
-            cut = {row: result.tokens_cut[row] for row in rows.tolist() if row in result.tokens_cut}
+            cuts = {row: result.cuts[row] for row in rows.tolist() if row in result.cuts}
             if not len(rows):
                 continue
             try:
-                on_arrival(Arrival(rows=rows, vectors=result.vectors[rows], tokens_cut=cut))
+                on_arrival(Arrival(rows=rows, vectors=result.vectors[rows], cuts=cuts))
             except BaseException as error:
                 error.partial = result  # type: ignore[attr-defined]
                 raise
@@ -107,13 +108,17 @@ class FakeClient:
             self._pay(text)
         ok = np.array([i not in errors for i in range(len(texts))])
         tokens = sum(len(text) for i, text in enumerate(texts) if ok[i])
-        cuts = {i: max(len(text) - self.longest, 0) for i, text in enumerate(texts) if ok[i]}
+        cuts = {
+            i: self.cut(len(text) - self.longest)
+            for i, text in enumerate(texts)
+            if ok[i] and len(text) > self.longest
+        }
         return EmbeddingResult(
             vectors=vectors,
             ok=ok,
             reused=np.zeros(len(texts), dtype=bool),
             usage=Spending(tokens=tokens, picodollars=tokens * 20_000, requests=1),
-            tokens_cut=cuts,
+            cuts=cuts,
             errors=errors,
         )
 

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from embedcore import TextCut
 from embedcore.errors import ConfigurationError
+from embedcore.files.cuts import tally
 from embedcore.files.digests import content_digest
 from embedcore.files.formats import output_format
 from embedcore.files.run import embed_files
@@ -100,6 +102,38 @@ def test_rows_come_back_as_they_were(
         assert np.array_equal(found, vector(text))
     for row, text in zip(load(target), texts, strict=True):
         assert np.array_equal(np.array(row["vector"], np.float32), vector(text))
+
+
+CUTS = {
+    1: TextCut(tokens=1),
+    2: TextCut(characters=2),
+    3: TextCut(),
+    4: TextCut(tokens=2**40),
+    5: TextCut(characters=2**40),
+    6: TextCut(tokens=0, characters=7),
+}
+
+
+@pytest.mark.case("A9")
+def test_a_cut_is_told_in_tokens_only_if_they_were_counted(
+    output: Path, new_client: Any, load: Any
+) -> None:
+    """As it is written, read, carried over into the next output, and put into a report."""
+    texts = ["x" * (10 + rest) for rest in range(7)]
+    client = new_client(longest=10, cut=CUTS.__getitem__)
+    most = 2**31 - 2
+    tokens = [0, 1, None, None, most, None, 0]
+    characters = [None, None, 2, None, None, most, None]
+    for more in ([], ["short"]):
+        report = embed_files(client, [iter([*texts, *more])], output)
+        rows = load(output)[:7]
+        assert [row["tokens_cut"] for row in rows] == tokens
+        assert [row.get("characters_cut") for row in rows] == characters
+        (block,) = output_format(output).blocks(output)
+        found = tally(block.cuts)
+        assert (found.rows, found.unknown) == (4, 1) == (report.truncated, report.perhaps_cut)
+        assert (found.tokens, found.characters) == (1 + most, 2 + most)
+    assert client.bought == [*texts, "short"]
 
 
 @pytest.mark.fault(7)

@@ -15,6 +15,7 @@ from embedcore.files.plan import plan_files
 from embedcore.files.run import embed_files
 from embedcore.files.search import search
 from embedcore.provider.base import BaseEmbedder
+from embedcore.provider.tokens import EstimatingTokenizer
 from embedcore.provider.types import EmbedReply, EmbedRequest, ModelInfo, Price
 
 
@@ -81,9 +82,29 @@ def test_stopped_and_resumed_with_the_real_client(
     assert [hit.text for hit in hits] == ["text 7", "text 7"]
 
 
+class Counts(EstimatingTokenizer):
+    """Of a model whose tokens are bytes."""
+
+    exact = True
+
+
+@pytest.mark.case("A9")
+def test_texts_that_nobody_counts_go_whole_and_are_reported(
+    output: Path, real: EmbeddingClient, embedder: Embedder, load: Any
+) -> None:
+    plan = plan_files(real, [iter(["x" * 33, "y"])], output)
+    assert (plan.truncated, plan.perhaps_long) == (0, 1)
+    report = embed_files(real, [iter(["x" * 33, "y"])], output)
+    assert sorted(embedder.sent) == ["x" * 33, "y"]
+    assert (report.truncated, report.perhaps_cut) == (0, 1)
+    assert (report.tokens_cut, report.characters_cut) == (0, 0)
+    assert [row["tokens_cut"] for row in load(output)] == [None, 0]
+
+
 def test_cut_texts_are_reported(
     output: Path, real: EmbeddingClient, embedder: Embedder, load: Any
 ) -> None:
+    embedder.tokenizer = Counts()
     report = embed_files(real, [iter(["x" * 33, "y"])], output)
     assert report.truncated == 1
     assert [row["tokens_cut"] for row in load(output)] == [13, 0]

@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 
 from embedcore.errors import ProviderUnavailable, RequestRejected
 from embedcore.policy.intake import take_in
-from embedcore.policy.result import Spending
+from embedcore.policy.result import Spending, TextCut
 from embedcore.policy.rows import Collected
 from embedcore.testing import vectors_of
 from embedcore.testing.strategies import text_lists
@@ -117,11 +117,18 @@ def test_outcomes_are_a_sequence():
     taken = take_in(["a", "", "a"], keep_empty=True, keep=False)
     collected = Collected(taken.rows, 1, WIDTH)
     collected.put([0], vectors_of(["a"], WIDTH))
-    outcomes = result_of(collected, taken, {0: 3}).outcomes
+    cuts = {0: TextCut(tokens=3), 1: TextCut(), 2: TextCut(characters=5)}
+    result = result_of(collected, taken, cuts)
+    outcomes = result.outcomes
     assert [one.state for one in outcomes] == ["ok", "failed", "reused"]
     assert outcomes[-1].state == "reused"
     assert [one.state for one in outcomes[1:]] == ["failed", "reused"]
-    assert outcomes[0].tokens_cut == 3
+    assert [one.cut for one in outcomes] == ["yes", "no", "yes"]
+    assert [one.tokens_cut for one in outcomes] == [3, 0, None]
+    assert [one.characters_cut for one in outcomes] == [None, None, 5]
+    assert result.tokens_cut == {0: 3, 2: None}
+    assert result.characters_cut == {2: 5}
+    assert result.perhaps_cut == frozenset()
     with pytest.raises(IndexError):
         outcomes[3]
 

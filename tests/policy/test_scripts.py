@@ -24,7 +24,7 @@ from embedcore.errors import (
 )
 from embedcore.policy.retry import RetrySettings
 from embedcore.policy.search import may_be_kept
-from embedcore.testing import FakeClock, FakeEmbedder, FakeTokenizer, tokens_of
+from embedcore.testing import FakeClock, FakeEmbedder, tokens_of
 from embedcore.testing.fakes import FAKE_INFO, Outcome
 from embedcore.testing.strategies import outcomes
 
@@ -99,12 +99,11 @@ def run(one, rows, on_error):
 
 
 def as_sent(rows, result):
-    """A text that the server called too long was halved."""
-    halved = {
-        row: FakeTokenizer().prefix(rows[row], tokens_of(rows[row]) // 2)
-        for row in result.tokens_cut
-    }
-    return [halved.get(row, text) for row, text in enumerate(rows)]
+    """A text that the server called too long was shortened."""
+    kept = {row: rows[row][: -cut.characters] for row, cut in result.cuts.items()}
+    for row, text in kept.items():
+        assert tokens_of(rows[row]) - tokens_of(text) == result.tokens_cut[row] > 0
+    return [kept.get(row, text) for row, text in enumerate(rows)]
 
 
 def is_uncertain(outcome):

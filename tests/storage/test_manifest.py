@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from embedcore.storage.manifest import Manifest, ManifestRow
+from embedcore.storage.manifest import Manifest, ManifestRow, Shortened
 from embedcore.storage.schema import MANIFEST, MANIFEST_VERSION
 
 Open = Callable[..., Manifest]
@@ -79,9 +79,11 @@ def test_rows_come_back_in_their_order_with_their_own_texts(
         key_of(text) for text in different
     ]
     rows = [row for start in range(0, len(texts), size) for row in manifest.rows(start, size)]
-    assert [row.number for row, _, _ in rows] == list(range(len(texts)))
-    assert [key for _, key, _ in rows] == [text if text is None else key_of(text) for text in texts]
-    assert [row.key for row, _, _ in rows] == [json.dumps(f"row {n}") for n in range(len(texts))]
+    assert [found.row.number for found in rows] == list(range(len(texts)))
+    assert [found.key for found in rows] == [
+        text if text is None else key_of(text) for text in texts
+    ]
+    assert [one.row.key for one in rows] == [json.dumps(f"row {n}") for n in range(len(texts))]
     assert manifest.texts([key_of(text) for text in different]) == {
         key_of(text): text for text in different
     }
@@ -92,7 +94,19 @@ def test_what_was_bought_before_is_marked_on_its_rows(manifest_at: Open) -> None
     manifest = manifest_at()
     write(manifest, ["a", "b", "a", None])
     manifest.mark_reused([key_of("a")])
-    assert [before for _, _, before in manifest.rows(0, 9)] == [True, False, True, False]
+    assert [found.reused for found in manifest.rows(0, 9)] == [True, False, True, False]
+
+
+@pytest.mark.case("A9")
+def test_what_is_known_of_long_texts_is_on_their_rows(manifest_at: Open) -> None:
+    manifest = manifest_at()
+    write(manifest, ["a", "b", "a", None])
+    manifest.mark_long([key_of("a")])
+    assert [found.perhaps_long for found in manifest.rows(0, 9)] == [True, False, True, False]
+    assert {found.shortened for found in manifest.rows(0, 9)} == {None}
+    cut = Shortened(key_of("a bit"), None, 7)
+    manifest.shorten(key_of("a"), cut)
+    assert [found.shortened for found in manifest.rows(0, 9)] == [cut, None, cut, None]
 
 
 def test_the_digest_tells_rows_keys_and_order_apart(manifest_at: Open) -> None:
