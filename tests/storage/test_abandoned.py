@@ -196,7 +196,7 @@ def test_a_child_goes_on_with_what_its_parent_held(run_python: Any, open_ledger:
     said = run_python(
         """
 import os
-now = [1_768_478_400.0]
+now = [1_768_478_400.0 + 43_190]
 ledger = new_ledger(clock=lambda: now[0])
 limits = day_limit(100)
 grant = ledger.hold("s", Amount(tokens=60), limits)
@@ -209,7 +209,7 @@ if middle == 0:
     with ledger.database.transaction() as connection:
         owner = connection.execute('SELECT owner FROM "grant"').fetchone()[0]
         connection.execute('UPDATE "grant" SET owner = ?', (owner.rpartition(" ")[0] + " 1",))
-    now[0] += 86_400
+    now[0] += 15
     other = ledger.hold("s", Amount(tokens=60), limits)
     try:
         attempt = ledger.send(grant, Amount(tokens=50))
