@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -18,6 +19,9 @@ _READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 _ENDING = ".partial"
 _RANDOM_BYTES = 8
 _DESCRIPTORS = Path("/proc/self/fd")
+_WITHOUT_WAITING = (
+    getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+)
 _NO_FOLDER_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
 
 
@@ -52,6 +56,18 @@ def _translated(error: OSError, path: Path) -> StorageError:
             f"{display(path)} cannot be written: {cause}. Choose a folder that you may write to"
         )
     return StorageError(f"{display(path)} cannot be written: {cause}")
+
+
+def opened_file(path: Path) -> BinaryIO:
+    """A file open to be read, links followed. Raises ``OSError`` if it is none.
+
+    To open a pipe would wait for somebody who writes, and a device may never end.
+    """
+    descriptor = os.open(path, os.O_RDONLY | _WITHOUT_WAITING)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return os.fdopen(descriptor, "rb")
 
 
 def random_name(path: Path) -> str:

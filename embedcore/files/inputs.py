@@ -124,7 +124,7 @@ class Inputs:
 
     def _prepared(self, source: Source) -> _Input:
         if source == STDIN:
-            stream = self._stdin if self._stdin is not None else sys.stdin.buffer
+            stream = self._stdin if self._stdin is not None else _standard_input()
             copy = self._spooled(_parts(stream))
             _require_bytes(copy, "standard input")
             return self._described(copy.reader, "<stdin>", self._input_format or "txt")
@@ -178,6 +178,13 @@ class Inputs:
 def _parts(stream: BinaryIO) -> Iterator[bytes]:
     while part := stream.read(_PART):
         yield part
+
+
+def _standard_input() -> BinaryIO:
+    # A program without a console has none, and a shell can close it.
+    if sys.stdin is None or sys.stdin.closed:
+        raise ConfigurationError("standard input is closed: there is nothing to read from it")
+    return sys.stdin.buffer
 
 
 def _require_bytes(copy: Spool, name: str) -> None:

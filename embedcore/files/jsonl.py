@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from embedcore.files.cuts import characters_in, code_from, tokens_in
 from embedcore.files.digests import SIZE, as_digests, is_digest_of, parsed_digest
+from embedcore.files.disk import opened_file
 from embedcore.files.formats import Layout, RowWriter, finite_rows, not_ours
 from embedcore.files.scan import BLOCK_CHARACTERS
 from embedcore.files.sums import SUM, little_endian, row_sum, seed_of
@@ -118,7 +119,7 @@ def json_line(fields: Fields) -> bytes:
 def numbered_objects(path: Path) -> Iterator[tuple[int, Fields | None]]:
     """The numbers and objects of the lines that are not blank; None: it is no object."""
     try:
-        with path.open("rb") as file:
+        with opened_file(path) as file:
             for number, line in enumerate(file, 1):
                 if not line.isspace():
                     yield number, _parsed(line)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcore.files.digests import as_digests
-from embedcore.files.disk import beside
+from embedcore.files.disk import beside, opened_file
 from embedcore.files.formats import Layout, RowWriter, finite_rows, not_ours, own_version
 from embedcore.files.jsonl import (
     Fields,
@@ -149,7 +149,7 @@ def _opened_matrix(output: Path) -> Iterator[_Matrix]:
     what it finds there.
     """
     try:
-        with output.open("rb") as file:
+        with opened_file(output) as file:
             header = _HEADER.match(file.read(_MAX_HEADER))
             if header is None:
                 raise not_ours(output, "it is not a float32 matrix of two dimensions")

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from embedcore.errors import ConfigurationError
 from embedcore.files.cuts import characters_in, code_from, tokens_in
 from embedcore.files.digests import SIZE, as_digests, is_digest_of, parsed_digest
+from embedcore.files.disk import opened_file
 from embedcore.files.formats import Layout, RowWriter, finite_rows, not_ours, own_version
 from embedcore.files.scan import Kind
 from embedcore.files.sums import SUM, little_endian, row_sum, seed_of
@@ -196,7 +197,7 @@ def _readable(path: Path) -> Iterator[None]:
 def _opened(path: Path) -> Iterator[Any]:
     with ExitStack() as opened:
         with _readable(path):
-            raw = opened.enter_context(path.open("rb"))
+            raw = opened.enter_context(opened_file(path))
             file = opened.enter_context(pq.ParquetFile(raw))
         yield file
 

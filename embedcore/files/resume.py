@@ -111,6 +111,8 @@ def _require_replaceable(path: Path) -> None:
     found, folder = path.lstat(), path.parent.stat()
     if stat.S_ISDIR(found.st_mode):
         raise ConfigurationError(f"{display(path)} is a folder, and a run needs that name")
+    if path.exists() and not path.is_file():
+        raise ConfigurationError(f"{display(path)} is no regular file, and a run needs that name")
     owners = {0, found.st_uid, folder.st_uid}
     if folder.st_mode & stat.S_ISVTX and hasattr(os, "geteuid") and os.geteuid() not in owners:
         raise ConfigurationError(

@@ -96,6 +96,7 @@ class Database:
         # Closed for a fork only: it must be the same when it is opened again.
         self._expected: Identity | None = None
         self._is_opening = self._is_lost = False
+        self._beside = ""
 
     def open(self) -> None:
         """Open the file now instead of at the first transaction."""
@@ -268,12 +269,15 @@ class Database:
     def _recognise_files(self, connection: sqlite3.Connection) -> None:
         if self.path is None:
             return
-        names = [str(self.path)]
+        # The log lies beside the file that a link leads to. Whoever moves that file, and leaves a
+        # link in its place, gives it another log for those who open it from now on.
+        beside = os.path.realpath(self.path)
+        names = [str(self.path), beside]
         if self._ask_journal(connection) == "wal":
             # Nobody deletes these while this connection is open, unless locks were lost.
-            beside = os.path.realpath(self.path)
             names += [f"{beside}-wal", f"{beside}-shm"]
-        found = {name: identity_of(name) for name in names}
+        self._beside = beside
+        found = {name: self._identity_now(name) for name in names}
         self._files = {name: known for name, known in found.items() if known is not None}
         self._expected = None
 
@@ -282,6 +286,12 @@ class Database:
         # would take the old log for the log of the new file.
         logs = [path.with_name(path.name + end) for end in ("-wal", "-journal")]
         left = [log for log in logs if size_of(log)]
+        if left and path.is_symlink():
+            raise StorageCorrupt(
+                f"{path} leads to {path.resolve()}, but {left[0]} lies beside the link: the file "
+                "was moved and its log was not. Stop every program that uses it, and move the log "
+                f"beside the file, as {path.resolve()}{left[0].name.removeprefix(path.name)}"
+            )
         size = size_of(path)
         # SQLite takes a file of a single byte for an empty one.
         if (size or 0) > 1 or (size is None and not left):
@@ -383,8 +393,11 @@ class Database:
         for name, known in self._files.items():
             self._check_same(name, known)
 
+    def _identity_now(self, name: str) -> Identity | None:
+        return identity_of(name, links=name != self._beside)
+
     def _check_same(self, name: str, known: Identity) -> None:
-        now = identity_of(name)
+        now = self._identity_now(name)
         if now == known:
             return
         if now is not None and (now.device, now.number) == (known.device, known.number):

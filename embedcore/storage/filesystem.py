@@ -86,10 +86,10 @@ class Identity(NamedTuple):
     names: int
 
 
-def identity_of(path: str | Path) -> Identity | None:
-    """None if there is no such file."""
+def identity_of(path: str | Path, *, links: bool = True) -> Identity | None:
+    """None if there is no such file. ``links``: followed."""
     try:
-        found = os.stat(path)  # noqa: PTH116 - three of them in every transaction
+        found = os.stat(path, follow_symlinks=links)  # noqa: PTH116 - in every transaction
     except OSError:
         return None
     return Identity(found.st_dev, found.st_ino, found.st_nlink)

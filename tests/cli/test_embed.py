@@ -256,3 +256,14 @@ def test_empty_text_says_which_option_keeps_the_rest(cli):
     assert run.code == 2
     assert "t.txt:2" in run.err
     assert "--on-error keep" in run.err
+
+
+@pytest.mark.case("H8")
+def test_a_closed_standard_input_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from embedcore.cli import main
+
+    monkeypatch.setattr("sys.stdin", None)
+    assert main(["embed", "-", "-m", "hashing:8", "-o", str(tmp_path / "o.npy")]) == 2
+    assert "standard input is closed" in capsys.readouterr().err

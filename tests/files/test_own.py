@@ -14,6 +14,7 @@ from embedcore.files.disk import random_name, replacing, sweep
 from embedcore.files.plan import plan_files
 from embedcore.files.resume import Target
 from embedcore.files.run import embed_files
+from embedcore.files.search import search
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="links, owners and pipes of POSIX")
 
@@ -266,3 +267,25 @@ def test_a_name_that_leaves_no_room_for_those_beside_it_is_refused_first(
         with pytest.raises(ConfigurationError, match="choose a shorter name"):
             embed_files(client, [iter(["b"])], output)
         assert not client.calls
+
+
+@pytest.mark.case("D4")
+@pytest.mark.parametrize("kind", ["pipe", "endless"])
+@pytest.mark.parametrize("name", ["v.npy", "v.npy.rows.jsonl", "v.jsonl", "v.parquet"])
+def test_a_pipe_or_a_device_in_the_place_of_an_output_is_not_read(
+    tmp_path: Path, client: Any, kind: str, name: str
+) -> None:
+    """To open the one waits for ever, and the other has no end."""
+    output = tmp_path / name.removesuffix(".rows.jsonl")
+    embed_files(client, [iter(["a"])], output)
+    client.calls.clear()
+    (tmp_path / name).unlink()
+    if kind == "pipe":
+        os.mkfifo(tmp_path / name)
+    else:
+        (tmp_path / name).symlink_to("/dev/zero")
+    with pytest.raises(ConfigurationError, match=r"regular file|not a file that can be replaced"):
+        embed_files(client, [iter(["b"])], output)
+    with pytest.raises(ConfigurationError, match=r"regular file|no such file"):
+        search(client, ["a"], output)
+    assert not client.calls
