@@ -29,8 +29,9 @@ from embedcore.policy.purse import Purse
 from embedcore.policy.result import EmbeddingResult, OnArrival, StoppedAt
 from embedcore.policy.reuse import Reuse
 from embedcore.policy.rows import Collected
-from embedcore.policy.search import Search, may_be_kept
+from embedcore.policy.search import Search
 from embedcore.policy.sending import Attempts, Sender, logger
+from embedcore.policy.verdict import may_be_kept
 
 if TYPE_CHECKING:
     from embedcore.policy.sending import Keep
@@ -277,13 +278,16 @@ class Call:
         if not self.keeps or not kept or blocked:
             raise error
 
-    def serves(self, text: str) -> bool:
+    def serves(self, text: str, asked: set[str] | None = None) -> bool:
         """Whether the provider embeds this text, which is none of the call's. It is paid for.
 
-        Raises ``BudgetExceeded`` if it cannot be.
+        ``asked``: the ways in which it need not be asked again. Raises
+        ``BudgetExceeded`` if it cannot be paid.
         """
         try:
-            self.trial(text, Attempts(fresh=True, once=True), keep=lambda *_: None)
+            self.trial(
+                text, Attempts(fresh=True, once=True, asked=asked or set()), keep=lambda *_: None
+            )
         except BudgetExceeded:
             raise
         except EmbeddingError:

@@ -2,85 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import re
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from embedcore.errors import (
-    AuthenticationFailed,
-    BudgetExceeded,
     EmbeddingError,
     InputRejected,
     InputTooLong,
     InvalidResponse,
-    ModelNotFound,
-    PermissionDenied,
-    ProviderError,
-    QuotaExhausted,
-    RemoteGone,
-    ReplyMismatch,
     RequestTooLarge,
     TimedOut,
     TransientProviderError,
 )
 from embedcore.policy.planning import PlannedRequest, plan_requests
-from embedcore.policy.probing import PROBE_TEXT
-from embedcore.policy.retry import is_about_the_moment
-from embedcore.policy.sending import Attempts, blocked
+from embedcore.policy.sending import Attempts
 from embedcore.policy.shortening import Shortening, may_be_length
 from embedcore.policy.sizes import Size
+from embedcore.policy.verdict import Verdict, copied, is_about_no_text
 
 if TYPE_CHECKING:
     from embedcore.policy.immediate import Call
 
-# After so many requests in a row that failed alike, a text without fault is sent.
-_ALIKE_IN_A_ROW: Final = 64
 # A search charges no more than this, times the amount of the request with which it began.
 _MOST_CHARGED: Final = 2
-_LOOK_SECONDS: Final = 0.25
-# Texts of fewer letters are as likely to be at fault as very long ones.
-_FEW_LETTERS: Final = 4
-_LOOKED_AT: Final = 100
-
-
-def is_about_no_text(error: EmbeddingError) -> bool:
-    """Whether neither a text nor the size of a request can be the reason."""
-    if isinstance(error, TransientProviderError):
-        return is_about_the_moment(error)
-    settings = (
-        AuthenticationFailed,
-        PermissionDenied,
-        ModelNotFound,
-        QuotaExhausted,
-        RemoteGone,
-        ReplyMismatch,
-    )
-    return isinstance(error, settings) or not isinstance(error, (ProviderError, InputRejected))
-
-
-def may_be_kept(error: EmbeddingError) -> bool:
-    """Whether ``on_error="keep"`` may turn this into failed rows instead of raising it."""
-    return isinstance(error, TransientProviderError) or not is_about_no_text(error)
-
-
-def nature(error: EmbeddingError) -> tuple[object, ...]:
-    """What two errors have in common that tell of the same reason, as far as can be told.
-
-    What differs from text to text does not count: numbers, names with numbers in them, and what is
-    quoted.
-    """
-    unquoted = re.sub(r"\"[^\"]*\"|'[^']*'|`[^`]*`", " ", error.message)
-    words = [word for word in unquoted.casefold().split() if not any(map(str.isdigit, word))]
-    return (
-        type(error),
-        getattr(error, "status", None),
-        getattr(error, "code", None),
-        " ".join(words),
-    )
+# A text with so large a share of the bytes of a request is heavy.
+_SHARE_OF_HEAVY: Final = 8
 
 
 @dataclass(kw_only=True, slots=True)
@@ -116,6 +63,7 @@ class _Inquiry:
 
     - ``error``: why it failed.
     - ``tokens_left``: what may still be charged for parts that fail.
+    - ``served``: how many requests had been answered when it was sent.
     - ``retries``: what was taken from the retry quota for it.
     - ``asked``: the ways in which the provider has asked otherwise for it; none is tried again.
     - ``culprit``: the first text that is known to be at fault.
@@ -123,6 +71,7 @@ class _Inquiry:
 
     error: EmbeddingError
     tokens_left: int
+    served: int
     retries: int = 0
     asked: set[str] = field(default_factory=set)
     culprit: tuple[int, EmbeddingError] | None = None
@@ -153,10 +102,7 @@ class Search:
     def __init__(self, call: Call) -> None:
         self._call = call
         self._engine = call.engine
-        self._lock = threading.Lock()
-        self._in_a_row = 0
-        self._last: tuple[object, ...] | None = None
-        self._first_refused: tuple[int, tuple[object, ...]] | None = None
+        self._verdict = Verdict(call)
 
     def run(self, request: PlannedRequest) -> None:
         """Give every text of the request its vector or its error. Raises what ends the call."""
@@ -168,27 +114,31 @@ class Search:
             self.run(part)
 
     def _send(self, request: PlannedRequest) -> None:
-        inquiry, attempts = None, Attempts()
+        inquiry, attempts, served = None, Attempts(), self._engine.learned.served
         try:
             missing = self._call.sender.send(request, attempts)
         except EmbeddingError as error:
             if error.budget_blocked or is_about_no_text(error):
                 self._call.fail(request.indices, error)
                 return
-            inquiry = self._inquiry(request, self._failed(error))
+            inquiry = self._inquiry(request, self._verdict.failed(error), served)
             inquiry.retries, inquiry.asked = attempts.retries, attempts.asked
             self._search(inquiry, request)
         else:
             self._passed(request, missing)
             if missing:
-                inquiry = self._inquiry(request, self._without_vectors(missing, request))
+                inquiry = self._inquiry(request, self._without_vectors(missing, request), served)
                 self._each_alone(inquiry, missing, inquiry.error)
         if inquiry is not None and inquiry.culprit is not None:
             index, reason = inquiry.culprit
             self._call.fail([index], reason)
 
-    def _inquiry(self, request: PlannedRequest, error: EmbeddingError) -> _Inquiry:
-        return _Inquiry(error=error, tokens_left=_MOST_CHARGED * request.amount.tokens)
+    def _inquiry(self, request: PlannedRequest, error: EmbeddingError, served: int) -> _Inquiry:
+        return _Inquiry(
+            error=error,
+            tokens_left=_MOST_CHARGED * request.amount.tokens,
+            served=served,
+        )
 
     def _search(self, inquiry: _Inquiry, request: PlannedRequest) -> None:
         """Divide the request until each text of it has its vector or its own error.
@@ -210,10 +160,10 @@ class Search:
         learned = self._engine.learned
         if learned.proven or isinstance(whole.error, InputRejected):
             return [whole]
-        pair = self._pair(whole.part.indices)
+        pair = self._verdict.pair(whole.part.indices)
         if pair is None:
             return [whole]
-        with self._one_at_a_time(learned.probing):
+        with self._verdict.one_at_a_time():
             if learned.proven:
                 return [whole]
             return self._probe(inquiry, whole, pair)
@@ -233,7 +183,8 @@ class Search:
                 siblings.one_passed = True
                 break
         if len(failed) == len(pair):
-            self._judge_request(*failed)
+            one, other = failed
+            self._verdict.both_failed(one.error, other.error, inquiry.asked)
         left = [index for index in whole.part.indices if index not in asked]
         if not left:
             return failed[::-1]
@@ -241,10 +192,6 @@ class Search:
         untried = bool(failed) or len(left) == 1
         rest = replace(whole, part=self._part(left), untried=untried, siblings=siblings)
         return [rest, *failed[::-1]]
-
-    def _judge_request(self, one: _Suspect, other: _Suspect) -> None:
-        if nature(one.error) == nature(other.error) and not isinstance(one.error, InputRejected):
-            raise self._request_at_fault(one.error)
 
     def _narrow(self, inquiry: _Inquiry, suspect: _Suspect) -> list[_Suspect]:
         """One step closer to what is at fault: the parts of these texts that failed."""
@@ -314,10 +261,29 @@ class Search:
         if suspect.named in indices and suspect.named is not None:
             others = [index for index in indices if index != suspect.named]
             return [self._part([suspect.named]), self._part(others)]
+        heavy = self._heavy(suspect)
+        if heavy:
+            # The others first: once they have passed, the heavy ones are not waited for.
+            others = [index for index in indices if index not in heavy]
+            return [self._part(others), *(self._part([index]) for index in heavy)]
         most = error.max_texts if isinstance(error, RequestTooLarge) else None
         if most is None or not 0 < most < len(indices):
             most = len(indices) - len(indices) // 2
         return [self._part(indices[at : at + most]) for at in range(0, len(indices), most)]
+
+    def _heavy(self, suspect: _Suspect) -> list[int]:
+        """The few texts that make up most of what an attempt costs, where failed ones are charged.
+
+        Each part that has one costs nearly as much as the whole, and what may be charged would be
+        used up before the others were sent without them.
+        """
+        if suspect.error.billed == "no":
+            return []
+        indices, sizes = suspect.part.indices, self._call.prepared.sizes
+        whole = sum(sizes[index] for index in indices)
+        heavy = [index for index in indices if _SHARE_OF_HEAVY * sizes[index] >= whole]
+        is_most = 2 * sum(sizes[index] for index in heavy) > whole
+        return heavy if is_most and len(heavy) < len(indices) else []
 
     def _try(self, inquiry: _Inquiry, part: PlannedRequest, attempts: Attempts) -> _Outcome:
         attempts.asked = inquiry.asked
@@ -325,7 +291,7 @@ class Search:
             missing = self._call.sender.send(part, attempts)
         except EmbeddingError as error:
             if not error.budget_blocked and not is_about_no_text(error):
-                return _Outcome(error=self._failed(error))
+                return _Outcome(error=self._verdict.failed(error))
             self._call.fail(part.indices, error)
             return _Outcome()
         finally:
@@ -359,6 +325,9 @@ class Search:
             return True
         if not isinstance(suspect.error, TransientProviderError):
             return True
+        if self._engine.learned.served != inquiry.served:
+            # Others are answered meanwhile: it is no outage.
+            return True
         taken = self._engine.quota.take()
         inquiry.retries += taken
         return taken
@@ -366,7 +335,7 @@ class Search:
     def _give_up(self, inquiry: _Inquiry, indices: Sequence[int]) -> None:
         """These are not searched further: they fail for the reason with which it began."""
         if inquiry.culprit is None and indices:
-            error = _copied(inquiry.error)
+            error = copied(inquiry.error)
             error.message += "; which of its texts is at fault was not found out"
             self._call.fail(sorted(indices), error, blame=False)
 
@@ -388,7 +357,7 @@ class Search:
                 error.retryable = False
                 error.message += "; others of the same request passed without this text"
         else:
-            self._ask_other_half(index, error)
+            self._verdict.failed_alone(index, error, inquiry.asked)
         if self._call.keeps:
             self._call.fail([index], error)
         else:
@@ -408,7 +377,7 @@ class Search:
             inquiry.retries += attempts.retries
             if refusal is not None:
                 try:
-                    self._failed(refusal)
+                    self._verdict.failed(refusal)
                 except EmbeddingError as error:
                     nonlocal ending
                     ending = error
@@ -425,8 +394,7 @@ class Search:
                 raise
             self._call.fail([index], other)
             return True
-        with self._lock:
-            self._in_a_row, self._last = 0, None
+        self._verdict.passed()
         self._engine.quota.give_back(inquiry.retries)
         inquiry.retries = 0
         return True
@@ -439,50 +407,8 @@ class Search:
                 "provider has that option"
             )
 
-    def _failed(self, error: EmbeddingError) -> EmbeddingError:
-        """A server that refuses whatever it is sent must not be asked once for each text."""
-        if isinstance(error, TransientProviderError) or not self._call.keeps:
-            return error
-        with self._lock:
-            before, self._last = self._last, nature(error)
-            self._in_a_row = self._in_a_row + 1 if self._last == before else 1
-            is_time = self._in_a_row >= _ALIKE_IN_A_ROW
-        if is_time:
-            with self._one_at_a_time(self._engine.learned.probing):
-                self._check_server(error)
-        return error
-
-    def _check_server(self, error: EmbeddingError) -> None:
-        """Raises ``error`` if a text without fault is refused as well, unless one just passed."""
-        if self._in_a_row < _ALIKE_IN_A_ROW:
-            return
-        try:
-            serves = self._call.serves(PROBE_TEXT)
-        except BudgetExceeded as refusal:
-            raise blocked(_copied(error), refusal) from refusal
-        if not serves:
-            raise self._serves_nothing(error)
-        with self._lock:
-            self._in_a_row = 0
-
-    def _ask_other_half(self, index: int, error: EmbeddingError) -> None:
-        """Where requests have one text, two alike from different halves tell that it is no text."""
-        texts, learned = self._call.prepared.texts, self._engine.learned
-        if learned.proven or isinstance(error, InputRejected) or not _speaks(texts[index]):
-            return
-        with self._one_at_a_time(learned.probing):
-            if learned.proven:
-                return
-            first, middle = self._first_refused, len(texts) // 2
-            if first is None:
-                self._first_refused = index, nature(error)
-                self._call.crew.do_last()
-            elif first[1] == nature(error) and (first[0] < middle) != (index < middle):
-                raise self._request_at_fault(error)
-
     def _passed(self, request: PlannedRequest, missing: Sequence[int]) -> None:
-        with self._lock:
-            self._in_a_row, self._last = 0, None
+        self._verdict.passed()
         if not missing:
             self._engine.sizes.passed(request.size)
 
@@ -493,24 +419,6 @@ class Search:
             billed="yes",
         )
 
-    def _request_at_fault(self, error: EmbeddingError) -> EmbeddingError:
-        error = _copied(error)
-        error.position = None
-        error.message += (
-            ". It is no text's fault: two of them failed alike, each alone, and nothing has "
-            "succeeded with these settings yet"
-        )
-        return error
-
-    def _serves_nothing(self, error: EmbeddingError) -> EmbeddingError:
-        error = _copied(error)
-        error.position = None
-        error.message += (
-            f". The last {_ALIKE_IN_A_ROW} requests failed alike, and so did a short sentence: "
-            "nothing more is sent"
-        )
-        return error
-
     def _before_culprit(self, inquiry: _Inquiry, suspect: _Suspect) -> _Suspect | None:
         if inquiry.culprit is None or suspect.untried:
             return suspect
@@ -519,23 +427,6 @@ class Search:
         if len(before) == len(indices):
             return suspect
         return replace(suspect, part=self._part(before), untried=True) if before else None
-
-    def _pair(self, indices: Sequence[int]) -> tuple[int, int] | None:
-        """A short text of each half that is not blank; None if a half has none."""
-        middle = len(indices) // 2
-        one, other = self._shortest(indices[:middle]), self._shortest(indices[middle:])
-        return None if one is None or other is None else (one, other)
-
-    def _shortest(self, indices: Sequence[int]) -> int | None:
-        """The shortest text that says something; one of a few letters only if there is no other."""
-        prepared = self._call.prepared
-
-        def rank(index: int) -> tuple[bool, int]:
-            letters = sum(map(str.isalnum, prepared.texts[index][:_LOOKED_AT]))
-            return letters < _FEW_LETTERS, prepared.sizes[index]
-
-        speaking = [index for index in indices if _speaks(prepared.texts[index])]
-        return min(speaking, key=rank, default=None)
 
     def _suspect(
         self,
@@ -572,29 +463,3 @@ class Search:
             size=engine.sizes.known,
             scale=engine.learned.scale,
         )
-
-    @contextlib.contextmanager
-    def _one_at_a_time(self, lock: threading.RLock) -> Iterator[None]:
-        while not lock.acquire(timeout=_LOOK_SECONDS):
-            self._call.pause(0.0)
-        try:
-            self._call.pause(0.0)
-            yield
-        except EmbeddingError as error:
-            # Before the lock is free: whoever waits for it must not ask the same again.
-            self._call.crew.fail(error)
-            raise
-        finally:
-            lock.release()
-
-
-def _speaks(text: str) -> bool:
-    """Whether it is more than white space, marks and characters that cannot be seen."""
-    return any(map(str.isalnum, text))
-
-
-def _copied(error: EmbeddingError) -> EmbeddingError:
-    """One of its own for each place where it is said: it is told which rows it is about there."""
-    twin = copy.copy(error)
-    twin.__cause__ = error.__cause__
-    return twin

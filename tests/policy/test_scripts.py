@@ -23,7 +23,7 @@ from embedcore.errors import (
     TransientProviderError,
 )
 from embedcore.policy.retry import RetrySettings
-from embedcore.policy.search import may_be_kept
+from embedcore.policy.verdict import may_be_kept
 from embedcore.testing import FakeClock, FakeEmbedder, tokens_of
 from embedcore.testing.fakes import FAKE_INFO, Outcome
 from embedcore.testing.strategies import outcomes
