@@ -19,6 +19,10 @@ child: then nothing was at rest.
 from __future__ import annotations
 
 import atexit
+
+# Not used, but its handler takes a lock that does not nest. Handlers run in the opposite order of
+# their registration: had it run before ours, a signal that forks during ours would wait for ever.
+import concurrent.futures.thread  # noqa: F401
 import itertools
 import os
 import sys

@@ -6,6 +6,7 @@ import ctypes
 import gc
 import os
 import signal
+import subprocess
 import sys
 import threading
 import traceback
@@ -294,6 +295,40 @@ def test_a_signal_forks_while_a_fork_is_under_way(
     assert is_free(own)
     assert not forksafe._fork.is_near
     assert not forksafe._prepared.forks
+
+
+FORKS_BY_A_SIGNAL = """
+import os, signal
+from embedcore.forksafe import Lock
+import concurrent.futures.thread
+
+class Guarded:
+    def rest(self):
+        signal.raise_signal(signal.SIGUSR1)
+    def is_at_rest(self):
+        return True
+    def forked(self, *, at_rest):
+        pass
+
+def fork(*_):
+    pid = os.fork()
+    if not pid:
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+signal.alarm(60)
+signal.signal(signal.SIGUSR1, lambda *_: (signal.signal(signal.SIGUSR1, signal.SIG_IGN), fork()))
+guarded = Guarded()
+guarded.lock = Lock(guarded)
+fork()
+"""
+
+
+@pytest.mark.case("C2")
+def test_what_locks_for_a_fork_and_does_not_nest_is_registered_before_us() -> None:
+    """The pools of ``concurrent.futures`` do, and a program may import them at any time."""
+    ran = subprocess.run([sys.executable, "-c", FORKS_BY_A_SIGNAL], stderr=subprocess.PIPE)
+    assert ran.returncode == 0, ran
 
 
 def test_a_fork_in_c_is_noticed_by_the_first_who_asks() -> None:
