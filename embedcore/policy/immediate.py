@@ -278,16 +278,13 @@ class Call:
         if not self.keeps or not kept or blocked:
             raise error
 
-    def serves(self, text: str, asked: set[str] | None = None) -> bool:
+    def serves(self, text: str, attempts: Attempts) -> bool:
         """Whether the provider embeds this text, which is none of the call's. It is paid for.
 
-        ``asked``: the ways in which it need not be asked again. Raises
-        ``BudgetExceeded`` if it cannot be paid.
+        Raises ``BudgetExceeded`` if it cannot be.
         """
         try:
-            self.trial(
-                text, Attempts(fresh=True, once=True, asked=asked or set()), keep=lambda *_: None
-            )
+            self.trial(text, attempts, keep=lambda *_: None)
         except BudgetExceeded:
             raise
         except EmbeddingError:

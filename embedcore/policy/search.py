@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from embedcore.errors import (
+    BudgetExceeded,
     EmbeddingError,
     InputRejected,
     InputTooLong,
@@ -16,6 +18,7 @@ from embedcore.errors import (
     TransientProviderError,
 )
 from embedcore.policy.planning import PlannedRequest, plan_requests
+from embedcore.policy.probing import PROBE_TEXT
 from embedcore.policy.sending import Attempts
 from embedcore.policy.shortening import Shortening, may_be_length
 from embedcore.policy.sizes import Size
@@ -42,6 +45,7 @@ class _Suspect:
     """Texts that failed together, or are left of such, and the error of that.
 
     - ``size``: of the request that failed.
+    - ``served``: how many requests had been answered when it was sent.
     - ``named``: the text that the error names, if it names one.
     - ``untried``: these very texts were not sent together yet.
     - ``waited``: they have had all their attempts.
@@ -51,6 +55,7 @@ class _Suspect:
     part: PlannedRequest
     error: EmbeddingError
     size: Size
+    served: int
     named: int | None = None
     untried: bool = False
     waited: bool = False
@@ -63,7 +68,6 @@ class _Inquiry:
 
     - ``error``: why it failed.
     - ``tokens_left``: what may still be charged for parts that fail.
-    - ``served``: how many requests had been answered when it was sent.
     - ``retries``: what was taken from the retry quota for it.
     - ``asked``: the ways in which the provider has asked otherwise for it; none is tried again.
     - ``culprit``: the first text that is known to be at fault.
@@ -71,7 +75,6 @@ class _Inquiry:
 
     error: EmbeddingError
     tokens_left: int
-    served: int
     retries: int = 0
     asked: set[str] = field(default_factory=set)
     culprit: tuple[int, EmbeddingError] | None = None
@@ -85,12 +88,14 @@ class _Inquiry:
 class _Outcome:
     """``passed``: vectors came, ``whole``: for every text. ``error``: to be searched for further.
 
-    Neither: it failed for a reason that no smaller request avoids, and that was noted.
+    Neither: it failed for a reason that no smaller request avoids, and that was noted. ``served``:
+    how many requests had been answered before it was sent.
     """
 
     passed: bool = False
     whole: bool = False
     error: EmbeddingError | None = None
+    served: int = 0
 
 
 class Search:
@@ -114,38 +119,35 @@ class Search:
             self.run(part)
 
     def _send(self, request: PlannedRequest) -> None:
-        inquiry, attempts, served = None, Attempts(), self._engine.learned.served
+        inquiry, attempts = None, Attempts()
+        served = self._engine.learned.served
         try:
             missing = self._call.sender.send(request, attempts)
         except EmbeddingError as error:
             if error.budget_blocked or is_about_no_text(error):
                 self._call.fail(request.indices, error)
                 return
-            inquiry = self._inquiry(request, self._verdict.failed(error), served)
+            inquiry = self._inquiry(request, self._verdict.failed(error))
             inquiry.retries, inquiry.asked = attempts.retries, attempts.asked
-            self._search(inquiry, request)
+            self._search(inquiry, request, served)
         else:
             self._passed(request, missing)
             if missing:
-                inquiry = self._inquiry(request, self._without_vectors(missing, request), served)
+                inquiry = self._inquiry(request, self._without_vectors(missing, request))
                 self._each_alone(inquiry, missing, inquiry.error)
         if inquiry is not None and inquiry.culprit is not None:
             index, reason = inquiry.culprit
             self._call.fail([index], reason)
 
-    def _inquiry(self, request: PlannedRequest, error: EmbeddingError, served: int) -> _Inquiry:
-        return _Inquiry(
-            error=error,
-            tokens_left=_MOST_CHARGED * request.amount.tokens,
-            served=served,
-        )
+    def _inquiry(self, request: PlannedRequest, error: EmbeddingError) -> _Inquiry:
+        return _Inquiry(error=error, tokens_left=_MOST_CHARGED * request.amount.tokens)
 
-    def _search(self, inquiry: _Inquiry, request: PlannedRequest) -> None:
+    def _search(self, inquiry: _Inquiry, request: PlannedRequest, served: int) -> None:
         """Divide the request until each text of it has its vector or its own error.
 
         Without ``on_error="keep"`` only what comes before a text at fault is searched further.
         """
-        whole = self._suspect(request, inquiry.error, waited=True)
+        whole = self._suspect(request, inquiry.error, served=served, waited=True)
         pending = [whole] if len(request) == 1 else self._begin(inquiry, whole)
         while pending:
             suspect = self._before_culprit(inquiry, pending.pop())
@@ -178,13 +180,17 @@ class Search:
             outcome = self._try(inquiry, part, Attempts(after=whole.error, once=True))
             asked.add(index)
             if outcome.error is not None:
-                failed.append(self._suspect(part, outcome.error, siblings=siblings))
+                failed.append(
+                    self._suspect(part, outcome.error, served=outcome.served, siblings=siblings)
+                )
             elif outcome.passed:
                 siblings.one_passed = True
                 break
         if len(failed) == len(pair):
             one, other = failed
-            self._verdict.both_failed(one.error, other.error, inquiry.asked)
+            self._verdict.both_failed(
+                one.error, other.error, partial(self._serves, inquiry, one.error)
+            )
         left = [index for index in whole.part.indices if index not in asked]
         if not left:
             return failed[::-1]
@@ -216,7 +222,9 @@ class Search:
         suspect.siblings.one_passed |= outcome.passed
         if outcome.error is None:
             return None
-        return self._suspect(suspect.part, outcome.error, siblings=suspect.siblings)
+        return self._suspect(
+            suspect.part, outcome.error, served=outcome.served, siblings=suspect.siblings
+        )
 
     def _is_waited_for(self, inquiry: _Inquiry, suspect: _Suspect) -> bool:
         """Whether these texts have the usual attempts before them, as any request has.
@@ -245,7 +253,9 @@ class Search:
             if outcome.whole:
                 passed.append(part.size)
             elif outcome.error is not None:
-                failed.append(self._suspect(part, outcome.error, siblings=siblings))
+                failed.append(
+                    self._suspect(part, outcome.error, served=outcome.served, siblings=siblings)
+                )
         if len(passed) == len(parts):
             # The same texts, and nothing failed: it was the size.
             error = suspect.error
@@ -286,12 +296,12 @@ class Search:
         return heavy if is_most and len(heavy) < len(indices) else []
 
     def _try(self, inquiry: _Inquiry, part: PlannedRequest, attempts: Attempts) -> _Outcome:
-        attempts.asked = inquiry.asked
+        attempts.asked, served = inquiry.asked, self._engine.learned.served
         try:
             missing = self._call.sender.send(part, attempts)
         except EmbeddingError as error:
             if not error.budget_blocked and not is_about_no_text(error):
-                return _Outcome(error=self._verdict.failed(error))
+                return _Outcome(error=self._verdict.failed(error), served=served)
             self._call.fail(part.indices, error)
             return _Outcome()
         finally:
@@ -317,7 +327,8 @@ class Search:
         the retry quota.
 
         What is sent because of an error that may be over by now takes from the quota, unless
-        others of the same request have passed (``free``).
+        others of the same request have passed (``free``). Where the quota is used up, it is not
+        sent if nobody else is answered either.
         """
         if self._call.sender.is_late or part.amount.tokens > inquiry.tokens_left:
             return False
@@ -325,12 +336,26 @@ class Search:
             return True
         if not isinstance(suspect.error, TransientProviderError):
             return True
-        if self._engine.learned.served != inquiry.served:
-            # Others are answered meanwhile: it is no outage.
+        if self._engine.quota.take():
+            inquiry.retries += 1
             return True
-        taken = self._engine.quota.take()
-        inquiry.retries += taken
-        return taken
+        serves = partial(self._serves, inquiry, suspect.error)
+        return not self._verdict.is_outage(suspect.served, serves)
+
+    def _serves(self, inquiry: _Inquiry, error: EmbeddingError) -> bool | None:
+        """Whether a short sentence of ours passes, which is sent because of this error; None if it
+        is not sent, for what it may cost."""
+        call = self._call
+        charged = error.billed != "no"
+        if charged and call.priced(PROBE_TEXT).amount.tokens > inquiry.tokens_left:
+            return None
+        attempts = Attempts(fresh=True, once=True, asked=inquiry.asked)
+        try:
+            return call.serves(PROBE_TEXT, attempts)
+        except BudgetExceeded:
+            return None
+        finally:
+            inquiry.tokens_left -= attempts.uncertain
 
     def _give_up(self, inquiry: _Inquiry, indices: Sequence[int]) -> None:
         """These are not searched further: they fail for the reason with which it began."""
@@ -341,8 +366,11 @@ class Search:
 
     def _each_alone(self, inquiry: _Inquiry, missing: Sequence[int], error: EmbeddingError) -> None:
         """Texts without a vector in a reply that had others: each is asked once more, alone."""
+        served = self._engine.learned.served
         for index in missing:
-            self._narrow(inquiry, self._suspect(self._part([index]), error, untried=True))
+            self._narrow(
+                inquiry, self._suspect(self._part([index]), error, served=served, untried=True)
+            )
             if inquiry.culprit is not None:
                 return
 
@@ -357,7 +385,7 @@ class Search:
                 error.retryable = False
                 error.message += "; others of the same request passed without this text"
         else:
-            self._verdict.failed_alone(index, error, inquiry.asked)
+            self._verdict.failed_alone(index, error, partial(self._serves, inquiry, error))
         if self._call.keeps:
             self._call.fail([index], error)
         else:
@@ -433,6 +461,7 @@ class Search:
         part: PlannedRequest,
         error: EmbeddingError,
         *,
+        served: int,
         siblings: _Siblings | None = None,
         untried: bool = False,
         waited: bool = False,
@@ -443,6 +472,7 @@ class Search:
             part=part,
             error=error,
             size=part.size,
+            served=served,
             named=part.indices[place] if place is not None and is_named else None,
             siblings=siblings or _Siblings(),
             untried=untried,

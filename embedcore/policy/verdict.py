@@ -6,8 +6,8 @@ import contextlib
 import copy
 import re
 import threading
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from embedcore.errors import (
     AuthenticationFailed,
@@ -24,7 +24,7 @@ from embedcore.errors import (
 )
 from embedcore.policy.probing import PROBE_TEXT
 from embedcore.policy.retry import is_about_the_moment
-from embedcore.policy.sending import blocked
+from embedcore.policy.sending import Attempts, blocked
 
 if TYPE_CHECKING:
     from embedcore.policy.immediate import Call
@@ -35,6 +35,9 @@ _LOOK_SECONDS: Final = 0.25
 # Texts of fewer letters are as likely to be at fault as very long ones.
 _FEW_LETTERS: Final = 4
 _LOOKED_AT: Final = 100
+
+Serves: TypeAlias = Callable[[], bool | None]
+"""Sends a short sentence of ours: does it pass? None: it was not sent, for what it may cost."""
 
 
 def is_about_no_text(error: EmbeddingError) -> bool:
@@ -93,6 +96,8 @@ class Verdict:
         self._in_a_row = 0
         self._last: tuple[object, ...] | None = None
         self._first_refused: tuple[int, tuple[object, ...]] | None = None
+        # How many requests had been answered when our sentence was not.
+        self._outage_at: int | None = None
 
     def passed(self) -> None:
         """A request of the call brought vectors."""
@@ -112,15 +117,12 @@ class Verdict:
                 self._check_server(error)
         return error
 
-    def both_failed(self, one: EmbeddingError, other: EmbeddingError, asked: set[str]) -> None:
-        """Two texts of different halves failed, each alone, in all the ways ``asked``.
-
-        Raises what is no text's fault.
-        """
+    def both_failed(self, one: EmbeddingError, other: EmbeddingError, serves: Serves) -> None:
+        """Two texts of different halves failed, each alone. Raises what is no text's fault."""
         if nature(one) == nature(other) and not isinstance(one, InputRejected):
-            self._check_request(one, asked)
+            self._check_request(one, serves)
 
-    def failed_alone(self, index: int, error: EmbeddingError, asked: set[str]) -> None:
+    def failed_alone(self, index: int, error: EmbeddingError, serves: Serves) -> None:
         """Where requests have one text, two alike from different halves tell that it is no text."""
         texts, learned = self._call.prepared.texts, self._engine.learned
         if learned.proven or isinstance(error, InputRejected) or not _speaks(texts[index]):
@@ -133,7 +135,24 @@ class Verdict:
                 self._first_refused = index, nature(error)
                 self._call.crew.do_last()
             elif first[1] == nature(error) and (first[0] < middle) != (index < middle):
-                self._check_request(error, asked)
+                self._check_request(error, serves)
+
+    def is_outage(self, served: int, serves: Serves) -> bool:
+        """The retry quota is used up by a failure for the moment: does nothing pass any more?
+
+        ``served``: how many requests had been answered when the one that failed was sent. A size
+        that the server cannot do uses up the quota too, where many requests of it leave at once.
+        """
+        learned = self._engine.learned
+        with self.one_at_a_time():
+            if learned.served != served:
+                return False
+            if self._outage_at == served:
+                return True
+            passes = serves()
+            if passes is False:
+                self._outage_at = learned.served
+            return not passes
 
     def pair(self, indices: Sequence[int]) -> tuple[int, int] | None:
         """A short text of each half that is not blank; None if a half has none."""
@@ -157,14 +176,9 @@ class Verdict:
         finally:
             lock.release()
 
-    def _check_request(self, error: EmbeddingError, asked: set[str]) -> None:
-        """Raises ``error`` if a text without fault is refused as well, or cannot be paid for."""
-        try:
-            # The two that failed may both be bad: bad texts are often short.
-            serves = self._call.serves(PROBE_TEXT, asked)
-        except BudgetExceeded:
-            serves = False
-        if not serves:
+    def _check_request(self, error: EmbeddingError, serves: Serves) -> None:
+        # The two that failed may both be bad: bad texts are often short.
+        if not serves():
             raise self._request_at_fault(error)
 
     def _check_server(self, error: EmbeddingError) -> None:
@@ -172,7 +186,7 @@ class Verdict:
         if self._in_a_row < _ALIKE_IN_A_ROW:
             return
         try:
-            serves = self._call.serves(PROBE_TEXT)
+            serves = self._call.serves(PROBE_TEXT, Attempts(fresh=True, once=True))
         except BudgetExceeded as refusal:
             raise blocked(copied(error), refusal) from refusal
         if not serves:
