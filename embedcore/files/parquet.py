@@ -294,7 +294,7 @@ def _in_bytes(table: Any, name: str) -> list[bytes | None]:
 
 
 def _digest(text: bytes | None) -> bytes | None:
-    return None if text is None else parsed_digest(text.decode("ascii", "replace"))
+    return None if text is None else parsed_digest(text.decode("utf-8", "replace"))
 
 
 def _fit(

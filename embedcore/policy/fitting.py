@@ -14,7 +14,7 @@ from embedcore.provider.tokens import utf8_length, utf8_prefix
 # What is kept must be so much of something that was refused, in characters and in bytes. A little
 # above the 80 % that are promised: tokens are spread unevenly.
 _ENOUGH: Final = 0.83
-_MOST_TRIES: Final = 14
+_MOST_TRIES: Final = 20
 _MOST_SUGGESTED: Final = 2
 # What is tried above something that passed, to see it refused, is so much longer.
 _ABOVE: Final = 1.18

@@ -93,7 +93,7 @@ def _identity(number: int) -> Owner:
         # A /proc of another container would show other processes by these numbers.
         if _PROC.joinpath("self").readlink() != Path(str(number)):
             return Owner(name)
-        kernel = _PROC.joinpath("sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        kernel = _PROC.joinpath("sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         namespaces = ",".join(_namespace(kind) for kind in _NAMESPACES)
     except (OSError, ValueError):
         return Owner(name)
@@ -140,4 +140,4 @@ def _look(number: int) -> _Seen | None:
         return None
     # Killed, and its parent has not asked yet. With other threads it lives on.
     is_over = state in (b"Z", b"X", b"x") and int(threads) <= 1
-    return _Seen(started.decode("ascii"), is_over)
+    return _Seen(started.decode(), is_over)
