@@ -33,6 +33,7 @@ help:
 
 demo: $(VENV)/.installed
 	@$(BIN)/embedcore demo
+	@echo "(embedcore is $(BIN)/embedcore here: \". $(BIN)/activate\" lets you call it by its name)"
 
 test: $(VENV)/.installed-dev
 	$(PYTEST) $(PARALLEL) -m "not campaign and not batch_servers"

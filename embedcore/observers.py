@@ -119,12 +119,12 @@ def _(event: StoreProblem) -> None:
 @log.register
 def _(event: LimitNear) -> None:
     logger.warning(
-        "%d %% of the %s limit of scope %s are used: %s of %s",
-        event.used * 100 // event.limit if event.limit else 100,
-        f"{event.period} {event.unit}",
+        "scope %s: %d %% of %s %s are used: %s",
         event.scope,
-        shown(event.unit, event.used),
+        event.used * 100 // event.limit if event.limit else 100,
         shown(event.unit, event.limit),
+        "in total" if event.period == "total" else f"per {event.period}",
+        shown(event.unit, event.used),
     )
 
 

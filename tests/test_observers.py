@@ -113,12 +113,12 @@ EXAMPLES = [
     (
         LimitNear(scope="s", period="day", unit="tokens", used=950, limit=1000),
         logging.WARNING,
-        "95 % of the day tokens limit of scope s are used: 950 tokens of 1,000 tokens",
+        "scope s: 95 % of 1,000 tokens per day are used: 950 tokens",
     ),
     (
         LimitNear(scope="*", period="month", unit="cost", used=0, limit=0),
         logging.WARNING,
-        "100 % of the month cost limit of scope * are used: $0.000000 of $0.000000",
+        "scope *: 100 % of $0.000000 per month are used: $0.000000",
     ),
     (Refused(scope="s", message="nothing was sent"), logging.ERROR, "scope s: nothing was sent"),
     (
@@ -301,9 +301,9 @@ def test_a_warning_once_per_window_over_threads_and_clients(caplog):
     for client in clients:
         client.close()
     warnings = lines_at(caplog, logging.WARNING)
-    assert Counter(line.split(" limit of")[0].split("the ")[1] for line in warnings) == {
-        "day tokens": 1,
-        "month tokens": 1,
+    assert Counter(line.split(" are used")[0].split(" % of ")[1] for line in warnings) == {
+        "100 tokens per day": 1,
+        "105 tokens per month": 1,
     }
 
 
@@ -319,7 +319,7 @@ def test_a_warning_once_per_window_over_processes(forks):
     running = [forks(program, stderr=subprocess.PIPE) for _ in range(3)]
     errors = [process.communicate(timeout=120)[1] for process in running]
     assert [process.returncode for process in running] == [0, 0, 0]
-    assert "".join(errors).count("of the day tokens limit") == 1
+    assert "".join(errors).count("tokens per day are used") == 1
 
 
 def test_no_warning_without_a_limit_or_below_nine_tenths(caplog):

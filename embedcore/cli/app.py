@@ -85,9 +85,9 @@ def group(ctx: click.Context) -> None:
     """Text in, vectors out, from any provider, inside a budget, paying once.
 
     \b
-      embedcore demo                              works offline, without a key
-      embedcore embed texts.jsonl -o out.parquet  shows the price first
-      embedcore similar -c "a question" -i out.parquet
+      embedcore demo                          works offline, without a key
+      embedcore embed texts.jsonl -o out.npy  shows the price first
+      embedcore similar -c "a question" -i out.npy
     """
     from embedcore.cli.logs import attach
 

@@ -65,7 +65,7 @@ def command() -> None:
     \b
       embedcore batch submit texts.jsonl           shows the price first
       embedcore batch status --watch               until all have ended
-      embedcore batch fetch ID -o vectors.parquet
+      embedcore batch fetch ID -o vectors.npy
 
     Everything is written down: each command works in any process, days later.
     """

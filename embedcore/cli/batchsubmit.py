@@ -79,7 +79,7 @@ def _require_batches(ready: Opened) -> None:
     try:
         ready.client.batch_jobs(ended=False)
     except ConfigurationError as error:
-        error.add_note("At once, at the full price: embedcore embed FILE -o vectors.parquet")
+        error.add_note("At once, at the full price: embedcore embed FILE -o vectors.npy")
         raise
 
 

@@ -79,7 +79,7 @@ def _look_at(
 
 def fetch_command(name: str) -> str:
     """How to have the vectors."""
-    return command(["embedcore", "batch", "fetch", name, "-o", "vectors.parquet"])
+    return command(["embedcore", "batch", "fetch", name, "-o", "vectors.npy"])
 
 
 def watch_command(name: str) -> str:

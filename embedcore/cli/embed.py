@@ -118,7 +118,7 @@ def command(screen: Screen, /, **given: Any) -> int:
             else "Files and texts (-c) do not go together."
         )
     if wish.output is None and wish.files and not wish.dry_run:
-        raise click.UsageError("Name the file for the vectors: -o vectors.parquet (.jsonl, .npy).")
+        raise click.UsageError("Name the file for the vectors: -o vectors.npy (.jsonl, .parquet).")
     if wish.texts and wish.output is None:
         from embedcore.cli.literal import embed_literally
 

@@ -117,8 +117,8 @@ def _reason(opened: Opened, estimate: Estimate, ask_above: int) -> str | None:
         return "A limit will end this before its end; what is bought until then is kept."
     if plan.picodollars is None:
         return (
-            f"The price of {opened.name} is not known (price = … in its options says it; 0 for a "
-            "server of your own)."
+            f"The price of {opened.name} is not known (embedcore models lists those that are "
+            "known; price = … in its options says it, 0 for a server of your own)."
         )
     if plan.picodollars > ask_above:
         up_to = "" if plan.exact else "up to "

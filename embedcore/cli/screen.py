@@ -130,6 +130,9 @@ def _write(text: str) -> None:
 
 
 def _write_error(text: str) -> None:
+    # In one file or pipe (2>&1), what was said before stands before. A failure comes at the end.
+    with suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()
     # Nobody to talk to is no reason to lose what is being bought.
     with suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(f"{text}\n")

@@ -71,6 +71,7 @@ def command(
     """
     if not vectors.is_file():
         raise click.UsageError(f"{shown_path(vectors)}: there is no such file.")
+    output_format(vectors)  # what cannot be an output names no model either
     try:
         with opened(model or _model_of(vectors), scope) as ready:
             found = search(ready.client, questions, vectors, limit=limit, input_type=input_type)

@@ -55,9 +55,9 @@ def state(config: Config) -> Iterator[Finding]:
         yield _finding("state file", f"{path}, journal {ledger.database.journal_mode}")
         yield from _books(ledger.database)
         moment = ledger.moment()
-        yield from _rates(ledger)
+        yield from _clock(moment.now / MICROSECONDS, moment.zone)
         yield from _batches(ledger)
-    yield from _clock(moment.now / MICROSECONDS, moment.zone)
+        yield from _rates(ledger)
 
 
 def _books(database: Database) -> Iterator[Finding]:

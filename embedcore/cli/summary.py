@@ -90,7 +90,9 @@ def _lines(report: RunReport, info: ModelInfo) -> Iterator[tuple[str, str]]:
     if report.damaged:
         yield "damaged", damaged_text(report.damaged)
     if report.duplicates:
-        yield "duplicates", f"{plural(report.duplicates, 'row')}, paid once"
+        # Of a run that was stopped, some of them are among the rows that are not done.
+        whose = " of the whole input" if report.not_done else ""
+        yield "duplicates", f"{plural(report.duplicates, 'row')}{whose}, paid once"
     if report.truncated:
         cut = amount_cut(report.tokens_cut, report.characters_cut)
         yield "truncated", f"{plural(report.truncated, 'row')} cut to fit the model, by {cut}"

@@ -65,8 +65,13 @@ def dollars(picodollars: int | None) -> str:
         return "$0"
     if amount >= 1:
         return f"${amount:,.2f}"
-    places = max(-amount.adjusted() + 1, _DIGITS_OF_CENTS)
-    return f"${amount:.{places}f}"
+    # Rounded first: 0.000996 has the digits of 0.0010, not of 0.00100.
+    rounded = round(amount, _places(amount))
+    return f"${rounded:.{_places(rounded)}f}"
+
+
+def _places(amount: Decimal) -> int:
+    return max(-amount.adjusted() + 1, _DIGITS_OF_CENTS)
 
 
 def plural(count: int, singular: str, several: str | None = None) -> str:

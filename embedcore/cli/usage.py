@@ -37,7 +37,7 @@ def command(screen: Screen, scope: str | None, audit: bool, last: int | None) ->
     Uncertain is what was charged without proof that the provider billed it; estimated, what was
     settled at the amount held because the provider named no figure. Both count as spent. Free by
     status does not: of these requests only the status of the answer, say 429 from a gateway, says
-    that they were not billed.
+    that they were not billed. Each has a column where there is any.
     """
     if last is not None and not audit:
         raise click.UsageError("--last belongs to --audit")
@@ -84,8 +84,14 @@ def _show_windows(screen: Screen, windows: Sequence[Usage], zone: str) -> None:
 
 
 def _show_models(screen: Screen, models: Sequence[ModelUsage]) -> None:
-    money = ("UNCERTAIN", "ESTIMATED", "FREE BY STATUS")
-    heads = ("WHEN", "MODEL", "TOKENS", "COST", "REQUESTS", *money)
+    marked = {
+        "UNCERTAIN": [_both(one.uncertain) for one in models],
+        "ESTIMATED": [_both(one.estimated) for one in models],
+        "FREE BY STATUS": [_free(one) for one in models],
+    }
+    # Mostly there is nothing to say there, and the table fits a terminal of 80 columns.
+    said = {head: cells for head, cells in marked.items() if set(cells) != {"-"}}
+    heads = ("WHEN", "MODEL", "TOKENS", "COST", "REQUESTS", *said)
     rows = [
         (
             _PERIODS[one.period],
@@ -93,13 +99,11 @@ def _show_models(screen: Screen, models: Sequence[ModelUsage]) -> None:
             f"{one.spent.tokens:,}",
             dollars(one.spent.cost),
             f"{one.requests:,}",
-            _both(one.uncertain),
-            _both(one.estimated),
-            _free(one),
+            *(cells[number] for cells in said.values()),
         )
-        for one in models
+        for number, one in enumerate(models)
     ]
-    screen.show(table(heads, rows, numbers={2, 3, 4, 5, 6}))
+    screen.show(table(heads, rows, numbers=range(2, len(heads))))
 
 
 def _both(amount: Amount) -> str:

@@ -105,7 +105,7 @@ def not_ours(path: Path, detail: str) -> ConfigurationError:
     """The error for a file that cannot be read as vectors that embedcore wrote."""
     return ConfigurationError(
         f"{display(path)} cannot be read as vectors written by embedcore: {detail}. Choose another "
-        "name, or replace it with overwrite=True (--force)"
+        "name, or replace it with overwrite=True (--overwrite)"
     )
 
 

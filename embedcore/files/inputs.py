@@ -145,7 +145,7 @@ class Inputs:
         if input_format is None:
             raise ConfigurationError(
                 f"{name}: {path.suffix or 'no suffix'} says nothing about the format; readable are "
-                f"{', '.join(INPUT_SUFFIXES)}, or name the format with input_format"
+                f"{', '.join(INPUT_SUFFIXES)}, or name the format with input_format, --format"
             )
         if path.is_file():
             opened = partial(_opened, path, name)

@@ -95,7 +95,10 @@ class Purchase:
     def _failed(self, row: Row, error: EmbeddingError | None) -> None:
         error = error or EmbeddingError("the client gave no reason")
         if self._on_error == "raise":
-            _locate(error, row)
+            # What names no row, say that no server can be reached, is no fault of this one.
+            named = error.position is not None or error.message.startswith(("row ", "rows "))
+            if named or isinstance(error, InputRejected):
+                _locate(error, row)
             raise error
         reason = error.reason if isinstance(error, InputRejected) else str(error)
         self.reasons[content_digest(row.text)] = reason

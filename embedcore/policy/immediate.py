@@ -31,7 +31,7 @@ from embedcore.policy.reuse import Reuse
 from embedcore.policy.rows import Collected
 from embedcore.policy.search import Search
 from embedcore.policy.sending import Attempts, Sender, logger
-from embedcore.policy.verdict import may_be_kept
+from embedcore.policy.verdict import is_about_no_text, may_be_kept
 
 if TYPE_CHECKING:
     from embedcore.policy.sending import Keep
@@ -345,7 +345,10 @@ class Call:
             return
         taken = self.prepared.taken
         first = taken.first_row(indices[0])
-        error.position = first if blame and len(indices) == 1 else None
+        of_all = is_about_no_text(error)
+        error.position = first if blame and not of_all and len(indices) == 1 else None
+        if of_all and len(indices) == len(self.prepared.texts):
+            return
         if len(indices) == 1:
             error.message = f"row {first}: {error.message}"
         elif len(indices) < len(self.prepared.texts):

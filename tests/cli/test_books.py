@@ -123,3 +123,16 @@ def test_what_was_free_by_its_status_alone_is_a_column(cli, server):
     shown = cli("usage").out
     assert "FREE BY STATUS" in shown
     assert f"2 requests, {2 * held} (" in shown
+
+
+def test_usage_fits_a_terminal_where_every_attempt_has_its_bill(cli, server):
+    assert cli("embed", "-c", "some words").code == 0
+    shown = cli("usage").out
+    assert "openai:text-embedding-3-small" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    server.faults.push("reset", bills=True)
+    assert cli("embed", "-c", "other words").code == 0
+    model = cli("usage", "--json").json["models"][0]
+    assert f"{model['uncertain_tokens']} ($" in cli("usage").out
+    assert "UNCERTAIN" in cli("usage").out
+    assert "ESTIMATED" not in cli("usage").out

@@ -45,6 +45,13 @@ def test_a_sound_installation(cli):
     assert not Path(os.environ["EMBEDCORE_HOME"]).exists(), "looking creates nothing"
 
 
+def test_each_section_has_one_heading(cli, server):
+    assert cli("embed", "-c", "one").code == 0
+    headings = [line for line in cli("doctor").out.splitlines() if not line.startswith(" ")]
+    assert "rate limits" in headings
+    assert len(headings) == len(set(headings))
+
+
 @pytest.mark.fault(111)
 def test_an_old_sqlite_is_explained(cli, monkeypatch):
     monkeypatch.setattr("embedcore.cli.statechecks.engine_version", lambda: "3.46.0")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -83,12 +86,31 @@ def test_missing_file_is_never_a_text(cli, server):
     assert list(Path().iterdir()) == []
 
 
+def test_a_server_that_cannot_be_reached_is_no_fault_of_a_row(cli, server, monkeypatch):
+    with socket.socket() as silent:  # bound, and nobody listens
+        silent.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}/v1")
+        for number in (1, 3):
+            Path("t.txt").write_text("".join(f"text {one}\n" for one in range(number)))
+            run = cli("embed", "t.txt", "-o", "o.npy")
+            assert run.code == 4
+            assert "cannot be reached" in run.err
+            assert "row" not in run.err.partition("Error")[2]
+
+
+def test_what_was_said_before_stands_before():
+    command = [sys.executable, "-m", "embedcore", "embed", "-c", "one", "-o", "o.npy", "--dry-run"]
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    said = subprocess.run(command, **both, text=True, check=True, timeout=120).stdout
+    assert said.index("cost ") < said.index("Nothing was sent.")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ([], "Name files, or texts with -c"),
         (["t.txt", "-c", "x"], "do not go together"),
-        (["t.txt"], "-o vectors.parquet"),
+        (["t.txt"], "-o vectors.npy"),
         (["t.txt", "-o", "out.pdf"], "an output must end in"),
         (["t.txt", "-o", "no/such/out.npy"], "no such folder"),
         (["t.txt", "-o", "out.npy", "--text", "body"], "no columns"),
@@ -96,7 +118,7 @@ def test_missing_file_is_never_a_text(cli, server):
         (["t.txt", "-o", "out.npy", "-m", "nosuch:model"], "If you have its package, install it"),
         (["t.txt", "-o", "out.npy", "--input-type", "song"], "input_type"),
         (["t.txt", "-o", "out.npy", "--scope", "a b"], "scope"),
-        (["t.dat", "-o", "out.npy"], "says nothing about the format"),
+        (["t.dat", "-o", "out.npy"], "or name the format with input_format, --format"),
     ],
 )
 def test_what_is_wrong_is_exit_2_before_anything_is_sent(cli, server, arguments, said):

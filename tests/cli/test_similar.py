@@ -156,3 +156,10 @@ def test_a_long_text_is_cut(cli):
     shown = cli("similar", "-c", "word", "-i", "o.npy").out
     assert len(shown.splitlines()) <= 4
     assert shown.rstrip().endswith("…")
+
+
+def test_a_file_that_is_no_output_names_no_model(cli):
+    Path("t.txt").write_text("one\n")
+    run = cli("similar", "-c", "one", "-i", "t.txt")
+    assert run.code == 2
+    assert "the model is the one" not in run.err

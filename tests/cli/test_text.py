@@ -82,6 +82,7 @@ def test_amounts():
     assert dollars(0) == "$0"
     assert dollars(1_234_560_000_000_000) == "$1,234.56"
     assert dollars(24_700_000_000) == "$0.025"
+    assert dollars(995_980_000) == "$0.0010", "the digits of what is shown, not of what was rounded"
     assert "not known" in dollars(None)
     assert (plural(1, "row"), plural(1000, "row")) == ("1 row", "1,000 rows")
     assert [duration(s) for s in (0.34, 61, 7322)] == ["0.3 s", "1 min 1 s", "2 h 2 min"]
