@@ -66,7 +66,8 @@ def test_every_python_block_is_the_templates_or_runs(
     ]
     for block in alone:
         compile(block, "write-a-provider.md", "exec")
-    # All are run: below, by tests/test_third_party_provider.py, and by test_acme_batch.py.
+    # All are run: below, by tests/test_third_party_provider.py, by test_acme_batch.py
+    # and by test_like_openai.py.
     first_lines = [block.splitlines()[0].partition("(")[0] for block in alone]
     assert first_lines == [
         "price = Price",
@@ -75,6 +76,7 @@ def test_every_python_block_is_the_templates_or_runs(
         "import json",
         "from contextlib import suppress",
         "from embedcore import EmbeddingClient",
+        "from contextlib import closing",
     ]
 
 
