@@ -70,6 +70,7 @@ class Learned:
     - ``always_count``: a text was billed at more tokens than bytes, as its count said.
     - ``served``: requests that were answered with vectors.
     - ``probing``: held by who finds out, while nothing was answered yet, why a request failed.
+    - ``smaller``: it was said that replies can be trusted for smaller requests only.
     - ``width``: of the vectors.
     - ``limits``: what the provider last named as its requests and tokens per minute.
     """
@@ -78,6 +79,7 @@ class Learned:
     always_count: bool = False
     served: int = 0
     probing: threading.RLock = field(default_factory=threading.RLock, repr=False)
+    smaller: Once = field(default_factory=Once, repr=False)
     width: int | None = None
     limits: tuple[int | None, int | None] = (None, None)
     _tokens: float = _FIRST_GUESS * _WEIGHT

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -19,7 +19,7 @@ from embedcore.errors import (
 )
 from embedcore.policy.planning import PlannedRequest, plan_requests
 from embedcore.policy.probing import PROBE_TEXT
-from embedcore.policy.sending import Attempts
+from embedcore.policy.sending import Attempts, logger
 from embedcore.policy.shortening import Shortening, may_be_length
 from embedcore.policy.sizes import Size
 from embedcore.policy.verdict import Verdict, copied, is_about_no_text
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 _MOST_CHARGED: Final = 2
 # A text with so large a share of the bytes of a request is heavy.
 _SHARE_OF_HEAVY: Final = 8
+_SMALLER: Final = (
+    "%s. Requests of fewer texts were answered as they should be, and are sent instead; what was "
+    "billed for larger ones is lost"
+)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -201,11 +205,12 @@ class Search:
 
     def _narrow(self, inquiry: _Inquiry, suspect: _Suspect) -> list[_Suspect]:
         """One step closer to what is at fault: the parts of these texts that failed."""
-        if suspect.untried and not self._may_try(inquiry, suspect.part, suspect):
-            self._give_up(inquiry, suspect.part.indices)
-            return []
         found: _Suspect | None = suspect
-        if suspect.untried:
+        known = self._engine.sizes.known
+        if suspect.untried and (known is None or known.allows(suspect.part.size)):
+            if not self._may_try(inquiry, suspect.part, suspect):
+                self._give_up(inquiry, suspect.part.indices)
+                return []
             found = self._tried(inquiry, suspect, Attempts(after=suspect.error, once=True))
         if found is not None and self._is_waited_for(inquiry, found):
             found = self._tried(inquiry, found, Attempts(after=found.error, resumed=True))
@@ -242,28 +247,39 @@ class Search:
 
     def _divide(self, inquiry: _Inquiry, suspect: _Suspect) -> list[_Suspect]:
         siblings, failed, passed = _Siblings(), list[_Suspect](), list[Size]()
-        parts = self._parts(suspect)
-        for number, part in enumerate(parts):
+        parts, left = 0, set(suspect.part.indices)
+        for part in self._parts(suspect, passed):
             if not self._may_try(inquiry, part, suspect, free=siblings.one_passed):
-                left = [index for part in parts[number:] for index in part.indices]
-                self._give_up(inquiry, left)
-                break
+                self._give_up(inquiry, sorted(left))
+                return failed
+            left.difference_update(part.indices)
             outcome = self._try(inquiry, part, Attempts(after=suspect.error, once=True))
             siblings.one_passed |= outcome.passed
+            parts += 1
             if outcome.whole:
                 passed.append(part.size)
             elif outcome.error is not None:
                 failed.append(
                     self._suspect(part, outcome.error, served=outcome.served, siblings=siblings)
                 )
-        if len(passed) == len(parts):
-            # The same texts, and nothing failed: it was the size.
-            error = suspect.error
-            lasting = isinstance(error, TimedOut) or not isinstance(error, TransientProviderError)
-            self._engine.sizes.learn(suspect.size, passed, lasting=lasting)
+        if left:
+            rest = self._part(sorted(left))
+            failed.append(replace(suspect, part=rest, untried=True, siblings=siblings))
+        elif len(passed) == parts:
+            self._was_size(suspect, passed)
         return failed
 
-    def _parts(self, suspect: _Suspect) -> list[PlannedRequest]:
+    def _was_size(self, suspect: _Suspect, passed: Sequence[Size]) -> None:
+        """The same texts, and none of the parts failed."""
+        error = suspect.error
+        lasting = isinstance(error, TimedOut) or not isinstance(error, TransientProviderError)
+        self._engine.sizes.learn(suspect.size, passed, lasting=lasting)
+        if isinstance(error, InvalidResponse):
+            # No error will say so: every text has its vector, for twice the money.
+            self._engine.learned.smaller.do(partial(logger.warning, _SMALLER, error.message))
+
+    def _parts(self, suspect: _Suspect, passed: Sequence[Size]) -> Iterable[PlannedRequest]:
+        """What to send instead; ``passed``: which of it brought all of its vectors so far."""
         indices, error = suspect.part.indices, suspect.error
         known = self._engine.sizes.known
         if known is not None and not known.allows(suspect.part.size):
@@ -277,9 +293,24 @@ class Search:
             others = [index for index in indices if index not in heavy]
             return [self._part(others), *(self._part([index]) for index in heavy)]
         most = error.max_texts if isinstance(error, RequestTooLarge) else None
-        if most is None or not 0 < most < len(indices):
-            most = len(indices) - len(indices) // 2
-        return [self._part(indices[at : at + most]) for at in range(0, len(indices), most)]
+        if most is not None and 0 < most < len(indices):
+            return self._parts_as_named(indices, most, passed)
+        middle = len(indices) - len(indices) // 2
+        return [self._part(indices[:middle]), self._part(indices[middle:])]
+
+    def _parts_as_named(
+        self, indices: Sequence[int], most: int, passed: Sequence[Size]
+    ) -> Iterator[PlannedRequest]:
+        """As many texts as the server seems to allow, then twice as many, until one fails.
+
+        The number may be wrong, or about something else: where it is too small, that is found out
+        in about as few requests as without one. Where it is right, that costs one request. What is
+        left waits until it is known why that one failed.
+        """
+        at, size, sent = 0, most, 0
+        while at < len(indices) and len(passed) == sent:
+            yield self._part(indices[at : at + size])
+            at, size, sent = at + size, 2 * size, sent + 1
 
     def _heavy(self, suspect: _Suspect) -> list[int]:
         """The few texts that make up most of what an attempt costs, where failed ones are charged.

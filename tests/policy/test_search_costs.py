@@ -3,6 +3,7 @@ and long texts hide."""
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from embedcore.errors import ProviderUnavailable, RequestRejected
+from embedcore.errors import ProviderUnavailable, RequestRejected, RequestTooLarge
 from embedcore.policy.probing import PROBE_TEXT
 from embedcore.policy.retry import RetryQuota, RetrySettings
 from embedcore.testing import FakeEmbedder
@@ -145,3 +146,38 @@ def test_a_long_text_whose_refusals_are_charged_costs_no_other_its_vector(desk, 
         result = one.embed(rows, on_error="keep")
         assert list(np.flatnonzero(~result.ok)) == bad
         one.right(result, rows)
+
+
+@pytest.mark.case("A6")
+@settings(max_examples=60, deadline=None)
+@given(
+    named=st.integers(-1, 40),
+    bad=st.integers(-1, 40),
+    takes=st.integers(1, 31),
+    count=st.integers(32, 320),
+    threads=st.sampled_from([1, 4]),
+)
+def test_a_number_in_a_refusal_that_is_wrong_costs_no_more_than_none(
+    desk, named, bad, takes, count, threads
+):
+    def server(most):
+        def script(request, number):
+            if len(request.texts) <= takes and f"text number {bad}" not in request.texts:
+                return None
+            return RequestTooLarge("no", max_texts=most, status=400, billed="no")
+
+        return script
+
+    rows = [f"text number {index}" for index in range(count)]
+    needed = {}
+    for most in (None, named, takes):
+        with desk(FakeEmbedder(info=UNKNOWN, script=server(most)), threads=threads) as one:
+            result = one.embed(rows, on_error="keep")
+            assert list(np.flatnonzero(~result.ok)) == [bad] * (0 <= bad < count)
+            one.right(result, rows)
+            needed[most] = one.embedder.meter.requests
+            one.check()
+    # Requests that were under way when the size was found are divided each by itself.
+    searches = 2 * math.ceil(math.log2(32)) * threads
+    assert needed[takes] <= needed[None] + 1 + 2 * threads, needed
+    assert needed[named] <= max(needed[None], 2 * math.ceil(count / takes)) + searches, needed

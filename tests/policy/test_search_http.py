@@ -120,6 +120,20 @@ def test_a_text_without_a_vector_costs_the_others_nothing(
         one.embed(rows)
 
 
+@pytest.mark.case("B1")
+def test_a_server_that_numbers_no_vector_is_said_once_with_the_option(
+    server, client, rows_are_right, caplog
+):
+    server.faults.always("missing_index")
+    rows = numbered(50)
+    one = client(encoding="float")
+    for _ in range(2):
+        rows_are_right(one.embed(rows), rows, 8)
+        rows = [f"{row} again" for row in rows]
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "trust_order" in said
+
+
 WORDINGS = [
     "250 instance(s) is allowed per prediction",
     "must be at most 10",
