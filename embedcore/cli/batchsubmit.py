@@ -31,6 +31,7 @@ from embedcore.errors import BudgetExceeded, ConfigurationError, InputRejected
 from embedcore.files.plan import DEFAULT_BLOCK, planned
 from embedcore.files.scan import Scan, scan
 from embedcore.files.types import Columns, FilePlan, FileProgress
+from embedcore.provider.registry import load
 
 if TYPE_CHECKING:
     from embedcore.cli.batch import BatchWish
@@ -79,6 +80,13 @@ def _require_batches(ready: Opened) -> None:
     try:
         ready.client.batch_jobs(ended=False)
     except ConfigurationError as error:
+        provider = ready.client.provider
+        # A server of one's own is not taken to have batches, and its provider may let one say so.
+        if "batch" in load(provider).options.model_fields:
+            error.add_note(
+                f"If the server at {ready.client.info.endpoint} has a batch API, say so: "
+                f"batch = true under [options.{provider}]"
+            )
         error.add_note("At once, at the full price: embedcore embed FILE -o vectors.npy")
         raise
 

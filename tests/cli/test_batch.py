@@ -259,6 +259,15 @@ def test_a_provider_without_batches_says_what_to_do(cli, texts_file):
     assert run.code == 2
     assert "no batch strategy" in run.err
     assert "embedcore embed FILE" in run.err
+    assert "batch = true" not in run.err
+
+
+def test_a_server_that_may_have_batches_says_how_to_tell(cli, server, texts_file):
+    Path("embedcore.toml").write_text("[options.openai]\nbatch = false\n")
+    run = cli("batch", "submit", str(texts_file(3)), "-m", "openai:text-embedding-3-small")
+    assert run.code == 2
+    assert "batch = true under [options.openai]" in run.err
+    assert server.url.removeprefix("http://") in run.err
 
 
 def test_a_refusal_by_the_provider_leaves_nothing(cli, server, texts_file):
