@@ -212,6 +212,10 @@ def test_whatever_the_unit_and_the_wording_four_fifths_are_kept(
             assert result.ok[row], result.errors[row]
             kept = sent[row] = kept_of(text, result.outcomes[row])
             assert measure(kept) <= limit
+            if reports and 0.8 * limit <= tokens_of(kept) <= limit:
+                # The bill of the fake is in a unit of its own. Where it happens to say what the
+                # limit does, nothing shows that more would fit.
+                continue
             assert len(kept) >= 0.8 * len(whole)
             assert len(kept.encode()) >= 0.8 * len(whole.encode())
         one.right(result, sent)
