@@ -121,7 +121,6 @@ class Shortening:
         self._asked = asked
         self._last: EmbeddingError = error
         self._named_limit: int | None = None
-        self._as_named: str | None = None
         self._taken: _Taken | None = None
         self._fitting = self._begin(error)
 
@@ -191,10 +190,8 @@ class Shortening:
         tokenizer = self._engine.tokenizer
         if tokenizer.exact:
             counted = tokenizer.count([text])[0]
-            self._as_named = tokenizer.prefix(text, min(counted * most // tokens, counted - 1))
-        else:
-            self._as_named = utf8_prefix(text, int(utf8_length(text) * most / tokens * _SAFE))
-        return self._as_named
+            return tokenizer.prefix(text, min(counted * most // tokens, counted - 1))
+        return utf8_prefix(text, int(utf8_length(text) * most / tokens * _SAFE))
 
     def _try(self, prefix: str) -> bool:
         """Whether it goes on. A prefix that was bought before is not bought again."""
@@ -234,17 +231,16 @@ class Shortening:
     def _took(self, prefix: str, vectors: Vectors, *, tokens: int | None, reused: bool) -> None:
         self._taken = _Taken(kept=prefix, vectors=vectors, reused=reused)
         room = self._limit / tokens if tokens else None
-        self._fitting.passed(prefix, room=room, trusted=self._is_as_named(prefix, tokens))
+        self._fitting.passed(prefix, room=room, trusted=self._is_as_named(tokens))
 
-    def _is_as_named(self, prefix: str, tokens: int | None) -> bool:
+    def _is_as_named(self, tokens: int | None) -> bool:
         """Whether it is as long as the refusal says, and that may be believed: the limit is the one
-        that we know, and the bill does not contradict it."""
+        that we know, and the bill says the same."""
         named, limit = self._named_limit, self._limit
         if named is None or abs(named - limit) > max(_SAME_LIMIT * limit, 1):
             return False
-        if tokens is None:
-            return prefix == self._as_named
-        return _AGREES * named <= tokens <= named
+        # Words alone end nothing: a count in them may be of something else.
+        return tokens is not None and _AGREES * named <= tokens <= named
 
     def _end(self) -> None:
         """Give the row what is there. Everything that was taken has been paid for."""

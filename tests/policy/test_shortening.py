@@ -105,7 +105,10 @@ def test_the_numbers_of_a_refusal_are_followed(desk, reports):
     with desk(embedder) as one:
         result = one.embed([text])
         kept = kept_of(text, result.outcomes[0])
-        assert [call.texts for call in embedder.calls] == [(text,), (kept,)]
+        sent = [call.texts for call in embedder.calls]
+        assert sent[:2] == [(text,), (kept,)]
+        # A bill that agrees is proof enough; without one a longer text must be seen refused.
+        assert len(sent) == (2 if reports else 3)
         assert 0.95 * LIMIT <= tokens_of(kept) <= LIMIT
         if reports:
             one.check()
