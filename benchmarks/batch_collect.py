@@ -78,7 +78,7 @@ def is_over(place: dict[str, str]) -> bool:
 
 
 def measure(encoding: str, count: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "embedcore.testing.server", "--until-eof"]
+    command = [sys.executable, "-m", "embedcore.testing.openai.server", "--until-eof"]
     with (
         tempfile.TemporaryDirectory() as home,
         subprocess.Popen(

@@ -21,9 +21,9 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 import pybase64
-from embedcore_openai.jsonl import whole_lines
+from embedcore_openai.batch_calls import whole_lines
+from embedcore_openai.batch_objects import LineReader
 from embedcore_openai.options import OpenAIOptions
-from embedcore_openai.outcomes import LineReader
 from embedcore_openai.plugin import create
 
 WIDTH = 1536

@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from embedcore.storage.amounts import Amount, Limit
-from embedcore.storage.database import Database
-from embedcore.storage.engine import driver, engine_version
+from embedcore.storage.database import Database, driver, engine_version
 from embedcore.storage.ledger import Ledger
 from embedcore.storage.schema import STATE, STATE_VERSION
 

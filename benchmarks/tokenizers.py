@@ -21,11 +21,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from embedcore_openai import fast, vocabulary
-from embedcore_openai.engines import Engine, TiktokenEngine
+from embedcore_openai import token_engines as fast, token_engines as vocabulary
+from embedcore_openai.token_engines import Engine, TiktokenEngine
 from embedcore_openai.tokenizer import Cl100kTokenizer
 
-from embedcore.policy.truncation import cut_overlong
+from embedcore.policy.texts import cut_overlong
 
 LIMIT = 8_191
 TEXTS = 100

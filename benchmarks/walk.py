@@ -34,8 +34,8 @@ from embedcore import EmbeddingClient
 from embedcore.provider.protocol import Embedder
 from embedcore.storage.database import Database
 from embedcore.testing import FakeEmbedder
-from embedcore.testing.batchsettings import BatchSettings, Progress
-from embedcore.testing.fakebatch import batch_embedder
+from embedcore.testing.fakes.batch import batch_embedder
+from embedcore.testing.openai.batch_settings import BatchSettings, Progress
 
 ROOT = Path(embedcore.__file__).parents[1]
 COUNTED = tuple(str(ROOT / part) + os.sep for part in ("embedcore", "providers"))
@@ -126,7 +126,7 @@ def file(home: Path, trip: Trip) -> None:
 @contextmanager
 def served() -> Iterator[tuple[str, str]]:
     """Key and address of a fake server that ends with the block."""
-    command = [sys.executable, "-m", "embedcore.testing.server", "--until-eof"]
+    command = [sys.executable, "-m", "embedcore.testing.openai.server", "--until-eof"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as server:

@@ -52,18 +52,12 @@ if TYPE_CHECKING:
         embed_texts as embed_texts,
         record_usage as record_usage,
     )
-    from embedcore.policy.asyncstream import (
-        AsyncEmbeddingStream as AsyncEmbeddingStream,
-    )
-    from embedcore.policy.batchjob import (
+    from embedcore.policy.batch.job import (
         BatchJob as BatchJob,
     )
-    from embedcore.policy.batchreport import (
+    from embedcore.policy.batch.report import (
         BatchReport as BatchReport,
         RemoteJob as RemoteJob,
-    )
-    from embedcore.policy.blocks import (
-        Block as Block,
     )
     from embedcore.policy.estimate import (
         Plan as Plan,
@@ -76,7 +70,13 @@ if TYPE_CHECKING:
         StoppedAt as StoppedAt,
         TextCut as TextCut,
     )
-    from embedcore.policy.stream import (
+    from embedcore.policy.stream.asyncstream import (
+        AsyncEmbeddingStream as AsyncEmbeddingStream,
+    )
+    from embedcore.policy.stream.rows import (
+        Block as Block,
+    )
+    from embedcore.policy.stream.stream import (
         EmbeddingStream as EmbeddingStream,
     )
     from embedcore.provider.tokens import (
@@ -89,12 +89,12 @@ if TYPE_CHECKING:
 # Loaded at first use: importing embedcore must cost a program nothing that it does not need.
 _HOMES = {
     "Arrival": "embedcore.policy.result",
-    "AsyncEmbeddingStream": "embedcore.policy.asyncstream",
+    "AsyncEmbeddingStream": "embedcore.policy.stream.asyncstream",
     "AuthenticationFailed": "embedcore.errors",
     "BatchEmbeddingFailed": "embedcore.errors",
-    "BatchJob": "embedcore.policy.batchjob",
-    "BatchReport": "embedcore.policy.batchreport",
-    "Block": "embedcore.policy.blocks",
+    "BatchJob": "embedcore.policy.batch.job",
+    "BatchReport": "embedcore.policy.batch.report",
+    "Block": "embedcore.policy.stream.rows",
     "BudgetExceeded": "embedcore.errors",
     "Config": "embedcore.config",
     "ConfigurationError": "embedcore.errors",
@@ -102,7 +102,7 @@ _HOMES = {
     "EmbeddingClient": "embedcore.client",
     "EmbeddingError": "embedcore.errors",
     "EmbeddingResult": "embedcore.policy.result",
-    "EmbeddingStream": "embedcore.policy.stream",
+    "EmbeddingStream": "embedcore.policy.stream.stream",
     "InputNotReady": "embedcore.errors",
     "InputRejected": "embedcore.errors",
     "InputTooLong": "embedcore.errors",
@@ -118,7 +118,7 @@ _HOMES = {
     "QuotaExhausted": "embedcore.errors",
     "RateLimited": "embedcore.errors",
     "RemoteGone": "embedcore.errors",
-    "RemoteJob": "embedcore.policy.batchreport",
+    "RemoteJob": "embedcore.policy.batch.report",
     "ReplyMismatch": "embedcore.errors",
     "RequestRejected": "embedcore.errors",
     "RequestTooLarge": "embedcore.errors",

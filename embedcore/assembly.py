@@ -1,4 +1,4 @@
-"""From a choice to something that runs: an embedder, its rules, and whose money it is."""
+"""Builds what a client runs on: embedder, engine, ledger, cache and observers."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from embedcore.errors import ConfigurationError, StorageReadOnly, UnsafeStorage
 from embedcore.events import Event, Observer
 from embedcore.folders import expanded
 from embedcore.observers import log
+from embedcore.policy.budget import Account
+from embedcore.policy.cache import VectorCache
 from embedcore.policy.engine import Engine
-from embedcore.policy.limiter import gate_for
-from embedcore.policy.pool import Pool
-from embedcore.policy.purse import Account
-from embedcore.policy.rates import Rates
+from embedcore.policy.planning import sizes_for
+from embedcore.policy.ratelimit.gate import gate_for
+from embedcore.policy.ratelimit.pace import Rates
 from embedcore.policy.retry import RetryQuota
-from embedcore.policy.shelf import Shelf
-from embedcore.policy.sizes import sizes_for
+from embedcore.policy.threads import Pool
 from embedcore.provider import registry
 from embedcore.provider.options import (
     ADDRESS,
@@ -32,12 +32,11 @@ from embedcore.provider.options import (
     former_fingerprints,
     options_fingerprint,
 )
-from embedcore.storage.database import Database
-from embedcore.storage.engine import SPENDING
+from embedcore.storage.database import SPENDING, Database
 from embedcore.storage.ledger import Ledger
 
 if TYPE_CHECKING:
-    from embedcore.policy.batchoffice import BatchOffice
+    from embedcore.policy.batch.context import BatchContext
     from embedcore.provider.hookspecs import Provider
     from embedcore.provider.protocol import Embedder
     from embedcore.provider.types import ModelInfo
@@ -140,7 +139,7 @@ def build_engine(
         ),
         quota=RetryQuota(retry.quota, retry.quota_ratio),
         sizes=sizes_for(info.endpoint or info.provider, info.model),
-        shelf=open_shelf(choice, info, observe),
+        cache=open_cache(choice, info, observe),
         retry=retry,
         overlong=choice.setting("overlong") or "truncate",
         keep_empty=choice.setting("on_empty") == "keep",
@@ -156,11 +155,11 @@ def build_engine(
     return engine, ledger
 
 
-def open_shelf(choice: Choice, info: ModelInfo, observe: Observer) -> Shelf | None:
+def open_cache(choice: Choice, info: ModelInfo, observe: Observer) -> VectorCache | None:
     """The store of bought vectors for this model; None if its vectors are not kept."""
     if not keeps_vectors(choice, info):
         return None
-    return Shelf(vector_store(choice), observe=observe)
+    return VectorCache(vector_store(choice), observe=observe)
 
 
 def keeps_vectors(choice: Choice, info: ModelInfo) -> bool:
@@ -185,19 +184,19 @@ def vector_store(choice: Choice) -> VectorStore:
     )
 
 
-def build_office(choice: Choice, engine: Engine) -> BatchOffice | None:
+def build_office(choice: Choice, engine: Engine) -> BatchContext | None:
     """What batches of this engine need; None where its provider has no batch strategy."""
-    from embedcore.policy.batchoffice import BatchOffice
+    from embedcore.policy.batch.context import BatchContext
 
     strategy = engine.embedder.batch
     if strategy is None:
         return None
     config = choice.config
-    return BatchOffice(
+    return BatchContext(
         engine=engine,
         strategy=strategy,
         # Vectors of a batch are kept whatever the settings say: the provider's copy is deleted.
-        store=vector_store(choice) if engine.shelf is None else engine.shelf.store,
+        store=vector_store(choice) if engine.cache is None else engine.cache.store,
         folder=state_folder(config) / BATCHES_FOLDER,
         asked_as=f"{choice.provider}:{choice.model}",
         settings=choice.batch.settings(),

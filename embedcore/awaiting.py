@@ -1,4 +1,4 @@
-"""The forms of the client for asyncio: the same calls in a thread, ended when cancelled."""
+"""The asyncio methods of the client: the same calls in a thread, ended when cancelled."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from embedcore.events import Progress
-    from embedcore.policy.portions import OnBudget
+    from embedcore.policy.immediate.recipe import OnBudget
     from embedcore.policy.result import EmbeddingResult
 
 

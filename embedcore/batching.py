@@ -1,4 +1,4 @@
-"""The forms of the client for texts that may take a day, at half the price."""
+"""The batch methods of the client: within a day, at half the price."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from embedcore.streaming import check_on_error
 
 if TYPE_CHECKING:
     from embedcore.events import Progress
-    from embedcore.policy.batchjob import BatchJob
-    from embedcore.policy.batchoffice import BatchOffice
+    from embedcore.policy.batch.context import BatchContext
+    from embedcore.policy.batch.job import BatchJob
+    from embedcore.policy.batch.submit import Strategy, Submission
     from embedcore.policy.engine import Engine
-    from embedcore.policy.submitting import Strategy, Submission
     from embedcore.provider.types import ModelInfo
-    from embedcore.storage.batchrecords import BatchRecord
+    from embedcore.storage.batches import BatchRecord
 
 logger = logging.getLogger("embedcore")
 
 
 class BatchForms:
-    """What ``EmbeddingClient`` adds to itself by defining ``_engine`` and ``_batch_office``."""
+    """What ``EmbeddingClient`` adds to itself by defining ``_engine`` and ``_batch_context``."""
 
     _told_of_batch = False
 
@@ -33,7 +33,7 @@ class BatchForms:
     def _engine(self) -> Engine:
         raise NotImplementedError
 
-    def _batch_office(self) -> BatchOffice | None:
+    def _batch_context(self) -> BatchContext | None:
         """None where the provider has no batch strategy."""
         raise NotImplementedError
 
@@ -61,11 +61,11 @@ class BatchForms:
             raise ConfigurationError(f"poll_interval = {poll_interval} must be above 0 seconds")
         if fallback not in ("immediate", "error"):
             raise ConfigurationError(f'fallback = {fallback!r} must be "immediate" or "error"')
-        if self._batch_office() is None:
+        if self._batch_context() is None:
             self._tell_of_batch(fallback)
             return self._embed_now(texts)
-        from embedcore.policy.batchjob import waiting_lease
-        from embedcore.policy.submitting import Submission
+        from embedcore.policy.batch.job import waiting_lease
+        from embedcore.policy.batch.submit import Submission
 
         how = self._timed(Submission(waiting=waiting_lease(poll_interval)), strategy, deadline)
         job = self._submit(texts, how)
@@ -114,7 +114,7 @@ class BatchForms:
         Raises ``BudgetExceeded``, ``InputRejected`` and ``StorageFull`` before anything is sent,
         and what the provider refuses for good; nothing of the batch is left then.
         """
-        from embedcore.policy.submitting import Submission
+        from embedcore.policy.batch.submit import Submission
 
         check_on_error(on_error)
         if on_budget not in ("raise", "wait"):
@@ -136,21 +136,21 @@ class BatchForms:
         """
         return [
             self._job(record)
-            for office in self._offices()
-            for record in office.batches.all(office.pool)
+            for context in self._offices()
+            for record in context.batches.all(context.pool)
             if ended or not record.has_ended
         ]
 
     def batch_job(self, name: str) -> BatchJob:
         """The batch of that id, from any process. Raises ``ConfigurationError`` if there is none,
         or if it was made with another model, scope, option or account."""
-        office = self._office()
-        record = office.batches.named(name)
+        context = self._context()
+        record = context.batches.named(name)
         if record is None:
             raise ConfigurationError(
                 f"there is no batch {name!r} in this state folder: embedcore batch list shows them"
             )
-        pool = office.batches.pool_of(record)
+        pool = context.batches.pool_of(record)
         mine = self._office_of(record).pool
         for field in ("model", "scope", "endpoint", "account", "fingerprint"):
             theirs, ours = getattr(pool, field), getattr(mine, field)
@@ -171,10 +171,10 @@ class BatchForms:
 
         Returns the errors that waiting alone does not mend. Fit for being called now and then.
         """
-        from embedcore.policy.tidying import tidy
+        from embedcore.policy.batch.cleanup import tidy
 
         problems = [problem for job in self.batch_jobs(ended=False) for problem in job.advance()]
-        return problems + [problem for office in self._offices() for problem in tidy(office)]
+        return problems + [problem for context in self._offices() for problem in tidy(context)]
 
     def _timed(
         self, how: Submission, strategy: Strategy | None, deadline: float | None
@@ -205,17 +205,17 @@ class BatchForms:
         *,
         progress: bool | Callable[[Progress], None] = False,
     ) -> BatchJob:
-        from embedcore.policy.submitting import submit
-        from embedcore.policy.tidying import forget
+        from embedcore.policy.batch.cleanup import forget
+        from embedcore.policy.batch.submit import submit
 
-        office = self._office()
-        job = self._job(submit(office, rows, how), progress=progress)
+        context = self._context()
+        job = self._job(submit(context, rows, how), progress=progress)
         job.on_error = how.on_error
         job.transient = how.waiting is not None
         try:
             problems = job.advance()
             refused = problems and not any(
-                part.attempt is not None for part in office.jobs.of_batch(job.record)
+                part.attempt is not None for part in context.jobs.of_batch(job.record)
             )
         except BaseException:
             if not job.transient:
@@ -224,51 +224,51 @@ class BatchForms:
         if refused:
             # Nothing of it was created, and waiting does not help: as if it had not been asked for.
             job.abandon()
-            forget(office, job.record)
+            forget(context, job.record)
             raise problems[0]
         return job
 
     def _job(
         self, record: BatchRecord, *, progress: bool | Callable[[Progress], None] = False
     ) -> BatchJob:
-        from embedcore.policy.batchjob import BatchJob
+        from embedcore.policy.batch.job import BatchJob
 
         if not progress:
             return BatchJob(record=record, open_office=lambda: self._office_of(record))
-        # A child of a fork has an office of its own.
-        shown: Lazy[BatchOffice] = Lazy()
+        # A child of a fork has an context of its own.
+        shown: Lazy[BatchContext] = Lazy()
         return BatchJob(
             record=record, open_office=lambda: shown.get(lambda: self._shown(record, progress))
         )
 
     def _shown(
         self, record: BatchRecord, progress: bool | Callable[[Progress], None]
-    ) -> BatchOffice:
+    ) -> BatchContext:
         plain = self._office_of(record)
         observe = with_progress(plain.engine.observe, progress)
         return replace(plain, engine=replace(plain.engine, observe=observe))
 
-    def _offices(self) -> list[BatchOffice]:
+    def _offices(self) -> list[BatchContext]:
         """That of this client, and those for what was submitted under an earlier fingerprint."""
-        office = self._office()
-        return [office, *(_renamed(office, former) for former in office.engine.former)]
+        context = self._context()
+        return [context, *(_renamed(context, former) for former in context.engine.former)]
 
-    def _office_of(self, record: BatchRecord) -> BatchOffice:
+    def _office_of(self, record: BatchRecord) -> BatchContext:
         """The one that goes on with a batch."""
-        office = self._office()
-        if not office.engine.former:
-            return office
-        name = office.batches.pool_of(record).fingerprint
-        return _renamed(office, name) if name in office.engine.former else office
+        context = self._context()
+        if not context.engine.former:
+            return context
+        name = context.batches.pool_of(record).fingerprint
+        return _renamed(context, name) if name in context.engine.former else context
 
-    def _office(self) -> BatchOffice:
-        office = self._batch_office()
-        if office is None:
+    def _context(self) -> BatchContext:
+        context = self._batch_context()
+        if context is None:
             raise ConfigurationError(
                 f"{self._engine.label} has no batch strategy here: use embed or embed_iter, "
                 f"{_price_difference(self._engine.info)}"
             )
-        return office
+        return context
 
     def _embed_now(self, texts: Iterable[str]) -> list[list[float]]:
         raise NotImplementedError
@@ -287,8 +287,8 @@ class BatchForms:
             )
 
 
-def _renamed(office: BatchOffice, fingerprint: str) -> BatchOffice:
-    return replace(office, engine=replace(office.engine, fingerprint=fingerprint))
+def _renamed(context: BatchContext, fingerprint: str) -> BatchContext:
+    return replace(context, engine=replace(context.engine, fingerprint=fingerprint))
 
 
 def _price_difference(info: ModelInfo) -> str:

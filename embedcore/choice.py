@@ -1,4 +1,4 @@
-"""What was asked for: which profile, provider and model a name means, and with which options."""
+"""Resolves a model's name to profile, provider, model and options."""
 
 from __future__ import annotations
 

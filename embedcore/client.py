@@ -1,4 +1,4 @@
-"""The front door: a client for one model, inside one budget."""
+"""The client for one model and one budget."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from embedcore.forksafe import Lazy
 from embedcore.observers import picklable
 from embedcore.policy.engine import Engine, Stop
 from embedcore.policy.estimate import Plan, plan_now
-from embedcore.policy.immediate import embed_now
-from embedcore.policy.portions import OnBudget, check_on_budget
+from embedcore.policy.immediate.recipe import OnBudget, check_on_budget, embed_now
 from embedcore.policy.result import EmbeddingResult, OnArrival, listed
 from embedcore.provider import registry
 from embedcore.provider.options import HiddenValues
@@ -27,8 +26,8 @@ from embedcore.streaming import StreamedForms, check_on_error, equipped
 
 if TYPE_CHECKING:
     from embedcore.config import Config
-    from embedcore.policy.batchoffice import BatchOffice
-    from embedcore.policy.submitting import Strategy
+    from embedcore.policy.batch.context import BatchContext
+    from embedcore.policy.batch.submit import Strategy
     from embedcore.provider.protocol import Embedder
     from embedcore.provider.types import ModelInfo
     from embedcore.storage.ledger import Ledger
@@ -36,19 +35,19 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True, slots=True)
 class _Running:
-    """What a client holds open. ``office``: once there was a batch."""
+    """What a client holds open. ``context``: once there was a batch."""
 
     engine: Engine
     ledger: Ledger | None
-    office: BatchOffice | None = None
+    context: BatchContext | None = None
 
     def close(self) -> None:
         self.engine.pool.close()
         self.engine.embedder.close()
-        if self.engine.shelf is not None:
-            self.engine.shelf.store.close()
-        if self.office is not None:
-            self.office.store.close()
+        if self.engine.cache is not None:
+            self.engine.cache.store.close()
+        if self.context is not None:
+            self.context.store.close()
         if self.ledger is not None:
             self.ledger.database.close()
 
@@ -228,7 +227,7 @@ class EmbeddingClient(AwaitedForms, StreamedForms, BatchForms):
             texts,
             input_type=input_type,
             exact=exact,
-            office=self._office() if batch else None,
+            context=self._context() if batch else None,
         )
 
     def open(self) -> None:
@@ -239,8 +238,8 @@ class EmbeddingClient(AwaitedForms, StreamedForms, BatchForms):
         import. Harmless when repeated. Raises ``EmbeddingError`` if it cannot be done.
         """
         running = self._opened.get(self._open)
-        if running.engine.shelf is not None:
-            running.engine.shelf.store.database.open()
+        if running.engine.cache is not None:
+            running.engine.cache.store.database.open()
         running.engine.tokenizer.count(["a"])
         running.engine.connect()
 
@@ -337,8 +336,8 @@ class EmbeddingClient(AwaitedForms, StreamedForms, BatchForms):
     def _pace(self) -> tuple[Strategy, float | None]:
         return self._choice.setting("strategy") or "batch", self._choice.setting("deadline")
 
-    def _batch_office(self) -> BatchOffice | None:
+    def _batch_context(self) -> BatchContext | None:
         running = self._opened.get(self._open)
-        if running.office is None:
-            running.office = assembly.build_office(self._choice, running.engine)
-        return running.office
+        if running.context is None:
+            running.context = assembly.build_office(self._choice, running.engine)
+        return running.context

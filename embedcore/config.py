@@ -1,4 +1,4 @@
-"""What may be set, and what it means: ``embedcore.toml`` and the environment as frozen models.
+"""The settings as frozen models: what may be set, and what it means.
 
 Reading and layering them is ``embedcore.configfile``; this module only says what is valid.
 """
@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, PrivateAttr
 
 from embedcore.errors import ConfigurationError
-from embedcore.policy.batchsettings import BatchSettings
+from embedcore.policy.batch.settings import BatchSettings
 from embedcore.policy.retry import RetrySettings
 from embedcore.storage.amounts import ALL_SCOPES, Limit, Unit
 from embedcore.storage.calendar import PERIODS, Period

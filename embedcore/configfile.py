@@ -1,4 +1,4 @@
-"""Where settings come from, and which one wins.
+"""Layers of settings: files and environment, and which one wins.
 
 Settings: the environment over one file (``$EMBEDCORE_CONFIG``, else the nearest ``embedcore.toml``
 upwards, else ``[tool.embedcore]`` of the nearest ``pyproject.toml`` that has it, else the user's).

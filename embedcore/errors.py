@@ -1,4 +1,4 @@
-"""Every way embedcore can fail, as one tree.
+"""All errors of embedcore, as one tree.
 
 EmbeddingError                   .retryable  .billed  .position  .partial  .budget_blocked
 ├── ConfigurationError             your settings; nothing was sent

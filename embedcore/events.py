@@ -1,4 +1,4 @@
-"""What observers are told, as plain values. No event carries a text, a vector or a key."""
+"""Events for observers, as plain values. No event carries a text, a vector or a key."""
 
 from __future__ import annotations
 

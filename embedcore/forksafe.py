@@ -1,4 +1,4 @@
-"""What threads share, across ``fork``: locks, things made once, and the files behind them.
+"""Fork safety: locks, things made once, and connections that a fork must not share.
 
 A fork copies the memory of every thread and lets only one of them go on. A lock that another thread
 held is held for ever in the child; and what the system keeps for a process, such as its locks on

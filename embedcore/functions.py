@@ -1,4 +1,4 @@
-"""The front door as plain functions, over one client and one tracker made at first use."""
+"""The client's methods as plain functions, over one client and one tracker made at first use."""
 
 from __future__ import annotations
 

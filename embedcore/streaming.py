@@ -1,4 +1,4 @@
-"""The streaming forms of the client: any number of rows, in bounded memory."""
+"""The streaming methods of the client."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from embedcore.errors import ConfigurationError
 from embedcore.observers import with_progress
-from embedcore.policy.asyncstream import AsyncEmbeddingStream
-from embedcore.policy.blocks import RowReader
-from embedcore.policy.pieces import OnError
-from embedcore.policy.pipeline import Pipeline
-from embedcore.policy.portions import OnBudget, check_on_budget
-from embedcore.policy.stream import EmbeddingStream
+from embedcore.policy.immediate.recipe import OnBudget, check_on_budget
+from embedcore.policy.stream.asyncstream import AsyncEmbeddingStream
+from embedcore.policy.stream.pipeline import OnError, Pipeline
+from embedcore.policy.stream.rows import RowReader
+from embedcore.policy.stream.stream import EmbeddingStream
 
 if TYPE_CHECKING:
     from embedcore.events import Progress
@@ -117,7 +116,7 @@ def equipped(
     if whole and engine.keep_empty:
         engine = replace(engine, keep_empty=False)
     if not cache:
-        engine = replace(engine, shelf=None)
+        engine = replace(engine, cache=None)
     if progress:
         engine = replace(engine, observe=with_progress(engine.observe, progress))
     return engine

@@ -1,4 +1,4 @@
-"""How many tokens were used today, and how many are left? The daily view of the ledger."""
+"""The daily token count of the ledger: used and left."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from embedcore.choice import as_config, check_scope
 from embedcore.errors import ConfigurationError
 from embedcore.forksafe import Lazy
 from embedcore.observers import log
-from embedcore.storage import usage, windows as counters
+from embedcore.storage import counters, usage
 from embedcore.storage.amounts import Amount, Grant, Limit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from embedcore.config import Config
+    from embedcore.storage.counters import Used
     from embedcore.storage.ledger import Ledger
-    from embedcore.storage.windows import Used
 
 
 class UsageToday(TypedDict):

@@ -1,4 +1,4 @@
-"""What a layer of configuration may set, by where it comes from, and which files the user trusts.
+"""Trust: what a settings file may set, by where it comes from.
 
 A layer is *named* by the user: Python, the environment, a file that either of them names, the
 user's own configuration folder. It may set everything. Or it is a file that was *found* in the

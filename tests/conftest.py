@@ -20,7 +20,7 @@ _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 
 
 def pytest_report_header() -> str:
-    from embedcore.storage.engine import driver, engine_version
+    from embedcore.storage.database import driver, engine_version
 
     python = ".".join(map(str, sys.version_info[:3]))
     names = ("openai", "pluggy", "pydantic", "sqlite-utils")
@@ -67,15 +67,15 @@ def _nothing_shared() -> Iterator[None]:
             if made.cache_info().currsize:
                 made().close()
             made.cache_clear()
-    limiter = sys.modules.get("embedcore.policy.limiter")
+    limiter = sys.modules.get("embedcore.policy.ratelimit.gate")
     if limiter is not None:
         limiter.gate_for.cache_clear()
-    sizes = sys.modules.get("embedcore.policy.sizes")
+    sizes = sys.modules.get("embedcore.policy.planning")
     if sizes is not None:
         sizes.sizes_for.cache_clear()
-    claims = sys.modules.get("embedcore.policy.claims")
+    claims = sys.modules.get("embedcore.policy.cache")
     if claims is not None:
-        claims.claims_for.cache_clear()
+        claims.in_flight_keys_for.cache_clear()
     encodings = sys.modules.get("embedcore_openai.encodings")
     if encodings is not None:
         encodings.forget()

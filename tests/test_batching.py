@@ -16,8 +16,8 @@ from embedcore.errors import BatchEmbeddingFailed
 from embedcore.events import RequestSent
 from embedcore.storage import batches
 from embedcore.testing import FakeEmbedder, vectors_of
-from embedcore.testing.batches import BatchSettings, Progress
-from embedcore.testing.fakebatch import Crashed, batch_embedder
+from embedcore.testing.fakes.batch import Crashed, batch_embedder
+from embedcore.testing.openai.batches import BatchSettings, Progress
 from embedcore.testing.vectors import tokens_of
 
 TEXTS = ["one", "two", "three", "two"]
@@ -81,7 +81,7 @@ def test_an_interval_must_be_one(client: Any, interval: float) -> None:
 @pytest.fixture(scope="module")
 def dead() -> str:
     """The name of a process of this machine that has ended."""
-    said = "from embedcore.storage.ownership import myself; print(myself())"
+    said = "from embedcore.storage.grants import myself; print(myself())"
     run = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
     return run.stdout.strip()
 
@@ -106,10 +106,10 @@ def test_after_the_process_has_died_the_same_call_goes_on(
     money = sum(map(tokens_of, set(TEXTS))) * (1 + uncertain)
     config = {"budget": {"daily_token_limit": money}, "batch": HASTY}
     with EmbeddingClient(embedder=embedder, config=config) as client:
-        office = client._batch_office()
-        assert office is not None
-        parts = (office.batches, office.cutter, office.strategy, office.steps, office.jobs)
-        target = next(one for one in (*parts, office.store) if hasattr(one, seam))
+        context = client._batch_context()
+        assert context is not None
+        parts = (context.batches, context.cutter, context.strategy, context.steps, context.jobs)
+        target = next(one for one in (*parts, context.store) if hasattr(one, seam))
         real = getattr(target, seam)
 
         def dying(*arguments: Any, **more: Any) -> None:

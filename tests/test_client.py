@@ -38,7 +38,7 @@ from embedcore import (
 from embedcore.events import Progress, RequestFinished
 from embedcore.provider.types import Price
 from embedcore.testing import FakeEmbedder, FakeOpenAI, vector_of, vectors_of
-from embedcore.testing.fakes import FAKE_INFO
+from embedcore.testing.fakes.embedder import FAKE_INFO
 
 MODEL = "text-embedding-3-small"
 CALM = {"retry": {"first_wait": 0.0, "attempts": 2}}

@@ -14,7 +14,7 @@ from embedcore.files.run import embed_files
 from embedcore.files.search import search
 from embedcore.provider.options import former_fingerprints
 from embedcore.testing import FakeOpenAI, vectors_of
-from embedcore.testing.batchsettings import BatchSettings, Progress
+from embedcore.testing.openai.batch_settings import BatchSettings, Progress
 
 TEXTS = [f"text {number}" for number in range(5)]
 OTHERS = [f"another {number}" for number in range(3)]

@@ -48,7 +48,7 @@ from embedcore.events import (
 )
 from embedcore.observers import ProgressLine, log, shown, with_progress
 from embedcore.testing import FakeEmbedder, FakeOpenAI
-from embedcore.testing.fakes import FAKE_INFO
+from embedcore.testing.fakes.embedder import FAKE_INFO
 
 MODEL = "text-embedding-3-small"
 SDK_LOGGERS = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
@@ -339,7 +339,7 @@ def test_a_bill_above_the_bound_is_told(caplog):
     def dear(request, honest):
         return replace(honest, tokens=honest.tokens + 1000)
 
-    from embedcore.testing.fakes import Outcome
+    from embedcore.testing.fakes.embedder import Outcome
 
     with EmbeddingClient(embedder=FakeEmbedder(script=[Outcome(reply=dear)])) as client:
         client.embed_text("a")

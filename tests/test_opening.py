@@ -23,7 +23,7 @@ from embedcore.events import RequestFailed, RequestFinished
 from embedcore.provider.base import BaseEmbedder, WrapperEmbedder
 from embedcore.provider.types import EmbedReply, EmbedRequest, ModelInfo, Price
 from embedcore.testing import FakeEmbedder, FakeOpenAI, vectors_of
-from embedcore.testing.fakes import FAKE_INFO
+from embedcore.testing.fakes.embedder import FAKE_INFO
 
 # Which modules are imported where, in a process that has imported nothing yet.
 PROGRAM = """

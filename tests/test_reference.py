@@ -34,7 +34,7 @@ from embedcore.provider.types import (
     Price,
     RateLimits,
 )
-from embedcore.storage.engine import driver
+from embedcore.storage.database import driver
 from embedcore.storage.schema import STATE_VERSION, VECTORS_VERSION
 from embedcore.storage.vectors import VectorStore
 

@@ -102,7 +102,7 @@ import numpy as np
 from embedcore import EmbeddingClient
 from embedcore.provider.base import BaseEmbedder
 from embedcore.provider.types import EmbedReply
-from embedcore.testing.fakes import FAKE_INFO, FakeTokenizer
+from embedcore.testing.fakes.embedder import FAKE_INFO, FakeTokenizer
 
 class Fast(BaseEmbedder):
     info = replace(FAKE_INFO, dimensions=1536, max_texts_per_request=2048,

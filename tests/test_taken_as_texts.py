@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from embedcore import EmbeddingClient, InputRejected
-from embedcore.testing.fakebatch import batch_embedder
+from embedcore.testing.fakes.batch import batch_embedder
 
 TEXTS = ["one", "two", "three", "two"]
 QUICK = 0.02

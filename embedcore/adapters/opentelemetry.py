@@ -1,4 +1,4 @@
-"""What did embedcore send, what did it take, and what did it cost, as OpenTelemetry sees it?
+"""OpenTelemetry: embedcore's requests, tokens and costs as spans and metrics.
 
 Spans and metrics follow the semantic conventions for generative AI, operation ``embeddings``, as
 of release 1.41.0: https://opentelemetry.io/docs/specs/semconv/gen-ai/. They are in development.

@@ -1,4 +1,4 @@
-"""Which command is meant, and what is said when it fails?
+"""The command group, and how a failure becomes a message and an exit code.
 
 Only the command that is asked for is imported: ``embedcore --help`` costs click and nothing else.
 """
@@ -13,23 +13,25 @@ from typing import Final
 
 import click
 
-from embedcore.cli import exits
-from embedcore.cli.groups import Group
-from embedcore.cli.options import reads_text, verbose_option
+from embedcore.cli import process as exits
+from embedcore.cli.options import Group, reads_text, verbose_option
+from embedcore.cli.process import Signals
 from embedcore.cli.screen import Screen
-from embedcore.cli.signals import Signals
 
 # Name → its module, and the line that --help shows without importing it.
 COMMANDS: Final = {
     "embed": ("embed", "Embed files into one output; run again, it buys only what is missing."),
-    "batch": ("batch", "The same within a day, for less money: submit, look after, fetch."),
+    "batch": ("batch.group", "The same within a day, for less money: submit, look after, fetch."),
     "similar": ("similar", "Find the rows of an output that are nearest to a question."),
     "models": ("models", "The models that are known, with their prices."),
-    "providers": ("providers", "The providers that are installed, and those that are broken."),
+    "providers": (
+        "models:providers",
+        "The providers that are installed, and those that are broken.",
+    ),
     "usage": ("usage", "What was spent: today, this month and in total."),
     "budget": ("budget", "The limits: what is left of them, and when they reset."),
     "cache": ("cache", "The store of bought vectors: its size, and making room in it."),
-    "config": ("settings", "Every setting, and with --explain the layer that set it."),
+    "config": ("config", "Every setting, and with --explain the layer that set it."),
     "trust": ("trust", "Let a settings file that is only found set addresses and keys, too."),
     "demo": ("demo", "Embed and search the docstrings of your own Python, offline."),
     "doctor": ("doctor", "Look at this installation for what is wrong or unusual."),
@@ -47,8 +49,9 @@ class LazyGroup(Group):
         name = ALIASES.get(cmd_name, cmd_name)
         if name not in COMMANDS:
             return None
-        module = import_module(f"embedcore.cli.{COMMANDS[name][0]}")
-        return reads_text(module.command)
+        place, _, attribute = COMMANDS[name][0].partition(":")
+        module = import_module(f"embedcore.cli.{place}")
+        return reads_text(getattr(module, attribute or "command"))
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -69,7 +72,7 @@ def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted and not ctx.resilient_parsing:
         from importlib.metadata import version
 
-        ctx.ensure_object(Screen).show(f"embedcore {version('embedcore')}")
+        ctx.ensure_object(Screen).result(f"embedcore {version('embedcore')}")
         ctx.exit()
 
 
@@ -89,7 +92,7 @@ def group(ctx: click.Context) -> None:
       embedcore embed texts.jsonl -o out.npy  shows the price first
       embedcore similar -c "a question" -i out.npy
     """
-    from embedcore.cli.logs import attach
+    from embedcore.cli.process import attach
 
     attach(ctx.ensure_object(Screen))
 
@@ -133,7 +136,7 @@ def _told(error: BaseException, screen: Screen, signals: Signals) -> int:
         return signals.code
     if isinstance(error, click.ClickException):
         if isinstance(error, click.UsageError) and error.ctx is not None:
-            screen.complain(error.ctx.get_usage())
+            screen.error(error.ctx.get_usage())
         screen.fail(error, error.format_message())
         return error.exit_code
     if isinstance(error, EmbeddingError):

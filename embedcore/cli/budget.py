@@ -1,4 +1,4 @@
-"""``embedcore budget``: which limits hold, what is left of them, and is the clock right?"""
+"""``embedcore budget``: the limits, what is left of them, and when they reset."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embedcore.cli.groups import Group
-from embedcore.cli.opening import books, set_by
-from embedcore.cli.options import model_option, talking
+from embedcore.cli.options import Group, model_option, talking
 from embedcore.cli.screen import Screen
+from embedcore.cli.session import books, set_by
 from embedcore.cli.text import dollars, duration, facts, plural, table
 from embedcore.config import Config
 from embedcore.storage import crosscheck, usage
@@ -21,7 +20,7 @@ from embedcore.storage.calendar import MICROSECONDS
 
 if TYPE_CHECKING:
     from embedcore.storage.amounts import Unit
-    from embedcore.storage.windows import Used
+    from embedcore.storage.counters import Used
 
 # What the books do not write down again is not yet a clock that runs wrong.
 CLOCK_TOLERANCE_SECONDS = 60.0
@@ -48,16 +47,16 @@ def command(ctx: click.Context, model: str | None, scope: str | None) -> None:
     with books(config, limits) as ledger:
         found = usage.limits_now(ledger, whose, limits, "all")
         today = usage.of_scope(ledger, whose)
-    screen.answer({"scope": whose, "limits": [_fields(one, config) for one in found]})
+    screen.json({"scope": whose, "limits": [_fields(one, config) for one in found]})
     if not found:
-        screen.show(
+        screen.result(
             f"no limit is set for scope {whose!r}; {today.spent.tokens:,} tokens "
             f"({dollars(today.spent.cost)}) were spent today.\n"
             "Set one with EMBEDCORE_DAILY_TOKEN_LIMIT=1000000, or in embedcore.toml:\n"
             "  [budget]\n  daily_cost_limit = 5.00"
         )
         return
-    screen.show(table(_HEADS, [_row(one, config) for one in found], numbers={1, 2, 3, 4}))
+    screen.result(table(_HEADS, [_row(one, config) for one in found], numbers={1, 2, 3, 4}))
 
 
 @command.command(name="clock")
@@ -77,14 +76,16 @@ def clock(screen: Screen, repair: bool) -> None:
             before, real = ledger.repair_clock()
     ahead = max(before - real, 0.0)
     wrong = ahead > CLOCK_TOLERANCE_SECONDS
-    screen.answer(
+    screen.json(
         {"books": _utc(before), "computer": _utc(real), "ahead_seconds": ahead, "repaired": repair}
     )
-    screen.show(facts([("books", _utc(before)), ("computer", _utc(real))]))
+    screen.result(facts([("books", _utc(before)), ("computer", _utc(real))]))
     if repair:
-        screen.show(f"taken back by {duration(ahead)}" if ahead else "the books were right already")
+        screen.result(
+            f"taken back by {duration(ahead)}" if ahead else "the books were right already"
+        )
     elif wrong:
-        screen.show(
+        screen.result(
             f"the books are {duration(ahead)} ahead. If this computer is right now: "
             "embedcore budget clock --repair"
         )
@@ -103,16 +104,16 @@ def recount(screen: Screen, repair: bool) -> int:
     """
     with books(Config.load(), compare=False) as ledger:
         found = crosscheck.recount(ledger) if repair else crosscheck.differences(ledger)
-    screen.answer({"differences": [asdict(one) for one in found], "repaired": repair})
+    screen.json({"differences": [asdict(one) for one in found], "repaired": repair})
     for one in found:
-        screen.show(str(one))
+        screen.result(str(one))
     number = plural(len(found), "counter")
     if not found:
-        screen.show("every counter is right")
+        screen.result("every counter is right")
     elif repair:
-        screen.show(f"{number} set right")
+        screen.result(f"{number} set right")
     else:
-        screen.show(f"{number} differ: embedcore budget recount --repair sets them right")
+        screen.result(f"{number} differ: embedcore budget recount --repair sets them right")
     return int(bool(found) and not repair)
 
 

@@ -1,4 +1,4 @@
-"""``embedcore cache``: what is kept of what was bought, and how is room made for more?"""
+"""``embedcore cache``: the size of the vector cache, and making room in it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ import click
 
 from embedcore.assembly import STATE_FILE, open_ledger, vector_store
 from embedcore.choice import Choice
-from embedcore.cli.cachechecks import chosen, whether_on
-from embedcore.cli.exits import FAILED, USAGE
-from embedcore.cli.groups import Group
-from embedcore.cli.opening import opened
-from embedcore.cli.options import age, model_option, quiet_option, scope_option, talking
+from embedcore.cli.doctor import chosen, whether_on
+from embedcore.cli.options import Group, age, model_option, quiet_option, scope_option, talking
+from embedcore.cli.process import FAILED, USAGE
 from embedcore.cli.progress import LINE_SECONDS
 from embedcore.cli.screen import Screen
+from embedcore.cli.session import opened
 from embedcore.cli.text import dollars, facts, plural, shown_path, size, table
 from embedcore.config import Config
 from embedcore.configfile import state_folder
 from embedcore.errors import ConfigurationError
-from embedcore.policy.probing import PROBE_TEXT, probe
-from embedcore.storage import housekeeping, usage
-from embedcore.storage.housekeeping import Contents
+from embedcore.policy.cache import PROBE_TEXT, probe
+from embedcore.storage import usage, vector_upkeep as housekeeping
+from embedcore.storage.vector_upkeep import Contents
 
 if TYPE_CHECKING:
     from embedcore.storage.vectors import VectorStore
@@ -63,13 +62,13 @@ def command(ctx: click.Context, model: str | None) -> None:
         with closing(store):
             found = housekeeping.contents(store)
     free = _disk_free(store)
-    screen.answer(
+    screen.json(
         {"path": str(store.path), "exists": there, "on": on, "disk_free": free, **asdict(found)}
     )
-    screen.show(facts(list(_lines(store, found, on, free, there))))
+    screen.result(facts(list(_lines(store, found, on, free, there))))
     if found.vectors:
         rows = [(name, f"{count:,}") for name, count in found.vectors.items()]
-        screen.show("\n" + table(("MODEL", "VECTORS"), rows, numbers={1}))
+        screen.result("\n" + table(("MODEL", "VECTORS"), rows, numbers={1}))
 
 
 @command.command(name="where")
@@ -79,8 +78,8 @@ def command(ctx: click.Context, model: str | None) -> None:
 def where(screen: Screen, model: str | None) -> None:
     """The path of its file, whether or not it is there yet."""
     path = vector_store(chosen(model)).path
-    screen.answer({"path": str(path)})
-    screen.show(str(path))
+    screen.json({"path": str(path)})
+    screen.result(str(path))
 
 
 @command.command(name="prune")
@@ -129,18 +128,18 @@ def prune(
         cost = _to_buy_again(choice.config, going)
         if not going or dry_run:
             answer = {"deleted": 0, "prunable": going, "picodollars_to_buy_again": cost}
-            screen.answer(answer)
-            screen.show(_what_goes(going, cost, down_to) if going else "nothing is to be pruned")
+            screen.json(answer)
+            screen.result(_what_goes(going, cost, down_to) if going else "nothing is to be pruned")
             return 0
         if not _agreed(screen, _what_goes(going, cost, down_to), yes=yes):
-            screen.complain("Nothing was deleted.")
+            screen.error("Nothing was deleted.")
             return USAGE
         deleted = housekeeping.prune(store, **rule)
         used = store.used
-    screen.answer(
+    screen.json(
         {"deleted": deleted, "prunable": going, "picodollars_to_buy_again": cost, "used": used}
     )
-    screen.show(f"{plural(deleted, 'vector')} deleted; {size(used)} in use")
+    screen.result(f"{plural(deleted, 'vector')} deleted; {size(used)} in use")
     return 0
 
 
@@ -159,11 +158,11 @@ def verify(screen: Screen, model: str | None) -> int:
         following = time.monotonic() + LINE_SECONDS
         for seen, damaged in housekeeping.verify(store):
             if time.monotonic() >= following:
-                screen.say(f"{seen:,} of {plural(total, 'vector')} read, {damaged:,} damaged")
+                screen.info(f"{seen:,} of {plural(total, 'vector')} read, {damaged:,} damaged")
                 following = time.monotonic() + LINE_SECONDS
-    screen.answer({"read": seen, "damaged": damaged})
+    screen.json({"read": seen, "damaged": damaged})
     ending = f"{damaged:,} were damaged, and are deleted" if damaged else "none is damaged"
-    screen.show(f"{plural(seen, 'vector')} read: {ending}")
+    screen.result(f"{plural(seen, 'vector')} read: {ending}")
     return FAILED if damaged else 0
 
 
@@ -184,13 +183,13 @@ def probing(screen: Screen, model: str | None, scope: str | None) -> int:
         result = client.embed([PROBE_TEXT], cache=False)
         with closing(vector_store(chosen(model, ready.config))) as store:
             found = probe(store, client.info, client.fingerprint, result.vectors)
-    screen.answer({"model": ready.name, "cosine": found.cosine, "changed": found.changed})
+    screen.json({"model": ready.name, "cosine": found.cosine, "changed": found.changed})
     if found.cosine is None:
-        screen.show(f"{ready.name}: its vector is kept; the next probe compares with it")
+        screen.result(f"{ready.name}: its vector is kept; the next probe compares with it")
     elif not found.changed:
-        screen.show(f"{ready.name}: the same model as before (cosine {found.cosine:.6f})")
+        screen.result(f"{ready.name}: the same model as before (cosine {found.cosine:.6f})")
     else:
-        screen.show(
+        screen.result(
             f"{ready.name}: another model than before (cosine {found.cosine:.6f}). Its vectors do "
             f"not belong to those that are kept:\n  embedcore cache prune --model {ready.name}"
         )
@@ -202,8 +201,8 @@ def _there(screen: Screen, choice: Choice) -> Iterator[VectorStore | None]:
     """The store, to be closed after the block; None if there is no file, which is said."""
     store = vector_store(choice)
     if not store.path.exists():
-        screen.answer({"path": str(store.path), "exists": False})
-        screen.show(f"nothing is kept yet in {shown_path(store.path)}")
+        screen.json({"path": str(store.path), "exists": False})
+        screen.result(f"nothing is kept yet in {shown_path(store.path)}")
         yield None
         return
     with closing(store):

@@ -1,24 +1,28 @@
-"""``embedcore demo``: real texts, embedded and searched, before there is a key."""
+"""``embedcore demo``: real texts, embedded and searched, without a key.
+
+The source files are parsed, never imported. Nothing is shipped, and nothing is read twice.
+"""
 
 from __future__ import annotations
 
+import ast
 import platform
 import re
+import sysconfig
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import click
 
-from embedcore.cli.corpus import docstrings
-from embedcore.cli.filerun import FileRun
-from embedcore.cli.opening import Opened, opened
+from embedcore.cli.embed import FileRun
 from embedcore.cli.options import model_option, scope_option, talking, yes_option
 from embedcore.cli.screen import Screen
-from embedcore.cli.summary import next_command, report_fields
-from embedcore.cli.tally import Tally
+from embedcore.cli.session import Session, opened
+from embedcore.cli.summary import RunTotals, next_command, report_fields
 from embedcore.cli.text import (
     command as shell_command,
     dollars,
@@ -28,13 +32,75 @@ from embedcore.cli.text import (
     plural,
     shown_path,
 )
-from embedcore.errors import UnknownProvider
+from embedcore.errors import ConfigurationError, UnknownProvider
 from embedcore.files.search import search
+from embedcore.files.types import Row
 from embedcore.provider.known import how_to_install
 
 if TYPE_CHECKING:
     from embedcore.files.search import Hit
     from embedcore.files.types import RunReport
+
+
+# Not everywhere where Python is, or not meant for those who use it.
+_LEFT_OUT: Final = frozenset({"ensurepip", "idlelib", "test", "tkinter", "turtledemo"})
+_DEFINITIONS: Final = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+_Documented: TypeAlias = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def docstrings(library: Path | None = None) -> list[Row]:
+    """The public docstrings of the standard library's modules and packages, each text once.
+
+    Ids are qualified names such as ``shutil.copy2``; the order is that of the modules' names and of
+    the lines in them. Raises ``ConfigurationError`` where the sources are not installed.
+    """
+    folder = library or Path(sysconfig.get_path("stdlib"))
+    found: dict[str, str] = {}
+    for module, path in sorted(_modules(folder)):
+        for name, text in _in_file(path, module):
+            found.setdefault(text, name)
+    if not found:
+        raise ConfigurationError(
+            f"{folder} has no source files to read docstrings from: this Python came without "
+            "them, or in a zip file. Embed a file of your own: embedcore embed FILE -o out.npy"
+        )
+    return [Row(id=name, text=text) for text, name in found.items()]
+
+
+def _modules(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Name and file of each public module, and of each public package its ``__init__``."""
+    named = [(path.stem, path) for path in folder.glob("*.py")]
+    named += [(path.parent.name, path) for path in folder.glob("*/__init__.py")]
+    public = {name for name, _ in named if not name.startswith("_")} - _LEFT_OUT
+    for name, path in named:
+        # Some modules, such as datetime from 3.12 on, have their text in a twin beside them.
+        owner = name.removeprefix("_py")
+        if owner in public:
+            yield owner, path
+
+
+def _in_file(path: Path, name: str) -> Iterator[tuple[str, str]]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError, OSError):
+        # A file that this Python cannot read has no documentation for this Python.
+        return
+    yield from _in_node(module, name)
+
+
+def _in_node(node: _Documented, name: str) -> Iterator[tuple[str, str]]:
+    text = ast.get_docstring(node)
+    if text and text.strip():
+        yield name, text
+    if not isinstance(node, ast.Module | ast.ClassDef):
+        return
+    for child in node.body:
+        if isinstance(child, _DEFINITIONS) and not child.name.startswith("_"):
+            yield from _in_node(child, f"{name}.{child.name}")
+
 
 OFFLINE: Final = "hashing:512"
 PAID: Final = "openai:text-embedding-3-small"
@@ -68,13 +134,13 @@ def command(
     model (-m) the price is shown and confirmed first.
     """
     started = time.monotonic()
-    tally = Tally()
+    tally = RunTotals()
     try:
         with opened(model or OFFLINE, scope, [tally]) as ready:
             path = output or Path(f"embedcore-demo-{_in_name(ready.name)}.npy")
             report = _embedded(screen, ready, tally, path, yes=yes)
             if report.declined:
-                screen.complain("Nothing was sent.")
+                screen.error("Nothing was sent.")
                 return 2
             found = search(ready.client, QUESTIONS, path, limit=_HITS, input_type="query")
             _show(screen, ready, report, path, found, time.monotonic() - started)
@@ -89,10 +155,12 @@ def command(
     return 0
 
 
-def _embedded(screen: Screen, ready: Opened, tally: Tally, path: Path, *, yes: bool) -> RunReport:
+def _embedded(
+    screen: Screen, ready: Session, tally: RunTotals, path: Path, *, yes: bool
+) -> RunReport:
     rows = docstrings()
     where = "computed here, nothing is sent" if ready.client.info.local else "sent to its provider"
-    screen.say(
+    screen.info(
         f"{len(rows):,} docstrings of the standard library of Python {platform.python_version()}, "
         f"embedded with {ready.name} ({where})"
     )
@@ -102,14 +170,14 @@ def _embedded(screen: Screen, ready: Opened, tally: Tally, path: Path, *, yes: b
 
 def _show(
     screen: Screen,
-    ready: Opened,
+    ready: Session,
     report: RunReport,
     path: Path,
     found: Sequence[Sequence[Hit]],
     seconds: float,
 ) -> None:
     pairs = list(zip(QUESTIONS, found, strict=True))
-    screen.answer(
+    screen.json(
         {
             **report_fields(report, ready),
             "seconds": seconds,
@@ -120,14 +188,14 @@ def _show(
         }
     )
     for question, hits in pairs:
-        screen.show(f"\n{question}?")
+        screen.result(f"\n{question}?")
         for hit in hits:
-            screen.show(f"  {hit.score:.2f}  {hit.id}\n        {_first_sentence(hit.text or '')}")
-    screen.show("\n" + facts(_facts(report, path, seconds)))
-    screen.show(f"\nAsk it something yourself:\n  {next_command(path)}")
+            screen.result(f"  {hit.score:.2f}  {hit.id}\n        {_first_sentence(hit.text or '')}")
+    screen.result("\n" + facts(_facts(report, path, seconds)))
+    screen.result(f"\nAsk it something yourself:\n  {next_command(path)}")
     if ready.name != PAID:
         again = shell_command(["embedcore", "demo", "--model", PAID])
-        screen.show(
+        screen.result(
             f"The same with OpenAI (OPENAI_API_KEY set; the price is shown first):\n  {again}"
         )
 

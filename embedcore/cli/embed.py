@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from embedcore.cli.estimate import Estimate, agree, ask_above, estimated
 from embedcore.cli.options import (
     json_option,
     model_option,
@@ -16,14 +19,247 @@ from embedcore.cli.options import (
     verbose_option,
     yes_option,
 )
+from embedcore.cli.process import BUDGET, FAILED, OK
+from embedcore.cli.progress import Shown
 from embedcore.cli.screen import Screen
+from embedcore.cli.session import Session, opened
+from embedcore.cli.summary import RunTotals, report_fields, report_text
+from embedcore.cli.text import amount_cut, dollars, perhaps_cut_text, plural, tokens
+from embedcore.errors import InputRejected
+from embedcore.files.cuts import codes_of, tally
+from embedcore.files.run import embed_files, plan_files
+from embedcore.files.types import FilePlan, FileProgress
 
 if TYPE_CHECKING:
-    from embedcore.files.types import InputFormat, OnBudget
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from embedcore.files.types import InputFormat, OnBudget, RunReport, Source
+    from embedcore.policy.result import EmbeddingResult
+
+
+def embed_literally(screen: Screen, wish: EmbedArguments) -> int:
+    """``embedcore embed -c TEXT``: one JSON array per text, one a line; null for a failed one."""
+    screen.buying = False
+    with opened(wish.model, wish.scope) as ready:
+        estimate = estimated(
+            ready,
+            _plan(ready, wish),
+            lane="query" if wish.input_type == "query" else "all",
+            on_budget=wish.on_budget,
+        )
+        if wish.dry_run:
+            screen.json({"plan": estimate.fields(ready)})
+            screen.result(estimate.text(ready))
+            return 0
+        if not agree(screen, ready, estimate, yes=wish.yes, ask_above=ask_above(ready)):
+            screen.error("Nothing was sent.")
+            return 2
+        screen.buying = True
+        result = ready.client.embed(
+            list(wish.texts),
+            input_type=wish.input_type,
+            on_error=wish.on_error,
+            on_budget=wish.on_budget,
+        )
+        screen.buying = None
+    _show(screen, result)
+    if result.stopped_at is not None:
+        return BUDGET
+    return FAILED if result.errors else OK
+
+
+def _plan(ready: Session, wish: EmbedArguments) -> FilePlan:
+    plan = ready.client.plan(list(wish.texts), input_type=wish.input_type)
+    return FilePlan(
+        rows=plan.rows,
+        duplicates=plan.rows - plan.unique - plan.rejected,
+        cached=plan.cached,
+        to_embed=plan.to_embed,
+        rejected=plan.rejected,
+        tokens=plan.tokens,
+        exact=plan.exact,
+        picodollars=plan.picodollars,
+        requests=plan.requests,
+        truncated=plan.truncated,
+        perhaps_long=plan.perhaps_long,
+    )
+
+
+def _show(screen: Screen, result: EmbeddingResult) -> None:
+    rows = [
+        _numbers(row) if ok else None for row, ok in zip(result.vectors, result.ok, strict=True)
+    ]
+    usage = result.usage
+    screen.json(
+        {
+            "model": result.model,
+            "fingerprint": result.fingerprint,
+            "vectors": rows,
+            "errors": {row: str(error) for row, error in result.errors.items()},
+            "tokens_cut": dict(result.tokens_cut),
+            "characters_cut": dict(result.characters_cut),
+            "perhaps_cut": sorted(result.perhaps_cut),
+            **_cost_fields(result),
+        }
+    )
+    for row in rows:
+        screen.result(json.dumps(row))
+    for said in dict.fromkeys(str(error) for error in result.errors.values()):
+        screen.error(said)
+    cut = tally(codes_of(result.cuts, list(result.cuts)))
+    if cut.rows:
+        screen.error(f"{plural(cut.rows, 'text')} cut by {amount_cut(cut.tokens, cut.characters)}")
+    if cut.unknown:
+        screen.error(perhaps_cut_text(cut.unknown, "text"))
+    if usage.tokens:
+        requests = plural(usage.requests, "request")
+        cost = dollars(usage.picodollars)
+        screen.info(
+            f"{result.model}: {tokens(usage.tokens, exact=usage.exact)} in {requests}, {cost}"
+        )
+
+
+def _cost_fields(result: EmbeddingResult) -> dict[str, Any]:
+    usage = result.usage
+    return {
+        "tokens": usage.tokens,
+        "picodollars": usage.picodollars,
+        "requests": usage.requests,
+        "uncertain_tokens": usage.uncertain_tokens,
+        "uncertain_picodollars": usage.uncertain_picodollars,
+        "free_by_status_tokens": usage.free_by_status_tokens,
+        "free_by_status_picodollars": usage.free_by_status_picodollars,
+        "free_by_status_requests": usage.free_by_status_requests,
+    }
+
+
+def _numbers(vector: NDArray[np.float32]) -> list[float]:
+    # The shortest digits that give the same float32, instead of those of its double.
+    return [float(str(number)) for number in vector]
+
+
+class FileRun:
+    """One call of ``embed_files``. ``above``: ask before spending more picodollars than this."""
+
+    def __init__(
+        self,
+        screen: Screen,
+        ready: Session,
+        tally: RunTotals,
+        *,
+        yes: bool,
+        above: int,
+        on_budget: OnBudget = "raise",
+    ) -> None:
+        self._screen = screen
+        self._ready = ready
+        self._tally = tally
+        self._yes = yes
+        self._above = above
+        self._on_budget: OnBudget = on_budget
+        self._shown = Shown(screen)
+        self.estimate: Estimate | None = None
+
+    def run(self, sources: Sequence[Source], output: Path, **options: Any) -> RunReport:
+        """Embed, and show how far it is. ``options``: those of ``embed_files``."""
+        self._screen.buying = False
+        with self._shown:
+            # Counting the tokens of a large corpus takes its time as well.
+            self._shown.draw(FileProgress(stage="reading"))
+            try:
+                report = embed_files(
+                    self._ready.client,
+                    sources,
+                    output,
+                    on_plan=self._agree,
+                    on_progress=self._shown.draw,
+                    on_budget=self._on_budget,
+                    **options,
+                )
+            except BaseException as error:
+                self._shown.pause()
+                if isinstance(error, InputRejected) and error.reason == "empty text":
+                    error.add_note("--on-error keep lists them as failed and embeds the rest.")
+                if spent := self._tally.text():
+                    self._screen.error(spent)
+                raise
+        self._screen.buying = None
+        return report
+
+    def _agree(self, plan: FilePlan) -> bool:
+        self._shown.pause()
+        estimate = self.estimate = estimated(self._ready, plan, on_budget=self._on_budget)
+        self._screen.info(estimate.text(self._ready))
+        agreed = agree(self._screen, self._ready, estimate, yes=self._yes, ask_above=self._above)
+        self._screen.buying = agreed
+        return agreed
+
+
+def run_files(screen: Screen, wish: EmbedArguments) -> int:
+    """``embedcore embed`` with an output, or ``--dry-run``."""
+    tally = RunTotals()
+    with opened(wish.model, wish.scope, [tally]) as ready:
+        if wish.dry_run:
+            return _dry_run(screen, ready, wish)
+        assert wish.output is not None  # noqa: S101 - the command has looked
+        run = FileRun(
+            screen,
+            ready,
+            tally,
+            yes=wish.yes,
+            above=ask_above(ready),
+            on_budget=wish.on_budget,
+        )
+        report = run.run(
+            _sources(wish),
+            wish.output,
+            keep_text=wish.keep_text,
+            on_error=wish.on_error,
+            **_options(ready, wish),
+        )
+        if report.declined:
+            screen.error("Nothing was sent.")
+            return 2
+        plan = run.estimate.fields(ready) if run.estimate else {}
+        screen.json({"plan": plan, **report_fields(report, ready)})
+        screen.result(report_text(report, ready, wish.output))
+    if report.stopped_at is not None:
+        return BUDGET
+    return FAILED if report.failed else OK
+
+
+def _dry_run(screen: Screen, ready: Session, wish: EmbedArguments) -> int:
+    plan = plan_files(ready.client, _sources(wish), wish.output, **_options(ready, wish))
+    estimate = estimated(ready, plan, on_budget=wish.on_budget)
+    screen.json({"plan": estimate.fields(ready)})
+    screen.result(estimate.text(ready))
+    screen.info("Nothing was sent.")
+    return 0
+
+
+def _sources(wish: EmbedArguments) -> list[Source]:
+    if wish.texts:
+        return [wish.texts]
+    return ["-" if str(file) == "-" else file for file in wish.files]
+
+
+def _options(ready: Session, wish: EmbedArguments) -> dict[str, Any]:
+    """What ``plan_files`` and ``embed_files`` both take."""
+    on_empty = ready.profile.on_empty or ready.config.on_empty
+    return {
+        "text_column": wish.text,
+        "id_column": wish.id,
+        "keep": wish.keep,
+        "input_type": wish.input_type,
+        "input_format": wish.input_format,
+        "on_empty": "keep" if "keep" in (on_empty, wish.on_error) else "raise",
+        "overwrite": wish.overwrite,
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class EmbedArguments:
     """What was asked for on the command line."""
 
     files: tuple[Path, ...]
@@ -110,7 +346,7 @@ def command(screen: Screen, /, **given: Any) -> int:
     The price is shown first. Stop it at any time and run it again: what was bought is not bought
     again, and only texts that are missing or changed are sent.
     """
-    wish = Wish(**given)
+    wish = EmbedArguments(**given)
     if bool(wish.files) == bool(wish.texts):
         raise click.UsageError(
             "Name files, or texts with -c."
@@ -120,9 +356,6 @@ def command(screen: Screen, /, **given: Any) -> int:
     if wish.output is None and wish.files and not wish.dry_run:
         raise click.UsageError("Name the file for the vectors: -o vectors.npy (.jsonl, .parquet).")
     if wish.texts and wish.output is None:
-        from embedcore.cli.literal import embed_literally
-
         return embed_literally(screen, wish)
-    from embedcore.cli.filerun import run_files
 
     return run_files(screen, wish)

@@ -1,4 +1,4 @@
-"""What will it cost, and may it? Said before anything is sent, and asked where it matters."""
+"""The price shown before a run, and the question about it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embedcore.cli.opening import books
+from embedcore.cli.session import books
 from embedcore.cli.text import dollars, facts, plural
 from embedcore.provider.types import PICODOLLARS_PER_DOLLAR
 from embedcore.storage import usage
 from embedcore.storage.amounts import Amount
 
 if TYPE_CHECKING:
-    from embedcore.cli.opening import Opened
     from embedcore.cli.screen import Screen
+    from embedcore.cli.session import Session
     from embedcore.errors import BudgetExceeded
     from embedcore.files.types import FilePlan, OnBudget
     from embedcore.storage.amounts import Lane
@@ -40,7 +40,7 @@ class Estimate:
         """Whether a limit will certainly refuse a part of it."""
         return bool(self.refusals) and self.plan.exact and self.on_budget == "raise"
 
-    def fields(self, opened: Opened) -> dict[str, Any]:
+    def fields(self, opened: Session) -> dict[str, Any]:
         """For ``--json``."""
         return {
             "model": opened.name,
@@ -49,7 +49,7 @@ class Estimate:
             "limits_in_the_way": [str(refusal) for refusal in self.refusals],
         }
 
-    def text(self, opened: Opened) -> str:
+    def text(self, opened: Session) -> str:
         """For a person."""
         plan = self.plan
         pairs = [("model", opened.name), ("rows", rows_text(plan))]
@@ -72,7 +72,7 @@ class Estimate:
 
 
 def estimated(
-    opened: Opened, plan: FilePlan, *, lane: Lane = "all", on_budget: OnBudget = "raise"
+    opened: Session, plan: FilePlan, *, lane: Lane = "all", on_budget: OnBudget = "raise"
 ) -> Estimate:
     """The plan beside the limits as they are now."""
     if not opened.limits or not plan.to_embed:
@@ -85,7 +85,9 @@ def estimated(
     return Estimate(plan=plan, refusals=refusals, on_budget=on_budget)
 
 
-def agree(screen: Screen, opened: Opened, estimate: Estimate, *, yes: bool, ask_above: int) -> bool:
+def agree(
+    screen: Screen, opened: Session, estimate: Estimate, *, yes: bool, ask_above: int
+) -> bool:
     """Whether to go on. Asks on a terminal; elsewhere what needs an answer is an error.
 
     ``ask_above``: picodollars. Asked as well: at a price that is not known, and where a limit will
@@ -106,12 +108,12 @@ def agree(screen: Screen, opened: Opened, estimate: Estimate, *, yes: bool, ask_
     raise NotConfirmed(f"{reason} Nothing was sent; say --yes to go on.")
 
 
-def ask_above(opened: Opened) -> int:
+def ask_above(opened: Session) -> int:
     """``confirm_above`` in picodollars."""
     return int(opened.config.confirm_above * PICODOLLARS_PER_DOLLAR)
 
 
-def _reason(opened: Opened, estimate: Estimate, ask_above: int) -> str | None:
+def _reason(opened: Session, estimate: Estimate, ask_above: int) -> str | None:
     plan = estimate.plan
     if estimate.is_refused:
         return "A limit will end this before its end; what is bought until then is kept."
@@ -165,7 +167,7 @@ def _work(plan: FilePlan) -> str:
     )
 
 
-def _cost(plan: FilePlan, opened: Opened) -> str:
+def _cost(plan: FilePlan, opened: Session) -> str:
     if plan.picodollars is None:
         return "not known: the price of this model is not"
     bound = "" if plan.exact or not plan.picodollars else "at most "

@@ -1,22 +1,82 @@
-"""``embedcore models``: which models are known, and what do they cost?"""
+"""``embedcore models`` and ``embedcore providers``: what is known and installed."""
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from embedcore.cli.options import talking
-from embedcore.cli.providers import nothing_installed
 from embedcore.cli.screen import Screen
 from embedcore.cli.text import table
-from embedcore.errors import PluginError, UnknownProvider
+from embedcore.errors import EmbeddingError, PluginError, UnknownProvider
 from embedcore.provider import registry
+from embedcore.provider.known import how_to_install
 
 if TYPE_CHECKING:
     from decimal import Decimal
 
     from embedcore.provider.types import ModelInfo
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """An installed provider. ``problem``: why it cannot be used, or None."""
+
+    name: str
+    distribution: str
+    version: str
+    problem: str | None
+
+
+@click.command(name="providers")
+@talking
+@click.pass_obj
+def providers(screen: Screen) -> int:
+    """The installed providers with their versions, and why a broken one is broken."""
+    found = found_providers()
+    screen.json({"providers": [asdict(one) for one in found]})
+    if found:
+        heads = ("PROVIDER", "DISTRIBUTION", "VERSION", "STATE")
+        screen.result(table(heads, [_provider_row(one) for one in found]))
+    else:
+        screen.result(nothing_installed())
+    for one in found:
+        if one.problem:
+            screen.error(f"\n{one.problem}")
+    return int(any(one.problem for one in found))
+
+
+def found_providers() -> list[Found]:
+    """Every installed provider, each tried on its own."""
+    return [
+        Found(
+            name=one.name,
+            distribution=one.distribution,
+            version=one.version,
+            problem=_problem(one.name),
+        )
+        for one in registry.installed()
+    ]
+
+
+def nothing_installed() -> str:
+    """What to say when there is no provider at all."""
+    return f"no provider is installed, openai for instance. {how_to_install('openai')}"
+
+
+def _problem(name: str) -> str | None:
+    try:
+        registry.load(name)
+    except EmbeddingError as error:
+        return str(error)
+    return None
+
+
+def _provider_row(one: Found) -> tuple[str, ...]:
+    return one.name, one.distribution, one.version, "broken" if one.problem else "ok"
+
 
 _HEADS = ("MODEL", "DIMENSIONS", "MAX TOKENS", "$/M TOKENS", "$/M IN BATCH", "AS OF")
 
@@ -32,11 +92,11 @@ def command(screen: Screen, provider: str | None) -> None:
     may still work.
     """
     found = [info for name in _providers(provider) for info in _models(screen, name)]
-    screen.answer({"models": [_fields(info) for info in found]})
+    screen.json({"models": [_fields(info) for info in found]})
     if found:
-        screen.show(table(_HEADS, [_row(info) for info in found], numbers={1, 2, 3, 4}))
+        screen.result(table(_HEADS, [_row(info) for info in found], numbers={1, 2, 3, 4}))
     else:
-        screen.show("no provider names its models in advance")
+        screen.result("no provider names its models in advance")
 
 
 def _providers(only: str | None) -> list[str]:
@@ -53,7 +113,7 @@ def _models(screen: Screen, name: str) -> list[ModelInfo]:
     try:
         return list(registry.load(name).models.values())
     except PluginError as error:
-        screen.complain(f"left out: {error}")
+        screen.error(f"left out: {error}")
         return []
 
 

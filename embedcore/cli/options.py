@@ -1,4 +1,4 @@
-"""Options that several commands share, each in one place."""
+"""Options that several commands share, and groups that show their help."""
 
 from __future__ import annotations
 
@@ -6,11 +6,49 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from functools import wraps
 from typing import Any, Final, TypeVar
 
 import click
 
 from embedcore.cli.screen import Screen
+
+
+class Group(click.Group):
+    """Without the name of a command it shows its help, as ``--help`` does, and all is well.
+
+    One with ``invoke_without_command`` is a command itself, and does what it does.
+    """
+
+    group_class = type
+
+    def __init__(self, name: str | None = None, **given: Any) -> None:
+        callback = given.get("callback")
+        if not given.get("invoke_without_command"):
+            given |= {
+                "invoke_without_command": True,
+                "no_args_is_help": False,
+                "subcommand_metavar": "COMMAND [ARGS]...",
+                "callback": _or_help(callback or _nothing),
+            }
+        super().__init__(name, **given)
+
+
+def _nothing() -> None:
+    """What a group does before its command."""
+
+
+def _or_help(callback: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(callback)
+    def call(*given: Any, **named: Any) -> Any:
+        ctx = click.get_current_context()
+        if ctx.invoked_subcommand is None:
+            click.echo(ctx.get_help(), color=ctx.color)
+            ctx.exit()
+        return callback(*given, **named)
+
+    return call
+
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -25,7 +63,7 @@ def _flag(attribute: str) -> Callable[[click.Context, click.Parameter, bool], No
 
 def _set_verbose(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted:
-        from embedcore.cli.logs import attach
+        from embedcore.cli.process import attach
 
         screen = ctx.ensure_object(Screen)
         screen.verbose = True
@@ -45,7 +83,7 @@ json_option = click.option(
     is_flag=True,
     expose_value=False,
     is_eager=True,
-    callback=_flag("json"),
+    callback=_flag("wants_json"),
     help="One JSON object on standard output; messages stay on standard error.",
 )
 quiet_option = click.option(

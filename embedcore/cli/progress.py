@@ -1,4 +1,4 @@
-"""How is progress shown? A bar on a terminal, now and then a line elsewhere."""
+"""Progress: a bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Lines:
         if now < self._next:
             return
         self._next = now + LINE_SECONDS
-        self._screen.say(f"{_VERBS[told.stage]}: {self._line(told, now)}")
+        self._screen.info(f"{_VERBS[told.stage]}: {self._line(told, now)}")
 
     def pause(self) -> None:
         """A line is in nobody's way."""

@@ -1,4 +1,4 @@
-"""Where does what go? Results to standard output, everything else to standard error."""
+"""Output of a command: results to standard output, everything else to standard error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Screen:
     """
 
     def __init__(self, arguments: Sequence[str] = ()) -> None:
-        self.json = False
+        self.wants_json = False
         self.quiet = False
         self.verbose = False
         self.buying: bool | None = None
@@ -42,46 +42,46 @@ class Screen:
         """Whether standard error can show something that moves."""
         return _is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
 
-    def show(self, text: str) -> None:
+    def result(self, text: str) -> None:
         """A result for a person. Nothing with ``--json``. ``BrokenPipeError`` if nobody reads."""
-        if not self.json:
+        if not self.wants_json:
             _write(f"{printable(text)}\n")
 
-    def answer(self, result: Mapping[str, object]) -> None:
+    def json(self, result: Mapping[str, object]) -> None:
         """The result for a machine, with ``--json``: one object on standard output."""
-        if self.json:
+        if self.wants_json:
             self._answered = True
             _write(json.dumps(result, default=str) + "\n")
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """What a person should know meanwhile. Nothing with ``--quiet``."""
         if not self.quiet:
             self._err(printable(text))
 
-    def complain(self, text: str) -> None:
+    def error(self, text: str) -> None:
         """What must be said in any case."""
         self._err(printable(scrubbed(text)))
 
     def fail(self, error: BaseException, message: str) -> None:
         """The one message of an error that ends the command."""
         self._trace(error)
-        self.complain(f"Error: {message}")
+        self.error(f"Error: {message}")
         for note in getattr(error, "__notes__", ()):
-            self.complain(note)
-        if self.json and not self._answered:
-            self.answer({"error": _described(error, scrubbed(message))})
+            self.error(note)
+        if self.wants_json and not self._answered:
+            self.json({"error": _described(error, scrubbed(message))})
 
     def stopped(self, error: BaseException) -> None:
         """After an interrupt: what was kept, and how to go on."""
         self._trace(error)
         notes = getattr(error, "__notes__", None)
         if not self.buying:
-            self.complain("Stopped." if self.buying is None else "Stopped; nothing was sent.")
+            self.error("Stopped." if self.buying is None else "Stopped; nothing was sent.")
             return
-        self.complain("Stopped." if notes else "Stopped; nothing was kept.")
+        self.error("Stopped." if notes else "Stopped; nothing was kept.")
         for note in notes or ():
-            self.complain(note)
-        self.complain(f"Go on with:\n  {self.repeat()}")
+            self.error(note)
+        self.error(f"Go on with:\n  {self.repeat()}")
 
     def repeat(self) -> str:
         """The command that was given, to paste into a shell."""
@@ -106,7 +106,7 @@ class Screen:
         if self.verbose:
             import traceback
 
-            self.complain("".join(traceback.format_exception(error)))
+            self.error("".join(traceback.format_exception(error)))
 
 
 def _described(error: BaseException, message: str) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""``embedcore similar``: which rows of an output are nearest to a question?"""
+"""``embedcore similar``: the rows of an output that are nearest to a question."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from embedcore.cli.opening import opened
 from embedcore.cli.options import model_option, scope_option, talking
 from embedcore.cli.screen import Screen
+from embedcore.cli.session import opened
 from embedcore.cli.text import one_line, plural, shown_path, wrapped
 from embedcore.client import EmbeddingClient
 from embedcore.config import Config
 from embedcore.errors import ConfigurationError
 from embedcore.files.formats import output_format
-from embedcore.files.origin import same_space
+from embedcore.files.resume import same_space
 from embedcore.files.search import search
 from embedcore.provider.registry import split_model
 
@@ -84,14 +84,14 @@ def command(
         raise
     pairs = list(zip(questions, found, strict=True))
     if found.damaged:
-        screen.complain(
+        screen.error(
             f"warning: {plural(found.damaged, 'row')} of {shown_path(vectors)} damaged and left "
             "out; embed the input again into it: what is damaged is embedded anew"
         )
     fields = [_fields(*pair) for pair in pairs]
-    screen.answer({"model": name, "damaged": found.damaged, "questions": fields})
+    screen.json({"model": name, "damaged": found.damaged, "questions": fields})
     for question, hits in pairs:
-        screen.show(_text(question, hits, name_question=len(questions) > 1))
+        screen.result(_text(question, hits, name_question=len(questions) > 1))
 
 
 def _model_of(vectors: Path) -> str | None:

@@ -1,7 +1,8 @@
-"""What became of a run over files?"""
+"""What became of a run over files, and what it has cost so far."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -19,16 +20,54 @@ from embedcore.cli.text import (
     shown_path,
     tokens,
 )
+from embedcore.events import Event, Settled
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from embedcore.cli.opening import Opened
+    from embedcore.cli.session import Session
     from embedcore.files.types import RunReport
     from embedcore.provider.types import ModelInfo
 
 
-def report_text(report: RunReport, ready: Opened, path: Path) -> str:
+class RunTotals:
+    """An observer of the client that adds up what its requests cost, from any thread."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.picodollars = 0
+        self.exact = True
+        self.uncertain_tokens = 0
+        self.uncertain_picodollars = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, event: Event) -> None:
+        if not isinstance(event, Settled):
+            return
+        with self._lock:
+            self.tokens += event.tokens
+            self.picodollars += event.picodollars
+            self.exact = self.exact and event.exact
+            if event.uncertain:
+                self.uncertain_tokens += event.tokens
+                self.uncertain_picodollars += event.picodollars
+
+    def text(self) -> str | None:
+        """For a run that did not finish; None if nothing was spent."""
+        if not self.tokens:
+            return None
+        spent = tokens(self.tokens, exact=self.exact)
+        said = f"Spent by this run: {spent}, {dollars(self.picodollars)}"
+        if self.uncertain_tokens:
+            said += (
+                f", of which {tokens(self.uncertain_tokens, exact=False)}, "
+                f"{dollars(self.uncertain_picodollars)}, for requests that brought no vectors "
+                "and may have been billed"
+            )
+        return f"{said}."
+
+
+def report_text(report: RunReport, ready: Session, path: Path) -> str:
     """For a person: what was bought, what was not, where it is, and what to do next."""
     if report.unchanged:
         missing = "" if path.exists() else " (there is none yet)"
@@ -53,7 +92,7 @@ def next_command(path: Path) -> str:
     return command(["embedcore", "similar", "-c", "your question", "-i", str(path)])
 
 
-def report_fields(report: RunReport, ready: Opened) -> dict[str, Any]:
+def report_fields(report: RunReport, ready: Session) -> dict[str, Any]:
     """For ``--json``."""
     fields = asdict(report)
     usage = fields.pop("usage")

@@ -1,4 +1,4 @@
-"""How are names, amounts, texts and tables written for a person?"""
+"""Names, amounts, texts and tables as a person reads them."""
 
 from __future__ import annotations
 

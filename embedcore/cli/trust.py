@@ -1,4 +1,4 @@
-"""``embedcore trust``: which found settings files may set everything, as the user decides."""
+"""``embedcore trust``: allows a settings file that was found to set everything."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any, Final
 
 import click
 
-from embedcore.cli.exits import FAILED, OK, USAGE
+from embedcore.cli.config import shown_value
 from embedcore.cli.options import talking
+from embedcore.cli.process import FAILED, OK, USAGE
 from embedcore.cli.screen import Screen
-from embedcore.cli.settings import shown_value
 from embedcore.cli.text import facts, plural, shown_path, table
 from embedcore.config import Config
 from embedcore.configfile import (
@@ -76,11 +76,11 @@ def _trust(screen: Screen, path: Path, *, yes: bool) -> int:
     sha256 = digest(asked)
     already = bool(asked) and standing_of(found, asked, records()) == "trusted"
     if asked:
-        screen.show(f"{shown_path(path)} sets:\n{_table(found, config, asked)}")
+        screen.result(f"{shown_path(path)} sets:\n{_table(found, config, asked)}")
     agreed = already or not asked or yes or (screen.interactive and _agreed())
     if agreed and asked and not already:
         records().add(Record(path=path, sha256=sha256, keys=tuple(one.key for one in asked)))
-    screen.answer(
+    screen.json(
         {
             "path": str(path),
             "sha256": sha256,
@@ -89,7 +89,7 @@ def _trust(screen: Screen, path: Path, *, yes: bool) -> int:
             "trusted": agreed and bool(asked),
         }
     )
-    screen.show(_outcome(path, sha256, asked=bool(asked), already=already, agreed=agreed))
+    screen.result(_outcome(path, sha256, asked=bool(asked), already=already, agreed=agreed))
     return OK if agreed else USAGE
 
 
@@ -145,7 +145,7 @@ def _table(found: FoundFile, config: Config, asked: list[Entry]) -> str:
 def _list(screen: Screen) -> int:
     rows = [(one, record_state(one)) for one in records().all()]
     by_variable = os.environ.get(TRUST_VARIABLE)
-    screen.answer(
+    screen.json(
         {
             "files": [
                 {"path": str(one.path), "sha256": one.sha256, "state": state} for one, state in rows
@@ -156,7 +156,7 @@ def _list(screen: Screen) -> int:
     lines = [(state, f"{shown_path(one.path)}: {', '.join(one.keys)}") for one, state in rows]
     if by_variable:
         lines.append((TRUST_VARIABLE, by_variable))
-    screen.show(facts(lines) if lines else "no file is trusted")
+    screen.result(facts(lines) if lines else "no file is trusted")
     return OK
 
 
@@ -175,8 +175,8 @@ def record_state(record: Record) -> str:
 
 def _revoke(screen: Screen, path: Path) -> int:
     removed = records().remove(path)
-    screen.answer({"path": str(path), "revoked": removed})
-    screen.show(
+    screen.json({"path": str(path), "revoked": removed})
+    screen.result(
         f"{shown_path(path)} is not trusted any more"
         if removed
         else f"{shown_path(path)} was not trusted; {plural(len(records().all()), 'file')} trusted"

@@ -1,4 +1,4 @@
-"""``embedcore usage``: what was spent, by whom, on which model?"""
+"""``embedcore usage``: what was spent, by scope and model."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embedcore.cli.opening import books
 from embedcore.cli.options import talking
 from embedcore.cli.screen import Screen
+from embedcore.cli.session import books
 from embedcore.cli.text import dollars, plural, table
 from embedcore.config import Config
 from embedcore.storage import usage
@@ -49,7 +49,7 @@ def command(screen: Screen, scope: str | None, audit: bool, last: int | None) ->
         windows = usage.windows_now(ledger, scope)
         models = usage.by_model(ledger) if scope is None else []
         zone = ledger.moment().zone
-    screen.answer(
+    screen.json(
         {
             "timezone": zone,
             "scopes": [_window_fields(one) for one in windows],
@@ -58,13 +58,13 @@ def command(screen: Screen, scope: str | None, audit: bool, last: int | None) ->
     )
     _show_windows(screen, windows, zone)
     if models:
-        screen.show("")
+        screen.result("")
         _show_models(screen, models)
 
 
 def _show_windows(screen: Screen, windows: Sequence[Usage], zone: str) -> None:
     if not any(one.requests or one.spent.tokens or one.held.tokens for one in windows):
-        screen.show("nothing was spent yet")
+        screen.result("nothing was spent yet")
         return
     heads = ("WHEN", "SCOPE", "TOKENS", "COST", "REQUESTS", "HELD TOKENS", "HELD COST")
     rows = [
@@ -79,8 +79,8 @@ def _show_windows(screen: Screen, windows: Sequence[Usage], zone: str) -> None:
         )
         for one in windows
     ]
-    screen.show(table(heads, rows, numbers={2, 3, 4, 5, 6}))
-    screen.show(f"days and months begin at midnight in {zone}")
+    screen.result(table(heads, rows, numbers={2, 3, 4, 5, 6}))
+    screen.result(f"days and months begin at midnight in {zone}")
 
 
 def _show_models(screen: Screen, models: Sequence[ModelUsage]) -> None:
@@ -103,7 +103,7 @@ def _show_models(screen: Screen, models: Sequence[ModelUsage]) -> None:
         )
         for number, one in enumerate(models)
     ]
-    screen.show(table(heads, rows, numbers=range(2, len(heads))))
+    screen.result(table(heads, rows, numbers=range(2, len(heads))))
 
 
 def _both(amount: Amount) -> str:
@@ -116,7 +116,7 @@ def _free(one: ModelUsage) -> str:
 
 
 def _show_audit(screen: Screen, attempts: Sequence[dict[str, Any]]) -> None:
-    screen.answer({"attempts": list(attempts)})
+    screen.json({"attempts": list(attempts)})
     rows = [
         (
             (row["sent"] or "")[:19].replace("T", " "),
@@ -131,7 +131,7 @@ def _show_audit(screen: Screen, attempts: Sequence[dict[str, Any]]) -> None:
         )
         for row in attempts
     ]
-    screen.show(table(_AUDIT_HEADS, rows, numbers={4, 5, 6}) if rows else "nothing was sent yet")
+    screen.result(table(_AUDIT_HEADS, rows, numbers={4, 5, 6}) if rows else "nothing was sent yet")
 
 
 def _actual(row: dict[str, Any], what: str) -> int:

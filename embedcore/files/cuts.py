@@ -1,4 +1,4 @@
-"""What was cut off a text, as one number of 32 bits: in journals, and from row to row."""
+"""How much of a row's text was cut off, in outputs and journals."""
 
 from __future__ import annotations
 

@@ -1,18 +1,42 @@
-"""How does a file take its place only when it is complete, and what is said when it cannot?"""
+"""Files beside an output: opened safely, locked, replaced at once.
+
+Texts lie in it: it is gone with the process, however that ends. POSIX files lose their name as soon
+as they are open, or never have one; Windows deletes the file when the last handle is closed.
+
+Whoever may write to a folder can put something else under their names: a link to another file, or
+a file of the user's own. What is not a plain file that embedcore wrote is never opened for writing,
+replaced or deleted, and stops a run before anything is paid for.
+"""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import io
+import json
 import os
 import secrets
+import socket
 import stat
-from collections.abc import Iterator
+import sys
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Final
 
-from embedcore.errors import StorageError, StorageFull, StorageReadOnly
+from embedcore.errors import (
+    ConfigurationError,
+    StorageBusy,
+    StorageError,
+    StorageFull,
+    StorageReadOnly,
+)
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
 
 _FULL = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
 _READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
@@ -172,3 +196,243 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+class Spool:
+    """Holds bytes until it is closed, and gives them to any number of readers. Raises
+    ``StorageError`` where the temporary folder cannot hold them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._folder = Path("the folder for temporary files")
+        with storage_errors(self._folder):
+            self._folder = Path(tempfile.gettempdir())
+        with storage_errors(self._folder):
+            self._file = tempfile.TemporaryFile(prefix="embedcore-")  # noqa: SIM115
+        self.size = 0
+
+    def fill(self, parts: Iterable[bytes]) -> None:
+        """Write all of it. What ``parts`` raises is raised as it is."""
+        for part in parts:
+            with storage_errors(self._folder):
+                self._file.write(part)
+            self.size += len(part)
+        with storage_errors(self._folder):
+            self._file.flush()
+
+    def reader(self) -> BinaryIO:
+        """All of it from the start, independent of other readers."""
+        return io.BufferedReader(_Reader(self))
+
+    def read_at(self, start: int, into: WriteableBuffer) -> int:
+        """How many bytes from ``start`` on there were for ``into``."""
+        with self._lock:
+            self._file.seek(start)
+            return self._file.readinto(into)
+
+    def close(self) -> None:
+        """Give the disk back."""
+        self._file.close()
+
+
+class _Reader(io.RawIOBase):
+    def __init__(self, spool: Spool) -> None:
+        self._spool, self._at = spool, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, into: WriteableBuffer) -> int:
+        size = self._spool.read_at(self._at, into)
+        self._at += size
+        return size
+
+
+# A link is refused by the system, a pipe does not hold up whoever opens it, and no child inherits.
+_SAFELY: Final = (
+    getattr(os, "O_NOFOLLOW", 0)
+    | getattr(os, "O_NONBLOCK", 0)
+    | getattr(os, "O_CLOEXEC", 0)
+    | getattr(os, "O_BINARY", 0)
+)
+_LINK_ERRORS: Final = frozenset({errno.ELOOP, errno.EMLINK})
+_KIND_ERRORS: Final = frozenset({errno.EISDIR, errno.ENXIO, errno.ENODEV})
+_LISTED: Final = frozenset({"id", "position", "where", "text_sha256", "reason"})
+
+
+def open_own(path: Path, flags: int) -> int:
+    """A descriptor of a plain file of the caller's with one name; it is made if ``flags`` say so.
+
+    Raises ``ConfigurationError`` for anything else, and ``OSError``.
+    """
+    if path.is_symlink():
+        raise not_own(path, "is a link")
+    try:
+        descriptor = os.open(path, flags | _SAFELY, 0o666)
+    except OSError as error:
+        if error.errno in _LINK_ERRORS:
+            raise not_own(path, "is a link") from None
+        if error.errno in _KIND_ERRORS:
+            raise not_own(path, "is no plain file") from None
+        raise
+    problem = _problem(os.fstat(descriptor), path)
+    if problem is not None:
+        os.close(descriptor)
+        raise not_own(path, problem)
+    return descriptor
+
+
+def not_own(path: Path, problem: str) -> ConfigurationError:
+    """The error for a file under a name that a run needs, which embedcore did not leave there."""
+    return ConfigurationError(
+        f"{display(path)} {problem}, and a run needs that name for a file of its own: move it "
+        "away, or choose another output"
+    )
+
+
+def open_own_file(path: Path, flags: int) -> BinaryIO:
+    """``open_own`` as an unbuffered file."""
+    writes = flags & (os.O_RDWR | os.O_WRONLY)
+    return os.fdopen(open_own(path, flags), "r+b" if writes else "rb", buffering=0)
+
+
+def require_own_list(path: Path) -> None:
+    """Raise ``ConfigurationError`` unless ``path`` is free, or a list of failed rows of ours."""
+    try:
+        descriptor = open_own(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return
+    with os.fdopen(descriptor, "rb") as file:
+        if not all(map(_is_listed_row, file)):
+            raise not_own(path, "is not a list of failed rows of embedcore")
+
+
+def _problem(found: os.stat_result, path: Path) -> str | None:
+    if not stat.S_ISREG(found.st_mode):
+        return "is no plain file"
+    if _is_of_another(found, path):
+        return "belongs to another user"
+    # None while another run is removing it.
+    if found.st_nlink > 1:
+        return "is a hard link: the file has another name as well"
+    return None
+
+
+def _is_of_another(found: os.stat_result, path: Path) -> bool:
+    if not hasattr(os, "geteuid") or found.st_uid == os.geteuid():
+        return False
+    # Some file systems give everything that is made in them to one user, whoever made it.
+    probe = path.with_name(random_name(path))
+    descriptor = os.open(probe, os.O_RDWR | os.O_CREAT | os.O_EXCL | _SAFELY, 0o600)
+    try:
+        return os.fstat(descriptor).st_uid != found.st_uid
+    finally:
+        os.close(descriptor)
+        probe.unlink()
+
+
+def _is_listed_row(line: bytes) -> bool:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(row, dict) and row.keys() == _LISTED
+
+
+_NAME_LIMIT = 200
+_CONTENT = b"process "
+
+
+@contextmanager
+def output_lock(lock: Path, output: Path) -> Iterator[None]:
+    """Hold ``lock`` for the block; the system releases it when the process dies.
+
+    Raises ``StorageBusy`` naming the process that holds it.
+    """
+    with storage_errors(lock):
+        descriptor = _acquired(lock, output)
+    try:
+        yield
+    finally:
+        # Removed before it is released: who opened it meanwhile sees that its name is gone.
+        if os.name == "posix" and _still_named(descriptor, lock):
+            with suppress(OSError):
+                lock.unlink()
+        os.close(descriptor)
+
+
+def _acquired(lock: Path, output: Path) -> int:
+    while True:
+        descriptor = open_own(lock, os.O_RDWR | os.O_CREAT)
+        try:
+            if not _try_lock(descriptor):
+                holder = os.pread(descriptor, _NAME_LIMIT, 0) if os.name == "posix" else b""
+                raise _busy(output, holder.decode("utf-8", "replace").strip())
+            if _still_named(descriptor, lock):
+                _require_own(descriptor, lock)
+                os.ftruncate(descriptor, 0)
+                os.lseek(descriptor, 0, os.SEEK_SET)
+                os.write(
+                    descriptor, _CONTENT + f"{os.getpid()} on {socket.gethostname()}\n".encode()
+                )
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def require_own_lock(lock: Path) -> None:
+    """Raise ``ConfigurationError`` if there is a file under the name of the lock that is none."""
+    try:
+        descriptor = open_own(lock, os.O_RDONLY)
+    except FileNotFoundError:
+        return
+    try:
+        _require_own(descriptor, lock)
+    finally:
+        os.close(descriptor)
+
+
+def _require_own(descriptor: int, lock: Path) -> None:
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    content = os.read(descriptor, _NAME_LIMIT)
+    if content and not content.startswith(_CONTENT):
+        raise not_own(lock, "is not a lock of embedcore")
+
+
+def _busy(output: Path, holder: str) -> StorageBusy:
+    who = f" ({holder})" if holder else ""
+    return StorageBusy(
+        f"another run{who} is writing {display(output)}; wait for it to end, or choose another "
+        "output"
+    )
+
+
+def _still_named(descriptor: int, lock: Path) -> bool:
+    """False if the former holder removed the file between our opening and our locking it."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), lock.stat())
+    except FileNotFoundError:
+        return False
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _try_lock(descriptor: int) -> bool:
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+
+else:
+    import fcntl
+
+    def _try_lock(descriptor: int) -> bool:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True

@@ -1,4 +1,4 @@
-"""What was bought by a run that has not finished? An append-only file beside the output.
+"""The journal of a run that has not finished: an append-only file beside the output.
 
 Header: magic, version, header size, JSON size, the origin as JSON, padding, CRC-32; then records
 of one size: 32 bytes SHA-256 of the text, what was cut off it (uint32, see ``cuts``), the vector
@@ -23,10 +23,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcore.errors import ConfigurationError, InvalidResponse
-from embedcore.files.digests import SIZE, DigestIndex, as_digests
-from embedcore.files.disk import display, replacing, storage_errors, sync_folder
-from embedcore.files.own import not_own, open_own_file
-from embedcore.files.types import Origin
+from embedcore.files.disk import (
+    display,
+    not_own,
+    open_own_file,
+    replacing,
+    storage_errors,
+    sync_folder,
+)
+from embedcore.files.types import SIZE, DigestIndex, Origin, as_digests
 
 if TYPE_CHECKING:
     from embedcore.files.types import Digests, Vectors

@@ -1,4 +1,4 @@
-"""How is the finished output written and put in place?"""
+"""Writes the finished output and puts it in place."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcore.files.cuts import Tally, tally
-from embedcore.files.digests import content_digest
 from embedcore.files.disk import replacing, storage_errors
-from embedcore.files.formats import Layout, RowWriter
+from embedcore.files.formats.base import Layout, RowWriter
+from embedcore.files.formats.jsonl import json_line
 from embedcore.files.inputs import Inputs
 from embedcore.files.journal import Journal
-from embedcore.files.jsonl import json_line
 from embedcore.files.resume import Target
 from embedcore.files.scan import Scan, all_rows, blocks
-from embedcore.files.types import Row
+from embedcore.files.types import Row, content_digest
 
 _ROWS_AT_ONCE = 2048
 

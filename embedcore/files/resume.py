@@ -1,4 +1,4 @@
-"""Which of the texts were bought before? Those in the previous output, and those in the journal."""
+"""Reads an existing output and journal: what need not be embedded again."""
 
 from __future__ import annotations
 
@@ -14,20 +14,70 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcore.errors import ConfigurationError
-from embedcore.files.digests import SIZE, DigestIndex
-from embedcore.files.disk import beside, display, storage_errors, sweep
-from embedcore.files.formats import OutputFormat, not_ours, output_format
+from embedcore.files.disk import (
+    beside,
+    display,
+    output_lock,
+    require_own_list,
+    require_own_lock,
+    storage_errors,
+    sweep,
+)
+from embedcore.files.formats import output_format
+from embedcore.files.formats.base import OutputFormat, not_ours
 from embedcore.files.inputs import Inputs
 from embedcore.files.journal import Journal, read_journal
-from embedcore.files.lock import output_lock, require_own_lock
-from embedcore.files.origin import origin_of, require_same_maker
-from embedcore.files.own import require_own_list
 from embedcore.files.scan import Scan
-from embedcore.files.types import RESERVED_COLUMNS, Origin
+from embedcore.files.types import RESERVED_COLUMNS, SIZE, DigestIndex, Origin
 
 if TYPE_CHECKING:
     from embedcore import EmbeddingClient
     from embedcore.files.types import Digests
+
+
+def origin_of(client: EmbeddingClient, input_type: str | None) -> Origin:
+    """What vectors made with this client now will carry."""
+    return Origin(
+        model=f"{client.provider}:{client.model}",
+        fingerprint=client.fingerprint,
+        input_type=input_type,
+        dimensions=client.dimensions,
+    )
+
+
+def describe(origin: Origin) -> str:
+    """An origin in a message."""
+    width = f", {origin.dimensions} dimensions" if origin.dimensions else ""
+    kind = f", input type {origin.input_type}" if origin.input_type else ""
+    return f"{origin.model} (fingerprint {origin.fingerprint[:12]}{width}{kind})"
+
+
+def same_space(found: Origin, client: EmbeddingClient) -> bool:
+    """Whether the client's vectors may be compared with those found: same model, options and width.
+
+    The same options had another fingerprint while more of them counted for it.
+    """
+    fingerprint = found.fingerprint
+    widths = {found.dimensions, client.dimensions} - {None, 0}
+    return (
+        found.model == f"{client.provider}:{client.model}"
+        and (fingerprint == client.fingerprint or client.made_before(fingerprint))
+        and len(widths) <= 1
+    )
+
+
+def require_same_maker(
+    name: str, found: Origin, client: EmbeddingClient, input_type: str | None
+) -> None:
+    """Raise ``ConfigurationError`` unless ``found`` may go on with what the client makes now."""
+    if same_space(found, client) and found.input_type == input_type:
+        return
+    asked = origin_of(client, input_type)
+    raise ConfigurationError(
+        f"{name} holds vectors of {describe(found)}, and this run would add those of "
+        f"{describe(asked)}: the two must not mix. Choose another output, or replace it with "
+        "overwrite=True (--overwrite)"
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,4 +1,4 @@
-"""What is in the inputs? One pass that reads and checks everything before anything is paid for."""
+"""One pass over the inputs that reads and checks every row before anything is sent."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcore.errors import InputRejected
-from embedcore.files.digests import SIZE, as_digests, content_digest
 from embedcore.files.inputs import Inputs
-from embedcore.files.types import JsonValue, OnError, Row
+from embedcore.files.types import SIZE, JsonValue, OnError, Row, as_digests, content_digest
 
 if TYPE_CHECKING:
     from embedcore.files.types import Digests

@@ -1,4 +1,4 @@
-"""Which rows of an output are nearest to a question? Exact cosine, block by block."""
+"""Exact cosine search over an output, block by block."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from embedcore.errors import ConfigurationError
 from embedcore.files.disk import display
 from embedcore.files.formats import output_format
-from embedcore.files.origin import describe, origin_of, same_space
+from embedcore.files.resume import describe, origin_of, same_space
 from embedcore.files.types import Block, JsonValue, Origin, StoredRow
 
 if TYPE_CHECKING:

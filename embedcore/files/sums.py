@@ -1,4 +1,4 @@
-"""Is a row of an output as it was written? Each has a CRC-32 of all that its vector belongs to.
+"""Checksums of rows: a CRC-32 over everything that a vector belongs to.
 
 ``vector_crc32`` is the sum of, one after the other: who made the file, the digest of the text, by
 how much it was cut, the id, and the vector as little-endian float32. A vector that was altered, or

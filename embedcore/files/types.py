@@ -1,7 +1,12 @@
-"""Which values do the readers, the outputs and a run pass to each other?"""
+"""Values that readers, outputs and runs pass to each other.
+
+A million digests take 32 MB as one numpy array of 32-byte strings. Elements are only compared
+inside numpy: taking one out as ``bytes`` would lose its trailing zeros.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -10,15 +15,16 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from embedcore import Spending
 from embedcore.provider.types import PICODOLLARS_PER_DOLLAR
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     Vectors: TypeAlias = NDArray[np.float32]
     Digests: TypeAlias = NDArray[np.bytes_]
+
 
 JsonValue: TypeAlias = "str | int | float | bool | list[JsonValue] | dict[str, JsonValue] | None"
 InputFormat: TypeAlias = Literal["txt", "jsonl", "csv"]
@@ -231,3 +237,49 @@ class RunReport:
     declined: bool = False
     journaled: int = 0
     unchanged: bool = False
+
+
+SIZE = 32
+
+
+def content_digest(text: str) -> bytes:
+    """SHA-256 of the text's UTF-8 bytes."""
+    return hashlib.sha256(text.encode()).digest()
+
+
+def parsed_digest(text: object) -> bytes | None:
+    """The digest that is written as 64 hexadecimal digits; None for anything else."""
+    try:
+        digest = bytes.fromhex(text) if isinstance(text, str) else b""
+    except ValueError:
+        return None
+    return digest if len(digest) == SIZE else None
+
+
+def is_digest_of(digest: bytes, text: str) -> bool:
+    """Whether the text has that digest. One with half a character has none."""
+    try:
+        return content_digest(text) == digest
+    except UnicodeEncodeError:
+        return False
+
+
+def as_digests(raw: bytes | bytearray | memoryview) -> Digests:
+    """An array of shape (n,) over ``32 * n`` bytes, without a copy."""
+    return np.frombuffer(raw, dtype=f"S{SIZE}")
+
+
+class DigestIndex:
+    """Finds the place of a digest in an array. Building sorts; finding is a binary search."""
+
+    def __init__(self, digests: Digests) -> None:
+        self._order = np.argsort(digests, kind="stable")
+        self._sorted = digests[self._order]
+
+    def find(self, wanted: Digests) -> NDArray[np.intp]:
+        """For each of ``wanted`` its first place in the array, or -1."""
+        if not len(self._sorted):
+            return np.full(len(wanted), -1, dtype=np.intp)
+        near = np.minimum(np.searchsorted(self._sorted, wanted), len(self._sorted) - 1)
+        places: NDArray[np.intp] = np.where(self._sorted[near] == wanted, self._order[near], -1)
+        return places

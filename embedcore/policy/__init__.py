@@ -1,1 +1,1 @@
-"""The rules, in the order they apply."""
+"""The rules between a caller and a provider."""

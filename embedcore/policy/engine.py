@@ -1,4 +1,4 @@
-"""What stays the same for all calls of one client: the model, the rules, and what was learned."""
+"""The engine: what all calls of one client share, and what replies taught it."""
 
 from __future__ import annotations
 
@@ -19,15 +19,13 @@ from embedcore.errors import (
     ProviderError,
 )
 from embedcore.events import Event, Observer
-from embedcore.policy.counting import CheckedTokenizer
-from embedcore.policy.limiter import Gate
-from embedcore.policy.planning import PlannedRequest
-from embedcore.policy.pool import Pool
-from embedcore.policy.purse import Account
-from embedcore.policy.rates import Rates
+from embedcore.policy.budget import Account
+from embedcore.policy.cache import VectorCache
+from embedcore.policy.planning import CheckedTokenizer, PlannedRequest, RequestSizes
+from embedcore.policy.ratelimit.gate import Gate
+from embedcore.policy.ratelimit.pace import Rates
 from embedcore.policy.retry import RetryQuota, RetrySettings
-from embedcore.policy.shelf import Shelf
-from embedcore.policy.sizes import RequestSizes
+from embedcore.policy.threads import Pool
 from embedcore.provider.base import startup_of
 from embedcore.provider.protocol import Embedder, Tokenizer
 from embedcore.provider.types import ModelInfo, RateLimits
@@ -38,7 +36,7 @@ _LARGEST_SCALE: Final = 100.0
 _FIRST_GUESS: Final = 0.3
 _WEIGHT: Final = 1_000_000
 # Modules that steps of a call import where they need them.
-_USED_BY_THREADS: Final = ("embedcore.storage.encoding", "mmap", "numpy")
+_USED_BY_THREADS: Final = ("embedcore.storage.vector_format", "mmap", "numpy")
 
 
 def _nobody(_: Event) -> None:
@@ -148,7 +146,7 @@ class Engine:
     gate: Gate
     quota: RetryQuota
     sizes: RequestSizes = field(default_factory=RequestSizes)
-    shelf: Shelf | None = None
+    cache: VectorCache | None = None
     rates: Rates = field(default_factory=Rates)
     retry: RetrySettings = field(default_factory=RetrySettings)
     overlong: Literal["truncate", "reject"] = "truncate"

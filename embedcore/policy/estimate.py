@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from embedcore.errors import ConfigurationError
-from embedcore.policy.preparing import Prepared
-from embedcore.policy.reuse import former_keys_of, keys_of, vector_width
+from embedcore.policy.immediate.reuse import former_keys_of, keys_of, vector_width
+from embedcore.policy.texts import Prepared
 
 if TYPE_CHECKING:
-    from embedcore.policy.batchoffice import BatchOffice
+    from embedcore.policy.batch.context import BatchContext
     from embedcore.policy.engine import Engine
 
 _PLAIN_INPUT_TYPES: Final = frozenset({"query", "document"})
@@ -51,24 +51,24 @@ def plan_now(
     *,
     input_type: str | None = None,
     exact: bool = True,
-    office: BatchOffice | None = None,
+    context: BatchContext | None = None,
 ) -> Plan:
     """The same steps without the wire: how many requests, tokens and dollars.
 
-    ``exact``: count with the tokenizer where it can; otherwise a bound is enough. ``office``: plan
+    ``exact``: count with the tokenizer where it can; otherwise a bound is enough. ``context``: plan
     a batch, with its cache, its price, and without what is under way in another batch. The cache
     is read and checked, never changed or claimed.
     """
     resolved = resolve_input_type(engine, input_type)
     prepared = Prepared(engine, texts, keep=True)
-    cached, in_flight = _free(engine, office, prepared.texts, resolved)
+    cached, in_flight = _free(engine, context, prepared.texts, resolved)
     free = cached | in_flight
     missing = [place for place in range(len(prepared.texts)) if place not in free]
     counted = exact and engine.tokenizer.exact
     requests = prepared.plan(counted, missing)
     tokens = sum(request.amount.tokens for request in requests)
     price, cost = engine.info.price, sum(request.amount.cost for request in requests)
-    if office is not None and price is not None:
+    if context is not None and price is not None:
         cost = price.picodollars(tokens, batch=True)
     return Plan(
         rows=len(prepared.taken.rows),
@@ -87,20 +87,20 @@ def plan_now(
 
 
 def _free(
-    engine: Engine, office: BatchOffice | None, texts: Sequence[str], input_type: str | None
+    engine: Engine, context: BatchContext | None, texts: Sequence[str], input_type: str | None
 ) -> tuple[set[int], set[int]]:
     """Which texts cost nothing: those in the cache, and those in a job of another batch."""
     width = vector_width(engine)
     names = [keys_of(engine, input_type), *former_keys_of(engine, input_type)]
-    if office is None:
-        shelf = engine.shelf
-        if shelf is None:
+    if context is None:
+        cache = engine.cache
+        if cache is None:
             return set(), set()
-        return {place for one in names for place in shelf.look(one.of(texts), width)}, set()
-    cached = {place for one in names for place in office.store.look(one.of(texts), width).there}
+        return {place for one in names for place in cache.look(one.of(texts), width)}, set()
+    cached = {place for one in names for place in context.store.look(one.of(texts), width).there}
     keys = names[0].of(texts)
     left = [place for place in range(len(keys)) if place not in cached]
-    under_way = office.batches.in_flight(office.pool, [keys[place] for place in left])
+    under_way = context.batches.in_flight(context.pool, [keys[place] for place in left])
     return cached, {place for place in left if keys[place] in under_way}
 
 

@@ -1,4 +1,4 @@
-"""What a caller gets back: vectors, and what became of every row."""
+"""The result of a call: vectors, and what became of every row."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ OnArrival: TypeAlias = Callable[[Arrival], None]
 
 def zero_rows(vectors: Vectors) -> NDArray[np.bool_]:
     """Which vectors are all zeros; none that is NaN."""
-    from embedcore.storage.encoding import all_zero
+    from embedcore.storage.vector_format import all_zero
 
     return all_zero(vectors)
 

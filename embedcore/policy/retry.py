@@ -1,4 +1,4 @@
-"""Is it tried again, and when? The only place that knows tenacity."""
+"""Retries: whether and when a failed attempt is repeated. The only module that knows tenacity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may be taken as texts or rows: what has an order, and what is a table to choose from.
+"""Sources of texts and rows: what is accepted, and refusals that name a table's columns.
 
 Nothing is imported to find out: a mapping is known by its keys, a table by its columns, an array by
 its dimensions.

@@ -1,4 +1,4 @@
-"""What the body of a refusal says: its reason, codes and waits, in whatever shape.
+"""Error bodies of OpenAI-like servers: reason, codes and waits, whatever their shape.
 
 Servers that speak the same API agree on successes and on no shape of an error. So a body is not
 matched against shapes: every field is looked at, wherever it is nested and however it is spelled,

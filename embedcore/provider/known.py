@@ -1,4 +1,4 @@
-"""Providers that may be named to somebody who lacks one, and how each is installed.
+"""Known providers, and how each is installed.
 
 A command with the name of a package that nobody has registered would be an invitation: whoever
 registers it first is installed. So only what is in this repository is named, by its path, and

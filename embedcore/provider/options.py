@@ -1,4 +1,4 @@
-"""Which options does a provider get, from where, and which of them change its vectors?"""
+"""Options of a provider: where they come from, and which of them change its vectors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A body before it is parsed: which bytes are vectors, and how many parts are there?
+"""Finds the vectors in a body before it is parsed.
 
 The vectors are told apart without making a string of each of them.
 """

@@ -1,4 +1,4 @@
-"""Rate limits and waits: what the headers of a reply say of them, and what its words say."""
+"""Rate-limit headers of a reply: limits and waits."""
 
 from __future__ import annotations
 

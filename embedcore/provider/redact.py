@@ -1,4 +1,4 @@
-"""Redaction: what a server says, for showing it, when it may repeat the key or a text."""
+"""Redacts a server's words for showing: they may repeat the key or a text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which distribution offers this provider? Finds one by name and imports only that one."""
+"""Finds the installed provider of a name and imports only that one."""
 
 from __future__ import annotations
 

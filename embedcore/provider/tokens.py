@@ -1,4 +1,4 @@
-"""How many tokens is a text, when nobody counts exactly?"""
+"""Upper bounds of a text's tokens, where no exact tokenizer is known."""
 
 from __future__ import annotations
 

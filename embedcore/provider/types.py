@@ -1,4 +1,4 @@
-"""The plain values that cross the border between the core and a provider.
+"""The values that pass between the core and a provider.
 
 All are frozen, take keyword arguments only and have defaults, so that a field can be added without
 breaking a provider that exists. Importing this module loads neither numpy nor an SDK.

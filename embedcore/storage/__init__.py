@@ -1,1 +1,1 @@
-"""What survives a restart."""
+"""What survives a restart: the state file, the vector cache, batches."""

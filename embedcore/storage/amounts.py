@@ -1,4 +1,4 @@
-"""What is counted against what: amounts, limits, and the two things a holder keeps hold of."""
+"""Amounts, limits, grants and attempts as values."""
 
 from __future__ import annotations
 

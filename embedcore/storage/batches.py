@@ -1,4 +1,4 @@
-"""Batches and the texts they wish for: what is stored, in flight, or still to be submitted.
+"""Batches: rows of the state file, the texts they wait for, and their accounts.
 
 A text is there once for each pool, however many batches wish for it: so two batches with the same
 text share one job. Every method is one transaction.
@@ -8,28 +8,243 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from embedcore.errors import StorageCorrupt
-from embedcore.storage.batchrecords import (
-    ENDED,
-    BatchPhase,
-    BatchRecord,
-    Counts,
-    Pool,
-    Wanted,
-)
+from embedcore.storage import grants as entries
 from embedcore.storage.calendar import MICROSECONDS
-from embedcore.storage.drains import Drains
-from embedcore.storage.ownership import is_free, myself
-from embedcore.storage.pools import Pools
-from embedcore.storage.wishes import counts_in, drop_batch, drop_unwanted, release_money
+from embedcore.storage.grants import is_free, myself
 
 if TYPE_CHECKING:
     import sqlite3
 
+    from embedcore.storage.database import Database
     from embedcore.storage.ledger import Ledger
+
+
+BatchPhase: TypeAlias = Literal["preparing", "open", "cancelling", "done", "cancelled", "abandoned"]
+ENDED: Final = ("done", "cancelled", "abandoned")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchAccount:
+    """What batches share: one scope, one model, one way to make vectors, one account."""
+
+    id: int
+    scope: str
+    model: str
+    fingerprint: str
+    endpoint: str
+    account: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchRecord:
+    """One batch as it is written down. Times are microseconds since 1970.
+
+    - ``rows``, ``texts``: of the caller, and different ones. ``reused``: texts bought before.
+    - ``stored``, ``failed``: texts with a vector and without, once it has ended.
+    - ``deadline``: when everything should be there; ``draining``: the rest is bought at once.
+    - ``blocked``: why nothing new is sent; not before ``retry`` that may change.
+    """
+
+    id: int
+    name: str
+    pool: int
+    input_type: str
+    asked_as: str
+    state: BatchPhase
+    rows: int
+    texts: int
+    reused: int
+    stored: int
+    failed: int
+    resubmits_lost: bool
+    deadline: int | None
+    draining: bool
+    grant: int | None
+    blocked: str | None
+    retry: int
+    created: int
+    ended: int | None
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state in ENDED
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wanted:
+    """A text that is to be bought: its key, its tokens, and its bytes in the job's input."""
+
+    key: bytes
+    tokens: int
+    in_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Counts:
+    """Texts of a batch by what became of them.
+
+    ``stopped``: their job was cancelled at the provider by somebody else, and they are not sent
+    again until a person says so.
+    """
+
+    to_submit: int = 0
+    in_flight: int = 0
+    stored: int = 0
+    failed: int = 0
+    stopped: int = 0
+
+    @property
+    def open(self) -> int:
+        return self.to_submit + self.in_flight + self.stopped
+
+
+def counts_in(connection: sqlite3.Connection, batch: BatchRecord) -> Counts:
+    """As ``Batches.counts``, inside a transaction."""
+    row = connection.execute(
+        "SELECT coalesce(sum(i.state = 'open' AND i.part IS NULL AND NOT i.stopped), 0), "
+        "coalesce(sum(i.state = 'open' AND i.part IS NOT NULL), 0), "
+        "coalesce(sum(i.state = 'stored'), 0), coalesce(sum(i.state IN ('failed', 'lost')), 0), "
+        "coalesce(sum(i.state = 'open' AND i.part IS NULL AND i.stopped), 0) "
+        "FROM wish w JOIN item i ON i.id = w.item WHERE w.batch = ?",
+        (batch.id,),
+    ).fetchone()
+    return Counts(to_submit=row[0], in_flight=row[1], stored=row[2], failed=row[3], stopped=row[4])
+
+
+def drop_batch(connection: sqlite3.Connection, identity: int) -> None:
+    row = connection.execute("SELECT pool FROM batch WHERE id = ?", (identity,)).fetchone()
+    if row is None:
+        return
+    release_money(connection, identity)
+    connection.execute("DELETE FROM wish WHERE batch = ?", (identity,))
+    # Another batch may get its number.
+    connection.execute("UPDATE part SET batch = NULL WHERE batch = ?", (identity,))
+    connection.execute("DELETE FROM batch WHERE id = ?", (identity,))
+    drop_unwanted(connection, row[0])
+
+
+def release_money(connection: sqlite3.Connection, identity: int) -> None:
+    (grant,) = connection.execute('SELECT "grant" FROM batch WHERE id = ?', (identity,)).fetchone()
+    if grant is not None:
+        entries.close_grant(connection, grant)
+        connection.execute('UPDATE batch SET "grant" = NULL WHERE id = ?', (identity,))
+
+
+def drop_unwanted(connection: sqlite3.Connection, pool: int) -> None:
+    connection.execute(
+        "DELETE FROM item WHERE pool = ? AND part IS NULL "
+        "AND NOT EXISTS (SELECT 1 FROM wish WHERE wish.item = item.id)",
+        (pool,),
+    )
+
+
+class Pools:
+    """What ``Batches`` adds to itself for the table ``pool``."""
+
+    database: Database
+
+    def pool(
+        self, *, scope: str, model: str, fingerprint: str, endpoint: str, account: str
+    ) -> BatchAccount:
+        """The pool of that description, made if need be."""
+        name = (scope, model, fingerprint, endpoint, account)
+        with self.database.transaction() as connection:
+            connection.execute(
+                "INSERT INTO pool (scope, model, fingerprint, endpoint, account) "
+                "VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                name,
+            )
+            row = connection.execute(
+                "SELECT id, scope, model, fingerprint, endpoint, account FROM pool WHERE "
+                "scope = ? AND model = ? AND fingerprint = ? AND endpoint = ? AND account = ?",
+                name,
+            ).fetchone()
+        return _pool(row)
+
+    def pool_of(self, batch: BatchRecord) -> BatchAccount:
+        with self.database.read() as connection:
+            row = connection.execute(
+                "SELECT id, scope, model, fingerprint, endpoint, account FROM pool WHERE id = ?",
+                (batch.pool,),
+            ).fetchone()
+        if row is None:
+            raise StorageCorrupt(f"the pool of batch {batch.name} is not in the state file")
+        return _pool(row)
+
+
+def _pool(row: Sequence[object]) -> BatchAccount:
+    names = ("id", "scope", "model", "fingerprint", "endpoint", "account")
+    return BatchAccount(**dict(zip(names, row, strict=True)))  # type: ignore[arg-type]
+
+
+class Drains:
+    """What ``Batches`` adds to itself for them."""
+
+    database: Database
+
+    def drain(self, batch: BatchRecord) -> None:
+        """From now on nothing of it is put into a job; its jobs are wanted by it no more."""
+        with self.database.transaction() as connection:
+            connection.execute("UPDATE batch SET draining = 1 WHERE id = ?", (batch.id,))
+
+    def open_tokens(self, batch: BatchRecord) -> int:
+        """Tokens of the texts that have no outcome yet, and wait for no person."""
+        with self.database.read() as connection:
+            row = connection.execute(
+                "SELECT coalesce(sum(i.tokens), 0) FROM wish w JOIN item i ON i.id = w.item "
+                "WHERE w.batch = ? AND i.state = 'open' AND NOT i.stopped",
+                (batch.id,),
+            ).fetchone()
+        return int(row[0])
+
+    def to_submit(
+        self, batch: BatchRecord, most: int, *, after: int = 0, stopped: bool = False
+    ) -> list[tuple[int, bytes]]:
+        """Id and key of texts that are in no job and have no outcome, by ascending id.
+
+        ``stopped``: those too that wait for a person.
+        """
+        with self.database.read() as connection:
+            return connection.execute(
+                "SELECT i.id, i.key FROM wish w JOIN item i ON i.id = w.item WHERE w.batch = ? "
+                "AND w.item > ? AND i.state = 'open' AND i.part IS NULL AND i.stopped <= ? "
+                "ORDER BY w.item LIMIT ?",
+                (batch.id, after, stopped, most),
+            ).fetchall()
+
+    def settle_now(
+        self,
+        batch: BatchRecord,
+        *,
+        stored: Sequence[bytes] = (),
+        failed: Sequence[tuple[bytes, str]] = (),
+        most_tries: int = 1,
+        tokens: int = 0,
+        picodollars: int = 0,
+    ) -> None:
+        """These were bought outside of any job, or found; those could not be, and why."""
+        mine = "WHERE pool = ? AND key = ? AND part IS NULL AND state = 'open'"
+        with self.database.transaction() as connection:
+            connection.executemany(
+                f"UPDATE item SET state = 'stored', reason = NULL, stopped = 0 {mine}",
+                [(batch.pool, key) for key in stored],
+            )
+            connection.executemany(
+                "UPDATE item SET tries = tries + 1, reason = ?, "
+                f"state = iif(tries + 1 >= ?, 'failed', 'open') {mine}",
+                [(reason, most_tries, batch.pool, key) for key, reason in failed],
+            )
+            connection.execute(
+                "UPDATE batch SET drained_tokens = drained_tokens + ?, "
+                "drained_cost = drained_cost + ? WHERE id = ?",
+                (tokens, picodollars, batch.id),
+            )
+
 
 _PREPARING_SECONDS: Final = 86_400
 _KEYS_PER_QUERY: Final = 500
@@ -49,7 +264,7 @@ class Batches(Pools, Drains):
 
     def begin(
         self,
-        pool: Pool,
+        pool: BatchAccount,
         *,
         input_type: str | None,
         asked_as: str,
@@ -145,7 +360,7 @@ class Batches(Pools, Drains):
                     (batch.pool, *keys),
                 )
 
-    def in_flight(self, pool: Pool, keys: Sequence[bytes]) -> set[bytes]:
+    def in_flight(self, pool: BatchAccount, keys: Sequence[bytes]) -> set[bytes]:
         """Which of these texts are in a job of another batch, so that a new one would join it."""
         found: set[bytes] = set()
         for start in range(0, len(keys), _KEYS_PER_QUERY):
@@ -204,7 +419,7 @@ class Batches(Pools, Drains):
             )
 
     def drop(self, batch: BatchRecord) -> None:
-        """Forget a batch, with its money that is not in a part. Jobs of others go on."""
+        """Forget a batch, with its money that is not in a part. Parts of others go on."""
         with self.database.transaction() as connection:
             drop_batch(connection, batch.id)
 
@@ -218,7 +433,7 @@ class Batches(Pools, Drains):
             found = self._read(connection, "name = ? AND state <> 'preparing'", name)
         return found[0] if found else None
 
-    def all(self, pool: Pool | None = None) -> list[BatchRecord]:
+    def all(self, pool: BatchAccount | None = None) -> list[BatchRecord]:
         """Every batch, or those of one pool; oldest first."""
         with self.database.read() as connection:
             if pool is None:

@@ -1,4 +1,4 @@
-"""Which day and month is it for the budget, and when do they end?"""
+"""Days and months of the budget, in UTC, and when they end."""
 
 from __future__ import annotations
 

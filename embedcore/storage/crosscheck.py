@@ -1,4 +1,4 @@
-"""Do the counters of the state file and its entries say the same?
+"""Compares counters of the state file with grants and attempts.
 
 A window counts what grants and attempts are entered for, and nothing is ever entered without being
 counted in the same transaction. So they agree at every moment, whoever is in the middle of what; a
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from embedcore.storage import entries
+from embedcore.storage import grants as entries
 from embedcore.storage.amounts import ALL_SCOPES, Amount
 from embedcore.storage.calendar import PERIODS, Period, window_start
 

@@ -1,4 +1,4 @@
-"""From what a batch has still to submit to parts with their money.
+"""Cuts the texts of a batch into parts and reserves their money.
 
 The money of a batch is held as a whole before anything is sent, by a grant that no lease ends; each
 part takes its own from there. What must be sent again is held anew, on the day that it is.
@@ -12,15 +12,14 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
-from embedcore.storage import admission, entries, windows as counters
+from embedcore.storage import counters, grants as admission, grants as entries
 from embedcore.storage.amounts import Amount, Grant, HeldLoosely, Limit
-from embedcore.storage.jobs import new_key
-from embedcore.storage.partrecords import COLUMNS, Part, read_part
+from embedcore.storage.parts import COLUMNS, Part, new_key, read_part
 
 if TYPE_CHECKING:
     import sqlite3
 
-    from embedcore.storage.batchrecords import BatchRecord, Pool
+    from embedcore.storage.batches import BatchAccount, BatchRecord
     from embedcore.storage.ledger import Ledger
 
 _PICODOLLARS: Final = 10**6
@@ -65,7 +64,7 @@ class Cutter:
     def __init__(
         self,
         ledger: Ledger,
-        pool: Pool,
+        pool: BatchAccount,
         limits: Sequence[Limit] = (),
         *,
         on_held: Callable[[Amount], None] = lambda _: None,

@@ -1,4 +1,4 @@
-"""What the file system must do for us: keep its locks' promises, and make a file appear whole."""
+"""File-system checks: network file systems, locks, atomic replacement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong in the state file? For ``embedcore doctor``: reads all and changes nothing."""
+"""Inspection of the state file for ``embedcore doctor``: reads all and changes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Under which key is a vector kept? Equal keys mean: the same vector, whoever asks."""
+"""Cache keys: equal keys mean the same vector."""
 
 from __future__ import annotations
 

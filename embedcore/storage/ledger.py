@@ -1,4 +1,7 @@
-"""Who may spend what, and what was spent: hold → send → settle, give back or charge.
+"""The ledger: reserve, send, and settle, give back or charge, each one transaction.
+
+Every function runs in the caller's transaction, so that whoever has more to write down about the
+same outcome commits both at once.
 
 Every method is one immediate transaction, so that any number of threads and processes agree. A call
 holds its whole amount before it sends anything; each request then moves its part from the grant to
@@ -13,16 +16,105 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from embedcore.storage import admission, clock as clocks, entries, outcomes, windows as counters
+from embedcore.storage import counters, counters as clocks, grants as admission, grants as entries
 from embedcore.storage.amounts import ALL_SCOPES, Amount, Attempt, Grant, Lane, Limit
 from embedcore.storage.calendar import MICROSECONDS, day_ends
-from embedcore.storage.windows import Moment
+from embedcore.storage.counters import Moment
 
 if TYPE_CHECKING:
     import sqlite3
 
     from embedcore.events import LimitNear
     from embedcore.storage.database import Database
+
+
+def settle(
+    connection: sqlite3.Connection,
+    attempt: Attempt,
+    actual: Amount,
+    moment: Moment,
+    *,
+    reported: bool,
+    request_id: str | None = None,
+) -> list[LimitNear]:
+    """The attempt cost ``actual``; corrects one that was charged, and is otherwise done once."""
+    state, windows, generation = entries.state(connection, attempt)
+    counted = None
+    if state == "sent":
+        counters.settle(connection, windows, attempt.amount, actual)
+        counted = counters.generation_of(connection, windows)
+    elif state == "charged":
+        counters.correct(connection, windows, attempt.amount, actual, generation)
+    if state in ("sent", "charged"):
+        entries.mark(
+            connection,
+            attempt,
+            "settled",
+            actual,
+            moment,
+            reported=reported,
+            request_id=request_id,
+            counted=counted,
+        )
+    return counters.newly_near(connection, windows, attempt.grant, moment)
+
+
+def give_back(
+    connection: sqlite3.Connection,
+    attempt: Attempt,
+    moment: Moment,
+    *,
+    note: str = "",
+    request_id: str | None = None,
+    by_status: bool = False,
+) -> bool:
+    """Nothing was billed: the amount returns to the grant, or to the windows if that is closed.
+
+    ``by_status``: only the status of the answer says so. Returns whether the grant has it again.
+    """
+    state, windows, generation = entries.state(connection, attempt)
+    has_it = False
+    if state == "sent":
+        has_it = entries.give_back(connection, attempt, windows)
+    elif state == "charged":
+        counters.correct(connection, windows, attempt.amount, Amount(), generation)
+    else:
+        return False
+    entries.mark(
+        connection,
+        attempt,
+        "returned",
+        Amount(),
+        moment,
+        request_id=request_id,
+        note=note,
+        by_status=by_status,
+    )
+    return has_it
+
+
+def charge(
+    connection: sqlite3.Connection,
+    attempt: Attempt,
+    moment: Moment,
+    *,
+    note: str = "",
+    request_id: str | None = None,
+) -> list[LimitNear]:
+    """Nobody can say whether it was billed: the whole amount counts as spent."""
+    state, windows, _ = entries.state(connection, attempt)
+    if state == "sent":
+        entries.charge(
+            connection,
+            attempt.id,
+            windows,
+            attempt.amount,
+            moment,
+            note=note,
+            request_id=request_id,
+        )
+    return counters.newly_near(connection, windows, attempt.grant, moment)
+
 
 LEASE_SECONDS: Final = 60.0
 ATTEMPT_LEASE_SECONDS: Final = 660.0
@@ -181,7 +273,7 @@ class Ledger:
         """
         with self.database.transaction() as connection:
             moment = self.moment_in(connection)
-            near = outcomes.settle(
+            near = settle(
                 connection, attempt, actual, moment, reported=reported, request_id=request_id
             )
             if close:
@@ -203,7 +295,7 @@ class Ledger:
         """
         with self.database.transaction() as connection:
             moment = self.moment_in(connection)
-            return outcomes.give_back(
+            return give_back(
                 connection, attempt, moment, note=note, request_id=request_id, by_status=by_status
             )
 
@@ -213,7 +305,7 @@ class Ledger:
         """Nobody can say whether it was billed: the whole amount counts as spent."""
         with self.database.transaction() as connection:
             moment = self.moment_in(connection)
-            return outcomes.charge(connection, attempt, moment, note=note, request_id=request_id)
+            return charge(connection, attempt, moment, note=note, request_id=request_id)
 
     def is_timely(self, attempt: Attempt) -> bool:
         """Whether a request that leaves now leaves on the day to which its money is counted.

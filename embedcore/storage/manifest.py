@@ -1,4 +1,4 @@
-"""The rows and texts of one batch, in a file of its own, so that any process can go on with it.
+"""The file of one batch: its rows and texts, for any process to go on with.
 
 A text stays only until it has its outcome; rows and keys stay for whoever asks for the result.
 """
@@ -10,8 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from embedcore.storage.database import Database
-from embedcore.storage.engine import BATCH as CONTENTS
+from embedcore.storage.database import BATCH as CONTENTS, Database
 from embedcore.storage.schema import MANIFEST, MANIFEST_VERSION
 
 if TYPE_CHECKING:

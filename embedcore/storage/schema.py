@@ -1,4 +1,4 @@
-"""The tables of both files, as migrations: one function each, never changed once released."""
+"""Tables and migrations of the SQLite files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was spent, by whom, on what?
+"""Reports of what was spent and what is reserved; rate limits that providers named.
 
 What a crash left open is closed before anything is read: it would be shown as held though nobody
 will ever send it.
@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from embedcore.storage import windows as counters
+from embedcore.storage import counters
 from embedcore.storage.amounts import Amount, Grant, Lane, Limit
 from embedcore.storage.calendar import MICROSECONDS, PERIODS, Period, window_start, zone_named
 
 if TYPE_CHECKING:
+    from embedcore.storage.counters import Moment, Used
+    from embedcore.storage.database import Database
     from embedcore.storage.ledger import Ledger
-    from embedcore.storage.windows import Moment, Used
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,3 +174,50 @@ def _utc(microseconds: int | None) -> str | None:
         return datetime.fromtimestamp(microseconds / MICROSECONDS, tz=UTC).isoformat()
     except (ValueError, OverflowError, OSError):
         return f"{microseconds} microseconds"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NamedRates:
+    """Requests and tokens per minute; None: no such limit was named. ``named``: seconds since
+    1970 when they were."""
+
+    endpoint: str
+    model: str
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    named: float
+
+
+def note(database: Database, rates: NamedRates) -> None:
+    """Put these in the place of what the same endpoint named before for the same model."""
+    with database.transaction() as connection:
+        connection.execute(
+            "INSERT INTO rate (endpoint, model, requests, tokens, named) VALUES (?, ?, ?, ?, ?) "
+            "ON CONFLICT DO UPDATE SET requests = excluded.requests, tokens = excluded.tokens, "
+            "named = excluded.named",
+            (
+                rates.endpoint,
+                rates.model,
+                rates.requests_per_minute,
+                rates.tokens_per_minute,
+                int(rates.named * MICROSECONDS),
+            ),
+        )
+
+
+def named_rates(database: Database) -> list[NamedRates]:
+    """All that were ever named, by endpoint and model."""
+    with database.read() as connection:
+        rows = connection.execute(
+            "SELECT endpoint, model, requests, tokens, named FROM rate ORDER BY endpoint, model"
+        ).fetchall()
+    return [
+        NamedRates(
+            endpoint=endpoint,
+            model=model,
+            requests_per_minute=requests,
+            tokens_per_minute=tokens,
+            named=named / MICROSECONDS,
+        )
+        for endpoint, model, requests, tokens, named in rows
+    ]

@@ -1,4 +1,4 @@
-"""Vectors that were bought, kept under what decides them, so that nobody buys them again.
+"""The vector cache on disk: paid vectors under the keys that decide them.
 
 A vector of zeros says nothing of its text, and the next answer may be better: it is kept only for
 whoever paid for it and reads it from here (``zeros=True``), and is no hit for anybody else.
@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from embedcore.errors import StorageError, StorageFull
 from embedcore.forksafe import Lock
-from embedcore.storage.database import Database
-from embedcore.storage.engine import VECTORS as CONTENTS
+from embedcore.storage.database import VECTORS as CONTENTS, Database
 from embedcore.storage.keys import Origin
 from embedcore.storage.schema import VECTORS, VECTORS_VERSION
-from embedcore.storage.vectorrows import PAGE_BYTES, delete_rows, of_expected_types, used_bytes
+from embedcore.storage.vector_format import PAGE_BYTES, delete_rows, of_expected_types, used_bytes
 
 if TYPE_CHECKING:
     import sqlite3
@@ -137,7 +136,7 @@ class VectorStore:
 
         Where the width is not known, the first vector found decides it for all of them.
         """
-        from embedcore.storage.encoding import all_zero
+        from embedcore.storage.vector_format import all_zero
 
         for start in range(0, len(keys), _KEYS_PER_QUERY):
             chunk = keys[start : start + _KEYS_PER_QUERY]
@@ -154,7 +153,7 @@ class VectorStore:
     ) -> tuple[list[int], Vectors, list[int]]:
         import numpy as np
 
-        from embedcore.storage.encoding import decode, is_intact
+        from embedcore.storage.vector_format import decode, is_intact
 
         marks = ",".join("?" * len(keys))
         with self.database.read() as connection:
@@ -200,7 +199,7 @@ class VectorStore:
         Raises ``StorageFull`` when they would pass the cap, or the disk is full; none of them is
         kept then.
         """
-        from embedcore.storage.encoding import all_zero, checksums, encode
+        from embedcore.storage.vector_format import all_zero, checksums, encode
 
         if not zeros and (useless := all_zero(vectors)).any():
             kept = (~useless).nonzero()[0]

@@ -11,15 +11,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from embedcore.testing.billing import openai_tokens as openai_tokens
     from embedcore.testing.contract import EmbedderContract as EmbedderContract
-    from embedcore.testing.fakes import (
+    from embedcore.testing.fakes.embedder import (
         FakeClock as FakeClock,
         FakeEmbedder as FakeEmbedder,
         FakeTokenizer as FakeTokenizer,
     )
-    from embedcore.testing.server import FakeOpenAI as FakeOpenAI
+    from embedcore.testing.openai.server import FakeOpenAI as FakeOpenAI
     from embedcore.testing.vectors import (
+        openai_tokens as openai_tokens,
         tokens_of as tokens_of,
         vector_of as vector_of,
         vectors_of as vectors_of,
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "EmbedderContract": "contract",
-    "FakeClock": "fakes",
-    "FakeEmbedder": "fakes",
-    "FakeOpenAI": "server",
-    "FakeTokenizer": "fakes",
-    "openai_tokens": "billing",
+    "FakeClock": "fakes.embedder",
+    "FakeEmbedder": "fakes.embedder",
+    "FakeOpenAI": "openai.server",
+    "FakeTokenizer": "fakes.embedder",
+    "openai_tokens": "vectors",
     "tokens_of": "vectors",
     "vector_of": "vectors",
     "vectors_of": "vectors",

@@ -1,4 +1,4 @@
-"""What did a fake really bill? The truth about money, to hold a ledger against."""
+"""The meter of a fake: what it really billed, to compare a ledger with."""
 
 from __future__ import annotations
 

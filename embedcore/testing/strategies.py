@@ -1,4 +1,4 @@
-"""What texts, counts and mishaps should a property be tried with? Hypothesis strategies."""
+"""Hypothesis strategies for texts, counts and failures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from embedcore.errors import (
     RequestRejected,
     TransientProviderError,
 )
-from embedcore.testing.fakes import Outcome
+from embedcore.testing.fakes.embedder import Outcome
 
 if TYPE_CHECKING:
     from embedcore.errors import Billed

@@ -1,20 +1,28 @@
-"""Which vector, and how many tokens, does a text have in the fakes?
+"""Vectors and token counts of texts in the fakes.
 
 Both are functions of the text alone, so that a test sees at once when a vector was attached to
 another text, and can say what a request must have cost.
+
+The exact encoding, cl100k_base, is that of the installed provider ``openai``, asked for by name as
+any program does. Without it a token is four UTF-8 bytes, and a warning says so once.
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+import logging
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from embedcore.errors import ConfigurationError
+from embedcore.provider import registry
 
+if TYPE_CHECKING:
     from embedcore.provider.types import Vectors
+
 
 BYTES_PER_TOKEN = 4
 """UTF-8 bytes to a token of ``tokens_of``: about what English has in a real tokenizer."""
@@ -64,3 +72,49 @@ def _noise(text: str, dimensions: int, salt: str) -> bytes:
     """Two bytes per dimension; the salt's length keeps ("ab", "c") and ("a", "bc") apart."""
     seed = f"{len(salt)}:{salt}{text}".encode("utf-8", "surrogatepass")
     return hashlib.shake_256(seed).digest(2 * dimensions)
+
+
+CL100K_BASE: Final = "cl100k_base"
+BYTES: Final = "bytes/4"
+
+_PROVIDER: Final = "openai"
+_MODEL: Final = "text-embedding-3-small"
+
+logger = logging.getLogger("embedcore.testing")
+
+
+def openai_tokens(texts: Sequence[str]) -> list[int]:
+    """The tokens that OpenAI's embedding models bill for each text."""
+    count, _ = _counter()
+    return count(texts)
+
+
+def openai_encoding() -> str:
+    """By what ``openai_tokens`` counts: "cl100k_base", or "bytes/4" without the provider."""
+    return _counter()[1]
+
+
+def counted_by_bytes(texts: Sequence[str]) -> list[int]:
+    """``tokens_of`` each text."""
+    return [tokens_of(text) for text in texts]
+
+
+@cache
+def _counter() -> tuple[Callable[[Sequence[str]], list[int]], str]:
+    try:
+        tokenizer = registry.create(_PROVIDER, _MODEL, {}).tokenizer
+        tokenizer.count([""])
+    except ConfigurationError as error:
+        return _by_bytes(str(error))
+    if not tokenizer.exact:
+        return _by_bytes("its vocabulary cannot be loaded")
+    return tokenizer.count, CL100K_BASE
+
+
+def _by_bytes(why: str) -> tuple[Callable[[Sequence[str]], list[int]], str]:
+    logger.warning(
+        "the fake server counts a token for four bytes, not as OpenAI does: %s. With "
+        "embedcore-openai installed its bill is exact",
+        why,
+    )
+    return counted_by_bytes, BYTES

@@ -39,7 +39,7 @@ from embedcore import (  # noqa: E402
 from embedcore.adapters.langchain import EmbedcoreEmbeddings  # noqa: E402
 from embedcore.events import RequestFinished  # noqa: E402
 from embedcore.testing import FakeEmbedder, tokens_of, vector_of, vectors_of  # noqa: E402
-from embedcore.testing.fakes import FAKE_INFO  # noqa: E402
+from embedcore.testing.fakes.embedder import FAKE_INFO  # noqa: E402
 
 MODEL = "text-embedding-3-small"
 QUICK = {"retry": {"first_wait": 0.0, "attempts": 2}}

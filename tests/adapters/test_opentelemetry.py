@@ -60,7 +60,7 @@ from embedcore.events import (  # noqa: E402
     Throttled,
 )
 from embedcore.testing import FakeEmbedder, FakeOpenAI, vectors_of  # noqa: E402
-from embedcore.testing.modes import MODES  # noqa: E402
+from embedcore.testing.openai.modes import MODES  # noqa: E402
 
 MODEL = "text-embedding-3-small"
 QUICK = {"first_wait": 0.0, "longest_wait": 0.01, "attempts": 3, "request_timeout": 1.0}

@@ -182,7 +182,7 @@ class Upstream:
 
 @pytest.fixture(scope="session")
 def _upstream() -> Iterator[Upstream]:
-    command = [sys.executable, "-m", "embedcore.testing.server", "--until-eof"]
+    command = [sys.executable, "-m", "embedcore.testing.openai.server", "--until-eof"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         yield Upstream(**json.loads(process.stdout.readline()))
@@ -285,9 +285,9 @@ class Clients:
 
     def strategy(self, server: Server) -> BatchStrategy:
         """What the recipe calls, to be called by itself."""
-        office = self.make(server)._batch_office()
-        assert office is not None
-        return office.strategy
+        context = self.make(server)._batch_context()
+        assert context is not None
+        return context.strategy
 
     def die(self, server: Server, program: str, *, at: str, before: bool = False) -> None:
         """Run a program with ``client`` in a process that is killed when ``at``, a method of the

@@ -20,7 +20,7 @@ import pytest
 
 from embedcore.cli import app
 from embedcore.testing import FakeOpenAI
-from embedcore.testing.batchsettings import BatchSettings, Progress
+from embedcore.testing.openai.batch_settings import BatchSettings, Progress
 
 PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "trust.md"
 KEY = "sk-CANARY-at-rest-0123456789abcdef"

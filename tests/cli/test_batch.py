@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from embedcore.cli import batch
+from embedcore.cli.batch import group as batch
 from embedcore.provider.types import PICODOLLARS_PER_DOLLAR
 from embedcore.testing import FakeOpenAI
-from embedcore.testing.batchsettings import BatchSettings, Progress
+from embedcore.testing.openai.batch_settings import BatchSettings, Progress
 
 SMALL = "openai:text-embedding-3-small"
 OFFERED = "[options.openai]\nbatch = true\n"
@@ -459,7 +459,7 @@ def test_what_ended_long_ago_is_left_out(cli, server, submitted, monkeypatch):
     finish(server)
     assert cli("batch", "status", submitted).code == 0
     assert submitted in cli("batch", "list").out
-    monkeypatch.setattr("embedcore.cli.batchlist._RECENT", timedelta(days=-1))
+    monkeypatch.setattr("embedcore.cli.batch.status._RECENT", timedelta(days=-1))
     hidden = cli("batch", "list")
     assert submitted not in hidden.out
     assert "--all" in hidden.err

@@ -12,7 +12,7 @@ import pytest
 
 from embedcore import EmbeddingClient
 from embedcore.testing import FakeOpenAI
-from embedcore.testing.batchsettings import BatchSettings, Progress
+from embedcore.testing.openai.batch_settings import BatchSettings, Progress
 
 OFFERED = "[options.openai]\nbatch = true\n"
 DAY = 86_400

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from embedcore.testing import FakeOpenAI
-from embedcore.testing.batchsettings import BatchSettings, Progress
+from embedcore.testing.openai.batch_settings import BatchSettings, Progress
 
 SECONDS = 120.0
 

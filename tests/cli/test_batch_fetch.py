@@ -11,7 +11,7 @@ import pytest
 from embedcore import EmbeddingClient
 from embedcore.files.formats import output_format
 from embedcore.testing import FakeOpenAI
-from embedcore.testing.batchsettings import BatchSettings, Progress
+from embedcore.testing.openai.batch_settings import BatchSettings, Progress
 
 OFFERED = "[options.openai]\nbatch = true\n"
 FORMATS = ["parquet", "jsonl", "npy"]
@@ -30,7 +30,7 @@ def server(monkeypatch):
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
     """A batch of more than one block, without thousands of rows."""
-    monkeypatch.setattr("embedcore.cli.batchoutput._BLOCK_ROWS", 3)
+    monkeypatch.setattr("embedcore.cli.batch.fetch._BLOCK_ROWS", 3)
 
 
 @pytest.fixture

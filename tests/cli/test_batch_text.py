@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from embedcore import Spending
-from embedcore.cli.batchtext import (
+from embedcore.cli.batch.status import (
     ago,
     change_text,
     code_of_all,
@@ -17,7 +17,7 @@ from embedcore.cli.batchtext import (
     report_text,
     troubles,
 )
-from embedcore.policy.batchreport import BatchReport, RemoteJob
+from embedcore.policy.batch.report import BatchReport, RemoteJob
 
 RUNNING = BatchReport(
     id="20261124-00000000",

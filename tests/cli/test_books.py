@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from embedcore.storage.engine import driver
+from embedcore.storage.database import driver
 from embedcore.testing import openai_tokens
 
 

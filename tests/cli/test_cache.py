@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from embedcore.assembly import vector_store
-from embedcore.cli.cachechecks import chosen
+from embedcore.cli.doctor import chosen
 from embedcore.cli.text import size
 from embedcore.storage import database, filesystem
 from embedcore.testing import FakeOpenAI
@@ -305,7 +305,7 @@ def test_doctor_says_when_it_is_on_a_network_file_system(
     state_home.mkdir()
     for module in (database, filesystem):
         monkeypatch.setattr(module, "network_filesystem", lambda _: "nfs4")
-    monkeypatch.setattr("embedcore.cli.cachechecks.network_filesystem", lambda _: "nfs4")
+    monkeypatch.setattr("embedcore.cli.doctor.network_filesystem", lambda _: "nfs4")
     problems = [one for one in findings(cli("doctor", "--json")) if one[2] == "problem"]
     ((_, value, _),) = problems
     assert "nfs4" in value

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from embedcore.cli import demo
-from embedcore.cli.corpus import docstrings
-from embedcore.cli.demo import QUESTIONS
+from embedcore.cli.demo import QUESTIONS, docstrings
 from embedcore.errors import ConfigurationError
 
 ANSWERS = ("datetime.datetime.strptime", "random.Random.choice", "subprocess.Popen.wait")

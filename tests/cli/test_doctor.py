@@ -54,7 +54,7 @@ def test_each_section_has_one_heading(cli, server):
 
 @pytest.mark.fault(111)
 def test_an_old_sqlite_is_explained(cli, monkeypatch):
-    monkeypatch.setattr("embedcore.cli.statechecks.engine_version", lambda: "3.46.0")
+    monkeypatch.setattr("embedcore.cli.doctor.engine_version", lambda: "3.46.0")
     run = cli("doctor", "--json")
     assert "TRUNCATE" in findings(run)["state", "journal"]["value"]
 

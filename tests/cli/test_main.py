@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from embedcore import errors
-from embedcore.cli import app, exits, main
-from embedcore.cli.groups import Group
+from embedcore.cli import app, main, process as exits
+from embedcore.cli.options import Group
 
 COMMANDS = [*app.COMMANDS, *app.ALIASES]
 
@@ -120,7 +120,7 @@ def test_each_kind_of_error_has_its_code(cli, monkeypatch, error, code):
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("embedcore.cli.providers.found_providers", fail)
+    monkeypatch.setattr("embedcore.cli.models.found_providers", fail)
     run = cli("providers")
     assert run.code == code
     assert run.err.startswith("Error: ")
@@ -195,7 +195,7 @@ def test_a_key_in_a_fault_of_our_own_is_hidden(cli, monkeypatch, canary):
     def fail(*_: object) -> None:
         raise RuntimeError(f"cannot parse {canary}")
 
-    monkeypatch.setattr("embedcore.cli.providers.found_providers", fail)
+    monkeypatch.setattr("embedcore.cli.models.found_providers", fail)
     for more in ([], ["--verbose"], ["--json"]):
         run = cli("providers", *more)
         assert run.code == 70

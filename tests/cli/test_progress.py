@@ -8,7 +8,7 @@ import pytest
 
 from embedcore.cli.progress import LINE_SECONDS, Lines, Shown
 from embedcore.cli.screen import Screen
-from embedcore.cli.tally import Tally
+from embedcore.cli.summary import RunTotals
 from embedcore.events import RequestSent, Settled
 from embedcore.files.types import FileProgress
 
@@ -23,7 +23,7 @@ def told(done: int, stage: str = "embedding", total: int = 1000) -> FileProgress
 def screen(monkeypatch):
     made = Screen()
     made.lines = []
-    monkeypatch.setattr(made, "say", made.lines.append)
+    monkeypatch.setattr(made, "info", made.lines.append)
     return made
 
 
@@ -59,7 +59,7 @@ def test_quiet_draws_nothing(screen):
 
 
 def test_the_tally_adds_up_from_any_thread():
-    tally = Tally()
+    tally = RunTotals()
     assert tally.text() is None
     settled = Settled(scope="s", tokens=3, picodollars=5, uncertain=False)
     lost = Settled(scope="s", tokens=1, picodollars=2, uncertain=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedcore.storage.engine import driver
+from embedcore.storage.database import driver
 from embedcore.testing import vector_of
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and terminals of POSIX")
@@ -145,7 +145,7 @@ def test_stopped_before_anything_was_sent(held_server, begun):
     server = held_server(0)
     os.mkfifo("slow.txt")
     run = begun("embed", "slow.txt", "-o", "out.jsonl")
-    # Opened as soon as it reads there, and waits for more.
+    # Session as soon as it reads there, and waits for more.
     with Path("slow.txt").open("w") as pipe:
         pipe.write("a\n")
         pipe.flush()

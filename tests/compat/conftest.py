@@ -21,7 +21,7 @@ from embedcore import EmbeddingClient
 from embedcore.configfile import user_file
 from embedcore.storage.keys import Keys
 from embedcore.testing import FakeOpenAI
-from embedcore.testing.batchsettings import BatchSettings, Progress
+from embedcore.testing.openai.batch_settings import BatchSettings, Progress
 
 RECORDED = Path(__file__).parent / "9454e67"
 HOST = "recorded.internal"

@@ -191,7 +191,7 @@ class Recorder:
         self.traveller = time_machine.travel(START, tick=True)
         self.clock = self.traveller.start()
         from embedcore.testing import FakeOpenAI
-        from embedcore.testing.batchsettings import BatchSettings, Progress
+        from embedcore.testing.openai.batch_settings import BatchSettings, Progress
 
         self.server = FakeOpenAI(
             api_key=None, count=count_words, batch=BatchSettings(progress=Progress())
@@ -330,7 +330,7 @@ class Recorder:
         self.submit("stored")
         for job in self.jobs("stored"):
             self.service.finish(job.id)
-        self.do("look", "stored", die=[("embedcore.storage.jobs:Jobs.store", "before", 1)])
+        self.do("look", "stored", die=[("embedcore.storage.parts:Jobs.store", "before", 1)])
         limit = {"budget": {"scopes": {"budget": {"daily_token_limit": 12}}}}
         self.submit("budget", how={"on_budget": "wait"}, config=limit)
         self.service.settings.enqueued_token_limit = 12

@@ -11,9 +11,8 @@ from types import ModuleType
 
 import pytest
 
-from embedcore.testing.listener import Listener, RequestHead
+from embedcore.testing.openai.http import Delivery, HttpReply, HttpRequest, Listener, RequestHead
 from embedcore.testing.vectors import tokens_of, vectors_of
-from embedcore.testing.wire import Delivery, HttpReply, HttpRequest
 
 DIMENSIONS = 16
 

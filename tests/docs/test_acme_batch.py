@@ -20,9 +20,8 @@ import pytest
 from embedcore import BatchEmbeddingFailed, EmbeddingClient, errors
 from embedcore.provider import protocol
 from embedcore.provider.types import BatchItem, BatchStatus
-from embedcore.testing.listener import Listener, RequestHead
+from embedcore.testing.openai.http import Delivery, HttpReply, HttpRequest, Listener, RequestHead
 from embedcore.testing.vectors import tokens_of, vector_of, vectors_of
-from embedcore.testing.wire import Delivery, HttpReply, HttpRequest
 
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 WIDTH = 16

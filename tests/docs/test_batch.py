@@ -15,12 +15,12 @@ from typing import Any, get_args
 import click
 import pytest
 
-from embedcore.cli.batch import command as batch_command
+from embedcore.cli.batch.group import command as batch_command
 from embedcore.config import Batch, Config
-from embedcore.policy.batchreport import BatchStateName
-from embedcore.policy.batchsettings import BatchSettings as Rules
+from embedcore.policy.batch.report import BatchStateName
+from embedcore.policy.batch.settings import BatchSettings as Rules
 from embedcore.testing import FakeOpenAI
-from embedcore.testing.batchsettings import BatchSettings, Progress
+from embedcore.testing.openai.batch_settings import BatchSettings, Progress
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # What only a server that is not OpenAI's own needs.

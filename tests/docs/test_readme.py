@@ -21,12 +21,12 @@ import numpy as np
 import pytest
 
 from embedcore import EmbeddingClient
-from embedcore.cli import exits
+from embedcore.cli import process as exits
 from embedcore.config import Config
 from embedcore.errors import ConfigurationError
 from embedcore.testing import FakeOpenAI, vector_of
-from embedcore.testing.batchsettings import BatchSettings, Progress
-from embedcore.testing.wire import HttpReply, HttpRequest
+from embedcore.testing.openai.batch_settings import BatchSettings, Progress
+from embedcore.testing.openai.http import HttpReply, HttpRequest
 
 Forks: TypeAlias = Callable[..., Any]
 

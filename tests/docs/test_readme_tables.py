@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from embedcore.cli import exits
+from embedcore.cli import process as exits
 from embedcore.cli.app import COMMANDS
 
 ROOT = Path(__file__).parents[2]

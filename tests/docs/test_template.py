@@ -17,9 +17,8 @@ import pytest
 from embedcore import errors
 from embedcore.provider import registry
 from embedcore.provider.types import EmbedReply, EmbedRequest
-from embedcore.testing.listener import Listener
+from embedcore.testing.openai.http import HttpReply, Listener, close, cut_off, hang, reset
 from embedcore.testing.vectors import tokens_of, vectors_of
-from embedcore.testing.wire import HttpReply, close, cut_off, hang, reset
 
 KEY = "acme-0123456789abcdef"
 TEXTS = ("a red apple", "été 🍏", "a red apple")

@@ -17,7 +17,7 @@ from embedcore import errors
 from embedcore.config import Config
 from embedcore.provider import protocol
 from embedcore.provider.tokens import EstimatingTokenizer
-from embedcore.testing.contract_base import ContractBase
+from embedcore.testing.contract.base import ContractBase
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 

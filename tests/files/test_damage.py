@@ -16,8 +16,7 @@ from hypothesis import given, settings, strategies as st
 
 from embedcore.errors import ConfigurationError
 from embedcore.files.formats import output_format
-from embedcore.files.plan import plan_files
-from embedcore.files.run import embed_files
+from embedcore.files.run import embed_files, plan_files
 from embedcore.files.search import search
 from embedcore.files.types import Row
 

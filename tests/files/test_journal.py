@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from embedcore.errors import ConfigurationError, InvalidResponse
-from embedcore.files.digests import DigestIndex, as_digests, content_digest
 from embedcore.files.journal import Journal, read_journal
-from embedcore.files.types import Origin
+from embedcore.files.types import DigestIndex, Origin, as_digests, content_digest
 
 ORIGIN = Origin(model="fake:fake", fingerprint="f" * 32)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from embedcore.errors import StorageBusy
-from embedcore.files.lock import output_lock
+from embedcore.files.disk import output_lock
 
 
 def test_never_two_at_once(tmp_path: Path) -> None:

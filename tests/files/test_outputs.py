@@ -14,10 +14,9 @@ from hypothesis import given, settings, strategies as st
 from embedcore import TextCut
 from embedcore.errors import ConfigurationError
 from embedcore.files.cuts import tally
-from embedcore.files.digests import content_digest
 from embedcore.files.formats import output_format
 from embedcore.files.run import embed_files
-from embedcore.files.types import Origin, Row
+from embedcore.files.types import Origin, Row, content_digest
 
 TEXTS = st.text(
     st.one_of(st.characters(exclude_categories=("Cs",)), st.sampled_from("\0\r\n\",'=é日🏳\u2028")),
@@ -187,7 +186,7 @@ def test_other_suffixes_are_refused(tmp_path: Path, client: Any) -> None:
 def test_without_pyarrow_the_install_command_is_named(
     tmp_path: Path, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "embedcore.files.parquet", raising=False)
+    monkeypatch.delitem(sys.modules, "embedcore.files.formats.parquet", raising=False)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ConfigurationError) as caught:
         embed_files(client, [iter(["a"])], tmp_path / "a.parquet")

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 
 from embedcore.errors import ConfigurationError
-from embedcore.files import own
+from embedcore.files import disk as own
 from embedcore.files.disk import random_name, replacing, sweep
-from embedcore.files.plan import plan_files
 from embedcore.files.resume import Target
-from embedcore.files.run import embed_files
+from embedcore.files.run import embed_files, plan_files
 from embedcore.files.search import search
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="links, owners and pipes of POSIX")

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from embedcore.errors import ConfigurationError, InputRejected, ProviderUnavailable
-from embedcore.files.plan import plan_files
-from embedcore.files.run import embed_files
+from embedcore.files.run import embed_files, plan_files
 
 TEXTS = st.lists(st.sampled_from(["a", "bb", "ccc", "dddd", "eeeee", ""]), max_size=12)
 

@@ -16,8 +16,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from embedcore.errors import ConfigurationError, EmbeddingError, InputRejected
-from embedcore.files.inputs import Inputs
-from embedcore.files.readers import INPUT_SUFFIXES
+from embedcore.files.inputs import INPUT_SUFFIXES, Inputs
 from embedcore.files.types import Columns, Row
 
 # Any text that UTF-8 can carry, among them NUL, line ends of every kind, quotes and signs.

@@ -11,8 +11,7 @@ import pytest
 
 from embedcore import EmbeddingClient
 from embedcore.errors import ProviderUnavailable
-from embedcore.files.plan import plan_files
-from embedcore.files.run import embed_files
+from embedcore.files.run import embed_files, plan_files
 from embedcore.files.search import search
 from embedcore.provider.base import BaseEmbedder
 from embedcore.provider.tokens import EstimatingTokenizer

@@ -24,11 +24,9 @@ from embedcore.errors import (
     StorageBusy,
     TokenBudgetExceeded,
 )
-from embedcore.files.digests import content_digest
 from embedcore.files.journal import read_journal
-from embedcore.files.plan import plan_files
-from embedcore.files.run import embed_files
-from embedcore.files.types import FilePlan, FileProgress, RunReport
+from embedcore.files.run import embed_files, plan_files
+from embedcore.files.types import FilePlan, FileProgress, RunReport, content_digest
 
 POOL = [f"text {i}" for i in range(12)] + ['é\n"', 'e\u0301\n"', "\0", " ", "=1+1"]
 RECORD = 32 + 4 + 6 * 4 + 4

@@ -41,7 +41,7 @@ def test_hits_are_those_of_sorting_everything(
     rows = [Row(id=f"r{i}", text=f"t{n}", kept={"n": n}) for i, n in enumerate(numbers)]
     with pytest.MonkeyPatch.context() as patch:
         # Many small blocks, so that the best are gathered over their borders.
-        patch.setattr("embedcore.files.jsonl._LINES_AT_ONCE", lines)
+        patch.setattr("embedcore.files.formats.jsonl._LINES_AT_ONCE", lines)
         patch.setattr("embedcore.files.output._ROWS_AT_ONCE", lines)
         client = new_client()
         embed_files(client, [iter(rows)], output, keep=["n"])

@@ -14,12 +14,12 @@ import pytest
 
 from embedcore import EmbeddingClient
 from embedcore.events import Event
+from embedcore.policy.budget import Account
 from embedcore.policy.engine import Engine
-from embedcore.policy.immediate import embed_now
-from embedcore.policy.limiter import Gate
-from embedcore.policy.pool import Pool
-from embedcore.policy.purse import Account
+from embedcore.policy.immediate.recipe import embed_now
+from embedcore.policy.ratelimit.gate import Gate
 from embedcore.policy.retry import RetryQuota, RetrySettings
+from embedcore.policy.threads import Pool
 from embedcore.provider.types import EmbedReply, EmbedRequest
 from embedcore.storage import usage
 from embedcore.storage.amounts import Amount, Limit

@@ -15,7 +15,7 @@ from embedcore.events import StoreProblem
 from embedcore.provider.types import Price
 from embedcore.storage.keys import Keys
 from embedcore.testing import FakeEmbedder
-from embedcore.testing.fakes import FAKE_INFO, FakeTokenizer
+from embedcore.testing.fakes.embedder import FAKE_INFO, FakeTokenizer
 
 WIDTH = 8
 INFO = replace(FAKE_INFO, dimensions=WIDTH, max_texts_per_request=4, max_input_tokens=8)
@@ -59,7 +59,7 @@ def key_of(client, text, input_type=None):
 def in_file(client, statement, *values):
     """Change the cache behind its back."""
     client.close()
-    connection = sqlite3.connect(client._engine.shelf.store.path)
+    connection = sqlite3.connect(client._engine.cache.store.path)
     with connection:
         changed = connection.execute(statement, values).rowcount
     connection.close()
@@ -70,7 +70,7 @@ def flip(client, text):
     """One bit of the vector of a text."""
     key = key_of(client, text)
     client.close()
-    connection = sqlite3.connect(client._engine.shelf.store.path)
+    connection = sqlite3.connect(client._engine.cache.store.path)
     with connection:
         (data,) = connection.execute("SELECT data FROM vector WHERE key = ?", (key,)).fetchone()
         changed = bytes([data[0] ^ 1]) + data[1:]
@@ -125,7 +125,7 @@ def test_a_plan_changes_nothing_and_claims_nothing(shop, home):
     before = (home / "vectors.db").read_bytes()
     plan = client.plan(TEXTS)
     assert (plan.cached, plan.to_embed) == (3, 9)
-    assert client._engine.shelf.claims._owners == {}
+    assert client._engine.cache.in_flight._owners == {}
     client.close()
     assert (home / "vectors.db").read_bytes() == before
 

@@ -7,8 +7,7 @@ from itertools import chain, pairwise
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from embedcore.policy.planning import Sizes, plan_requests, priced
-from embedcore.policy.sizes import Size
+from embedcore.policy.planning import Size, Sizes, plan_requests, priced
 from embedcore.provider.types import ModelInfo, Price
 
 LIMITS = st.builds(

@@ -7,7 +7,7 @@ import threading
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from embedcore.policy.sizes import RequestSizes, Size, sizes_for
+from embedcore.policy.planning import RequestSizes, Size, sizes_for
 from embedcore.testing import FakeClock
 
 

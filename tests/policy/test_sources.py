@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 from embedcore.errors import InputRejected
 from embedcore.policy import sources
-from embedcore.policy.blocks import RowReader
-from embedcore.policy.intake import take_in
-from embedcore.storage.engine import driver
+from embedcore.policy.stream.rows import RowReader
+from embedcore.policy.texts import take_in
+from embedcore.storage.database import driver
 from embedcore.testing.strategies import texts
 
 pa = pytest.importorskip("pyarrow")

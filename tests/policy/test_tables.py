@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from embedcore.errors import InputRejected
-from embedcore.policy.blocks import RowReader
-from embedcore.policy.intake import take_in
+from embedcore.policy.stream.rows import RowReader
+from embedcore.policy.texts import take_in
 
 WHY = "needs the extra integrations: make test-integrations"
 pd = pytest.importorskip("pandas", reason=WHY)

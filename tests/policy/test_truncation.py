@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from embedcore.errors import InputTooLong
-from embedcore.policy.truncation import cut_overlong
+from embedcore.policy.texts import cut_overlong
 from embedcore.provider.tokens import EstimatingTokenizer
 from embedcore.provider.types import ModelInfo, Price
 from embedcore.testing import FakeEmbedder, FakeTokenizer

@@ -14,9 +14,9 @@ import pytest
 from embedcore import EmbeddingClient
 from embedcore.provider.types import BatchOutcome, EmbedReply
 from embedcore.testing import FakeEmbedder, FakeOpenAI, vectors_of
-from embedcore.testing.batchsettings import BatchSettings, Progress
+from embedcore.testing.openai.batch_settings import BatchSettings, Progress
 
-bureau = run_path(str(Path(__file__).with_name("batch_bureau.py")))["bureau"]
+batch_desk = run_path(str(Path(__file__).with_name("batch") / "batch_desk.py"))["batch_desk"]
 
 TEXTS = [f"text {number:02d}" for number in range(6)]
 BAD = {1, 4}
@@ -110,7 +110,7 @@ def test_a_call_that_waits_for_another_ones_purchase_asks_itself(
 def test_zeros_that_are_in_a_file_of_before_are_no_hit(client: Any, embedder: Any) -> None:
     embedder.bad = frozenset()
     client.embed(TEXTS)
-    store = client._engine.shelf.store
+    store = client._engine.cache.store
     keys = client_keys(client, TEXTS[:3])
     for key in keys:
         store.drop(key)
@@ -126,7 +126,7 @@ def test_zeros_that_are_in_a_file_of_before_are_no_hit(client: Any, embedder: An
 
 
 def client_keys(client: Any, texts: list[str]) -> list[bytes]:
-    from embedcore.policy.reuse import keys_of
+    from embedcore.policy.immediate.reuse import keys_of
 
     return keys_of(client._engine, None).of(texts)
 
@@ -134,45 +134,45 @@ def client_keys(client: Any, texts: list[str]) -> list[bytes]:
 # In a batch
 
 
-def with_zeros(bureau: Any) -> Any:
+def with_zeros(batch_desk: Any) -> Any:
     """A batch whose results have zeros for the bad rows."""
-    truth = bureau.strategy.results
+    truth = batch_desk.strategy.results
 
     def results(job_id: str) -> Any:
         bad = {f"-{row}" for row in BAD}
         for outcome in truth(job_id):
-            if any(outcome.id.endswith(one) for one in bad) and job_id == bureau.jobs[0].id:
+            if any(outcome.id.endswith(one) for one in bad) and job_id == batch_desk.jobs[0].id:
                 zeros = np.zeros(32, dtype=np.float32)
                 yield BatchOutcome(id=outcome.id, vector=zeros, tokens=2, model=outcome.model)
             else:
                 yield outcome
 
-    bureau.strategy.results = results
-    return bureau.submit(TEXTS, cache=True)
+    batch_desk.strategy.results = results
+    return batch_desk.submit(TEXTS, cache=True)
 
 
 @pytest.mark.case("C12")
 @pytest.mark.fault(41)
 def test_zeros_of_a_batch_are_kept_and_flagged(
-    bureau: Any, caplog: pytest.LogCaptureFixture
+    batch_desk: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, logger="embedcore")
-    job = with_zeros(bureau)
-    bureau.work(job)
+    job = with_zeros(batch_desk)
+    batch_desk.work(job)
     assert "zeros for 2 texts of a batch" in caplog.text
     assert (job.status().stored, job.status().failed) == (6, 0)
-    result = bureau.client().batch_job(job.id).result()
+    result = batch_desk.client().batch_job(job.id).result()
     assert result.ok.all()
     assert set(np.flatnonzero(result.zeros)) == BAD
     (block,) = job.blocks()
     assert set(np.flatnonzero(block.zeros)) == BAD
-    bureau.check_money()
+    batch_desk.check_money()
 
 
 @pytest.mark.case("C12")
-def test_zeros_of_a_batch_are_no_hit_for_another_call(bureau: Any) -> None:
-    job = bureau.work(with_zeros(bureau))
-    client = bureau.client(cache=True)
+def test_zeros_of_a_batch_are_no_hit_for_another_call(batch_desk: Any) -> None:
+    job = batch_desk.work(with_zeros(batch_desk))
+    client = batch_desk.client(cache=True)
     assert client.plan(TEXTS).to_embed == 2
     again = client.embed(TEXTS)
     assert {row for row in range(6) if not again.reused[row]} == BAD
@@ -182,23 +182,23 @@ def test_zeros_of_a_batch_are_no_hit_for_another_call(bureau: Any) -> None:
 
 
 @pytest.mark.case("C12")
-def test_nor_for_another_batch(bureau: Any) -> None:
-    first = bureau.work(with_zeros(bureau))
-    second = bureau.client().submit_batch([*TEXTS, "another"])
-    assert len(bureau.service.input_lines(bureau.jobs[1].input_file_id)) == 3
+def test_nor_for_another_batch(batch_desk: Any) -> None:
+    first = batch_desk.work(with_zeros(batch_desk))
+    second = batch_desk.client().submit_batch([*TEXTS, "another"])
+    assert len(batch_desk.service.input_lines(batch_desk.jobs[1].input_file_id)) == 3
     (block,) = second.blocks()
     missing = {row for row in range(7) if not block.ok[row]}
     assert missing == {*BAD, 6}, "what it waits for is not what another one got"
-    bureau.work(second)
-    bureau.check(second, [*TEXTS, "another"])
+    batch_desk.work(second)
+    batch_desk.check(second, [*TEXTS, "another"])
     assert not first.result().zeros.any()
 
 
 @pytest.mark.case("C12")
-def test_a_batch_that_never_gets_them_says_so(bureau: Any) -> None:
-    bureau.work(with_zeros(bureau))
-    bureau.service.fail_lines("text 01", status=400, message="not this one")
-    second = bureau.work(bureau.client().submit_batch(TEXTS))
+def test_a_batch_that_never_gets_them_says_so(batch_desk: Any) -> None:
+    batch_desk.work(with_zeros(batch_desk))
+    batch_desk.service.fail_lines("text 01", status=400, message="not this one")
+    second = batch_desk.work(batch_desk.client().submit_batch(TEXTS))
     result = second.result(on_error="keep")
     assert not result.ok[1]
     assert "not this one" in str(result.errors[1])
@@ -210,7 +210,7 @@ def test_fetch_says_how_many_rows_have_zeros(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from embedcore.cli import main
-    from embedcore.testing import batchoutput
+    from embedcore.testing.openai import batch_lines as batchoutput
 
     def some_zeros(texts: list[str], width: int, *, salt: str = "") -> Any:
         vectors = vectors_of(texts, width, salt=salt)

@@ -25,12 +25,18 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from embedcore import BatchEmbeddingFailed, EmbeddingClient, EmbeddingError
-from embedcore.policy import asking, batch, batchoffice, collecting, parts
-from embedcore.storage import entries
+from embedcore.policy.batch import (
+    advance as batch,
+    collect as collecting,
+    context as batchoffice,
+    part as asking,
+    part as parts,
+)
+from embedcore.storage import grants as entries
 from embedcore.storage.database import Database
-from embedcore.storage.jobs import Jobs
+from embedcore.storage.parts import Parts
 from embedcore.testing import FakeOpenAI
-from embedcore.testing.batchsettings import BatchSettings, Progress
+from embedcore.testing.openai.batch_settings import BatchSettings, Progress
 
 SETTINGS: dict[str, Any] = {}
 REMOTE = [
@@ -48,7 +54,7 @@ def hurry() -> None:
                 setattr(module, name, 0.1)
     batch._BUDGET_SECONDS = 0.2
     if lease := SETTINGS.get("lease"):
-        Jobs.__init__.__kwdefaults__["lease"] = lease
+        Parts.__init__.__kwdefaults__["lease"] = lease
     if host := SETTINGS.get("host"):
         # Another machine: nobody there can see whether a process of ours is alive.
         entries.socket.gethostname = lambda: host

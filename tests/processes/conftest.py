@@ -22,7 +22,8 @@ from embedcore.storage.amounts import Amount
 from embedcore.storage.database import Database
 from embedcore.storage.ledger import Ledger
 from embedcore.storage.schema import STATE, STATE_VERSION
-from embedcore.testing import openai_tokens, serving
+from embedcore.testing import openai_tokens
+from embedcore.testing.openai import server as serving
 
 WORKER = Path(__file__).with_name("batch_worker.py")
 # For what takes as long as the machine takes, and does happen.

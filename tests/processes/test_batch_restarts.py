@@ -9,7 +9,7 @@ import pytest
 from embedcore import EmbeddingClient
 from embedcore.errors import AuthenticationFailed
 from embedcore.testing import FakeOpenAI, vectors_of
-from embedcore.testing.batchsettings import BatchSettings, Progress
+from embedcore.testing.openai.batch_settings import BatchSettings, Progress
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 
@@ -146,8 +146,8 @@ def test_a_download_that_breaks_off_is_read_again(open_scene, tokens_of_texts, m
     "seam",
     [
         "embedcore.storage.vectors:VectorStore.put",
-        "embedcore.storage.jobs:Jobs.store",
-        "embedcore.storage.jobsteps:JobSteps.end",
+        "embedcore.storage.parts:Parts.store",
+        "embedcore.storage.part_money:PartMoney.end",
     ],
 )
 def test_a_kill_while_results_are_stored_costs_nothing(

@@ -29,7 +29,7 @@ from embedcore.provider.registry import (
     split_model,
     validate_options,
 )
-from embedcore.testing.fakes import FakeEmbedder
+from embedcore.testing.fakes.embedder import FakeEmbedder
 
 Install = Callable[..., str]
 ROOT = Path(__file__).parents[2]
@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 GOOD = """
 from pydantic import BaseModel, ConfigDict
 from embedcore.provider.hookspecs import Provider, hookimpl
-from embedcore.testing.fakes import FakeEmbedder
+from embedcore.testing.fakes.embedder import FakeEmbedder
 
 class Options(BaseModel):
     model_config = ConfigDict(extra="forbid")

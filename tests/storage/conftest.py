@@ -22,7 +22,7 @@ from embedcore.errors import *
 from embedcore.storage import database as databases, usage
 from embedcore.storage.amounts import Amount, Limit
 from embedcore.storage.database import Database
-from embedcore.storage.engine import driver
+from embedcore.storage.database import driver
 from embedcore.storage.ledger import Ledger
 from embedcore.storage.keys import Keys, Origin
 from embedcore.storage.schema import STATE, STATE_VERSION

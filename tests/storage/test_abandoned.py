@@ -14,9 +14,9 @@ import pytest
 from embedcore.errors import TokenBudgetExceeded
 from embedcore.storage import usage
 from embedcore.storage.amounts import Amount, HeldLoosely, Limit
+from embedcore.storage.grants import myself
 from embedcore.storage.inspection import faults
 from embedcore.storage.ledger import Ledger
-from embedcore.storage.ownership import myself
 
 pytestmark = [
     pytest.mark.case("C7"),

@@ -11,12 +11,11 @@ import pytest
 from embedcore.errors import StorageCorrupt
 from embedcore.storage import batches as module, usage
 from embedcore.storage.amounts import Amount
-from embedcore.storage.batches import Batches
-from embedcore.storage.batchrecords import BatchRecord, Wanted
+from embedcore.storage.batches import Batches, BatchRecord, Wanted
 from embedcore.storage.cutting import Cut, Cutter
-from embedcore.storage.jobs import Jobs
-from embedcore.storage.jobsteps import Ended, JobSteps
 from embedcore.storage.ledger import Ledger
+from embedcore.storage.part_money import Ended, PartMoney
+from embedcore.storage.parts import Parts
 
 CUT = Cut(items=100)
 OF = {"scope": "s", "model": "m", "fingerprint": "f", "endpoint": "e", "account": "a"}
@@ -51,12 +50,12 @@ def end_all(batches: Batches, batch: BatchRecord, *, store: str = "", **ended: A
     pool = batches.pool_of(batch)
     part, _ = Cutter(batches.ledger, pool).plan(batch, CUT)
     assert part is not None
-    jobs = Jobs(batches.ledger)
+    jobs = Parts(batches.ledger)
     owned = jobs.take(part)
     assert owned is not None
     keys = [key_of(text) for text in store]
     jobs.store(owned, [identity for _, identity, key, _ in jobs.items(owned) if key in keys])
-    JobSteps(jobs, pool).end(owned, Ended(actual=Amount(), most_tries=1, **ended))
+    PartMoney(jobs, pool).end(owned, Ended(actual=Amount(), most_tries=1, **ended))
 
 
 def states(batches: Batches) -> dict[bytes, str]:

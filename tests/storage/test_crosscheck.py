@@ -14,15 +14,13 @@ import pytest
 from embedcore.errors import StorageCorrupt
 from embedcore.storage import crosscheck, usage
 from embedcore.storage.amounts import Amount
-from embedcore.storage.batches import Batches
-from embedcore.storage.batchrecords import BatchRecord, Pool, Wanted
+from embedcore.storage.batches import BatchAccount, Batches, BatchRecord, Wanted
 from embedcore.storage.cutting import Cut, Cutter
-from embedcore.storage.database import Database
-from embedcore.storage.engine import SPENDING, driver
+from embedcore.storage.database import SPENDING, Database, driver
 from embedcore.storage.inspection import faults
-from embedcore.storage.jobs import Jobs
-from embedcore.storage.jobsteps import Ended, JobSteps, Room
 from embedcore.storage.ledger import Ledger
+from embedcore.storage.part_money import Ended, PartMoney, Room
+from embedcore.storage.parts import Parts
 from embedcore.storage.schema import STATE, STATE_VERSION
 
 pytestmark = pytest.mark.case("C6")
@@ -98,7 +96,7 @@ def key_of(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-def submit(ledger: Ledger, texts: str, *, reused: int = 0) -> tuple[Pool, BatchRecord]:
+def submit(ledger: Ledger, texts: str, *, reused: int = 0) -> tuple[BatchAccount, BatchRecord]:
     batches = Batches(ledger)
     pool = batches.pool(scope="b", model="p:m", fingerprint="f", endpoint="e", account="a")
     batch = batches.begin(pool, input_type=None, asked_as="m")
@@ -111,9 +109,9 @@ def submit(ledger: Ledger, texts: str, *, reused: int = 0) -> tuple[Pool, BatchR
 
 def fill_batches(ledger: Ledger) -> None:
     """Parts that are planned, under way and at their end; and money that is in no part yet."""
-    cut, batches, jobs = Cut(items=2, price=Decimal("0.01")), Batches(ledger), Jobs(ledger)
+    cut, batches, jobs = Cut(items=2, price=Decimal("0.01")), Batches(ledger), Parts(ledger)
     pool, batch = submit(ledger, "abcdefgh")
-    steps, cutter = JobSteps(jobs, pool), Cutter(ledger, pool)
+    steps, cutter = PartMoney(jobs, pool), Cutter(ledger, pool)
     cutter.hold(batch, cut)
     after = 0
     for state in ("planned", "submitted", "lost"):

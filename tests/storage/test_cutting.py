@@ -14,13 +14,11 @@ from hypothesis import given, settings, strategies as st
 from embedcore.errors import TokenBudgetExceeded
 from embedcore.storage import usage
 from embedcore.storage.amounts import Amount, Limit
-from embedcore.storage.batches import Batches
-from embedcore.storage.batchrecords import BatchRecord, Wanted
+from embedcore.storage.batches import Batches, BatchRecord, Wanted
 from embedcore.storage.cutting import Cut, Cutter, priced
 from embedcore.storage.database import Database
-from embedcore.storage.jobs import Jobs
 from embedcore.storage.ledger import Ledger
-from embedcore.storage.partrecords import Part
+from embedcore.storage.parts import Part, Parts
 from embedcore.storage.schema import STATE, STATE_VERSION
 
 Sizes = Sequence[tuple[int, int]]
@@ -78,7 +76,7 @@ def test_parts_are_everything_in_order_and_each_within_its_limits(
 ) -> None:
     ledger = Ledger(Database(None, STATE, version=STATE_VERSION))
     batches, batch = submitted(ledger, sizes)
-    cutter, jobs = cutter_of(batches, batch), Jobs(ledger)
+    cutter, jobs = cutter_of(batches, batch), Parts(ledger)
     cut = Cut(
         items=items, in_bytes=in_bytes, tokens=tokens, overhead=overhead, price=Decimal("0.01")
     )
@@ -135,7 +133,7 @@ def test_the_price_is_that_of_the_moment_it_was_held(ledger: Ledger) -> None:
     (part,) = all_parts(cutter_of(batches, batch), batch, Cut(items=9, price=Decimal("0.065")))
     assert part.price == "0.065"
     assert part.cost == 65_000_000
-    assert priced(500, Jobs(ledger).again(part).price) == Amount(tokens=500, cost=32_500_000)
+    assert priced(500, Parts(ledger).again(part).price) == Amount(tokens=500, cost=32_500_000)
 
 
 def test_what_does_not_fit_is_refused_as_a_whole(ledger: Ledger) -> None:

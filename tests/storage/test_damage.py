@@ -21,8 +21,7 @@ from embedcore.errors import (
 )
 from embedcore.storage import usage
 from embedcore.storage.amounts import Amount
-from embedcore.storage.database import Database
-from embedcore.storage.engine import SPENDING, driver, from_sqlite
+from embedcore.storage.database import SPENDING, Database, driver, from_sqlite
 from embedcore.storage.ledger import Ledger
 from embedcore.storage.schema import STATE, STATE_VERSION
 

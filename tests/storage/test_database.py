@@ -25,8 +25,7 @@ from embedcore.errors import (
 )
 from embedcore.storage import database as databases, filesystem, usage
 from embedcore.storage.amounts import Amount
-from embedcore.storage.database import Database
-from embedcore.storage.engine import driver, engine_version, wal_is_safe
+from embedcore.storage.database import Database, driver, engine_version, wal_is_safe
 from embedcore.storage.filesystem import is_mount_point
 from embedcore.storage.ledger import Ledger
 from embedcore.storage.manifest import Manifest

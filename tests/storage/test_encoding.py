@@ -11,7 +11,7 @@ from hypothesis import example, given, settings, strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from embedcore.storage.encoding import checksums, decode, encode, is_intact
+from embedcore.storage.vector_format import checksums, decode, encode, is_intact
 
 Floats = NDArray[np.float32]
 

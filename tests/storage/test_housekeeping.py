@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from embedcore.storage import housekeeping
-from embedcore.storage.housekeeping import Contents, contents, prune, verify
+from embedcore.storage import vector_upkeep as housekeeping
 from embedcore.storage.keys import Keys, Origin
+from embedcore.storage.vector_upkeep import Contents, contents, prune, verify
 from embedcore.storage.vectors import DAY_SECONDS, VectorStore
 from embedcore.testing import vectors_of
 

@@ -9,28 +9,26 @@ from typing import Any
 import pytest
 
 from embedcore.storage.amounts import Amount
-from embedcore.storage.batches import Batches
-from embedcore.storage.batchrecords import BatchRecord, Pool, Wanted
+from embedcore.storage.batches import BatchAccount, Batches, BatchRecord, Wanted
 from embedcore.storage.calendar import MICROSECONDS
 from embedcore.storage.cutting import Cut, Cutter
-from embedcore.storage.jobs import Jobs, new_key
-from embedcore.storage.jobsteps import JobSteps, Room
 from embedcore.storage.ledger import Ledger
-from embedcore.storage.partrecords import Part, Superseded
+from embedcore.storage.part_money import PartMoney, Room
+from embedcore.storage.parts import Part, Parts, Superseded, new_key
 
 OF = {"scope": "s", "model": "m", "fingerprint": "f", "endpoint": "e", "account": "a"}
 
 
 @pytest.fixture
-def pool(ledger: Ledger) -> Pool:
+def pool(ledger: Ledger) -> BatchAccount:
     return Batches(ledger).pool(**OF)
 
 
 @pytest.fixture
-def plan(ledger: Ledger, pool: Pool) -> Callable[..., tuple[BatchRecord, Part]]:
+def plan(ledger: Ledger, pool: BatchAccount) -> Callable[..., tuple[BatchRecord, Part]]:
     """``plan("abc")``: a batch that wishes for these texts, and a part with those in no other."""
 
-    def plan(texts: str = "abc", *, pool: Pool = pool) -> tuple[BatchRecord, Part]:
+    def plan(texts: str = "abc", *, pool: BatchAccount = pool) -> tuple[BatchRecord, Part]:
         batches = Batches(ledger)
         batch = batches.begin(pool, input_type=None, asked_as="m")
         wanted = [Wanted(key=key_of(text), tokens=2, in_bytes=9) for text in texts]
@@ -47,15 +45,15 @@ def key_of(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-def owner(ledger: Ledger, name: str, *, lease: float = 120.0) -> Jobs:
+def owner(ledger: Ledger, name: str, *, lease: float = 120.0) -> Parts:
     """The table as a process of another host sees it: it lives until its lease ends."""
-    return Jobs(ledger, owner=lambda: f"{name}:1", lease=lease)
+    return Parts(ledger, owner=lambda: f"{name}:1", lease=lease)
 
 
-def create(jobs: Jobs, pool: Pool, part: Part) -> Part:
+def create(jobs: Parts, pool: BatchAccount, part: Part) -> Part:
     owned = jobs.take(part)
     assert owned is not None
-    asked = JobSteps(jobs, pool).ask(owned, Room(parts=99))
+    asked = PartMoney(jobs, pool).ask(owned, Room(parts=99))
     assert asked is not None
     return asked
 
@@ -79,7 +77,7 @@ def test_a_part_has_one_owner_until_its_lease_ends(
 
 @pytest.mark.fault(75)
 def test_who_lost_a_part_changes_nothing_any_more(
-    ledger: Ledger, plan: Callable[..., Any], pool: Pool, clock: Any
+    ledger: Ledger, plan: Callable[..., Any], pool: BatchAccount, clock: Any
 ) -> None:
     batch, part = plan()
     one, other = owner(ledger, "one"), owner(ledger, "other")
@@ -88,7 +86,7 @@ def test_who_lost_a_part_changes_nothing_any_more(
     clock.now += 121
     assert other.take(part) is not None
     before = other.again(part)
-    steps, ids = JobSteps(one, pool), [identity for _, identity, _, _ in one.items(part)]
+    steps, ids = PartMoney(one, pool), [identity for _, identity, _, _ in one.items(part)]
     for attempt in (
         lambda: one.note(stale, state="submitted", job="j"),
         lambda: one.store(stale, ids),
@@ -128,12 +126,14 @@ def test_who_leaves_a_part_frees_it_at_once(ledger: Ledger, plan: Callable[..., 
     assert other.take(part) is not None
 
 
-def test_an_ended_part_is_nobodys(ledger: Ledger, plan: Callable[..., Any], pool: Pool) -> None:
+def test_an_ended_part_is_nobodys(
+    ledger: Ledger, plan: Callable[..., Any], pool: BatchAccount
+) -> None:
     _, part = plan()
-    jobs = Jobs(ledger)
+    jobs = Parts(ledger)
     owned = jobs.take(part)
     assert owned is not None
-    JobSteps(jobs, pool).dissolve(owned)
+    PartMoney(jobs, pool).dissolve(owned)
     assert jobs.take(part) is None
     with pytest.raises(Superseded):
         jobs.note(owned, tries=1)
@@ -143,7 +143,7 @@ def test_an_ended_part_is_nobodys(ledger: Ledger, plan: Callable[..., Any], pool
 def test_those_are_waited_for_that_an_open_batch_wants(
     ledger: Ledger, plan: Callable[..., Any]
 ) -> None:
-    batches, jobs = Batches(ledger), Jobs(ledger)
+    batches, jobs = Batches(ledger), Parts(ledger)
     one, part = plan("abc")
     other, _ = plan("cd")
     assert jobs.wanted_by(part) == [one.id, other.id]
@@ -159,7 +159,7 @@ def test_those_are_waited_for_that_an_open_batch_wants(
 def test_the_parts_of_a_batch_are_those_with_its_texts(
     ledger: Ledger, plan: Callable[..., Any]
 ) -> None:
-    jobs = Jobs(ledger)
+    jobs = Parts(ledger)
     one, first = plan("abc")
     other, second = plan("cd")
     assert [part.id for part in jobs.of_batch(one)] == [first.id]
@@ -169,7 +169,7 @@ def test_the_parts_of_a_batch_are_those_with_its_texts(
 def test_only_open_texts_are_stored_and_a_failed_one_stays_failed(
     ledger: Ledger, plan: Callable[..., Any]
 ) -> None:
-    jobs = Jobs(ledger)
+    jobs = Parts(ledger)
     batch, part = plan("abc")
     owned = jobs.take(part)
     assert owned is not None
@@ -182,9 +182,9 @@ def test_only_open_texts_are_stored_and_a_failed_one_stays_failed(
 
 
 def test_what_is_in_flight_is_counted_for_all_who_share_the_account(
-    ledger: Ledger, plan: Callable[..., Any], pool: Pool
+    ledger: Ledger, plan: Callable[..., Any], pool: BatchAccount
 ) -> None:
-    batches, jobs = Batches(ledger), Jobs(ledger)
+    batches, jobs = Batches(ledger), Parts(ledger)
     elsewhere = batches.pool(**{**OF, "scope": "other", "fingerprint": "g"})
     stranger = batches.pool(**{**OF, "account": "b"})
     for texts, where in (("abc", pool), ("xy", elsewhere), ("z", stranger)):
@@ -197,9 +197,9 @@ def test_what_is_in_flight_is_counted_for_all_who_share_the_account(
 
 @pytest.mark.fault(74)
 def test_a_full_queue_is_known_to_all_who_share_the_account(
-    ledger: Ledger, pool: Pool, clock: Any
+    ledger: Ledger, pool: BatchAccount, clock: Any
 ) -> None:
-    batches, jobs = Batches(ledger), Jobs(ledger)
+    batches, jobs = Batches(ledger), Parts(ledger)
     sibling = batches.pool(**{**OF, "scope": "other"})
     stranger = batches.pool(**{**OF, "model": "n"})
     until = jobs.now() + 60 * MICROSECONDS
@@ -219,14 +219,14 @@ def test_a_full_queue_is_known_to_all_who_share_the_account(
 
 
 def test_what_a_batch_cost_is_the_sum_of_its_parts(
-    ledger: Ledger, plan: Callable[..., Any], pool: Pool
+    ledger: Ledger, plan: Callable[..., Any], pool: BatchAccount
 ) -> None:
-    jobs = Jobs(ledger)
+    jobs = Parts(ledger)
     batch, part = plan("abc")
     assert jobs.spent(batch).held == Amount(tokens=6)
     asked = create(jobs, pool, part)
     assert jobs.spent(batch).held == Amount(tokens=6)
-    JobSteps(jobs, pool).lose(asked, next_at=0, note="nobody knows")
+    PartMoney(jobs, pool).lose(asked, next_at=0, note="nobody knows")
     spent = jobs.spent(batch)
     assert (spent.actual, spent.uncertain, spent.held) == (
         Amount(tokens=6),
@@ -236,14 +236,14 @@ def test_what_a_batch_cost_is_the_sum_of_its_parts(
 
 
 def test_old_parts_are_forgotten(
-    ledger: Ledger, plan: Callable[..., Any], pool: Pool, clock: Any
+    ledger: Ledger, plan: Callable[..., Any], pool: BatchAccount, clock: Any
 ) -> None:
-    jobs = Jobs(ledger)
+    jobs = Parts(ledger)
     _, first = plan("a")
     _, second = plan("b")
     owned = jobs.take(first)
     assert owned is not None
-    JobSteps(jobs, pool).dissolve(owned)
+    PartMoney(jobs, pool).dissolve(owned)
     assert jobs.forget(jobs.now()) == 0
     clock.now += 1
     assert jobs.forget(jobs.now()) == 1

@@ -12,14 +12,12 @@ from hypothesis import given, settings, strategies as st
 from embedcore.errors import StorageCorrupt
 from embedcore.storage import usage
 from embedcore.storage.amounts import Amount
-from embedcore.storage.batches import Batches
-from embedcore.storage.batchrecords import BatchRecord, Wanted
+from embedcore.storage.batches import Batches, BatchRecord, Wanted
 from embedcore.storage.cutting import Cut, Cutter
 from embedcore.storage.database import Database
-from embedcore.storage.jobs import Jobs
-from embedcore.storage.jobsteps import Ended, JobSteps, Room
 from embedcore.storage.ledger import Ledger
-from embedcore.storage.partrecords import Part
+from embedcore.storage.part_money import Ended, PartMoney, Room
+from embedcore.storage.parts import Part, Parts
 from embedcore.storage.schema import STATE, STATE_VERSION
 
 HELD = Amount(tokens=6, cost=60_000)
@@ -31,11 +29,11 @@ class Desk:
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
-        self.batches, self.jobs = Batches(ledger), Jobs(ledger)
+        self.batches, self.jobs = Batches(ledger), Parts(ledger)
         self.pool = self.batches.pool(
             scope="s", model="m", fingerprint="f", endpoint="e", account="a"
         )
-        self.steps = JobSteps(self.jobs, self.pool)
+        self.steps = PartMoney(self.jobs, self.pool)
         self.batch = self.submit("abc")
         self.part = self.plan(self.batch)
 
@@ -82,7 +80,7 @@ def desk(ledger: Ledger) -> Desk:
 def test_to_ask_is_committed_with_its_money(desk: Desk, open_ledger: Callable[..., Ledger]) -> None:
     part = desk.ask()
     assert (part.state, part.asked is not None) == ("creating", True)
-    seen = Jobs(open_ledger()).again(part)
+    seen = Parts(open_ledger()).again(part)
     assert seen == part, "another process sees it before the call leaves"
     assert desk.used == (Amount(), HELD)
     (row,) = usage.audit(desk.ledger)

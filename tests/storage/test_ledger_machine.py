@@ -37,8 +37,8 @@ from embedcore.storage.amounts import (
     TighterBoundNeeded,
 )
 from embedcore.storage.database import Database
+from embedcore.storage.grants import myself
 from embedcore.storage.ledger import Ledger
-from embedcore.storage.ownership import myself
 from embedcore.storage.schema import STATE, STATE_VERSION
 
 LEASE, ATTEMPT_LEASE, TIGHT = 60, 660, 5

@@ -18,7 +18,7 @@ from embedcore.errors import (
     TokenBudgetExceeded,
 )
 from embedcore.provider.types import Price
-from embedcore.storage import usage, windows as counters
+from embedcore.storage import counters, usage
 from embedcore.storage.amounts import (
     Amount,
     Attempt,

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from embedcore.storage import ownership
-from embedcore.storage.ownership import has_ended, is_free, myself
+from embedcore.storage import grants as ownership
+from embedcore.storage.grants import has_ended, is_free, myself
 
 needs_proc = pytest.mark.skipif(
     not Path("/proc/self/stat").exists(), reason="the system does not say when a process started"
 )
-SAY = "from embedcore.storage.ownership import myself\nprint(myself(), flush=True)\ninput()"
+SAY = "from embedcore.storage.grants import myself\nprint(myself(), flush=True)\ninput()"
 
 Start = Callable[[], "tuple[subprocess.Popen[str], str]"]
 

@@ -11,9 +11,8 @@ from sqlite_utils.migrations import Migrations
 
 from embedcore.storage.batches import Batches
 from embedcore.storage.database import Database
-from embedcore.storage.jobs import Jobs, new_key
 from embedcore.storage.ledger import Ledger
-from embedcore.storage.partrecords import Part, longest_id
+from embedcore.storage.parts import Part, Parts, longest_id, new_key
 from embedcore.storage.schema import STATE, STATE_VERSION
 
 ordinals = st.integers(0, 60_000)
@@ -106,7 +105,7 @@ def test_parts_of_before_keep_the_form_of_their_ids(tmp_path: Path) -> None:
 
     ledger = Ledger(Database(tmp_path / "state.db", STATE, version=STATE_VERSION))
     pool = Batches(ledger).pool(scope="s", model="m", fingerprint="f", endpoint="e", account="a")
-    running, cancelling = Jobs(ledger).live(pool)
+    running, cancelling = Parts(ledger).live(pool)
     assert (running.ids, running.item_id(2), running.ordinal_of("2")) == ("ordinal", "2", 2)
     assert (running.since, running.cancelled) == (None, False)
     assert cancelling.cancelled, "who asked for it was not written down: it was embedcore"

@@ -27,9 +27,9 @@ from embedcore.errors import (
     StorageTooNew,
 )
 from embedcore.storage import database as databases, vectors as module
-from embedcore.storage.engine import driver
-from embedcore.storage.housekeeping import contents, prune, verify
+from embedcore.storage.database import driver
 from embedcore.storage.keys import Keys, Origin
+from embedcore.storage.vector_upkeep import contents, prune, verify
 from embedcore.storage.vectors import VectorStore
 from embedcore.testing import vectors_of
 
@@ -108,7 +108,7 @@ def test_zeros_are_found_only_by_who_asks_for_them(steps: list[tuple[str, int, b
     )
 )
 def test_what_is_all_zeros_and_what_is_nearly(vectors: list[list[float]]) -> None:
-    from embedcore.storage.encoding import all_zero
+    from embedcore.storage.vector_format import all_zero
 
     array = np.array(vectors, dtype=np.float32).reshape(-1, 3)
     assert all_zero(array).tolist() == [not any(row) for row in vectors]

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from embedcore.errors import StorageFull
-from embedcore.storage.housekeeping import contents, prune, verify
 from embedcore.storage.keys import Keys, Origin
+from embedcore.storage.vector_upkeep import contents, prune, verify
 from embedcore.storage.vectors import DAY_SECONDS, VectorStore
 from embedcore.testing import vectors_of
 

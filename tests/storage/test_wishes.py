@@ -6,8 +6,7 @@ import hashlib
 
 from hypothesis import given, settings, strategies as st
 
-from embedcore.storage.batches import Batches
-from embedcore.storage.batchrecords import BatchRecord, Wanted
+from embedcore.storage.batches import Batches, BatchRecord, Wanted
 from embedcore.storage.cutting import Cut, Cutter
 from embedcore.storage.database import Database
 from embedcore.storage.ledger import Ledger

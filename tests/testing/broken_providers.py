@@ -17,7 +17,7 @@ from embedcore.provider.protocol import Tokenizer
 from embedcore.provider.tokens import EstimatingTokenizer
 from embedcore.provider.types import EmbedReply, EmbedRequest, ModelInfo
 from embedcore.testing import EmbedderContract, FakeEmbedder, FakeTokenizer, tokens_of, vectors_of
-from embedcore.testing.fakes import FAKE_INFO
+from embedcore.testing.fakes.embedder import FAKE_INFO
 
 SECRET = "canary-5d41402abc4b2a76"
 
@@ -308,7 +308,7 @@ class TestForgetsTheOverhead(Checked):
 
 class TestCallsABoundExact(Checked):
     class Kind(Sound):
-        class Claims(FakeTokenizer):
+        class InFlightKeys(FakeTokenizer):
             def __init__(self):
                 super().__init__(exact=True)
 
@@ -319,7 +319,7 @@ class TestCallsABoundExact(Checked):
                 return text.encode()[:max_tokens].decode(errors="ignore")
 
         def __init__(self):
-            super().__init__(tokenizer=self.Claims())
+            super().__init__(tokenizer=self.InFlightKeys())
 
 
 class TestCountsMoreThanItsBytes(Checked):

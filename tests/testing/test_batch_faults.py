@@ -13,9 +13,9 @@ import urllib.request
 import pytest
 
 from embedcore.testing import FakeOpenAI
-from embedcore.testing.batches import BatchSettings, Progress
-from embedcore.testing.faults import Fault
-from embedcore.testing.modes import MODES
+from embedcore.testing.openai.batches import BatchSettings, Progress
+from embedcore.testing.openai.faults import Fault
+from embedcore.testing.openai.modes import MODES
 
 CUT = (http.client.HTTPException, OSError)
 SMALL = "text-embedding-3-small"
@@ -281,7 +281,7 @@ def test_a_script_without_sense_is_refused(doer, script):
 
 
 def test_a_server_of_its_own_runs_batches_by_the_clock():
-    command = [sys.executable, "-m", "embedcore.testing.server", "--until-eof"]
+    command = [sys.executable, "-m", "embedcore.testing.openai.server", "--until-eof"]
     options = ["--batch-seconds", "0.2", "--dimensions", "4", "--batch-queue", "1000"]
     with subprocess.Popen(
         [*command, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -317,7 +317,7 @@ def test_a_server_of_its_own_runs_batches_by_the_clock():
 
 
 def test_a_server_of_its_own_may_leave_batches_to_hands_or_polls():
-    from embedcore.testing.serving import _parser, _progress
+    from embedcore.testing.openai.server import _parser, _progress
 
     def progress(*arguments):
         return _progress(_parser().parse_args(arguments))

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from embedcore.testing import FakeClock, openai_tokens, vector_of
-from embedcore.testing.api import ApiError
-from embedcore.testing.batches import (
+from embedcore.testing.openai.batches import (
     BatchService,
     BatchSettings,
     FileLimits,
@@ -20,6 +19,7 @@ from embedcore.testing.batches import (
     Progress,
     Quirks,
 )
+from embedcore.testing.openai.embeddings import ApiError
 
 SMALL = "text-embedding-3-small"
 WIDTH = 8

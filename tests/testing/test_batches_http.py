@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from embedcore.testing import FakeOpenAI, vector_of
-from embedcore.testing.api import FakeModel
-from embedcore.testing.batches import BatchSettings, Listing, Progress, Quirks
+from embedcore.testing.openai.batches import BatchSettings, Listing, Progress, Quirks
+from embedcore.testing.openai.embeddings import FakeModel
 
 FIXTURES = Path(__file__).parents[2].parent / "shared" / "fixtures"
 SMALL = "text-embedding-3-small"
@@ -405,7 +405,7 @@ class Apart:
 def apart():
     if not Path("/proc/self/status").exists():
         pytest.skip("the memory of a process is read from /proc")
-    command = [sys.executable, "-m", "embedcore.testing.server", "--until-eof"]
+    command = [sys.executable, "-m", "embedcore.testing.openai.server", "--until-eof"]
     with subprocess.Popen(
         [*command, "--batch-polls", "1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:

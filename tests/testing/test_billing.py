@@ -8,8 +8,8 @@ import subprocess
 import sys
 
 from embedcore.testing import FakeOpenAI, openai_tokens, tokens_of
-from embedcore.testing.api import FakeModel
-from embedcore.testing.batches import BatchService
+from embedcore.testing.openai.batches import BatchService
+from embedcore.testing.openai.embeddings import FakeModel
 
 # What OpenAI's own tokenizer gives for cl100k_base.
 KNOWN = {
@@ -57,7 +57,7 @@ def ask(server, model, texts):
 def started(**environment):
     """What the server says when it runs in a process of its own, on both streams."""
     done = subprocess.run(
-        [sys.executable, "-m", "embedcore.testing.server", "--until-eof"],
+        [sys.executable, "-m", "embedcore.testing.openai.server", "--until-eof"],
         input="",
         capture_output=True,
         text=True,

@@ -11,7 +11,7 @@ import pytest
 
 from embedcore.provider.types import ModelInfo
 from embedcore.testing import EmbedderContract, FakeEmbedder, FakeTokenizer
-from embedcore.testing.fakes import FAKE_INFO
+from embedcore.testing.fakes.embedder import FAKE_INFO
 
 BROKEN = Path(__file__).with_name("broken_providers.py")
 

@@ -24,10 +24,9 @@ from embedcore.errors import (
 from embedcore.provider.protocol import BatchStrategy, Embedder
 from embedcore.provider.types import BatchItem, BatchLimits, EmbedRequest, Price
 from embedcore.testing import FakeClock, tokens_of, vector_of
-from embedcore.testing.batches import BatchSettings, FileLimits, Listing, Progress, Quirks
-from embedcore.testing.callfaults import EFFECTS
-from embedcore.testing.fakebatch import Crashed, FakeBatch, batch_embedder
-from embedcore.testing.fakes import FAKE_INFO
+from embedcore.testing.fakes.batch import EFFECTS, Crashed, FakeBatch, batch_embedder
+from embedcore.testing.fakes.embedder import FAKE_INFO
+from embedcore.testing.openai.batches import BatchSettings, FileLimits, Listing, Progress, Quirks
 
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 WIDTH = 32

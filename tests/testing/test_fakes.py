@@ -13,7 +13,7 @@ from hypothesis import given, strategies as st
 from embedcore.errors import OutcomeUnknown, RateLimited, RequestRejected
 from embedcore.provider.types import EmbedReply, EmbedRequest, ModelInfo
 from embedcore.testing import FakeClock, FakeEmbedder, FakeTokenizer, tokens_of, vectors_of
-from embedcore.testing.fakes import Outcome
+from embedcore.testing.fakes.embedder import Outcome
 from embedcore.testing.strategies import scripts, text_lists
 
 

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from embedcore.testing import openai_tokens, vector_of
-from embedcore.testing.faults import Fault
-from embedcore.testing.modes import MODES, table
+from embedcore.testing.openai.faults import Fault
+from embedcore.testing.openai.modes import MODES, table
 
 SMALL = "text-embedding-3-small"
 CUT = (http.client.HTTPException, OSError)

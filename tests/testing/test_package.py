@@ -36,7 +36,13 @@ def loaded_by(code):
 
 
 def test_package_loads_nothing_until_a_name_is_used():
-    heavy = {"numpy", "pytest", "hypothesis", "embedcore.testing.server", "embedcore.testing.fakes"}
+    heavy = {
+        "numpy",
+        "pytest",
+        "hypothesis",
+        "embedcore.testing.openai.server",
+        "embedcore.testing.fakes.embedder",
+    }
     assert not heavy & loaded_by("import embedcore.testing")
     assert not {"pytest", "hypothesis"} & loaded_by("from embedcore.testing import FakeOpenAI")
     assert not {"pytest", "hypothesis"} & loaded_by("from embedcore.testing import FakeEmbedder")

@@ -15,9 +15,8 @@ import numpy as np
 import pytest
 
 from embedcore.testing import FakeOpenAI, openai_tokens, tokens_of, vector_of
-from embedcore.testing.api import FakeModel
-from embedcore.testing.embeddings_api import Limits
-from embedcore.testing.quota import Quota, go_duration
+from embedcore.testing.openai.embeddings import FakeModel, Limits
+from embedcore.testing.openai.server import Quota, go_duration
 
 SMALL = "text-embedding-3-small"
 
@@ -367,7 +366,7 @@ def test_durations_are_written_as_go_does(seconds, text):
 
 
 def test_runs_in_a_process_of_its_own():
-    command = [sys.executable, "-m", "embedcore.testing.server", "--port", "0"]
+    command = [sys.executable, "-m", "embedcore.testing.openai.server", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             place = json.loads(process.stdout.readline())
@@ -385,7 +384,7 @@ def test_runs_in_a_process_of_its_own():
 
 
 def test_ends_with_its_input_when_asked():
-    command = [sys.executable, "-m", "embedcore.testing.server", "--until-eof"]
+    command = [sys.executable, "-m", "embedcore.testing.openai.server", "--until-eof"]
     run = subprocess.run(command, input="", capture_output=True, text=True, timeout=20, check=True)
     assert json.loads(run.stdout)["url"].startswith("http://127.0.0.1:")
 

@@ -38,7 +38,7 @@ from embedcore.errors import (
 )
 from embedcore.provider.types import BatchItem, BatchOutcome
 from embedcore.testing import FakeOpenAI, vectors_of
-from embedcore.testing.batchsettings import BatchSettings, Listing, Progress, Quirks
+from embedcore.testing.openai.batch_settings import BatchSettings, Listing, Progress, Quirks
 
 Make = Callable[..., OpenAIEmbedder]
 BatchOf = Callable[..., OpenAIBatch]

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from embedcore_openai.batchobjects import file_of, is_id, job_of, result_files, status_of
+from embedcore_openai.batch_objects import file_of, is_id, job_of, result_files, status_of
 from hypothesis import given, strategies as st
 
 from embedcore.provider.batchstates import batch_state

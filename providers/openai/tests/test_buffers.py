@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from embedcore_openai.buffers import Buffers
+from embedcore_openai.bodies import Buffers
 from hypothesis import given, strategies as st
 
 

@@ -11,7 +11,7 @@ from embedcore_openai.tokenizer import Cl100kTokenizer
 
 from embedcore.provider.protocol import Embedder
 from embedcore.testing import EmbedderContract, FakeOpenAI
-from embedcore.testing.api import FakeModel
+from embedcore.testing.openai.embeddings import FakeModel
 
 
 class TestOpenAI(EmbedderContract):

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from embedcore_openai import deadline
+from embedcore_openai import bodies as deadline
 from embedcore_openai.embedder import OpenAIEmbedder
 from embedcore_openai.options import OpenAIOptions
 from embedcore_openai.plugin import create

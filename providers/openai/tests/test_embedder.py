@@ -512,7 +512,7 @@ def test_a_closed_embedder_opens_again_when_used(make: Make) -> None:
 
 @pytest.mark.fault(124)
 def test_ctrl_c_passes_through(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    from embedcore_openai.transport import CappedClient
+    from embedcore_openai.http import CappedClient
 
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
-from embedcore_openai import fast, vocabulary
-from embedcore_openai.engines import Engine, TiktokenEngine
+from embedcore_openai import token_engines as fast, token_engines as vocabulary
+from embedcore_openai.token_engines import Engine, TiktokenEngine
 from embedcore_openai.tokenizer import Cl100kTokenizer
 from hypothesis import example, given, settings, strategies as st
 

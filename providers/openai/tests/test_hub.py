@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from embedcore_openai import hub
-from embedcore_openai.hub import HubTokenizer
+from embedcore_openai import tokenizer as hub
 from embedcore_openai.options import OpenAIOptions
 from embedcore_openai.plugin import create
+from embedcore_openai.tokenizer import HubTokenizer
 from hypothesis import given, strategies as st
 
 from embedcore import EmbeddingClient

@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import orjson
 import pytest
-from embedcore_openai.capped import UnreadableBody
-from embedcore_openai.jsonl import HalfLine, input_line, whole_lines
+from embedcore_openai.batch_calls import HalfLine, input_line, whole_lines
+from embedcore_openai.bodies import UnreadableBody
 from hypothesis import given, strategies as st
 
 from embedcore.errors import InputRejected

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from embedcore_openai.listing import NewestFirst, Page, all_pages, page_of
+from embedcore_openai.batch_calls import NewestFirst, Page, all_pages, page_of
 from hypothesis import given, strategies as st
 
 from embedcore.errors import InvalidResponse

@@ -8,7 +8,7 @@ import pickle
 from typing import Any
 
 import pytest
-from embedcore_openai import embedder, endpoint
+from embedcore_openai import embedder, options as endpoint
 from embedcore_openai.options import OpenAIOptions
 from embedcore_openai.plugin import create
 from hypothesis import given, strategies as st

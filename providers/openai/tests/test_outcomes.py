@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pybase64
 import pytest
-from embedcore_openai import outcomes
-from embedcore_openai.outcomes import LineReader
+from embedcore_openai import batch_objects as outcomes
+from embedcore_openai.batch_objects import LineReader
 from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as arrays
 

@@ -15,8 +15,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from embedcore_openai import tokenizer, vocabulary
-from embedcore_openai.engines import TiktokenEngine
+from embedcore_openai import token_engines as vocabulary, tokenizer
+from embedcore_openai.token_engines import TiktokenEngine
 from embedcore_openai.tokenizer import Cl100kTokenizer
 from hypothesis import example, given, settings, strategies as st
 

@@ -1,4 +1,4 @@
-"""How does a text become a vector without a model?
+"""Signed hashing of words and character n-grams into a vector.
 
 Its words and their character n-grams are hashed to places with a sign, and their weights summed.
 Texts that share words, or parts of words, come out close; nothing is known of what words mean.

@@ -1,4 +1,4 @@
-"""What embedcore is told of this provider, without loading numpy: the model's name is its width."""
+"""The entry point of the provider: the model's name is its width; numpy is not loaded."""
 
 from __future__ import annotations
 

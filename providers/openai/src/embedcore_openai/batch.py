@@ -1,4 +1,4 @@
-"""OpenAI's batch API: many texts as one remote job, at half the price, within a day.
+"""The Batch API strategy: many texts as one job, at half the price, within a day.
 
 Uploading, listing, polling, reading and deleting cost nothing and may be repeated; only ``create``
 starts what is billed. Facts of the API: its reference and description of August 2026, the SDK, and
@@ -38,14 +38,13 @@ from embedcore.provider.types import (
     FoundJob,
     ModelInfo,
 )
-from embedcore_openai import batchobjects as objects, jsonl
-from embedcore_openai.batchcalls import BatchCalls, names_other_field
+from embedcore_openai import batch_calls as jsonl, batch_objects as objects
+from embedcore_openai.batch_calls import BatchCalls, NewestFirst, all_pages, names_other_field
+from embedcore_openai.batch_objects import LineReader
 from embedcore_openai.encodings import Encodings
-from embedcore_openai.listing import NewestFirst, all_pages
+from embedcore_openai.http import Spool
 from embedcore_openai.options import OpenAIOptions
-from embedcore_openai.outcomes import LineReader
 from embedcore_openai.session import Session
-from embedcore_openai.transport import Spool
 
 # Guide "Batch API": 50,000 requests, as many inputs, 200 MB.
 MAX_ITEMS: Final = 50_000

@@ -1,4 +1,4 @@
-"""One OpenAI model as an embedder: key, request, reply."""
+"""The embedder for OpenAI and servers with the same API."""
 
 from __future__ import annotations
 
@@ -24,16 +24,15 @@ from embedcore.provider.types import EmbedReply, EmbedRequest, ModelInfo
 from embedcore_openai import models
 from embedcore_openai.encodings import encodings_of
 from embedcore_openai.options import KEY_VARIABLE, OpenAIOptions
-from embedcore_openai.session import Session
-from embedcore_openai.startup import OpenAIStartup
+from embedcore_openai.session import OpenAIStartup, Session
 from embedcore_openai.tokenizer import Cl100kTokenizer
 
 if TYPE_CHECKING:
     from embedcore.provider.protocol import BatchStrategy, Tokenizer
     from embedcore.provider.types import Vectors
     from embedcore_openai.batch import OpenAIBatch
-    from embedcore_openai.errorcontext import Context
-    from embedcore_openai.transport import Answer
+    from embedcore_openai.errors import Context
+    from embedcore_openai.http import Answer
 
 # Of the body of a refusal, for the names of fields in it.
 _READ_FOR_NAMES = 20_000
@@ -55,7 +54,7 @@ class OpenAIEmbedder:
         self._tokenizer: Tokenizer = Cl100kTokenizer() if self._exact else EstimatingTokenizer()
         marks, tokens_per_byte = 0, 1
         if options.tokenizer is not None:
-            from embedcore_openai.hub import tokenizer_of
+            from embedcore_openai.tokenizer import tokenizer_of
 
             self._tokenizer = found = tokenizer_of(options.tokenizer)
             marks, tokens_per_byte = found.marks, found.tokens_per_byte
@@ -204,7 +203,7 @@ class OpenAIEmbedder:
             )
 
     def _context(self, texts: Sequence[str], key: str | None) -> Context:
-        from embedcore_openai.errorcontext import Context
+        from embedcore_openai.errors import Context
 
         return Context(
             model=self._info.model,
@@ -224,7 +223,7 @@ class OpenAIEmbedder:
         self, body: bytes, key: str | None, request: EmbedRequest, context: Context
     ) -> Answer | EmbeddingError:
         from embedcore.provider import replies
-        from embedcore_openai.transport import Call
+        from embedcore_openai.http import Call
 
         timeout = self._options.timeout
         if request.timeout is not None:

@@ -1,4 +1,4 @@
-"""What does a failure mean that the SDK or the batch API brings? Answers are judged by the core.
+"""Exceptions of the SDK as errors of embedcore.
 
 ``embedcore.provider.refusals`` reads status, headers and body. No exception of the SDK is kept as
 a cause: their frames hold the key.
@@ -6,6 +6,7 @@ a cause: their frames hold the key.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import openai
@@ -25,11 +26,26 @@ from embedcore.errors import (
     TimedOut,
 )
 from embedcore.provider import refusals
-from embedcore.provider.refusals import Refused, describe, facts
+from embedcore.provider.refusals import Asked, Refused, describe, facts
 from embedcore.provider.replies import BadReply
-from embedcore_openai.capped import CutOff, UnreadableBody
-from embedcore_openai.errorcontext import BATCH_API, Context
-from embedcore_openai.transport import Answer
+from embedcore_openai.bodies import CutOff, UnreadableBody
+from embedcore_openai.http import Answer
+
+BATCH_API: Final = "batch API"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class Context(Asked):
+    """A request of the batch API has more to say.
+
+    ``batch``: what it is about, such as a job and its id. ``creates``: it starts a job, which
+    costs; the others cost nothing. ``key_print``: tells keys apart.
+    """
+
+    batch: str = ""
+    creates: bool = False
+    key_print: str = ""
+
 
 # Answers after which a job may be there all the same.
 _UNKNOWN_OUTCOME: Final = frozenset({408, 409})

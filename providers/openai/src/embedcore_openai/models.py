@@ -1,4 +1,4 @@
-"""What is known of each model: its width, limits, price and the names it answers with?"""
+"""Known models: width, limits, price, and the names they answer with."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Final
 
 from embedcore.errors import ConfigurationError
 from embedcore.provider.types import ModelInfo, Price
-from embedcore_openai.endpoint import DEFAULT_BASE_URL
-from embedcore_openai.options import OpenAIOptions
+from embedcore_openai.options import DEFAULT_BASE_URL, OpenAIOptions
 
 PROVIDER: Final = "openai"
 DEFAULT_MODEL: Final = "text-embedding-3-small"

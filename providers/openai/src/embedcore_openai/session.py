@@ -1,8 +1,9 @@
-"""Who asks whom? The key of each request, and one way to send it that never shows the key."""
+"""A session: the key of each request, and one way to send it that never shows the key."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 from pydantic import SecretStr
@@ -14,11 +15,14 @@ from embedcore.errors import (
     InvalidResponse,
 )
 from embedcore.forksafe import Lazy
+from embedcore_openai import token_engines as vocabulary
 from embedcore_openai.options import KEY_VARIABLE, OpenAIOptions
 
 if TYPE_CHECKING:
-    from embedcore_openai.errorcontext import Context
-    from embedcore_openai.transport import Answer, Call, Transport
+    from embedcore.provider.types import ModelInfo
+    from embedcore_openai.errors import Context
+    from embedcore_openai.http import Answer, Call, Transport
+
 
 _MOST_BYTES: Final = 1 << 20
 
@@ -88,7 +92,7 @@ class Session:
 
     def connect(self, context: Context) -> EmbeddingError | None:
         """Open a connection, by a request that costs nothing and carries no key."""
-        from embedcore_openai.transport import Call
+        from embedcore_openai.http import Call
 
         call = Call(method="GET", path="/", timeout=self._options.timeout, max_bytes=_MOST_BYTES)
         answer = self.send(call, None, context)
@@ -119,7 +123,7 @@ class Session:
             return errors.from_exception(error, context)
 
     def _connected(self) -> Transport:
-        from embedcore_openai.transport import Transport
+        from embedcore_openai.http import Transport
 
         return self._transport.get(
             lambda: Transport(
@@ -138,3 +142,56 @@ def _missing_key(endpoint: str) -> ConfigurationError:
         f"(export {KEY_VARIABLE}=sk-…), or pass api_key. Keys are made at "
         "https://platform.openai.com/api-keys"
     )
+
+
+# What a request imports where it needs it; the last by the socket, for the name of a host.
+_MODULES: Final = (
+    "embedcore.provider.replies",
+    "embedcore_openai.errors",
+    "embedcore_openai.errors",
+    "embedcore_openai.http",
+    "encodings.idna",
+)
+_ENGINES: Final = ("tiktoken", "splintr")
+
+
+class OpenAIStartup:
+    """Implements ``embedcore.provider.protocol.Startup``. ``exact``: it counts with an engine."""
+
+    def __init__(self, info: ModelInfo, session: Session, *, exact: bool) -> None:
+        self._info = info
+        self._session = session
+        self._exact = exact
+
+    def load(self) -> None:
+        for name in _MODULES:
+            import_module(name)
+        if self._exact and vocabulary.present():
+            for name in _ENGINES:
+                _import_if_sound(name)
+        self._raise(self._session.prepare(self._context()))
+
+    def connect(self) -> None:
+        """One request without a key and without a body; any answer to it will do."""
+        self._raise(self._session.connect(self._context()))
+
+    def _context(self) -> Context:
+        from embedcore_openai.errors import Context
+
+        return Context(
+            model=self._info.model,
+            endpoint=self._info.endpoint,
+            secrets=self._session.secrets(None),
+        )
+
+    def _raise(self, failure: EmbeddingError | None) -> None:
+        if failure is not None:
+            # Raised here and without the way it came: frames down there hold the headers.
+            raise failure.with_traceback(None)
+
+
+def _import_if_sound(name: str) -> None:
+    try:
+        import_module(name)
+    except Exception:  # noqa: BLE001 - whoever counts says what is wrong with it, and does without
+        return

@@ -1,0 +1,1 @@
+"""``embedcore batch`` and its commands."""

@@ -1,0 +1,329 @@
+"""``embedcore batch resume``, ``cancel``, ``abandon`` and ``gc``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from embedcore.assembly import create_embedder
+from embedcore.choice import choose
+from embedcore.cli.batch.records import ENDINGS, Clients, batch_books, books_of, drop_note
+from embedcore.cli.batch.status import (
+    change_text,
+    code_of_all,
+    fetch_command,
+    report_fields,
+    report_text,
+    watch_command,
+)
+from embedcore.cli.process import OK, USAGE, code_of
+from embedcore.cli.text import dollars, facts, one_line, plural
+from embedcore.config import Config
+from embedcore.errors import ConfigurationError, EmbeddingError
+from embedcore.storage.calendar import MICROSECONDS
+from embedcore.storage.manifest import Manifest
+
+if TYPE_CHECKING:
+    from embedcore.cli.batch.records import BatchBooks
+    from embedcore.cli.screen import Screen
+    from embedcore.policy.batch.report import BatchReport
+    from embedcore.provider.protocol import BatchStrategy
+    from embedcore.storage.batches import BatchRecord
+
+
+def cancel_batch(screen: Screen, name: str, model: str | None) -> int:
+    """``embedcore batch cancel``."""
+    with books_of(name) as (books, record), Clients(books=books, model=model) as clients:
+        _require_open(books.report(record))
+        report = clients.job(record).cancel()
+    screen.json(report_fields(report))
+    screen.result(report_text(report))
+    if report.has_ended:
+        screen.info(f"What was done by then: {fetch_command(name)} --partial")
+    else:
+        screen.info(f"What was done is still collected. Look on with:\n  {watch_command(name)}")
+    return OK
+
+
+def abandon_batch(screen: Screen, name: str, model: str | None, *, yes: bool) -> int:
+    """``embedcore batch abandon``."""
+    with books_of(name) as (books, record), Clients(books=books, model=model) as clients:
+        before = books.report(record)
+        _require_open(before)
+        if not _agreed(screen, _question(before), yes=yes):
+            screen.error("Nothing was changed.")
+            return USAGE
+        report = clients.job(record).abandon()
+    screen.json(report_fields(report))
+    screen.result(report_text(report))
+    return OK
+
+
+def _require_open(report: BatchReport) -> None:
+    if report.has_ended:
+        raise ConfigurationError(
+            f"batch {report.id} has ended already ({report.state}): {fetch_command(report.id)}"
+        )
+
+
+def _question(report: BatchReport) -> str:
+    texts = plural(report.texts - report.stored - report.failed, "text")
+    held = f" Of the {dollars(report.held_picodollars)} held for it, what may have been billed "
+    money = f"{held}counts as spent." if report.held_tokens else ""
+    return f"Batch {report.id} would end with {texts} without a vector.{money}"
+
+
+def _agreed(screen: Screen, question: str, *, yes: bool) -> bool:
+    if yes:
+        return True
+    if not screen.interactive:
+        raise click.UsageError(f"{question} Nobody is here to be asked: --yes does it")
+    return click.confirm(f"{question} Go on?", err=True)
+
+
+_LONGEST = 500
+
+
+def resume_all(
+    screen: Screen, *, model: str | None, resubmit_lost: str | None, resubmit_cancelled: str | None
+) -> int:
+    """The code of what a person must mend; 0 if there is nothing."""
+    if resubmit_lost is not None:
+        _buy_again(screen, resubmit_lost, model)
+    if resubmit_cancelled is not None:
+        _send_again(screen, resubmit_cancelled, model)
+    with batch_books(Config.load()) as books:
+        if books is None:
+            screen.json({"batches": []})
+            return OK
+        return _resume(screen, books, model)
+
+
+def _resume(screen: Screen, books: BatchBooks, model: str | None) -> int:
+    before = {one.name: change_text(books.report(one)) for one in books.open}
+    codes: list[int] = []
+    with Clients(books=books, model=model) as clients:
+        for record in _pools(books):
+            try:
+                problems = clients.of(record).resume_batches()
+            except EmbeddingError as error:
+                problems = [error]
+            for problem in problems:
+                codes.append(code_of(problem))
+                screen.error(f"Error: {record.asked_as}: {one_line(str(problem), _LONGEST)}")
+    reports = [books.report(books.named(name)) for name in before]
+    for report in reports:
+        if change_text(report) != before[report.id]:
+            screen.info(change_text(report))
+    screen.json({"batches": [report_fields(one) for one in reports]})
+    return code_of_all(codes)
+
+
+def _pools(books: BatchBooks) -> list[BatchRecord]:
+    """One batch of each pool in which something may be due, also after its batches have ended."""
+    newest = {record.pool: record for record in books.batches.all()}
+    busy = {record.pool for record in books.open}
+    return [
+        record
+        for pool, record in newest.items()
+        if pool in busy or books.jobs.live(books.batches.pool_of(record))
+    ]
+
+
+def _buy_again(screen: Screen, name: str, model: str | None) -> None:
+    with books_of(name) as (books, record), Clients(books=books, model=model) as clients:
+        if record.has_ended:
+            note = books.note(record)
+            files = "FILE" if note is None else " ".join(note.files)
+            raise ConfigurationError(
+                f"batch {name} has ended: embedcore batch submit {files} --resubmit-lost buys what "
+                "it lost, and nothing else of it"
+            )
+        texts = clients.job(record).resubmit_lost()
+    screen.info(
+        f"{name}: what is lost is bought again: {plural(texts, 'text')} now, and those of jobs "
+        "that are gone as soon as these are looked at"
+    )
+
+
+def _send_again(screen: Screen, name: str, model: str | None) -> None:
+    with books_of(name) as (books, record), Clients(books=books, model=model) as clients:
+        if record.has_ended:
+            note = books.note(record)
+            files = "FILE" if note is None else " ".join(note.files)
+            raise ConfigurationError(
+                f"batch {name} has ended: embedcore batch submit {files} submits what is missing"
+            )
+        texts = clients.job(record).resubmit_cancelled()
+    screen.info(f"{name}: {plural(texts, 'text')} whose job was cancelled will be sent again")
+
+
+# A file may be uploaded long before its job is created, and a batch be prepared for a day.
+_SAFE: Final = timedelta(days=2)
+_DAY_SECONDS: Final = 86_400
+_LONGEST_LIST: Final = 500
+_LOCAL: Final = (".db", ".db-wal", ".db-shm", ".db-journal", *ENDINGS)
+
+
+@dataclass(kw_only=True)
+class Garbage:
+    """What goes, or would go.
+
+    ``remote``: input files at providers. ``batches``: ids of old batches. ``files``: paths here
+    that no batch has. ``parts``: remote jobs that ended, of which only the books know.
+    """
+
+    remote: list[str] = field(default_factory=list)
+    batches: list[str] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    codes: list[int] = field(default_factory=list)
+
+    def text(self, *, dry_run: bool) -> str:
+        """For a person."""
+        if not (self.remote or self.batches or self.files):
+            return "there is nothing to delete"
+        lines = [
+            ("input files at the provider", self.remote),
+            ("old batches", self.batches),
+            ("files of no batch", [str(path) for path in self.files]),
+        ]
+        verb = "would be deleted" if dry_run else "deleted"
+        shown = [(name, f"{len(found):,} {verb}") for name, found in lines if found]
+        listed = [f"  {one}" for _, found in lines for one in found] if dry_run else []
+        return "\n".join([facts(shown), *listed])
+
+
+def collect_garbage(
+    screen: Screen, *, older_than: float | None, dry_run: bool, model: str | None
+) -> int:
+    """``embedcore batch gc``. The code of the first thing that could not be looked at.
+
+    ``older_than``: seconds since the end of a batch, instead of ``keep_days``.
+    """
+    config, found = Config.load(), Garbage()
+    with batch_books(config) as books:
+        for strategy, needed in _strategies(screen, config, books, model, found):
+            try:
+                _remote(strategy, needed, found, dry_run=dry_run)
+            except EmbeddingError as error:
+                _note(screen, error, found)
+        if books is not None:
+            _local(books, found, older_than=older_than, dry_run=dry_run)
+    screen.json(
+        {
+            "dry_run": dry_run,
+            "remote_files": found.remote,
+            "batches": found.batches,
+            "local_files": [str(path) for path in found.files],
+        }
+    )
+    screen.result(found.text(dry_run=dry_run))
+    return next(iter(found.codes), OK)
+
+
+def _strategies(
+    screen: Screen, config: Config, books: BatchBooks | None, model: str | None, found: Garbage
+) -> Iterator[tuple[BatchStrategy, frozenset[str]]]:
+    """Each account's strategy once, with the inputs that jobs of ours still need."""
+    seen: set[tuple[str, str, str]] = set()
+    needed: frozenset[str] = frozenset()
+    if books is not None:
+        newest = {record.pool: record for record in books.batches.all()}
+        pools = {number: books.batches.pool_of(record) for number, record in newest.items()}
+        live = (part for pool in pools.values() for part in books.jobs.live(pool))
+        needed = frozenset(part.input for part in live if part.input is not None)
+        with Clients(books=books, model=model) as clients:
+            for number, record in newest.items():
+                pool = pools[number]
+                account = (pool.model.partition(":")[0], pool.endpoint, pool.account)
+                if account in seen:
+                    continue
+                seen.add(account)
+                try:
+                    strategy = clients.job(record).open_office().strategy
+                except EmbeddingError as error:
+                    _note(screen, error, found)
+                    continue
+                yield strategy, needed
+    yield from _of_settings(config, model, seen, needed)
+
+
+def _of_settings(
+    config: Config, model: str | None, seen: set[tuple[str, str, str]], needed: frozenset[str]
+) -> Iterator[tuple[BatchStrategy, frozenset[str]]]:
+    """The account that the settings name, though no batch of it is written down here."""
+    choice = choose(model, config=config, scope=None, options={})
+    embedder, *_ = create_embedder(choice)
+    with closing(embedder):
+        info, strategy = embedder.info, embedder.batch
+        if strategy is not None and (info.provider, info.endpoint, info.account) not in seen:
+            yield strategy, needed
+
+
+def _remote(
+    strategy: BatchStrategy, needed: frozenset[str], found: Garbage, *, dry_run: bool
+) -> None:
+    for file in strategy.orphans(before=datetime.now(UTC) - _SAFE):
+        if file in needed:
+            continue
+        if not dry_run:
+            strategy.discard(file)
+        found.remote.append(file)
+
+
+def _local(books: BatchBooks, found: Garbage, *, older_than: float | None, dry_run: bool) -> None:
+    if older_than is None:
+        older_than = books.config.batch.keep_days * _DAY_SECONDS
+    before = books.jobs.now() - round(older_than * MICROSECONDS)
+    for record in books.batches.all():
+        if record.ended is not None and record.ended < before:
+            found.batches.append(record.name)
+            if not dry_run:
+                _drop(books, record)
+    if not dry_run:
+        books.jobs.forget(before)
+    known = {record.name for record in books.batches.all()} | set(found.batches)
+    for path in _strays(books.folder, known):
+        found.files.append(path)
+        if not dry_run:
+            path.unlink(missing_ok=True)
+
+
+def _drop(books: BatchBooks, record: BatchRecord) -> None:
+    # The record first: files that are left without one are found by the next run.
+    books.batches.drop(record)
+    Manifest(
+        books.folder / f"{record.name}.db",
+        allow_network_filesystem=books.config.allow_network_filesystem,
+    ).delete()
+    drop_note(books.folder, record.name)
+
+
+def _strays(folder: Path, known: set[str]) -> list[Path]:
+    """Files of batches that there are not. One that is being prepared is young."""
+    if not folder.is_dir():
+        return []
+    groups: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        name, dot, ending = path.name.partition(".")
+        if name not in known and f"{dot}{ending}" in _LOCAL and path.is_file():
+            groups.setdefault(name, []).append(path)
+    oldest = time.time() - _SAFE.total_seconds()
+    return [
+        path
+        for group in groups.values()
+        if max(one.stat().st_mtime for one in group) < oldest
+        for path in group
+    ]
+
+
+def _note(screen: Screen, error: EmbeddingError, found: Garbage) -> None:
+    screen.error(f"Error: {one_line(str(error), _LONGEST_LIST)}")
+    found.codes.append(code_of(error))

@@ -1,0 +1,82 @@
+"""What a command opens: settings, a client, the state file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from embedcore.assembly import open_ledger
+from embedcore.client import EmbeddingClient
+from embedcore.config import Config, Limits, Profile
+from embedcore.errors import StorageError
+from embedcore.storage.amounts import ALL_SCOPES
+
+if TYPE_CHECKING:
+    from embedcore.events import Observer
+    from embedcore.storage.amounts import Limit
+    from embedcore.storage.ledger import Ledger
+
+
+_PERIODS: Final = {"day": "daily", "month": "monthly", "total": "total"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """A client, with the settings it was made from."""
+
+    config: Config
+    profile: Profile
+    client: EmbeddingClient
+
+    @property
+    def name(self) -> str:
+        return f"{self.client.provider}:{self.client.model}"
+
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        """The limits that its calls must keep; none for what is computed on this machine."""
+        if self.client.info.local:
+            return ()
+        return self.config.limits(self.profile, self.client.scope)
+
+
+@contextmanager
+def opened(
+    model: str | None, scope: str | None, observers: Sequence[Observer] = ()
+) -> Iterator[Session]:
+    """A client for the length of the block."""
+    config = Config.load()
+    with EmbeddingClient(model, config=config, scope=scope, observers=observers) as client:
+        yield Session(config=config, profile=config.profile(model), client=client)
+
+
+@contextmanager
+def books(
+    config: Config, limits: Sequence[Limit] = (), *, compare: bool = True
+) -> Iterator[Ledger]:
+    """The ledger of the state folder. Raises ``StorageError`` where none can be kept.
+
+    ``compare=False``: also if its counters do not agree with its entries.
+    """
+    ledger = open_ledger(config, limits, compare=compare)
+    with closing(ledger.database):
+        if ledger.database.path is None:
+            raise StorageError("there are no books to show here: see the warning above")
+        yield ledger
+
+
+def set_by(limit: Limit, config: Config) -> str:
+    """The layer that a limit comes from."""
+    budget = config.budget
+    if limit.scope == ALL_SCOPES:
+        holders = {"all_scopes.": budget.all_scopes}
+    else:
+        own = budget.scopes.get(limit.scope, Limits())
+        holders = {"": budget, f"scopes.{limit.scope}.": own}
+    name = f"{_PERIODS[limit.period]}_{'token' if limit.unit == 'tokens' else 'cost'}_limit"
+    for place, holder in holders.items():
+        if holder.amount(limit.period, limit.unit) == limit.amount:
+            return config.origins.get(f"budget.{place}{name}", "the configuration")
+    return "the profile"

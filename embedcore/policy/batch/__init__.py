@@ -1,0 +1,1 @@
+"""Batches: texts embedded within a day, durable across processes."""

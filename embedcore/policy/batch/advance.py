@@ -1,0 +1,253 @@
+"""Advances a batch: everything that is due for it, once.
+
+Whoever calls it, in whichever process and however often: the normal path is the recovery path.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from embedcore.errors import BudgetExceeded, EmbeddingError, PermanentProviderError
+from embedcore.events import BatchWaits, Progress
+from embedcore.policy.batch import deadline as draining
+from embedcore.policy.batch.part import PartWork
+from embedcore.storage.amounts import HeldLoosely
+from embedcore.storage.calendar import MICROSECONDS
+from embedcore.storage.part_money import Ended
+
+if TYPE_CHECKING:
+    from embedcore.policy.batch.context import BatchContext
+    from embedcore.storage.batches import BatchPhase, BatchRecord, Counts
+    from embedcore.storage.parts import Part
+
+
+logger = logging.getLogger("embedcore")
+
+_BUDGET_SECONDS: Final = 60.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Look:
+    """What one look at a batch found.
+
+    ``problems``: errors that waiting alone does not mend. ``due``: seconds until it is worth while
+    to look again; None: whenever the caller likes. ``changed``: something went on.
+    """
+
+    batch: BatchRecord
+    changed: bool = False
+    problems: list[EmbeddingError] = field(default_factory=list)
+    due: float | None = None
+
+
+def advance(context: BatchContext, batch: BatchRecord, *, asked: bool = False) -> Look:
+    """Do what is due for a batch: plan, upload, create, poll, look for what was lost, collect.
+
+    ``asked``: also what would be tried again a little later, such as results that are late.
+
+    Raises ``StorageError`` only: what the provider says is in ``problems`` and in the parts, and
+    changes nothing that was written down.
+    """
+    work = PartWork(context, asked=asked)
+    batch = context.batches.again(batch)
+    if draining.is_due(context, batch):
+        context.batches.drain(batch)
+        batch = context.batches.again(batch)
+    changed = _work_through(context, batch, work)
+    if batch.draining and batch.state == "open" and batch.retry <= context.jobs.now():
+        changed |= draining.drain(context, batch, work.problems)
+    elif _plan(context, batch, work):
+        changed = True
+        _work_through(context, batch, work)
+    counts = context.batches.counts(batch)
+    if counts.stopped and not batch.has_ended:
+        work.problems.append(_stopped(batch, counts))
+    if counts.open:
+        draining.look_at_the_clock(context, batch)
+    if not batch.has_ended:
+        batch = _end(context, batch, counts)
+    _tell_progress(context, batch, counts)
+    return Look(
+        batch=batch,
+        changed=changed,
+        problems=work.problems,
+        due=_due(context, batch),
+    )
+
+
+def cancel(context: BatchContext, batch: BatchRecord) -> BatchRecord:
+    """Ask for nothing more. The next ``advance`` stops parts that no other batch waits for."""
+    batch = context.batches.again(batch)
+    if not batch.has_ended:
+        context.batches.set_state(batch, "cancelling")
+    return context.batches.again(batch)
+
+
+def abandon(context: BatchContext, batch: BatchRecord) -> BatchRecord:
+    """End a batch by hand, without a remote call. What is uncertain counts as spent.
+
+    Parts for which others wait go on.
+    """
+    batch = context.batches.again(batch)
+    if batch.has_ended:
+        return batch
+    context.batches.set_state(batch, "cancelling")
+    for part in context.jobs.of_batch(batch):
+        _abandon(context, part)
+    _forget_texts(context, batch)
+    context.batches.set_state(batch, "abandoned")
+    return context.batches.again(batch)
+
+
+def _abandon(context: BatchContext, part: Part) -> None:
+    if part.state == "done" or context.jobs.is_wanted(part):
+        return
+    owned = context.jobs.take(part)
+    if owned is None:
+        logger.warning("part %d is being worked on by another process, which ends it", part.id)
+        return
+    if owned.attempt is None:
+        context.steps.dissolve(owned)
+        return
+    named = f" Its job {owned.job} may go on" if owned.job else ""
+    logger.warning("part %d is given up: what was held for it counts as spent.%s", part.id, named)
+    ended = Ended(actual=None, note="abandoned by hand", counts=False)
+    context.tell(*context.steps.end(owned, ended))
+
+
+def _work_through(context: BatchContext, batch: BatchRecord, work: PartWork) -> bool:
+    changed = False
+    mine = context.jobs.of_batch(batch)
+    for part in mine:
+        changed |= work.work(part)
+    # Those of others may keep ours waiting, and who waits for them may be gone. What is wrong with
+    # them is said in the log, and is no fault of this batch.
+    others, numbers = PartWork(context), {part.id for part in mine}
+    waits = any(part.state == "planned" for part in context.jobs.of_batch(batch))
+    for part in context.jobs.live(context.pool):
+        if part.id in numbers:
+            continue
+        # Nobody waits for some any more, and yet their money and their jobs must find an end.
+        if waits or part.state in ("lost", "stray") or not context.jobs.is_wanted(part):
+            changed |= others.work(part)
+    return changed
+
+
+def _plan(context: BatchContext, batch: BatchRecord, work: PartWork) -> bool:
+    """Cut parts of what is still to be submitted, as far as there is money for it."""
+    if batch.state != "open" or batch.draining or batch.retry > context.jobs.now():
+        return False
+    draining.take_what_is_there(context, batch)
+    cut, after, planned = context.cut(), 0, False
+    try:
+        while True:
+            part, after = context.cutter.plan(batch, cut, after=after)
+            if part is None:
+                break
+            planned = True
+    except HeldLoosely as wait:
+        _block(context, batch, wait.refusal)
+    except BudgetExceeded as error:
+        _block(context, batch, error)
+        if error.never_fits:
+            work.problems.append(error)
+    else:
+        if batch.blocked is not None and batch.blocked.startswith("budget"):
+            context.batches.block(batch, None)
+    return planned
+
+
+def _block(context: BatchContext, batch: BatchRecord, error: BudgetExceeded) -> None:
+    # A limit may be raised, or others may settle for less, long before its window ends.
+    until = context.later(_BUDGET_SECONDS)
+    if batch.blocked is None:
+        context.engine.observe(
+            BatchWaits(
+                batch=batch.name,
+                scope=context.pool.scope,
+                until=error.resets_at,
+                message=str(error),
+            )
+        )
+    context.batches.block(batch, f"budget: {error}", until=until)
+
+
+def _stopped(batch: BatchRecord, counts: Counts) -> EmbeddingError:
+    """What only a person can decide: whether to send again what somebody else cancelled."""
+    return PermanentProviderError(
+        f"{counts.stopped} texts of batch {batch.name} are not sent again, since their job was "
+        "cancelled at the provider: embedcore batch resume --resubmit-cancelled "
+        f"{batch.name}, or resubmit_cancelled() of the job, sends them again; embedcore batch "
+        f"cancel {batch.name} ends it without them",
+        billed="no",
+    )
+
+
+def _end(context: BatchContext, batch: BatchRecord, counts: Counts) -> BatchRecord:
+    """Write down that a batch has ended, if it has."""
+    if batch.state == "open" and not counts.open:
+        state: BatchPhase = "done"
+    elif batch.state == "cancelling" and not _still_mine(context, batch):
+        state = "cancelled"
+    else:
+        return context.batches.again(batch)
+    # First, since nobody would do it after a crash in between.
+    _forget_texts(context, batch)
+    context.batches.set_state(batch, state)
+    return context.batches.again(batch)
+
+
+def _still_mine(context: BatchContext, batch: BatchRecord) -> bool:
+    """Whether a job that only this batch waited for is still being stopped."""
+    waiting = ("creating", "fenced", "submitted", "collecting")
+    return any(
+        part.state in waiting and not context.jobs.is_wanted(part)
+        for part in context.jobs.of_batch(batch)
+    )
+
+
+def _forget_texts(context: BatchContext, batch: BatchRecord) -> None:
+    manifest = context.manifest(batch)
+    try:
+        if manifest.path.exists():
+            manifest.forget_texts()
+    finally:
+        manifest.close()
+
+
+def _due(context: BatchContext, batch: BatchRecord) -> float | None:
+    if batch.has_ended:
+        return None
+    now = context.jobs.now()
+    times = [part.next for part in context.jobs.of_batch(batch) if part.state != "done"]
+    if batch.blocked is not None:
+        times.append(batch.retry)
+    later = [one for one in times if one > now]
+    return (min(later) - now) / MICROSECONDS if later else None
+
+
+def _tell_progress(context: BatchContext, batch: BatchRecord, counts: Counts) -> None:
+    """Texts with an outcome, and those that the provider says are done."""
+    parts = context.jobs.of_batch(batch)
+    spent = context.jobs.spent(batch)
+    context.engine.observe(
+        Progress(
+            done=done_so_far(batch, counts, parts),
+            total=batch.texts,
+            tokens=spent.actual.tokens + spent.held.tokens,
+            picodollars=spent.actual.cost + spent.held.cost,
+            exact=not spent.held.tokens or context.engine.tokenizer.exact,
+        )
+    )
+
+
+def done_so_far(batch: BatchRecord, counts: Counts, parts: list[Part]) -> int:
+    """Texts that have their outcome, or for which the provider has a result."""
+    if batch.has_ended:
+        return batch.texts
+    remote = sum(
+        (part.completed or 0) + (part.failed or 0) for part in parts if part.state == "submitted"
+    )
+    return batch.reused + counts.stored + counts.failed + min(remote, counts.in_flight)

@@ -1,0 +1,68 @@
+"""Deletes what no batch needs any more, here and at the provider."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from typing import TYPE_CHECKING, Final
+
+from embedcore.policy.batch.context import DAY_SECONDS
+from embedcore.policy.batch.part import PartWork
+from embedcore.storage.calendar import MICROSECONDS
+
+if TYPE_CHECKING:
+    from embedcore.errors import EmbeddingError
+    from embedcore.policy.batch.context import BatchContext
+    from embedcore.storage.batches import BatchRecord
+
+
+logger = logging.getLogger("embedcore")
+
+_FILE: Final = re.compile(r"(\d{8}-[0-9a-f]{8})\.(?:db|db-wal|db-shm|db-journal|json|digests)")
+
+
+def tidy(context: BatchContext) -> list[EmbeddingError]:
+    """Do what is due for parts of the pool that no batch waits for any more."""
+    work = PartWork(context)
+    for part in context.jobs.live(context.pool):
+        if part.state in ("lost", "stray") or not context.jobs.is_wanted(part):
+            work.work(part)
+    return work.problems
+
+
+def forget(context: BatchContext, batch: BatchRecord) -> None:
+    """Delete the batch's record and texts. Parts of it that run are not stopped."""
+    context.batches.drop(batch)
+    context.manifest(batch).delete()
+
+
+def sweep(context: BatchContext) -> int:
+    """Forget batches that ended ``keep_days`` ago, and what a crash left of unfinished ones.
+
+    Returns how many batches and files that were. Needs no network.
+    """
+    before = context.jobs.now() - round(context.settings.keep_days * DAY_SECONDS * MICROSECONDS)
+    gone = 0
+    for batch in (*context.batches.unfinished(), *context.batches.ended_before(before)):
+        forget(context, batch)
+        gone += 1
+    context.jobs.forget(before)
+    return gone + _sweep_files(context)
+
+
+def _sweep_files(context: BatchContext) -> int:
+    if not context.folder.is_dir():
+        return 0
+    gone = 0
+    for path in context.folder.iterdir():
+        name = _FILE.fullmatch(path.name)
+        # A new one may be about to get its record from another process.
+        if (
+            name is not None
+            and time.time() - path.stat().st_mtime > DAY_SECONDS
+            and not context.batches.is_known(name[1])
+        ):
+            path.unlink(missing_ok=True)
+            gone += 1
+    return gone

@@ -1,0 +1,184 @@
+"""What all batches of one client share: strategy, state file, cache and settings.
+
+``BatchContext`` is to the recipe for "within a day" what ``Engine`` is to that for "now".
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from embedcore.errors import ConfigurationError, EmbeddingError, TransientProviderError
+from embedcore.forksafe import cached
+from embedcore.policy.batch.settings import BatchSettings
+from embedcore.policy.engine import Engine
+from embedcore.policy.immediate.reuse import former_keys_of, keys_of, vector_width
+from embedcore.storage.batches import BatchAccount, Batches, BatchRecord
+from embedcore.storage.calendar import MICROSECONDS
+from embedcore.storage.cutting import Cut, Cutter
+from embedcore.storage.keys import Keys, Origin
+from embedcore.storage.manifest import Manifest
+from embedcore.storage.part_money import PartMoney, Room
+from embedcore.storage.parts import Parts
+
+if TYPE_CHECKING:
+    from embedcore.events import Event
+    from embedcore.provider.protocol import BatchStrategy
+    from embedcore.provider.types import Vectors
+    from embedcore.storage.vectors import VectorStore
+
+
+_ITEMS_PER_PART: Final = 50_000
+_FIRST_BACKOFF: Final = 2.0
+_LONGEST_BACKOFF: Final = 300.0
+DAY_SECONDS: Final = 86_400.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchContext:
+    """Shared by the threads of one client. ``folder``: where the files of batches are."""
+
+    engine: Engine
+    strategy: BatchStrategy
+    store: VectorStore
+    folder: Path
+    asked_as: str
+    settings: BatchSettings = field(default_factory=BatchSettings)
+    allow_network_filesystem: bool = False
+    jitter: Callable[[float, float], float] = random.uniform
+
+    @cached
+    def batches(self) -> Batches:
+        ledger = self.engine.account.ledger
+        if ledger is None or ledger.database.path is None:
+            raise ConfigurationError(
+                "a batch outlives this process and needs a state file: set EMBEDCORE_HOME to a "
+                "folder on this machine that can be written"
+            )
+        return Batches(ledger)
+
+    @cached
+    def jobs(self) -> Parts:
+        return Parts(self.batches.ledger)
+
+    @cached
+    def pool(self) -> BatchAccount:
+        info = self.engine.info
+        return self.batches.pool(
+            scope=self.engine.account.scope,
+            model=self.engine.label,
+            fingerprint=self.engine.fingerprint,
+            endpoint=info.endpoint,
+            account=info.account,
+        )
+
+    @cached
+    def steps(self) -> PartMoney:
+        return PartMoney(self.jobs, self.pool, self.engine.account.limits)
+
+    @cached
+    def cutter(self) -> Cutter:
+        account = self.engine.account
+        return Cutter(
+            self.batches.ledger,
+            self.pool,
+            account.limits,
+            on_held=lambda amount: self.tell(account.held(amount)),
+            exact=self.engine.tokenizer.exact,
+        )
+
+    def manifest(self, batch: BatchRecord) -> Manifest:
+        """The file of a batch; the caller closes it."""
+        return Manifest(
+            self.folder / f"{batch.name}.db",
+            allow_network_filesystem=self.allow_network_filesystem,
+        )
+
+    def keys(self, input_type: str | None) -> Keys:
+        return keys_of(self.engine, input_type)
+
+    def stored(self, keys: Sequence[bytes]) -> set[bytes]:
+        """Which of these keys have a sound vector; a damaged one is deleted, to be bought again."""
+        looked = self.store.look(keys, vector_width(self.engine))
+        self.store.delete(looked.damaged)
+        return {keys[place] for place in looked.there}
+
+    def take_former(
+        self, texts: Sequence[str], keys: Sequence[bytes], input_type: str | None
+    ) -> None:
+        """Copy what an earlier version kept under other keys: results are read by these."""
+        engine = self.engine
+        origin = Origin(model=engine.label, fingerprint=engine.fingerprint, input_type=input_type)
+
+        def take(places: Sequence[int], vectors: Vectors) -> None:
+            self.store.put([keys[place] for place in places], vectors, origin)
+
+        for former in former_keys_of(engine, input_type):
+            self.store.get(former.of(texts), vector_width(engine), take)
+
+    def cut(self) -> Cut:
+        """How large a part may be now."""
+        limits, price = self.strategy.limits, self.engine.info.price
+        items = min(
+            limits.max_items or _ITEMS_PER_PART,
+            self.settings.part_texts or _ITEMS_PER_PART,
+            _ITEMS_PER_PART,
+        )
+        rate = None
+        if price is not None:
+            rate = price.immediate if price.batch is None else price.batch
+        return Cut(
+            items=items,
+            in_bytes=limits.max_bytes,
+            tokens=self.queue_tokens(),
+            overhead=self.engine.info.overhead_tokens_per_text,
+            price=rate,
+            scale=self.engine.learned.scale,
+        )
+
+    def room(self) -> Room:
+        """How much may be in flight now."""
+        return Room(parts=self.settings.parts, tokens=self.queue_tokens())
+
+    def queue_tokens(self) -> int | None:
+        """The tokens that the account may have enqueued, as far as that is known."""
+        known = (
+            self.settings.enqueued_tokens,
+            self.strategy.limits.max_enqueued_tokens,
+            self.jobs.queue(self.pool).limit,
+        )
+        return min((one for one in known if one is not None), default=None)
+
+    def tell(self, *events: Event) -> None:
+        for event in events:
+            self.engine.observe(event)
+
+    def keep_until(self) -> float:
+        """Until when vectors are pinned, in seconds since 1970."""
+        return self.jobs.now() / MICROSECONDS + self.settings.keep_days * DAY_SECONDS
+
+    def later(self, seconds: float) -> int:
+        """A time of the books, so many seconds from now."""
+        return self.jobs.now() + round(seconds * MICROSECONDS)
+
+    def next_look(self, since: int, end: int) -> int:
+        """When to look again for what has been missing since then: at once, and then as long after
+        as was waited already, but never less often than ``look_again`` and at the ``end``."""
+        now = self.jobs.now()
+        wait = min(now - since, round(self.settings.look_again * MICROSECONDS))
+        return min(now + wait, max(end, now))
+
+    def backoff(self, tries: int, error: EmbeddingError | None = None) -> int:
+        """When to try again after so many errors in a row: doubled each time, and spread."""
+        seconds = min(_FIRST_BACKOFF * 2 ** min(tries, 10), _LONGEST_BACKOFF)
+        seconds *= self.jitter(0.5, 1.0)
+        return max(self.later(seconds), self.not_before(error))
+
+    def not_before(self, error: EmbeddingError | None) -> int:
+        """Until when the provider asked, with this error, to be left alone; 0: it did not."""
+        if not isinstance(error, TransientProviderError) or not error.retry_after:
+            return 0
+        return self.later(min(error.retry_after, _LONGEST_BACKOFF))

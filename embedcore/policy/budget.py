@@ -1,0 +1,405 @@
+"""The money of one call: reserved before anything is sent, settled whatever happens.
+
+One rule decides what an outcome costs: ``billed="no"`` gives back, everything else charges.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from embedcore.errors import (
+    BudgetExceeded,
+    ConfigurationError,
+    EmbeddingError,
+    ProviderError,
+    StorageError,
+)
+from embedcore.events import BoundViolated, Event, Held, Observer, Refused, Settled
+from embedcore.policy.planning import PlannedRequest
+from embedcore.policy.result import Spending
+from embedcore.policy.threads import Stopped
+from embedcore.storage.amounts import (
+    Amount,
+    Attempt,
+    Grant,
+    HeldLoosely,
+    Lane,
+    Limit,
+    TighterBoundNeeded,
+)
+
+if TYPE_CHECKING:
+    from embedcore.provider.types import ModelInfo
+    from embedcore.storage.ledger import Ledger
+
+
+_SHORTEST_LOOK: Final = 0.02
+_LONGEST_LOOK: Final = 0.5
+
+Reserved = TypeVar("Reserved")
+
+
+def hold_when_free(
+    hold: Callable[[], Reserved],
+    account: Account,
+    observe: Observer,
+    *,
+    pause: Callable[[float], None],
+    monotonic: Callable[[], float],
+) -> Reserved:
+    """What ``hold`` gives, tried again for ``account.wait`` seconds while only loose bounds of
+    others forbid it. Raises ``BudgetExceeded``, and observers are told."""
+    until = monotonic() + account.wait
+    look = _SHORTEST_LOOK
+    while True:
+        try:
+            return hold()
+        except HeldLoosely as wait:
+            if monotonic() >= until:
+                observe(account.refused(wait))
+                raise wait.refusal from None
+        except BudgetExceeded as error:
+            observe(account.refused(error))
+            raise
+        pause(look * random.uniform(0.5, 1.5))  # noqa: S311 - spreads, hides nothing
+        look = min(look * 2, _LONGEST_LOOK)
+
+
+logger = logging.getLogger("embedcore")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Account:
+    """Whose money it is, and what it may be spent on. ``ledger`` None: nothing costs anything.
+
+    ``provider``, ``model``: what it is spent on, for observers.
+    """
+
+    ledger: Ledger | None = None
+    scope: str = "default"
+    limits: tuple[Limit, ...] = ()
+    wait: float = 30.0
+    provider: str = ""
+    model: str = ""
+
+    def held(self, amount: Amount) -> Held:
+        """What observers are told of money that was set aside."""
+        return Held(
+            scope=self.scope,
+            tokens=amount.tokens,
+            picodollars=amount.cost,
+            provider=self.provider,
+            model=self.model,
+        )
+
+    def settled(self, amount: Amount, *, uncertain: bool, exact: bool = True) -> Settled:
+        """The same of what was charged."""
+        return Settled(
+            scope=self.scope,
+            tokens=amount.tokens,
+            picodollars=amount.cost,
+            uncertain=uncertain,
+            exact=exact,
+            provider=self.provider,
+            model=self.model,
+        )
+
+    def refused(self, refusal: Exception) -> Refused:
+        """The same of a limit that refused a call."""
+        return Refused(
+            scope=self.scope, message=str(refusal), provider=self.provider, model=self.model
+        )
+
+
+def require_price(account: Account, info: ModelInfo) -> None:
+    """Raises ``ConfigurationError`` if a limit in money cannot be kept for want of a price."""
+    costs = account.ledger is not None and info.price is None
+    if costs and any(limit.unit == "cost" for limit in account.limits):
+        raise ConfigurationError(
+            f"the price of {info.provider}:{info.model} is not known, so a limit in money "
+            "cannot be kept: set its price in the provider's options, or limit tokens instead"
+        )
+
+
+class CallBudget:
+    """Opened once by a call, used by the threads that send its requests."""
+
+    def __init__(
+        self,
+        account: Account,
+        info: ModelInfo,
+        *,
+        lane: Lane,
+        observe: Observer,
+        pause: Callable[[float], None],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._account = account
+        self._info = info
+        self._lane: Lane = lane
+        self._observe = observe
+        self._pause = pause
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._grant: Grant | None = None
+        self._first: Attempt | None = None
+        self._sole: Attempt | None = None
+        self._closed = False
+        self.spending = Spending()
+
+    def open(
+        self,
+        plan: Callable[[bool], list[PlannedRequest]],
+        *,
+        exact: bool,
+        send_now: bool,
+    ) -> list[PlannedRequest]:
+        """Hold the whole call and return its requests, or raise ``BudgetExceeded``.
+
+        ``plan(counted)`` packs the texts by their bytes or by the tokenizer's counts; the bytes are
+        used while they take less than half of what is left. ``exact``: the counts are exact, and
+        not only a tighter bound. ``send_now``: a single request is about to leave, and needs one
+        commit instead of two. May be called again, once all of the requests before have ended.
+        What sends nothing is never refused.
+        """
+        requests = plan(False)
+        self.release()
+        if self._account.ledger is None or not requests:
+            return requests
+        require_price(self._account, self._info)
+        try:
+            self._hold(requests, loose=True, final=False, send_now=send_now)
+        except TighterBoundNeeded:
+            requests = plan(True)
+            self._hold_patiently(requests, loose=not exact, send_now=send_now)
+        return requests
+
+    def send(self, amount: Amount, *, inputs: int, fresh: bool) -> Attempt | None:
+        """Commit that a request is about to leave. None where nothing costs anything.
+
+        Raises ``Stopped`` when the budget is closed: what left now would be on no record.
+        """
+        with self._lock:
+            if self._closed:
+                raise Stopped
+            grant, first, self._first = self._grant, self._first, None
+        if first is not None and not self._is_timely(first):
+            first = None
+        if first is None and self._account.ledger is not None and grant is not None:
+            first = self._send(self._account.ledger, grant, amount, inputs=inputs, fresh=fresh)
+        with self._lock:
+            self.spending += Spending(requests=1)
+        return first
+
+    def _is_timely(self, first: Attempt) -> bool:
+        """Whether what was sent with its hold still is. A day ended since: its money is given back,
+        and sent where it belongs."""
+        ledger = self._account.ledger
+        if ledger is None or ledger.is_timely(first):
+            return True
+        ledger.give_back(first, note="never sent")
+        self._sole = None
+        return False
+
+    def _send(
+        self, ledger: Ledger, grant: Grant, amount: Amount, *, inputs: int, fresh: bool
+    ) -> Attempt:
+        try:
+            return ledger.send(grant, amount, fresh=fresh, model=self._label, inputs=inputs)
+        except BudgetExceeded as error:
+            self._observe(self._account.refused(error))
+            raise
+
+    def not_sent(self, attempt: Attempt | None) -> None:
+        """The call ended between the commit and the first byte."""
+        with self._lock:
+            self.spending += Spending(requests=-1)
+        if attempt is not None and self._account.ledger is not None:
+            self._account.ledger.give_back(attempt, note="never sent")
+
+    def settle(
+        self,
+        attempt: Attempt | None,
+        tokens: int | None,
+        request_id: str | None,
+        *,
+        counted: int | None = None,
+        complete: bool = True,
+    ) -> Amount:
+        """Vectors are in hand: what did they cost?
+
+        Without the provider's word, what an exact tokenizer ``counted``, or else what was held.
+        ``complete``: for all texts of the request, so that nothing of it is sent again.
+        """
+        known = counted if tokens is None else tokens
+        if attempt is None or self._account.ledger is None:
+            return self._spent(Amount(tokens=known or 0), exact=True)
+        held, reported = attempt.amount, tokens is not None
+        actual = self._spent(held if known is None else self.price(known), exact=reported)
+        if actual.tokens > held.tokens:
+            self._observe(
+                BoundViolated(
+                    provider=self._info.provider,
+                    model=self._info.model,
+                    held=held.tokens,
+                    billed=actual.tokens,
+                )
+            )
+        # The only request of a call: its grant ends in the same commit.
+        last = complete and attempt is self._sole
+        near = self._account.ledger.settle(
+            attempt, actual, reported=reported, request_id=request_id, close=last
+        )
+        if last:
+            self._sole = self._grant = None
+        self._tell(*near, self._account.settled(actual, uncertain=False, exact=known is not None))
+        return actual
+
+    def account_for(
+        self, attempt: Attempt | None, error: EmbeddingError, *, note: str, late: bool = False
+    ) -> bool:
+        """A request failed. Returns whether its money is gone, so that a retry needs new money.
+
+        ``late``: it was given up before, and charged.
+        """
+        if attempt is None or self._account.ledger is None:
+            return False
+        request_id = getattr(error, "request_id", None)
+        if error.billed == "no":
+            by_status = isinstance(error, ProviderError) and error.free_by_status
+            # After midnight it may have gone back to the day before.
+            has_it = self._account.ledger.give_back(
+                attempt, note=note, request_id=request_id, by_status=by_status
+            )
+            if by_status:
+                self._free_by_status(attempt.amount)
+            return not has_it
+        if error.billed == "yes" and error.billed_tokens is not None:
+            # A refusal that says what it cost.
+            if late:
+                self.correct(attempt, error.billed_tokens)
+            else:
+                self.settle(attempt, error.billed_tokens, request_id, complete=False)
+        elif not late:
+            self.charge(attempt, note=note, request_id=request_id)
+        return True
+
+    def _free_by_status(self, amount: Amount) -> None:
+        with self._lock:
+            self.spending += Spending(
+                free_by_status_tokens=amount.tokens,
+                free_by_status_picodollars=amount.cost,
+                free_by_status_requests=1,
+            )
+
+    def charge(self, attempt: Attempt, *, note: str, request_id: str | None = None) -> None:
+        """Nobody can prove that it was not billed: it is spent, and shown as uncertain."""
+        if self._account.ledger is None:
+            return
+        amount = attempt.amount
+        with self._lock:
+            self.spending += Spending(
+                tokens=amount.tokens,
+                picodollars=amount.cost,
+                uncertain_tokens=amount.tokens,
+                uncertain_picodollars=amount.cost,
+                exact=False,
+            )
+        near = self._account.ledger.charge(attempt, note=note, request_id=request_id)
+        self._tell(*near, self._account.settled(amount, uncertain=True, exact=False))
+
+    def correct(self, attempt: Attempt | None, tokens: int | None) -> None:
+        """The answer of a request that was given up, and charged, came after all."""
+        if attempt is not None and self._account.ledger is not None and tokens is not None:
+            self._account.ledger.settle(attempt, self.price(tokens))
+
+    def renew(self) -> None:
+        """Keep the grant while the call waits at the gate."""
+        if self._grant is not None and self._account.ledger is not None:
+            self._account.ledger.renew(self._grant)
+
+    def close(self) -> None:
+        """Release what was not used, for good. Never raises, as ``release``."""
+        with self._lock:
+            self._closed = True
+        self.release()
+
+    def release(self) -> None:
+        """Release what was not used, once all requests have ended; ``open`` may hold anew.
+
+        Never raises: the vectors of the call are worth more.
+        """
+        with self._lock:
+            grant, self._grant = self._grant, None
+            first, self._first = self._first, None
+        if grant is None or self._account.ledger is None:
+            return
+        try:
+            if first is not None:
+                self._account.ledger.give_back(first, note="never sent")
+            self._account.ledger.close(grant)
+        except StorageError as error:
+            logger.warning("what the call had set aside stays held until it expires: %s", error)
+
+    def price(self, tokens: int) -> Amount:
+        price = self._info.price
+        return Amount(tokens=tokens, cost=price.picodollars(tokens) if price is not None else 0)
+
+    def _spent(self, actual: Amount, *, exact: bool) -> Amount:
+        with self._lock:
+            self.spending += Spending(tokens=actual.tokens, picodollars=actual.cost, exact=exact)
+        return actual
+
+    @property
+    def _label(self) -> str:
+        return f"{self._info.provider}:{self._info.model}"
+
+    def _hold_patiently(
+        self, requests: Sequence[PlannedRequest], *, loose: bool, send_now: bool
+    ) -> None:
+        """Hold the least that will do; wait while only loose bounds of others forbid it."""
+        hold_when_free(
+            lambda: self._hold(requests, loose=loose, final=True, send_now=send_now),
+            self._account,
+            self._observe,
+            pause=self._pause,
+            monotonic=self._monotonic,
+        )
+
+    def _hold(
+        self, requests: Sequence[PlannedRequest], *, loose: bool, final: bool, send_now: bool
+    ) -> None:
+        ledger, account = self._account.ledger, self._account
+        if ledger is None:
+            return
+        amount = Amount(
+            tokens=sum(request.amount.tokens for request in requests),
+            cost=sum(request.amount.cost for request in requests),
+        )
+        if send_now and len(requests) == 1:
+            self._first = self._sole = ledger.hold_and_send(
+                account.scope,
+                amount,
+                account.limits,
+                lane=self._lane,
+                loose=loose,
+                final=final,
+                model=self._label,
+                inputs=len(requests[0]),
+            )
+            self._grant = self._first.grant
+        else:
+            self._grant = ledger.hold(
+                account.scope, amount, account.limits, lane=self._lane, loose=loose, final=final
+            )
+        self._observe(account.held(amount))
+
+    def _tell(self, *events: Event) -> None:
+        for event in events:
+            self._observe(event)

@@ -1,0 +1,1 @@
+"""The immediate strategy: texts embedded now."""

@@ -1,0 +1,185 @@
+"""Vectors that a call need not pay for: in the cache, or in flight in another call."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from embedcore.events import Reused
+from embedcore.policy.cache import Follower
+from embedcore.storage.keys import Keys, Origin
+
+if TYPE_CHECKING:
+    from embedcore.policy.cache import VectorCache
+    from embedcore.policy.engine import Engine
+    from embedcore.policy.texts import Prepared
+    from embedcore.provider.types import Vectors
+
+
+def keys_of(engine: Engine, input_type: str | None) -> Keys:
+    """The cache's keys of texts that this client sends. ``input_type``: as the provider is told."""
+    return _named(engine, engine.fingerprint, input_type)
+
+
+def former_keys_of(engine: Engine, input_type: str | None) -> list[Keys]:
+    """Under which keys earlier versions kept the same vectors. Nearly always there are none."""
+    return [_named(engine, former, input_type) for former in engine.former]
+
+
+def _named(engine: Engine, fingerprint: str, input_type: str | None) -> Keys:
+    info = engine.info
+    return Keys(
+        provider=info.provider,
+        model=info.model,
+        fingerprint=fingerprint,
+        input_type=input_type,
+    )
+
+
+def vector_width(engine: Engine) -> int | None:
+    """Numbers in each vector, as far as that is known."""
+    return engine.info.dimensions or engine.learned.width
+
+
+class Reuse:
+    """The claims of one call and what it gets for nothing.
+
+    ``receive(indices, vectors)`` gets what need not be bought, in any thread; ``room_for`` tells
+    where it may be written before.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        cache: VectorCache,
+        prepared: Prepared,
+        input_type: str | None,
+        *,
+        receive: Callable[[Sequence[int], Vectors], None],
+        room_for: Callable[[Sequence[int]], Vectors | None],
+    ) -> None:
+        self._engine = engine
+        self._cache = cache
+        self._prepared = prepared
+        self._input_type = input_type
+        self._receive = receive
+        self._room_for = room_for
+        self._keys = keys_of(engine, input_type)
+        self._follower = Follower(receive)
+        self._lock = threading.Lock()
+        self._mine: dict[int, bytes] = {}
+
+    def missing(self, indices: Sequence[int]) -> list[int]:
+        """Claim these texts and look them up. Returns those that this call is to buy, in order."""
+        engine, width = self._engine, vector_width(self._engine)
+        self._cache.introduce(width)
+        keys = self._keys.of([self._prepared.texts[index] for index in indices])
+        # Noted before they are claimed: an interrupt in between must leave no claim behind.
+        with self._lock:
+            self._mine.update(zip(indices, keys, strict=True))
+        # Claimed before it is looked up: between the two another call might buy it and be done.
+        theirs = set(self._cache.in_flight.take(keys, indices, self._follower))
+        mine = {index: key for index, key in zip(indices, keys, strict=True) if index not in theirs}
+        with self._lock:
+            for index in theirs:
+                self._mine.pop(index, None)
+        found = self._look_up(mine, width)
+        reused = len(theirs) + len(found)
+        if reused:
+            engine.observe(
+                Reused(provider=engine.info.provider, model=engine.info.model, texts=reused)
+            )
+        missing = [index for index in mine if index not in found]
+        if missing:
+            self._cache.warn_of_size(len(missing), width)
+        return missing
+
+    def _look_up(self, mine: dict[int, bytes], width: int | None) -> set[int]:
+        indices, keys = list(mine), list(mine.values())
+        found: set[int] = set()
+
+        def take(places: Sequence[int], vectors: Vectors) -> None:
+            if not self._engine.learned.agrees(vectors.shape[1]):
+                return
+            chosen = [indices[place] for place in places]
+            found.update(chosen)
+            # To the others first: the caller may change what it is given.
+            self._settle(chosen, vectors)
+            self._receive(chosen, vectors)
+
+        def room(places: Sequence[int]) -> Vectors | None:
+            return self._room_for([indices[place] for place in places])
+
+        self._cache.get(keys, width, take, room=room)
+        for former in former_keys_of(self._engine, self._input_type):
+            indices = [index for index in indices if index not in found]
+            names = former.of([self._prepared.texts[index] for index in indices])
+            self._cache.get(names, width, take, room=room)
+        return found
+
+    def bought(self, indices: Sequence[int], vectors: Vectors, answered_as: str | None) -> None:
+        """Keep what was bought, and hand it to the calls that wait for it."""
+        from embedcore.storage.vector_format import all_zero
+
+        with self._lock:
+            known = [self._mine.get(index) for index in indices]
+        texts = self._prepared.texts
+        keys = [
+            self._keys.of([texts[index]])[0] if key is None else key
+            for key, index in zip(known, indices, strict=True)
+        ]
+        self._cache.put(keys, vectors, self._origin(answered_as))
+        # Zeros may be another one's bad luck only: whoever waits for them asks himself.
+        useful = (~all_zero(vectors)).tolist()
+        if all(useful):
+            self._settle(indices, vectors)
+            return
+        kept = [place for place, good in enumerate(useful) if good]
+        self._settle([indices[place] for place in kept], vectors[kept])
+        self.failed([index for index, good in zip(indices, useful, strict=True) if not good])
+
+    def find(self, text: str) -> Vectors | None:
+        """The vector of a text that is not one of the call's, if it was bought; shape (1, d)."""
+        found: list[Vectors] = []
+
+        def take(_: Sequence[int], vectors: Vectors) -> None:
+            if self._engine.learned.agrees(vectors.shape[1]):
+                found.append(vectors.copy())
+
+        self._cache.get(self._keys.of([text]), vector_width(self._engine), take)
+        return found[0] if found else None
+
+    def store(self, text: str, vectors: Vectors, answered_as: str | None) -> None:
+        """Keep the vector of a text that is not one of the call's."""
+        self._cache.put(self._keys.of([text]), vectors, self._origin(answered_as))
+
+    def _origin(self, answered_as: str | None) -> Origin:
+        return Origin(
+            model=self._engine.label,
+            fingerprint=self._engine.fingerprint,
+            input_type=self._input_type,
+            answered_as=answered_as,
+        )
+
+    def _settle(self, indices: Sequence[int], vectors: Vectors) -> None:
+        with self._lock:
+            keys = [self._mine.pop(index, b"") for index in indices]
+        self._cache.in_flight.fulfil(keys, vectors, self._follower)
+
+    def failed(self, indices: Sequence[int]) -> None:
+        """This call will not buy them: others may."""
+        with self._lock:
+            keys = [self._mine.pop(index) for index in indices if index in self._mine]
+        self._cache.in_flight.release(keys, self._follower)
+
+    def others(self, pause: Callable[[float], None]) -> list[int]:
+        """Wait for what others are buying. Returns what they ended without."""
+        return self._follower.wait(pause)
+
+    def close(self) -> None:
+        """The call has ended; what it did not buy others may."""
+        with self._lock:
+            left = list(self._mine)
+        self.failed(left)
+        self._follower.close()

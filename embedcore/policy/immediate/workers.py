@@ -1,0 +1,165 @@
+"""The worker threads of one call."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from embedcore.errors import EmbeddingError, OutcomeUnknown
+from embedcore.policy.threads import InFlight, Pause, SentRequest, Stopped
+
+if TYPE_CHECKING:
+    from embedcore.policy.engine import Engine
+    from embedcore.policy.threads import Task
+
+
+# Never for ever: on Windows nothing interrupts a wait without an end.
+_LOOK_SECONDS: Final = 0.25
+
+
+class Workers:
+    """Hands in the client's pool, each doing one task of the call at a time.
+
+    Between two tasks a hand queues again behind other calls, so that a short call need not wait
+    for the end of a long one. ``abandon`` accounts for an attempt that is waited for no longer.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        in_flight: InFlight,
+        pause: Pause,
+        *,
+        deadline: float | None,
+        abandon: Callable[[SentRequest, str], None],
+    ) -> None:
+        self._engine = engine
+        self._in_flight = in_flight
+        self._pause = pause
+        self._deadline = deadline
+        self._abandon = abandon
+        # What is traced in the pool's threads belongs to the caller's trace.
+        self._context = contextvars.copy_context()
+        self._tasks: deque[Task] = deque()
+        self._changed = threading.Condition()
+        self._running = 0
+        self._error: BaseException | None = None
+
+    def work(self, tasks: Sequence[Task]) -> None:
+        """Do them all. The first error ends the work, once what is under way has landed.
+
+        Raises it; ``Stopped`` when the call was ended from outside; ``OutcomeUnknown`` when the
+        deadline and the grace after it have passed.
+        """
+        if tasks:
+            self._engine.load()
+        self._tasks.extend(tasks)
+        try:
+            for _ in range(min(len(tasks), self._engine.pool.size)):
+                self._add_worker()
+            self._wait()
+        except BaseException:
+            self._end()
+            raise
+        if self._error is not None:
+            raise self._error
+
+    def do_last(self) -> None:
+        """Do, in this thread and at once, the last of the tasks that were not begun, if any."""
+        try:
+            task = self._tasks.pop()
+        except IndexError:
+            return
+        task()
+
+    def _add_worker(self) -> None:
+        with self._changed:
+            self._running += 1
+        try:
+            self._engine.pool.submit(self._take_one)
+        except BaseException:
+            self._leave()
+            raise
+
+    def _take_one(self) -> None:
+        """One task, in a thread of the pool. Never raises."""
+        try:
+            task = None if self._pause.ended else self._tasks.popleft()
+        except IndexError:
+            # Another hand took the last one.
+            task = None
+        try:
+            if task is not None:
+                self._context.copy().run(task)
+        except Stopped:
+            pass
+        except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
+            self.fail(error)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._tasks and not self._pause.ended:
+            try:
+                self._engine.pool.submit(self._take_one)
+            except EmbeddingError as error:
+                self.fail(error)
+            else:
+                return
+        self._leave()
+
+    def _leave(self) -> None:
+        with self._changed:
+            self._running -= 1
+            self._changed.notify_all()
+
+    def fail(self, error: BaseException) -> None:
+        """End the work with this error, unless it has ended: no hand begins anything any more."""
+        with self._changed:
+            if self._error is None:
+                self._error = error
+        self._pause.end()
+
+    def _wait(self) -> None:
+        with self._changed:
+            while self._running:
+                self._changed.wait(_LOOK_SECONDS)
+                if self._pause.ended and self._error is None:
+                    raise Stopped
+                if self._is_late():
+                    raise self._error or self._too_late()
+
+    def _is_late(self) -> bool:
+        engine = self._engine
+        return self._deadline is not None and engine.monotonic() > self._deadline + engine.grace
+
+    def _too_late(self) -> OutcomeUnknown:
+        return OutcomeUnknown(
+            f"{self._engine.label} did not answer within the deadline of "
+            f"{self._engine.retry.deadline} s; the requests under way count as spent"
+        )
+
+    def _end(self) -> None:
+        """Send nothing more, wait a little for what is under way, give up the rest."""
+        self._pause.end()
+        self._in_flight.close()
+        why = "the call was interrupted"
+        try:
+            if self._is_late():
+                why = "the call's deadline passed"
+            else:
+                self._wait_for_flights()
+        finally:
+            for flight in self._in_flight.give_up():
+                self._engine.pool.replace(flight.thread)
+                self._abandon(flight, why)
+        # What has landed is being booked.
+        self._wait_for_flights()
+
+    def _wait_for_flights(self) -> None:
+        with self._changed:
+            self._changed.wait_for(
+                lambda: not (self._running and self._in_flight.under_way), self._engine.grace
+            )

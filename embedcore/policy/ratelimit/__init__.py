@@ -1,0 +1,1 @@
+"""Rate limits: when the next request may leave."""

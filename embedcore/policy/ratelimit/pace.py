@@ -1,0 +1,207 @@
+"""Pace: a rate that was set, or one found by trial after refusals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+_MINUTE: Final = 60.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rates:
+    """Limits that someone set, per minute; None: only what is learned from the provider counts.
+
+    They hold for all that a process sends to one endpoint and model. Raises ``ValueError`` for a
+    rate that is not positive.
+    """
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+
+    def __post_init__(self) -> None:
+        for rate in (self.requests_per_minute, self.tokens_per_minute):
+            if rate is not None and rate <= 0:
+                raise ValueError(f"a rate must be positive, not {rate}")
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Permit:
+    """One request that waits for its turn (``left`` is None), or that left at that time."""
+
+    tokens: int
+    rates: Rates = field(default_factory=Rates)
+    left: float | None = None
+    flying: bool = False
+    taken: bool = True
+    informed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateState:
+    """What a gate knows. Limits are per minute, as the server names them; ``left`` is what may
+    still leave now. ``paced``: tokens per minute found by trial, while there is such a rate."""
+
+    requests_limit: int | None = None
+    requests_left: int | None = None
+    tokens_limit: int | None = None
+    tokens_left: int | None = None
+    paced: int | None = None
+    configured: tuple[Rates, ...] = ()
+    in_flight: int = 0
+    tokens_in_flight: int = 0
+    waiting: int = 0
+    closed_for: float = 0.0
+    sent: int = 0
+    refusals: int = 0
+
+
+class Steady:
+    """A rate per minute: in any ``t`` seconds ``t + 1`` seconds' worth at most, and one request.
+
+    What leaves is never held back for its size: it delays what comes after it.
+    """
+
+    def __init__(self, per_minute: float) -> None:
+        self.per_minute = per_minute
+        self._rate = per_minute / _MINUTE
+        self._due = -math.inf
+
+    def delay(self, now: float, ahead: float) -> float:
+        """Seconds until the next may leave, if ``ahead`` must leave before it."""
+        return max(max(self._due, now - 1.0) + ahead / self._rate - now, 0.0)
+
+    def leave(self, now: float, amount: float) -> None:
+        self._due = max(self._due, now - 1.0) + amount / self._rate
+
+    def correct(self, amount: float) -> None:
+        """So much more (or less) was used than was said when it left."""
+        self._due += amount / self._rate
+
+
+class Configured:
+    """Every set of rates that someone asked for; each counts all that leaves."""
+
+    def __init__(self) -> None:
+        self._steady: dict[Rates, tuple[Steady | None, Steady | None]] = {}
+
+    @property
+    def rates(self) -> tuple[Rates, ...]:
+        return tuple(self._steady)
+
+    def delay(
+        self,
+        now: float,
+        rates: Rates,
+        ahead: tuple[int, int],
+        slower: tuple[Callable[[float], bool], Callable[[float], bool]],
+    ) -> float:
+        """Seconds until the next may leave by ``rates``, if so many requests and tokens go before.
+
+        ``slower``: whether the server is known to allow no more than that rate anyway.
+        """
+        if rates.requests_per_minute is None and rates.tokens_per_minute is None:
+            return 0.0
+        if rates not in self._steady:
+            self._steady[rates] = (
+                _steady(rates.requests_per_minute),
+                _steady(rates.tokens_per_minute),
+            )
+        return max(
+            0.0 if steady is None or is_slower(steady.per_minute) else steady.delay(now, before)
+            for steady, before, is_slower in zip(self._steady[rates], ahead, slower, strict=True)
+        )
+
+    def leave(self, now: float, tokens: int) -> None:
+        for by_requests, by_tokens in self._steady.values():
+            if by_requests:
+                by_requests.leave(now, 1)
+            if by_tokens:
+                by_tokens.leave(now, tokens)
+
+    def correct(self, tokens: int) -> None:
+        """A request that left was billed at so many more tokens than it was said to have."""
+        for _, by_tokens in self._steady.values():
+            if by_tokens:
+                by_tokens.correct(tokens)
+
+
+def _steady(per_minute: int | None) -> Steady | None:
+    return None if per_minute is None else Steady(per_minute)
+
+
+class Pace:
+    """Tokens per second by trial: less at once after a refusal, slowly more while there is none.
+
+    At a refusal the server has nothing left; so what it accepted between two of them, over the
+    time between, is its rate. Silent until the first refusal, and again a minute after the last.
+    """
+
+    burst: Final = 0.1
+    longest_delay: Final = 5.0
+    _forgotten_after: Final = 60.0
+    _doubled_after: Final = 15.0
+    _doubled_blindly: Final = 5.0
+    _remembers: Final = 2.0
+    _just_below: Final = 0.95
+    # Who sends a question now and then was refused for what others sent: the wait for the gate to
+    # open is enough.
+    _slowest: Final = 500.0
+
+    def __init__(self) -> None:
+        self._base: float | None = None
+        self._since = 0.0
+        self._doubles = self._doubled_after
+        self._due = -math.inf
+        self._accepted = 0.0
+        self._recent = 0.0
+        self._recent_at = 0.0
+
+    def rate(self, now: float) -> float | None:
+        """Tokens per second, or None while there is no reason to hold anything back."""
+        if self._base is None or now - self._since >= self._forgotten_after:
+            return None
+        return self._base * (1.0 + ((now - self._since) / self._doubles) ** 2)
+
+    def delay(self, now: float, ahead: float) -> float:
+        rate = self.rate(now)
+        if rate is None:
+            return 0.0
+        due = max(self._due, now - self.burst) + ahead / rate - now
+        return min(max(due, 0.0), self.longest_delay)
+
+    def leave(self, now: float, amount: float) -> None:
+        rate = self.rate(now)
+        if rate is not None:
+            spaced = min(amount / rate, self.longest_delay)
+            self._due = max(self._due, now - self.burst) + spaced
+
+    def accepted(self, now: float, amount: float) -> None:
+        self._accepted += amount
+        self._recent = self._lately(now) + amount
+        self._recent_at = now
+
+    def refused(self, now: float, amount: float, flying: float, opens: float) -> None:
+        """``flying``: what is under way, and may be accepted. ``opens``: when the next may leave,
+        by the server or by our own patience.
+        """
+        current, took = self.rate(now), now - self._since
+        if current is None:
+            lately = max(self._lately(now) + flying, amount)
+            self._base = lately / self._remembers / 2
+        else:
+            measured = self._accepted / max(took, 0.1)
+            # One refusal after another says little; over some seconds it is a measurement.
+            least = 0.0 if self._accepted and took >= self._remembers else current / 2
+            highest = current * self._just_below
+            self._base = min(max(measured * self._just_below, least), highest)
+        measured_it = current is not None and self._accepted > 0
+        self._doubles = self._doubled_after if measured_it else self._doubled_blindly
+        self._base = max(self._base, amount / self.longest_delay / 10, self._slowest)
+        self._since, self._accepted = now, 0.0
+        self._due = max(opens, now)
+
+    def _lately(self, now: float) -> float:
+        return self._recent * math.exp(-max(now - self._recent_at, 0.0) / self._remembers)

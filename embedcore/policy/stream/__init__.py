@@ -1,0 +1,1 @@
+"""Streams: any number of rows, in bounded memory."""

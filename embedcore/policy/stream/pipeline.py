@@ -1,0 +1,465 @@
+"""The pipeline of a stream: blocks in flight, in order, as far as slots and budget allow."""
+
+from __future__ import annotations
+
+import atexit
+import contextvars
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+from embedcore.errors import BudgetExceeded, ConfigurationError, EmbeddingError, InputRejected
+from embedcore.events import Event, Progress, Refused
+from embedcore.forksafe import process
+from embedcore.policy.engine import Engine, Stop
+from embedcore.policy.immediate.recipe import OnBudget, await_budget, embed_now
+from embedcore.policy.result import EmbeddingResult, Spending
+from embedcore.policy.stream.rows import Block, Row, name_rows
+from embedcore.policy.threads import Pause, Pool, Stopped
+
+if TYPE_CHECKING:
+    from embedcore.policy.result import StoppedAt
+    from embedcore.provider.types import Vectors
+
+
+OnError: TypeAlias = Literal["raise", "keep"]
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class BlockTask:
+    """Rows that are embedded together, and what became of them.
+
+    - ``results``: of the rows from the first on, less those that were given.
+    - ``finished``: how many rows have a result; ``spent``: what those cost.
+    - ``error``: why there are none after them.
+    - ``ready``: set when something can be given, or nothing more comes (``done``).
+    - ``stop``: its own, for a call that fails sets it.
+    """
+
+    number: int
+    first: int
+    rows: Sequence[Row]
+    results: deque[EmbeddingResult] = field(default_factory=deque)
+    finished: int = 0
+    given: int = 0
+    spent: Spending = field(default_factory=Spending)
+    error: BaseException | None = None
+    done: bool = False
+    ready: threading.Event = field(default_factory=threading.Event)
+    stop: Stop = field(default_factory=Stop)
+
+    def add(self, result: EmbeddingResult) -> None:
+        self.results.append(result)
+        self.finished += len(result)
+        self.spent += result.usage
+
+    def finish(self, error: BaseException | None = None) -> None:
+        self.error = error if error is not None else self.error
+        self.done = True
+        self.ready.set()
+
+    def block(self) -> Block | None:
+        """The finished rows that were not given; None if there are none."""
+        results = list(self.results)
+        rows = self.rows[self.given : self.given + sum(map(len, results))]
+        return _block(rows, results, self.first + self.given)
+
+    def has_given(self, block: Block) -> None:
+        """The block is in the consumer's hands: it is not given, or salvaged, again."""
+        self.given += len(block)
+        left = len(block)
+        while left:
+            left -= len(self.results.popleft())
+        if not self.done:
+            self.ready.clear()
+            # Between the two it may have been finished.
+            if self.done:
+                self.ready.set()
+
+    def rest(self) -> Block | None:
+        """What was bought of the rows after those, when the piece failed; the others are NaN."""
+        partial = getattr(self.error, "partial", None)
+        rows, first = self.rows[self.finished :], self.first + self.finished
+        if not isinstance(partial, EmbeddingResult) or not partial.ok.any():
+            return None
+        return _block(rows[: len(partial)], [partial], first)
+
+
+def embed_piece(
+    piece: BlockTask,
+    engine: Engine,
+    *,
+    input_type: str | None,
+    on_error: OnError,
+    on_budget: OnBudget,
+    on_held: Callable[[], None],
+    on_ready: Callable[[], None],
+) -> None:
+    """Embed the rows of a piece, or as many of the first ones as can be; never raises.
+
+    ``on_held`` is called as soon as no money is needed any more, ``on_ready`` when it takes a
+    while until there is more than the piece has by then.
+    """
+    try:
+        _Embedding(piece, engine, input_type, on_error, on_budget, on_held, on_ready).run()
+    except Stopped as stopped:
+        piece.error = closed(partial=getattr(stopped, "partial", None))
+    except BaseException as error:  # noqa: BLE001 - raised again in the consumer's thread
+        name_rows(error, piece.rows, piece.first)
+        piece.error = error
+
+
+def closed(*, partial: EmbeddingResult | None = None) -> EmbeddingError:
+    """For what was under way, or still asked for, when a stream was closed."""
+    return EmbeddingError("the stream was closed before it ended", partial=partial)
+
+
+@dataclass(slots=True)
+class _Embedding:
+    piece: BlockTask
+    engine: Engine
+    input_type: str | None
+    on_error: OnError
+    on_budget: OnBudget
+    on_held: Callable[[], None]
+    on_ready: Callable[[], None]
+
+    def run(self) -> None:
+        piece = self.piece
+        end = len(piece.rows)
+        problem: EmbeddingError | None = None
+        while piece.finished < end:
+            try:
+                # Nothing that comes after a bad row is bought.
+                result = self._as_many_as_fit(end, last=problem is None)
+            except InputRejected as error:
+                # Nothing was sent: what comes before the bad row is good.
+                if error.position is None or error.billed != "no" or _has_any(error.partial):
+                    raise
+                problem, end = error, error.position - piece.first
+                continue
+            if result.stopped_at is None:
+                piece.add(result)
+            else:
+                self._refused(result, result.stopped_at)
+        if problem is not None:
+            raise problem
+
+    def _as_many_as_fit(self, end: int, *, last: bool) -> EmbeddingResult:
+        piece, start = self.piece, self.piece.finished
+        return embed_now(
+            replace(self.engine, observe=self._tell),
+            [row.text for row in piece.rows[start:end]],
+            input_type=self.input_type,
+            on_error=self.on_error,
+            on_budget="stop",
+            first_row=piece.first + start,
+            stop=piece.stop,
+            on_held=self.on_held if last else None,
+        )
+
+    def _refused(self, result: EmbeddingResult, stopped: StoppedAt) -> None:
+        """Give what was done until the budget ended; wait, or raise the refusal."""
+        piece, error = self.piece, stopped.error
+        done, rest = result.split(stopped.position - piece.first - piece.finished)
+        if len(done):
+            piece.add(done)
+        error.partial = rest
+        # What was paid for beyond must not be paid for again: it is salvaged.
+        if self.on_budget != "wait" or _bought(rest):
+            self._told_of(error)
+            raise error
+        if piece.results:
+            self.on_ready()
+        pause = Pause(piece.stop, self.engine.wait_for)
+        await_budget(self.engine.account, error, self.engine.observe, pause)
+
+    def _told_of(self, error: BudgetExceeded) -> None:
+        self.engine.observe(self.engine.account.refused(error))
+
+    def _tell(self, event: Event) -> None:
+        # What is refused is tried again in a smaller piece; the last refusal is told.
+        if isinstance(event, Refused):
+            return
+        if isinstance(event, Progress):
+            spent = self.piece.spent
+            event = replace(
+                event,
+                done=self.piece.finished + event.done,
+                tokens=spent.tokens + event.tokens,
+                picodollars=spent.picodollars + event.picodollars,
+                exact=spent.exact and event.exact,
+            )
+        self.engine.observe(event)
+
+
+def _has_any(result: EmbeddingResult | None) -> bool:
+    return result is not None and bool(result.ok.any())
+
+
+def _bought(result: EmbeddingResult | None) -> bool:
+    """Whether there are vectors in it that were paid for."""
+    return result is not None and bool((result.ok & ~result.reused).any())
+
+
+def _block(rows: Sequence[Row], results: Sequence[EmbeddingResult], first: int) -> Block | None:
+    if not rows:
+        return None
+    import numpy as np
+
+    whole = len(results) == 1
+    starts = np.cumsum([0, *map(len, results)]).tolist()
+    parts = list(zip(starts, results, strict=False))
+    errors = {at + row: error for at, one in parts for row, error in one.errors.items()}
+    # What was wrong before there was a text says more than that there was none.
+    errors.update({at: problem for at in errors if (problem := rows[at].problem) is not None})
+    for error in errors.values():
+        name_rows(error, rows, first)
+    return Block(
+        keys=[row.key for row in rows],
+        rows=[row.item for row in rows],
+        first=first,
+        vectors=results[0].vectors if whole else _joined([one.vectors for one in results]),
+        ok=np.concatenate([one.ok for one in results]),
+        reused=np.concatenate([one.reused for one in results]),
+        usage=sum((one.usage for one in results), Spending()),
+        cuts={at + row: cut for at, one in parts for row, cut in one.cuts.items()},
+        errors=errors,
+    )
+
+
+def _joined(parts: Sequence[Vectors]) -> Vectors:
+    import numpy as np
+
+    # Where every row of a part failed, the width of its vectors may not be known.
+    width = max(part.shape[1] for part in parts)
+    whole = np.full((sum(map(len, parts)), width), np.nan, dtype=np.float32)
+    at = 0
+    for part in parts:
+        whole[at : at + len(part), : part.shape[1]] = part
+        at += len(part)
+    return whole
+
+
+_REQUESTS_PER_BLOCK: Final = 4
+_MOST_ROWS: Final = 4096
+# Never for ever: on Windows nothing interrupts a wait without an end.
+_LOOK_SECONDS: Final = 0.25
+_AFTER_GRACE_SECONDS: Final = 1.0
+
+_every: weakref.WeakSet[Pipeline] = weakref.WeakSet()
+
+
+class Pipeline:
+    """Embeds blocks of rows, as many at once as keep every request slot of the client busy.
+
+    ``block_rows``: rows of one block; ``ahead``: blocks that may be under way. ``on_ready`` is
+    called, in any thread, when there may be something to give. ``monotonic`` is the engine's clock.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        input_type: str | None,
+        on_error: OnError,
+        on_budget: OnBudget,
+        block_rows: int | None,
+        total: int | None,
+        on_ready: Callable[[], None] = lambda: None,
+    ) -> None:
+        per_request = engine.info.best_texts_per_request or engine.info.max_texts_per_request
+        self.block_rows = block_rows or min(_REQUESTS_PER_BLOCK * per_request, _MOST_ROWS)
+        requests = max(-(-self.block_rows // per_request), 1)
+        self.ahead = -(-engine.pool.size // requests) + 1
+        self.monotonic = engine.monotonic
+        self._engine = engine
+        self._how = partial(
+            embed_piece, input_type=input_type, on_error=on_error, on_budget=on_budget
+        )
+        self._on_ready = on_ready
+        self._threads = Pool(self.ahead)
+        # What is traced in those threads belongs to the caller's trace.
+        self._context = contextvars.copy_context()
+        self._process = process()
+        self._pending: deque[BlockTask] = deque()
+        self._turn = threading.Condition()
+        self._next_to_hold = 0
+        self._number = self._first = 0
+        self._tally = _Tally(total)
+        self.is_ended = False
+        _every.add(self)
+
+    @property
+    def has_room(self) -> bool:
+        return len(self._pending) < self.ahead
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._pending
+
+    @property
+    def next_is_ready(self) -> bool:
+        """Whether ``wait`` would return at once."""
+        return bool(self._pending) and self._pending[0].ready.is_set()
+
+    def check_process(self) -> None:
+        """Raises ``ConfigurationError`` in a process that was forked off: its threads are not
+        there."""
+        if not self.is_of_this_process:
+            raise ConfigurationError(
+                "a stream cannot be continued in a process forked off after it was opened: open "
+                "one there"
+            )
+
+    @property
+    def is_of_this_process(self) -> bool:
+        return process() == self._process
+
+    def start(self, rows: Sequence[Row]) -> None:
+        """Begin with the next rows of the stream. Called by one thread at a time."""
+        piece = BlockTask(number=self._number, first=self._first, rows=rows)
+        self._number += 1
+        self._first += len(rows)
+        self._pending.append(piece)
+        try:
+            if self.is_ended:
+                raise closed()
+            self._engine.load()
+            self._threads.submit(partial(self._context.copy().run, self._run, piece))
+        except EmbeddingError as error:
+            piece.finish(error)
+
+    def wait(self) -> BlockTask:
+        """The first piece that was started, when there is something to give of it."""
+        piece = self._pending[0]
+        while not piece.ready.wait(_LOOK_SECONDS):
+            pass
+        return piece
+
+    def drop(self) -> None:
+        """The first piece is done with."""
+        self._pending.popleft()
+
+    def stop(self) -> None:
+        """Send nothing more."""
+        self.is_ended = True
+        for piece in list(self._pending):
+            piece.stop.set()
+        with self._turn:
+            self._turn.notify_all()
+
+    def end(self) -> list[BlockTask]:
+        """Send nothing more. Returns what was under way, once that has landed or been given up."""
+        self.stop()
+        until = self.monotonic() + self._engine.grace + _AFTER_GRACE_SECONDS
+        pieces = list(self._pending)
+        for piece in pieces:
+            while not piece.done and self.monotonic() < until:
+                piece.ready.wait(_LOOK_SECONDS)
+                if not piece.done:
+                    piece.ready.clear()
+        self._threads.close()
+        self._pending.clear()
+        return pieces
+
+    def abandon(self) -> None:
+        """As ``end``, without waiting: nobody is there any more to take anything."""
+        self.stop()
+        self._threads.close()
+
+    def _run(self, piece: BlockTask) -> None:
+        if self._wait_for_turn(piece):
+            engine = replace(self._engine, observe=partial(self._observe, piece.number))
+            ready = partial(self._ready, piece)
+            self._how(piece, engine, on_held=partial(self._held, piece), on_ready=ready)
+            if piece.error is None:
+                self._held(piece)
+                self._engine.observe(self._tally.finished(piece))
+        else:
+            piece.error = closed()
+        piece.finish()
+        self._on_ready()
+
+    def _ready(self, piece: BlockTask) -> None:
+        piece.ready.set()
+        self._on_ready()
+
+    def _wait_for_turn(self, piece: BlockTask) -> bool:
+        """Money is held in the order of the stream: a small block must not take what the large
+        one before it was refused."""
+        with self._turn:
+            while self._next_to_hold < piece.number and not self.is_ended:
+                self._turn.wait(_LOOK_SECONDS)
+        return not self.is_ended
+
+    def _held(self, piece: BlockTask) -> None:
+        with self._turn:
+            self._next_to_hold = max(self._next_to_hold, piece.number + 1)
+            self._turn.notify_all()
+
+    def _observe(self, number: int, event: Event) -> None:
+        if isinstance(event, Progress):
+            event = self._tally.of_all(number, event)
+        self._engine.observe(event)
+
+
+class _Tally:
+    """The progress of a stream: of the pieces that are finished, and of those under way."""
+
+    def __init__(self, total: int | None) -> None:
+        self._lock = threading.Lock()
+        self._finished = Progress(done=0, total=total, tokens=0, picodollars=0)
+        self._under_way: dict[int, Progress] = {}
+
+    def of_all(self, number: int, event: Progress) -> Progress:
+        with self._lock:
+            self._under_way[number] = event
+            return self._sum()
+
+    def finished(self, piece: BlockTask) -> Progress:
+        """Each of its rows counts now, also those with the text of another."""
+        spent = piece.spent
+        whole = Progress(
+            done=piece.finished,
+            total=None,
+            tokens=spent.tokens,
+            picodollars=spent.picodollars,
+            exact=spent.exact,
+        )
+        with self._lock:
+            self._under_way.pop(piece.number, None)
+            self._finished = _plus(self._finished, whole)
+            return self._sum()
+
+    def _sum(self) -> Progress:
+        whole = self._finished
+        for part in self._under_way.values():
+            whole = _plus(whole, part)
+        return whole
+
+
+def _plus(one: Progress, other: Progress) -> Progress:
+    return replace(
+        one,
+        done=one.done + other.done,
+        tokens=one.tokens + other.tokens,
+        picodollars=one.picodollars + other.picodollars,
+        exact=one.exact and other.exact,
+    )
+
+
+def _end_all() -> None:
+    """The program ends with streams open: what is under way lands and is booked, for a moment."""
+    pipelines = [pipeline for pipeline in list(_every) if pipeline.is_of_this_process]
+    for pipeline in pipelines:
+        pipeline.stop()
+    for pipeline in pipelines:
+        pipeline.end()
+
+
+atexit.register(_end_all)

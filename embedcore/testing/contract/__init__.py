@@ -1,0 +1,41 @@
+"""The contract of a provider, as tests to inherit.
+
+::
+
+    from embedcore.testing import EmbedderContract
+
+    class TestAcme(EmbedderContract):
+        secret = "acme-0123456789"
+
+        def make_embedder(self):
+            return AcmeEmbedder(key=self.secret, url=...)
+
+        def make_broken_embedder(self):
+            return AcmeEmbedder(key=self.secret, url="http://127.0.0.1:9")  # nobody listens
+
+That is all: pytest collects the inherited tests. Whoever needs fixtures for it defines a fixture
+``embedder`` instead of ``make_embedder``, or ``broken_embedder`` likewise. Every failure says what
+to mend. Some hundreds of small requests are made, one with as many texts as the model takes, whose
+texts are then sent once more, and one with the longest text. Let the server behind the broken
+embedder repeat what it was sent: that is how a key or a text gets into an error.
+"""
+
+from __future__ import annotations
+
+from embedcore.testing.contract.replies import RepliesContract
+from embedcore.testing.contract.safety import SafetyContract
+from embedcore.testing.contract.tokens import TokensContract
+
+
+class EmbedderContract(RepliesContract, TokensContract, SafetyContract):
+    """Inherit, define ``make_embedder`` or a fixture ``embedder``, and run pytest.
+
+    What else may be overridden, to test more than can be tested without:
+
+    - ``secret``: a key that is given to the embedder and must appear nowhere.
+    - ``make_broken_embedder()``: one whose every request fails, to see how.
+    - ``server_bill()``: the tokens that the server on the other side has billed so far.
+    - ``server_requests()``: the requests that reached that server so far.
+    - ``tolerance``: how far two vectors of one text may be apart, as 1 − cosine.
+    - ``examples``: how many texts each property is tried with.
+    """

@@ -1,0 +1,1 @@
+"""Fakes in this process: an embedder, a tokenizer, a clock, a batch strategy."""

@@ -1,0 +1,1 @@
+"""A fake OpenAI server on a real socket."""

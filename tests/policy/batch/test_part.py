@@ -1,0 +1,352 @@
+"""One part: what is committed, called, and done when the answer is an error."""
+
+from __future__ import annotations
+
+import logging
+from itertools import pairwise
+from pathlib import Path
+from runpy import run_path
+from typing import Any
+
+import pytest
+
+from embedcore.errors import (
+    AuthenticationFailed,
+    BatchEmbeddingFailed,
+    ProviderUnavailable,
+    RateLimited,
+    RemoteGone,
+    RequestTooLarge,
+)
+from embedcore.testing.openai.batches import BatchSettings, Progress
+
+batch_desk = run_path(str(Path(__file__).with_name("batch_desk.py")))["batch_desk"]
+
+TEXTS = ["one", "two", "three"]
+
+
+# Polls
+
+
+@pytest.mark.fault(61)
+@pytest.mark.parametrize(
+    "error",
+    [
+        ProviderUnavailable("the gate is closed", status=503),
+        RateLimited("slow down"),
+        TimeoutError("whatever a plugin raises"),
+        AuthenticationFailed("the key was rotated"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_poll_that_fails_changes_nothing(batch_desk: Any, error: Exception) -> None:
+    job = batch_desk.submit(TEXTS)
+    batch_desk.faults.push("poll", error=error, times=20)
+    before = job.status(poll=False)
+    for _ in range(10):
+        batch_desk.clock.advance(1)
+        job.advance()
+    (remote,) = job.status(poll=False).jobs
+    assert (remote.id, remote.phase) == (batch_desk.jobs[0].id, "submitted")
+    assert remote.trouble is not None
+    assert str(error) in remote.trouble
+    assert job.status(poll=False).held_tokens == before.held_tokens
+    batch_desk.faults.clear()
+    batch_desk.work(job, seconds=400)
+    assert job.status(poll=False).jobs[0].trouble is None
+    batch_desk.check(job, TEXTS)
+    assert len(batch_desk.jobs) == 1
+    batch_desk.check_money()
+
+
+@pytest.mark.fault(61)
+def test_polls_that_fail_are_spread_further_and_further(batch_desk: Any) -> None:
+    job = batch_desk.submit(TEXTS)
+    batch_desk.faults.push("poll", error=ProviderUnavailable("down", billed="no"), times=100)
+    asked = []
+    batch_desk.strategy.calls.clear()
+    for second in range(0, 2_000, 2):
+        batch_desk.clock.advance(2)
+        job.advance()
+        if batch_desk.strategy.calls:
+            asked.append(second)
+            batch_desk.strategy.calls.clear()
+    waits = [after - before for before, after in pairwise(asked)]
+    assert len(asked) < 30
+    assert max(waits[:2]) <= 10
+    assert all(100 <= wait <= 302 for wait in waits[-3:]), "and never for hours"
+
+
+def test_what_the_provider_asks_to_wait_is_waited(batch_desk: Any) -> None:
+    job = batch_desk.submit(TEXTS)
+    batch_desk.faults.push("poll", error=RateLimited("slow down", retry_after=200.0))
+    job.advance()
+    batch_desk.strategy.calls.clear()
+    batch_desk.clock.advance(190)
+    job.advance()
+    job.status()
+    assert batch_desk.strategy.calls == []
+    batch_desk.clock.advance(11)
+    job.advance()
+    assert batch_desk.strategy.calls == ["poll"]
+
+
+@pytest.mark.fault(81)
+def test_a_status_that_nobody_knows_is_not_the_end(batch_desk: Any) -> None:
+    job = batch_desk.submit(TEXTS)
+    batch_desk.service.settings.quirks.status_word = "pondering"
+    for _ in range(5):
+        batch_desk.clock.advance(600)
+        job.advance()
+    (remote,) = job.status().jobs
+    assert (remote.phase, remote.status) == ("submitted", "pondering")
+    batch_desk.service.settings.quirks.status_word = None
+    batch_desk.work(job)
+    batch_desk.check(job, TEXTS)
+
+
+@pytest.mark.fault(82)
+def test_a_key_that_was_rotated_is_an_error_until_it_is_mended(batch_desk: Any) -> None:
+    job = batch_desk.submit(TEXTS)
+    batch_desk.finish_all()
+    batch_desk.faults.push("poll", error=AuthenticationFailed("the key is not valid any more"))
+    with pytest.raises(AuthenticationFailed, match="not valid any more"):
+        job.wait(timeout=30)
+    batch_desk.clock.advance(60)
+    batch_desk.check(job, TEXTS)
+    batch_desk.check_money()
+
+
+# Parts that are gone
+
+
+@pytest.mark.fault(71)
+def test_a_job_that_is_gone_is_an_error_and_is_not_created_again(batch_desk: Any) -> None:
+    job = batch_desk.submit(TEXTS)
+    batch_desk.service.vanish(batch_desk.jobs[0].id)
+    for _ in range(3):
+        with pytest.raises(RemoteGone):
+            job.wait(timeout=30)
+        batch_desk.clock.advance(4_000)
+    assert len(batch_desk.jobs) == 1
+    report = job.status(poll=False)
+    assert report.in_flight == 3
+    assert report.held_tokens == 4, "it may be found again, and billed"
+    assert report.jobs[0].trouble is not None
+
+
+@pytest.mark.fault(71)
+def test_the_error_comes_only_when_nothing_else_goes_on(batch_desk: Any) -> None:
+    job = batch_desk.submit(TEXTS, batch={"part_texts": 2})
+    batch_desk.service.vanish(batch_desk.jobs[0].id)
+    assert job.wait(timeout=0.01).state == "running", "the other one is not held up"
+    batch_desk.service.finish(batch_desk.jobs[1].id)
+    batch_desk.clock.advance(600)
+    with pytest.raises(RemoteGone):
+        job.wait(timeout=30)
+    assert job.status(poll=False).stored == 1
+
+
+@pytest.mark.fault(71)
+def test_a_job_that_is_gone_is_bought_again_for_who_asks_for_it(batch_desk: Any) -> None:
+    job = batch_desk.submit(TEXTS)
+    batch_desk.service.vanish(batch_desk.jobs[0].id)
+    job.advance()
+    job.resubmit_lost()
+    batch_desk.clock.advance(600)
+    batch_desk.work(
+        job,
+        meanwhile=lambda: [
+            batch_desk.service.finish(j.id) for j in batch_desk.jobs[1:] if not j.ended
+        ],
+    )
+    batch_desk.check(job, TEXTS)
+    assert len(batch_desk.jobs) == 2
+    assert job.status().usage.uncertain_tokens == 4, "the first one counts as spent"
+    batch_desk.check_money(certain=False)
+
+
+# Parts that fail as a whole
+
+
+@pytest.mark.fault(62)
+def test_a_line_that_validation_refuses_is_a_reason_of_its_own_text(batch_desk: Any) -> None:
+    job = batch_desk.submit(TEXTS)
+    first = batch_desk.jobs[0].id
+    batch_desk.service.fail(first, "invalid_value", "this text is not good", line=2)
+    batch_desk.work(
+        job,
+        meanwhile=lambda: [batch_desk.service.finish(j.id) for j in batch_desk.jobs if not j.ended],
+    )
+    result = batch_desk.check(job, TEXTS, without=[1])
+    assert "this text is not good" in str(result.errors[1])
+    assert [len(batch_desk.service.input_lines(j.input_file_id)) for j in batch_desk.jobs] == [3, 2]
+    batch_desk.check_money()
+
+
+@pytest.mark.fault(62)
+def test_a_job_that_always_fails_ends_with_a_reason(batch_desk: Any) -> None:
+    job = batch_desk.submit(TEXTS, batch={"attempts": 4})
+    batch_desk.work(
+        job,
+        meanwhile=lambda: [
+            batch_desk.service.fail(j.id, "server_error", "we could not read the file")
+            for j in batch_desk.jobs
+            if not j.ended
+        ],
+    )
+    assert len(batch_desk.jobs) == 4
+    with pytest.raises(BatchEmbeddingFailed) as failed:
+        job.result()
+    assert sorted(failed.value.failures) == [0, 1, 2]
+    assert all("could not read the file" in why for why in failed.value.failures.values())
+    assert not failed.value.retryable
+    batch_desk.check_money()
+
+
+def test_a_text_that_is_too_large_for_any_job_gets_that_reason(batch_desk: Any) -> None:
+    job_texts = ["a", "b"]
+    batch_desk.faults.push("upload", error=RequestTooLarge("413: this is too large"))
+    job = batch_desk.submit(job_texts, batch={"part_texts": 1})
+    batch_desk.work(job)
+    result = batch_desk.check(job, job_texts, without=[0])
+    assert "too large" in str(result.errors[0])
+    batch_desk.check_money()
+
+
+# The queue
+
+
+@pytest.mark.fault(74)
+def test_a_full_queue_is_waited_for_visibly_and_is_no_failure(batch_desk: Any) -> None:
+    texts = [f"text {number:02d}" for number in range(6)]
+    batch_desk.provide(settings=BatchSettings(progress=Progress(), enqueued_token_limit=9))
+    job = batch_desk.submit(texts, batch={"part_texts": 2, "attempts": 1})
+    batch_desk.service.step(batch_desk.jobs[0].id)
+    batch_desk.service.step(batch_desk.jobs[1].id)
+    batch_desk.service.step(batch_desk.jobs[2].id)
+    assert [one.status for one in batch_desk.jobs] == ["in_progress", "in_progress", "failed"]
+    job.advance()
+    report = job.status(poll=False)
+    assert report.state == "blocked"
+    assert report.blocked is not None
+    assert report.blocked.startswith("queue: ")
+    assert report.failed == 0
+    assert batch_desk.spent().held.tokens == 12
+    batch_desk.clock.advance(3_600)
+    job.advance()
+    assert len(batch_desk.jobs) == 3, "what is known not to fit is not tried"
+    batch_desk.work(job, seconds=1_900)
+    batch_desk.check(job, texts)
+    assert len(batch_desk.jobs) == 4
+    assert job.status().blocked is None
+    batch_desk.check_money()
+
+
+@pytest.mark.fault(74)
+def test_a_job_larger_than_the_queue_is_cut_smaller(batch_desk: Any) -> None:
+    texts = [f"text {number:02d}" for number in range(20)]
+    batch_desk.provide(settings=BatchSettings(progress=Progress(polls=2), enqueued_token_limit=10))
+    job = batch_desk.submit(texts, batch={"attempts": 1})
+    batch_desk.work(job, meanwhile=lambda: None, seconds=400, looks=200)
+    batch_desk.check(job, texts)
+    assert all(
+        len(batch_desk.service.input_lines(one.input_file_id)) <= 5
+        for one in batch_desk.jobs
+        if one.status == "completed"
+    )
+    batch_desk.check_money()
+
+
+@pytest.mark.fault(74)
+def test_a_queue_that_never_says_how_much_fits_is_found_out(batch_desk: Any) -> None:
+    texts = [f"text {number:02d}" for number in range(8)]
+    job = batch_desk.submit(texts, batch={"attempts": 1})
+
+    def provider() -> None:
+        for one in batch_desk.jobs:
+            if not one.ended:
+                small = len(batch_desk.service.input_lines(one.input_file_id)) <= 2
+                if small:
+                    batch_desk.service.finish(one.id)
+                else:
+                    batch_desk.service.fail(one.id, message="too much is enqueued")
+
+    batch_desk.work(job, meanwhile=provider, seconds=1_900)
+    batch_desk.check(job, texts)
+    batch_desk.check_money()
+
+
+@pytest.mark.fault(74)
+def test_a_queue_that_stays_full_is_asked_less_and_less_often(batch_desk: Any) -> None:
+    job = batch_desk.submit(["a"], batch={"attempts": 50})
+    made = []
+    for second in range(0, 12_000, 30):
+        for one in batch_desk.jobs:
+            if not one.ended:
+                batch_desk.service.fail(one.id, message="too much is enqueued")
+                made.append(second)
+        job.advance()
+        batch_desk.clock.advance(30)
+    waits = [after - before for before, after in pairwise(made)]
+    assert waits == sorted(waits)
+    assert waits[0] <= 150
+    assert 1_500 <= waits[-1] <= 2_000
+
+
+@pytest.mark.fault(74)
+def test_one_text_that_no_queue_takes_ends_with_that_reason(batch_desk: Any) -> None:
+    batch_desk.provide(settings=BatchSettings(progress=Progress(polls=2), enqueued_token_limit=5))
+    job = batch_desk.submit(["x" * 100, "y"])
+    batch_desk.work(job, meanwhile=lambda: None, seconds=1_900, looks=100)
+    result = batch_desk.check(job, ["x" * 100, "y"], without=[0])
+    assert "Enqueued token limit" in str(result.errors[0])
+    batch_desk.check_money()
+
+
+def test_the_queue_that_was_configured_is_kept(batch_desk: Any) -> None:
+    texts = [f"text {number:02d}" for number in range(6)]
+    job = batch_desk.submit(texts, batch={"enqueued_tokens": 5, "part_texts": 9})
+    assert [len(batch_desk.service.input_lines(one.input_file_id)) for one in batch_desk.jobs] == [
+        2
+    ]
+    batch_desk.work(job)
+    assert [len(batch_desk.service.input_lines(one.input_file_id)) for one in batch_desk.jobs] == [
+        2
+    ] * 3
+    batch_desk.check(job, texts)
+
+
+# Whoever is at work
+
+
+@pytest.mark.fault(75)
+def test_what_another_process_is_at_work_on_is_left_alone(batch_desk: Any) -> None:
+    job = batch_desk.submit(TEXTS)
+    other = batch_desk.client()
+    context = other._context()
+    (part,) = context.jobs.live(context.pool)
+    owned = context.jobs.take(part)
+    assert owned is not None
+    batch_desk.strategy.calls.clear()
+    batch_desk.finish_all()
+    job.advance()
+    assert batch_desk.strategy.calls == []
+    batch_desk.clock.advance(121)
+    job.advance()
+    assert batch_desk.strategy.calls == ["poll", "results"], "until its lease ends"
+    batch_desk.check(job, TEXTS)
+
+
+def test_texts_and_keys_are_nowhere_in_the_log(
+    batch_desk: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, logger="embedcore")
+    secret = "a text that is nobody's business"
+    batch_desk.faults.push("poll", error=ProviderUnavailable("down", billed="no"))
+    batch_desk.faults.push("create", "after")
+    job = batch_desk.submit([(secret + " (key)", secret)])
+    batch_desk.service.fail(batch_desk.jobs[0].id, "invalid_value", "not good", line=1)
+    batch_desk.work(job, seconds=400)
+    assert "nobody's business" not in caplog.text
+    assert "nobody's business" not in repr(batch_desk.events)

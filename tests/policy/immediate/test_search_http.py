@@ -1,0 +1,207 @@
+"""One bad text, or too many of them, over a real socket: do the good ones get their vectors?"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from embedcore.errors import (
+    EmbeddingError,
+    PermanentProviderError,
+    ProviderUnavailable,
+    RequestRejected,
+    RequestTooLarge,
+)
+from embedcore.storage.amounts import Amount
+from embedcore.testing import FakeOpenAI
+from embedcore.testing.openai.embeddings import FakeModel
+
+MODEL = "bge-m3"
+
+
+@pytest.fixture
+def server():
+    """A server whose model no table has."""
+    with FakeOpenAI(models={MODEL: FakeModel(dimensions=8)}) as server:
+        yield server
+
+
+@pytest.fixture
+def client(connect):
+    """``client(max_texts_per_request=…)``: of that model, which may cost what it likes."""
+
+    def client(**options):
+        settings = options.pop("settings", {})
+        return connect(model=f"openai:{MODEL}", options=options, **settings)
+
+    return client
+
+
+def asked(request):
+    return json.loads(request.body)["input"]
+
+
+def numbered(count):
+    return [f"text number {number}" for number in range(count)]
+
+
+@pytest.mark.case("A1")
+def test_texts_that_are_too_long_fail_alone_in_a_fresh_client(
+    server, client, books, rows_are_right
+):
+    rows = ["a " * 2000, "fine", "b " * 2000]
+    server.faults.when(
+        lambda request: max(map(len, asked(request))) > 2000,
+        mode="refusal",
+        message="This model's maximum context length is 512 tokens.",
+    )
+    result = client().embed(rows, on_error="keep")
+    assert result.ok.tolist() == [False, True, False]
+    assert sorted(result.errors) == [0, 2]
+    assert [error.position for _, error in sorted(result.errors.items())] == [0, 2]
+    rows_are_right(result, rows, 8)
+    assert books().held == Amount()
+    assert books().spent.tokens == server.meter.billed_tokens
+
+
+@pytest.mark.case("A1")
+def test_two_bad_texts_in_each_of_many_requests_cost_no_other_row(
+    server, client, books, rows_are_right
+):
+    rows = [f"text {number}" + " BAD" * (number % 32 in (5, 25)) for number in range(320)]
+    server.faults.when(marker="BAD", mode="refusal", status=422, message="cannot be embedded")
+    result = client().embed(rows, on_error="keep")
+    assert [row for row in range(320) if "BAD" in rows[row]] == sorted(result.errors)
+    for row, error in result.errors.items():
+        assert isinstance(error, PermanentProviderError)
+        assert error.position == row
+    rows_are_right(result, rows, 8)
+    assert books().spent.tokens >= server.meter.billed_tokens
+
+
+@pytest.mark.case("A2")
+def test_without_keep_the_first_row_at_fault_is_named(server, client):
+    rows = [f"text {number}" + " BAD" * (number in (5, 25)) for number in range(30)]
+    server.faults.when(marker="BAD", mode="bad_text")
+    with pytest.raises(RequestRejected, match=r"^row 5: ") as caught:
+        client().embed(rows)
+    assert caught.value.position == 5
+
+
+@pytest.mark.case("A3")
+def test_a_text_that_makes_the_server_fail_every_time_fails_alone(
+    server, client, books, rows_are_right
+):
+    rows = [f"text {number}" + " BAD" * (number == 7) for number in range(64)]
+    server.faults.when(marker="BAD", mode="status", status=500)
+    result = client().embed(rows, on_error="keep")
+    assert sorted(result.errors) == [7]
+    assert isinstance(result.errors[7], ProviderUnavailable)
+    rows_are_right(result, rows, 8)
+    assert server.meter.requests <= 1 + 3 + 2 * 5 + 3
+    assert books().spent.tokens >= server.meter.billed_tokens
+
+
+@pytest.mark.case("A4")
+@pytest.mark.parametrize("kind", ["null", "empty", "nulls", "nan"])
+def test_a_text_without_a_vector_costs_the_others_nothing(
+    server, client, books, rows_are_right, kind
+):
+    rows = [f"text {number}" + " BAD" * (number == 41) for number in range(100)]
+    server.faults.when(marker="BAD", mode="no_vector", kind=kind)
+    one = client(encoding="float")
+    result = one.embed(rows, on_error="keep")
+    assert sorted(result.errors) == [41]
+    assert result.errors[41].position == 41
+    rows_are_right(result, rows, 8)
+    assert books().spent.tokens >= server.meter.billed_tokens
+    with pytest.raises(EmbeddingError, match=r"^row 41: "):
+        one.embed(rows)
+
+
+@pytest.mark.case("B1")
+def test_a_server_that_numbers_no_vector_is_said_once_with_the_option(
+    server, client, rows_are_right, caplog
+):
+    server.faults.always("missing_index")
+    rows = numbered(50)
+    one = client(encoding="float")
+    for _ in range(2):
+        rows_are_right(one.embed(rows), rows, 8)
+        rows = [f"{row} again" for row in rows]
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "trust_order" in said
+
+
+WORDINGS = [
+    "250 instance(s) is allowed per prediction",
+    "must be at most 10",
+    "batch size limit is 10",
+    "input数组最大不得超过10条",
+    "List should have at most 10 items after validation, not 32",
+    "expected maximum item count: 10",
+    "less than or equal to 10",
+    "zu viele Texte",
+    "row 1 of 3 is above 2",
+]
+
+
+@pytest.mark.case("A6")
+@pytest.mark.parametrize("wording", WORDINGS)
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_server_that_takes_ten_texts_and_says_so_in_its_own_words(
+    server, client, books, rows_are_right, wording, status
+):
+    rows = numbered(100)
+    server.faults.when(
+        lambda request: len(asked(request)) > 10, mode="refusal", status=status, message=wording
+    )
+    one = client(settings={"concurrency": 1})
+    result = one.embed(rows)
+    rows_are_right(result, rows, 8)
+    assert server.meter.billed_twice == {}
+    # It is known by now, to all clients of this endpoint and model in the process.
+    for again in (one, client(settings={"concurrency": 1})):
+        before = server.meter.requests
+        again.embed([f"{row} again" for row in rows[:20]])
+        assert server.meter.requests - before <= 5
+    assert books().spent.tokens >= server.meter.billed_tokens
+
+
+@pytest.mark.case("A7")
+@pytest.mark.parametrize("on_error", ["keep", "raise"])
+@pytest.mark.parametrize("status", [400, 413, 422, 500])
+def test_a_request_at_fault_is_said_once_and_no_row_is_blamed(server, client, on_error, status):
+    server.faults.always("refusal", status=status, message="Unrecognized request argument")
+    with pytest.raises(EmbeddingError, match="no text's fault") as caught:
+        client(settings={"concurrency": 1}).embed(numbered(100), on_error=on_error)
+    assert caught.value.position is None
+    assert "row" not in str(caught.value)
+    # Three attempts, or one; two texts and our sentence, each alone, and other ways of asking for
+    # them: two, and one.
+    assert server.meter.requests <= (6 if status == 500 else 7)
+
+
+@pytest.mark.case("A5")
+@pytest.mark.campaign
+def test_a_server_that_needs_its_time_for_each_text(server, client, books, rows_are_right):
+    rows = numbered(64)
+    server.faults.always("slow", seconds=0.05)
+    one = client(settings={"retry": {"request_timeout": 1.0}})
+    result = one.embed(rows)
+    rows_are_right(result, rows, 8)
+    before = server.meter.requests
+    one.embed([f"{row} again" for row in rows])
+    assert server.meter.requests - before == 4, "16 texts are known to be in time"
+    assert books().spent.tokens >= server.meter.billed_tokens
+
+
+def test_what_is_refused_for_its_size_alone_is_its_own_reason(server, client):
+    rows = ["short", "x" * 5000, "short as well"]
+    server.faults.when(
+        lambda request: sum(map(len, asked(request))) > 4000, mode="refusal", status=413
+    )
+    result = client().embed(rows, on_error="keep")
+    assert sorted(result.errors) == [1]
+    assert isinstance(result.errors[1], RequestTooLarge)
