@@ -340,7 +340,7 @@ def test_keep_notes_transient_errors_and_raises_what_concerns_every_row():
     info = replace(FAKE_INFO, max_texts_per_request=1, max_concurrency=1)
 
     def script(request, number):
-        return RateLimited("too fast") if "slow" in request.texts[0] else None
+        return RateLimited("too fast", retry_after=3600) if "slow" in request.texts[0] else None
 
     with EmbeddingClient(embedder=FakeEmbedder(info=info, script=script), config=CALM) as client:
         result = client.embed(["a", "slow", "b"], on_error="keep")

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings, strategies as st
-from tests.policy.immediate.test_fitting import UNITS, longest
 
 from embedcore.errors import (
     AuthenticationFailed,
@@ -21,6 +20,7 @@ from embedcore.policy.retry import RetrySettings
 from embedcore.provider.tokens import EstimatingTokenizer
 from embedcore.testing import FakeClock, FakeEmbedder, tokens_of
 from embedcore.testing.fakes.embedder import FAKE_INFO, FakeTokenizer, Outcome
+from tests.policy.immediate.test_fitting import UNITS, longest
 
 LIMIT = 100
 INFO = replace(FAKE_INFO, dimensions=8, max_input_tokens=LIMIT)
