@@ -136,10 +136,32 @@ def release_money(connection: sqlite3.Connection, identity: int) -> None:
 
 
 def drop_unwanted(connection: sqlite3.Connection, pool: int) -> None:
+    """Forget the texts that no batch knows of, and try those no more that only ended ones do."""
     connection.execute(
         "DELETE FROM item WHERE pool = ? AND part IS NULL "
         "AND NOT EXISTS (SELECT 1 FROM wish WHERE wish.item = item.id)",
         (pool,),
+    )
+    close_unwanted(connection, "pool = ? AND part IS NULL", pool)
+
+
+def close_unwanted(connection: sqlite3.Connection, these: str, value: int) -> None:
+    """Texts that had an outcome, were to be tried again, and are not after all, have it again.
+
+    Batches that ended with it still give its reason; and what was paid for and lost must not look
+    like something new, which anybody may buy.
+    """
+    connection.execute(
+        "UPDATE item SET stopped = 0, state = CASE "
+        "WHEN (pool, key) IN (SELECT p.pool, u.key FROM unread u JOIN part p ON p.id = u.part) "
+        "THEN 'lost' "
+        # Only a vector takes away a reason: it was there, and is not in the store any more.
+        "WHEN reason IS NULL THEN 'stored' ELSE 'failed' END "
+        f"WHERE {these} AND state = 'open' "
+        "AND EXISTS (SELECT 1 FROM wish WHERE wish.item = item.id) "
+        "AND NOT EXISTS (SELECT 1 FROM wish w JOIN batch b ON b.id = w.batch "
+        "WHERE w.item = item.id AND b.ended IS NULL)",
+        (value,),
     )
 
 
@@ -355,7 +377,7 @@ class Batches(Pools, Drains):
                     (batch.id, batch.pool, *keys),
                 )
                 connection.execute(
-                    "UPDATE item SET state = 'open', tries = 0, reason = NULL, stopped = 0 "
+                    "UPDATE item SET state = 'open', tries = 0, stopped = 0 "
                     f"WHERE {these} AND part IS NULL AND state IN ({revived})",
                     (batch.pool, *keys),
                 )
@@ -454,11 +476,16 @@ class Batches(Pools, Drains):
             return counts_in(connection, batch)
 
     def reasons(self, batch: BatchRecord) -> dict[bytes, str]:
-        """Key → reason, of the texts that will get no vector."""
+        """Key → reason, of the texts that will get no vector.
+
+        A batch that has ended keeps them while another one tries such a text again.
+        """
         with self.database.read() as connection:
             rows = connection.execute(
                 "SELECT i.key, i.reason FROM wish w JOIN item i ON i.id = w.item "
-                "WHERE w.batch = ? AND i.state IN ('failed', 'lost')",
+                "JOIN batch b ON b.id = w.batch "
+                "WHERE w.batch = ? AND (i.state IN ('failed', 'lost') "
+                "OR (b.ended IS NOT NULL AND i.state = 'open' AND i.reason IS NOT NULL))",
                 (batch.id,),
             ).fetchall()
         return {key: reason or "no reason was given" for key, reason in rows}
@@ -506,7 +533,7 @@ class Batches(Pools, Drains):
         with self.database.transaction() as connection:
             connection.execute("UPDATE batch SET resubmits_lost = 1 WHERE id = ?", (batch.id,))
             return connection.execute(
-                "UPDATE item SET state = 'open', tries = 0, reason = NULL WHERE state = 'lost' "
+                "UPDATE item SET state = 'open', tries = 0 WHERE state = 'lost' "
                 "AND part IS NULL AND id IN (SELECT item FROM wish WHERE batch = ?)",
                 (batch.id,),
             ).rowcount
@@ -515,7 +542,7 @@ class Batches(Pools, Drains):
         """Send again what was in jobs that somebody else cancelled. Returns how many texts."""
         with self.database.transaction() as connection:
             return connection.execute(
-                "UPDATE item SET stopped = 0, tries = 0, reason = NULL WHERE stopped "
+                "UPDATE item SET stopped = 0, tries = 0 WHERE stopped "
                 "AND id IN (SELECT item FROM wish WHERE batch = ?)",
                 (batch.id,),
             ).rowcount

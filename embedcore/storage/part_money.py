@@ -11,6 +11,7 @@ from embedcore.errors import StorageCorrupt
 from embedcore.events import Settled
 from embedcore.storage import counters, grants as entries, ledger as outcomes
 from embedcore.storage.amounts import Amount, Attempt, Grant, Limit
+from embedcore.storage.batches import close_unwanted
 from embedcore.storage.parts import Part, Parts, change, in_flight
 
 if TYPE_CHECKING:
@@ -313,6 +314,7 @@ def _remember_unread(connection: sqlite3.Connection, part: Part, unbelieved: Seq
 
 
 def _free_items(connection: sqlite3.Connection, part: Part) -> None:
+    close_unwanted(connection, "part = ?", part.id)
     connection.execute("UPDATE item SET part = NULL, ordinal = NULL WHERE part = ?", (part.id,))
 
 

@@ -400,8 +400,8 @@ class Parts:
                 if row is None:
                     continue
                 found = connection.execute(
-                    "UPDATE item SET state = 'stored', reason = NULL WHERE pool = ? AND key = ? "
-                    "AND part IS NULL AND state IN ('failed', 'lost') RETURNING id",
+                    "UPDATE item SET state = 'stored', reason = NULL, stopped = 0 WHERE pool = ? "
+                    "AND key = ? AND part IS NULL AND state <> 'stored' RETURNING id",
                     (part.pool, *row),
                 ).fetchone()
                 if found is not None:

@@ -261,3 +261,28 @@ def test_a_part_that_is_taken_and_left_is_as_it_was(desk: Desk) -> None:
     assert taken is not None
     assert (taken.state, taken.grant, taken.epoch) == (before.state, before.grant, before.epoch + 1)
     assert desk.used == (Amount(), HELD)
+
+
+@pytest.mark.parametrize("lost", [True, False])
+@pytest.mark.parametrize("gone", ["dropped", "ended"])
+def test_what_is_free_again_and_only_ended_batches_know_has_its_outcome_again(
+    desk: Desk, lost: bool, gone: str
+) -> None:
+    """Whoever had a part of it may be gone before the part is."""
+    desk.part = desk.ask()
+    desk.steps.end(desk.part, Ended(actual=Amount(), retry=False, lost=lost, reason="why"))
+    desk.batches.set_state(desk.batch, "done")
+    again = desk.submit("abc")
+    assert desk.batches.resubmit_lost(again) == (3 if lost else 0)
+    desk.part = desk.plan(again)
+    assert desk.batches.reasons(desk.batch) == dict.fromkeys(map(key_of, "abc"), "why")
+    if gone == "dropped":
+        desk.batches.drop(again)
+    else:
+        desk.batches.set_state(again, "abandoned")
+    desk.steps.dissolve(desk.part)
+    with desk.ledger.database.read() as connection:
+        items = connection.execute("SELECT state, reason, part FROM item").fetchall()
+    assert items == [("lost" if lost else "failed", "why", None)] * 3
+    third = desk.batches.counts(desk.submit("abc"))
+    assert (third.failed, third.to_submit) == ((3, 0) if lost else (0, 3))

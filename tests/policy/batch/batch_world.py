@@ -675,6 +675,17 @@ class World:
         self._check_money()
         self._check_vectors()
         self._check_stopped()
+        self._check_wanted()
+
+    def _check_wanted(self) -> None:
+        """What only batches know that have ended is tried by nobody: it has its outcome."""
+        left = self._rows(
+            "SELECT i.id, i.reason FROM item i WHERE i.state = 'open' AND i.part IS NULL "
+            "AND EXISTS (SELECT 1 FROM wish w WHERE w.item = i.id) AND NOT EXISTS "
+            "(SELECT 1 FROM wish w JOIN batch b ON b.id = w.batch "
+            "WHERE w.item = i.id AND b.ended IS NULL)"
+        )
+        assert not left, f"texts of ended batches are left open: {left}"
 
     def _check_money(self) -> None:
         days = self._rows(

@@ -109,6 +109,97 @@ def test_records_go_with_the_batch(batch_desk: Any) -> None:
     assert job.id not in {one.id for one in batch_desk.last.batch_jobs()}
 
 
+# Wanted again, and then not after all
+
+
+def said(batch_desk: Any, job: Any) -> dict[int, str]:
+    """Why each row has no vector, as another process would read it."""
+    found = batch_desk.client().batch_job(job.id)
+    return {row: str(error) for block in found.blocks() for row, error in block.errors.items()}
+
+
+def end_of(batch_desk: Any, job: Any, how: str) -> None:
+    """Somebody gives it up before it has anything."""
+    if how == "cancel":
+        job.cancel()
+
+        def cancelled() -> None:
+            for one in batch_desk.jobs:
+                if one.status == "cancelling":
+                    batch_desk.service.end_cancel(one.id)
+
+        batch_desk.work(job, meanwhile=cancelled)
+    else:
+        job.abandon()
+    assert job.record.has_ended
+
+
+@pytest.mark.case("E3")
+@pytest.mark.parametrize("how", ["cancel", "abandon"])
+@pytest.mark.parametrize("consent", ["submitted", "said later"])
+@pytest.mark.parametrize("sent", [True, False])
+def test_what_was_lost_is_lost_still_when_nobody_buys_it_again_after_all(
+    batch_desk: Any, how: str, consent: str, sent: bool
+) -> None:
+    job = lost(batch_desk)
+    reasons = said(batch_desk, job)
+    # Nothing fits into a limit of so little: it is in no job then.
+    more = {} if sent else {"daily": batch_desk.spent().spent.tokens, "on_budget": "wait"}
+    if consent == "submitted":
+        again = batch_desk.submit(TEXTS, resubmit_lost=True, **more)
+    else:
+        again = batch_desk.submit([*TEXTS, "new"], **more)
+        assert again.resubmit_lost() == 6
+    if sent:
+        again.advance()
+    assert said(batch_desk, job) == reasons, "while another one tries"
+    end_of(batch_desk, again, how)
+    for one in batch_desk.jobs[1:]:
+        if not one.ended:
+            batch_desk.service.cancel(one.id)
+            batch_desk.service.end_cancel(one.id)
+    assert said(batch_desk, job) == reasons
+
+    bought = batch_desk.meter.billed_tokens
+    third = batch_desk.work(batch_desk.submit(TEXTS))
+    assert (third.status().failed, batch_desk.meter.billed_tokens) == (6, bought), "unasked"
+    quirky(batch_desk, late=None)
+    assert job.read_again() == 6
+    batch_desk.check(job, TEXTS)
+    assert (job.status().stored, third.status().stored) == (6, 6)
+    assert batch_desk.meter.billed_twice == {}
+
+
+@pytest.mark.case("E3")
+@pytest.mark.parametrize("how", ["cancel", "abandon"])
+def test_the_reason_of_a_batch_that_ended_stays_when_its_texts_are_tried_again(
+    batch_desk: Any, how: str
+) -> None:
+    batch_desk.service.fail_lines("text 01", status=400, message="this one is not allowed")
+    job = batch_desk.work(batch_desk.submit(TEXTS))
+    reasons = said(batch_desk, job)
+    assert "not allowed" in reasons[1]
+    again = batch_desk.submit(TEXTS)
+    again.advance()
+    assert said(batch_desk, job) == reasons
+    end_of(batch_desk, again, how)
+    assert said(batch_desk, job) == reasons
+
+
+@pytest.mark.case("E3")
+def test_what_is_read_again_is_bought_by_nobody_who_waits_for_it(batch_desk: Any) -> None:
+    job = lost(batch_desk)
+    daily = batch_desk.spent().spent.tokens
+    again = batch_desk.submit(TEXTS, resubmit_lost=True, daily=daily, on_budget="wait")
+    quirky(batch_desk, late=None)
+    assert job.read_again() == 6
+    assert (job.status().stored, job.status().failed) == (6, 0)
+    again.advance()
+    assert again.status().state == "done"
+    batch_desk.check(again, TEXTS)
+    assert len(batch_desk.jobs) == 1
+
+
 # Believed later
 
 
