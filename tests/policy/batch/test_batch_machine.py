@@ -567,6 +567,6 @@ def test_mutant_is_found(name: str, caplog: pytest.LogCaptureFixture) -> None:
     """Break the code, and see it fail."""
     caplog.set_level(logging.CRITICAL, logger="embedcore")
     machine, steps = MACHINES[mutants.FOUND_BY[name]]
-    chosen = plan(200, steps, derandomize=True, database=None)
+    chosen = plan(1_000, steps, derandomize=True, database=None)
     with mutants.MUTANTS[name](), pytest.raises((AssertionError, StorageError)):
         run_state_machine_as_test(machine, settings=chosen)
