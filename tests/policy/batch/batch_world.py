@@ -424,11 +424,15 @@ class World:
         """From now on results are there only so long after a job's end."""
         quirks = self.service.settings.quirks
         quirks.late, quirks.late_looks, quirks.late_seconds = late, None, seconds
-        if late is not None and seconds >= self.rules.output_wait / 2:
-            # Too late for some: what is not read in time is lost.
+        if self._is_too_late():
             for job in self.service.jobs:
                 if not job.ended or self.is_awaited(job):
                     self.give_up(job)
+
+    def _is_too_late(self) -> bool:
+        """For some results: what is not read in time is lost."""
+        quirks = self.service.settings.quirks
+        return quirks.late is not None and quirks.late_seconds >= self.rules.output_wait / 2
 
     def give_up(self, job: Job) -> None:
         """What it brings may be lost."""
@@ -576,6 +580,8 @@ class World:
 
     def _taken(self, job: Job) -> None:
         """The provider took a job: is that one that should be?"""
+        if self._is_too_late():
+            self.give_up(job)
         key = self.key_of(job)
         rows = self._rows("SELECT asked, state FROM part WHERE key = ?", key)
         if not rows or rows[0][0] is None:
