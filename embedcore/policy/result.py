@@ -81,23 +81,34 @@ class TextCut(NamedTuple):
         return TextCut(characters=(self.characters or 0) + (other.characters or 0))
 
 
-def tokens_cut(cuts: Mapping[int, TextCut]) -> dict[int, int | None]:
-    """Row → tokens cut off, None where that was not counted; only the rows that were cut."""
-    return {row: cut.tokens for row, cut in cuts.items() if cut.is_known}
+class CutViews:
+    """What ``cuts`` of a result, an arrival or a block says, in three views.
 
+    Their keys are its keys: rows of the caller, or places in a block.
+    """
 
-def characters_cut(cuts: Mapping[int, TextCut]) -> dict[int, int]:
-    """Row → characters cut off; only the rows that were cut, and whose tokens nobody counted."""
-    return {
-        row: cut.characters
-        for row, cut in cuts.items()
-        if cut.characters is not None and cut.tokens is None
-    }
+    __slots__ = ()
+    cuts: Mapping[int, TextCut]
 
+    @property
+    def tokens_cut(self) -> Mapping[int, int | None]:
+        """Tokens cut off, None where they were not counted; only the rows that were cut."""
+        return {row: cut.tokens for row, cut in self.cuts.items() if cut.is_known}
 
-def perhaps_cut(cuts: Mapping[int, TextCut]) -> frozenset[int]:
-    """Rows of which it is not known whether the server cut them."""
-    return frozenset(row for row, cut in cuts.items() if not cut.is_known)
+    @property
+    def characters_cut(self) -> Mapping[int, int]:
+        """Characters cut off; only rows that were cut, and whose tokens nobody counted."""
+        return {
+            row: cut.characters
+            for row, cut in self.cuts.items()
+            if cut.characters is not None and cut.tokens is None
+        }
+
+    @property
+    def perhaps_cut(self) -> frozenset[int]:
+        """Rows that may be longer than the model takes, and that the server accepted: whether it
+        cut them is not known."""
+        return frozenset(row for row, cut in self.cuts.items() if not cut.is_known)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,7 +139,7 @@ class RowOutcome:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Arrival:
+class Arrival(CutViews):
     """Vectors that just came, while the call they belong to goes on.
 
     - ``rows``: the caller's rows they are for, shape (m,), intp.
@@ -139,21 +150,6 @@ class Arrival:
     rows: NDArray[np.intp]
     vectors: Vectors
     cuts: Mapping[int, TextCut] = field(default_factory=dict)
-
-    @property
-    def tokens_cut(self) -> Mapping[int, int | None]:
-        """As of ``EmbeddingResult``."""
-        return tokens_cut(self.cuts)
-
-    @property
-    def characters_cut(self) -> Mapping[int, int]:
-        """As of ``EmbeddingResult``."""
-        return characters_cut(self.cuts)
-
-    @property
-    def perhaps_cut(self) -> frozenset[int]:
-        """As of ``EmbeddingResult``."""
-        return perhaps_cut(self.cuts)
 
 
 OnArrival: TypeAlias = Callable[[Arrival], None]
@@ -216,7 +212,7 @@ class StoppedAt:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EmbeddingResult:
+class EmbeddingResult(CutViews):
     """Row i of everything belongs to text i.
 
     - ``vectors``: float32, shape (n, d); a failed row is NaN.
@@ -238,22 +234,6 @@ class EmbeddingResult:
     cuts: Mapping[int, TextCut] = field(default_factory=dict)
     errors: Mapping[int, EmbeddingError] = field(default_factory=dict)
     stopped_at: StoppedAt | None = None
-
-    @property
-    def tokens_cut(self) -> Mapping[int, int | None]:
-        """Row → tokens cut off, None where they were not counted; only the rows that were cut."""
-        return tokens_cut(self.cuts)
-
-    @property
-    def characters_cut(self) -> Mapping[int, int]:
-        """Row → characters cut off; only rows that were cut, and whose tokens nobody counted."""
-        return characters_cut(self.cuts)
-
-    @property
-    def perhaps_cut(self) -> frozenset[int]:
-        """Rows that may be longer than the model takes, and that the server accepted: whether it
-        cut them is not known."""
-        return perhaps_cut(self.cuts)
 
     @property
     def outcomes(self) -> Sequence[RowOutcome]:

@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from embedcore.errors import ConfigurationError, InputRejected
 from embedcore.policy.result import (
+    CutViews,
     Spending,
     TextCut,
-    characters_cut,
-    perhaps_cut,
-    tokens_cut,
     zero_rows,
 )
 from embedcore.policy.sources import choices_in, in_order, plain
@@ -44,7 +42,7 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Block:
+class Block(CutViews):
     """Some rows of a stream, in their order, with their vectors. Row i belongs to vector i.
 
     - ``keys``: of each row, or its number in the stream where it has none.
@@ -68,21 +66,6 @@ class Block:
     usage: Spending = field(default_factory=Spending)
     cuts: Mapping[int, TextCut] = field(default_factory=dict)
     errors: Mapping[int, EmbeddingError] = field(default_factory=dict)
-
-    @property
-    def tokens_cut(self) -> Mapping[int, int | None]:
-        """By place: tokens cut off, None where they were not counted."""
-        return tokens_cut(self.cuts)
-
-    @property
-    def characters_cut(self) -> Mapping[int, int]:
-        """By place: characters cut off, where nobody counted the tokens."""
-        return characters_cut(self.cuts)
-
-    @property
-    def perhaps_cut(self) -> frozenset[int]:
-        """Places of the texts of which it is not known whether the server cut them."""
-        return perhaps_cut(self.cuts)
 
     @property
     def zeros(self) -> NDArray[np.bool_]:
