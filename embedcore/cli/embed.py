@@ -12,10 +12,15 @@ import click
 
 from embedcore.cli.estimate import Estimate, agree, ask_above, estimated
 from embedcore.cli.options import (
+    id_option,
+    input_format_option,
+    input_type_option,
     json_option,
+    keep_option,
     model_option,
     quiet_option,
     scope_option,
+    text_option,
     verbose_option,
     yes_option,
 )
@@ -293,15 +298,10 @@ def _existing(_: click.Context, __: click.Parameter, files: tuple[Path, ...]) ->
     "files", nargs=-1, metavar="[FILE]...", type=click.Path(path_type=Path), callback=_existing
 )
 @click.option("-c", "texts", multiple=True, metavar="TEXT", help="A text itself. Repeatable.")
-@click.option("--text", default="text", show_default=True, help="The column with the text.")
-@click.option("--id", help='The column with the id; default "id" if there is one.')
-@click.option("--keep", multiple=True, metavar="COLUMN", help="A column to keep. Repeatable.")
-@click.option(
-    "--format",
-    "input_format",
-    type=click.Choice(["txt", "jsonl", "csv"]),
-    help="The format of standard input, or of files whose names do not say.",
-)
+@text_option
+@id_option
+@keep_option
+@input_format_option
 @model_option
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="A .parquet, .jsonl or .npy file."
@@ -314,7 +314,7 @@ def _existing(_: click.Context, __: click.Parameter, files: tuple[Path, ...]) ->
     type=bool,
     help="Leave the texts out of the output.",
 )
-@click.option("--input-type", metavar="TYPE", help="For instance document or query.")
+@input_type_option
 @click.option(
     "--on-error",
     type=click.Choice(["raise", "keep"]),

@@ -100,6 +100,22 @@ model_option = click.option(
     metavar="MODEL",
     help="A profile, provider:model, or a model of the default provider.",
 )
+text_option = click.option(
+    "--text", default="text", show_default=True, help="The column with the text."
+)
+id_option = click.option("--id", help='The column with the id; default "id" if there is one.')
+keep_option = click.option(
+    "--keep", multiple=True, metavar="COLUMN", help="A column to keep. Repeatable."
+)
+input_format_option = click.option(
+    "--format",
+    "input_format",
+    type=click.Choice(["txt", "jsonl", "csv"]),
+    help="The format of standard input, or of files whose names do not say.",
+)
+input_type_option = click.option(
+    "--input-type", metavar="TYPE", help="For instance document or query."
+)
 scope_option = click.option("--scope", metavar="NAME", help="The project whose budget is used.")
 yes_option = click.option(
     "-y", "--yes", is_flag=True, help="Do not ask, whatever it costs; limits still hold."

@@ -12,10 +12,15 @@ from embedcore.cli.batch.submit import SubmitArguments
 from embedcore.cli.options import (
     Group,
     age,
+    id_option,
+    input_format_option,
+    input_type_option,
+    keep_option,
     model_option,
     quiet_option,
     scope_option,
     talking,
+    text_option,
     yes_option,
 )
 from embedcore.cli.screen import Screen
@@ -99,17 +104,12 @@ def command() -> None:
     type=click.Path(path_type=Path),
     callback=existing,
 )
-@click.option("--text", default="text", show_default=True, help="The column with the text.")
-@click.option("--id", help='The column with the id; default "id" if there is one.')
-@click.option("--keep", multiple=True, metavar="COLUMN", help="A column to keep. Repeatable.")
-@click.option(
-    "--format",
-    "input_format",
-    type=click.Choice(["txt", "jsonl", "csv"]),
-    help="The format of standard input, or of files whose names do not say.",
-)
+@text_option
+@id_option
+@keep_option
+@input_format_option
 @model_option
-@click.option("--input-type", metavar="TYPE", help="For instance document or query.")
+@input_type_option
 @click.option(
     "--on-error",
     type=click.Choice(["raise", "keep"]),
