@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -75,6 +76,24 @@ def make(server: FakeOpenAI) -> Iterator[Callable[..., OpenAIEmbedder]]:
         yield make
 
 
+def read_request(connection: socket.socket, most: int = 1_000_000) -> None:
+    """Read a request, or ``most`` bytes of it.
+
+    Its head and its body may come apart. Who closes a connection and has not read all of it
+    resets it, and the client may lose the reply.
+    """
+    received = connection.recv(most)
+    while received and b"\r\n\r\n" not in received:
+        received += (more := connection.recv(most))
+        if not more:
+            return
+    head, _, body = received.partition(b"\r\n\r\n")
+    length = re.search(rb"(?im)^content-length: *(\d+)", head)
+    left = min(int(length[1]) if length else 0, most) - len(body)
+    while left > 0 and (more := connection.recv(left)):
+        left -= len(more)
+
+
 @pytest.fixture
 def listen() -> Iterator[Callable[[bytes | Callable[[socket.socket], None]], str]]:
     """Starts a server that answers every connection with these bytes; gives its base URL."""
@@ -93,7 +112,7 @@ def listen() -> Iterator[Callable[[bytes | Callable[[socket.socket], None]], str
                     return
                 with connection, contextlib.suppress(OSError):
                     connection.settimeout(5)
-                    connection.recv(1_000_000)
+                    read_request(connection)
                     if callable(reply):
                         reply(connection)
                     else:
