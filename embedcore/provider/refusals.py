@@ -536,18 +536,21 @@ def _set_money(error: EmbeddingError, refused: Refused) -> None:
         error.billed = "unknown"
 
 
-def _redirected(status: int, headers: Mapping[str, str], asked: Asked) -> ConfigurationError:
+def redirected_to(headers: Mapping[str, str], asked: Asked) -> str:
+    """Where a redirect leads, for showing it. ``headers`` by names in lower case."""
     try:
         target = urlsplit(urljoin(f"{asked.endpoint}/embeddings", headers.get("location", "")))
         # Without what may be a secret in it: user, password and query.
-        place = asked.shown(
-            f"{target.scheme}://{target.hostname or ''}{_port(target)}{target.path}"
-        )
+        return asked.shown(f"{target.scheme}://{target.hostname or ''}{_port(target)}{target.path}")
     except ValueError:
-        place = "an unreadable address"
+        return "an unreadable address"
+
+
+def _redirected(status: int, headers: Mapping[str, str], asked: Asked) -> ConfigurationError:
     return ConfigurationError(
-        f"{asked.endpoint} redirects (HTTP {status}) to {place}. Redirects are not followed, so "
-        "that the key goes nowhere else: set base_url to the final address, without /embeddings"
+        f"{asked.endpoint} redirects (HTTP {status}) to {redirected_to(headers, asked)}. Redirects "
+        "are not followed, so that the key goes nowhere else: set base_url to the final address, "
+        "without /embeddings"
     )
 
 

@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from embedcore.errors import InvalidResponse, RemoteGone, RequestRejected, TransientProviderError
+from embedcore.errors import (
+    AuthenticationFailed,
+    EmbeddingError,
+    InvalidResponse,
+    PermanentProviderError,
+    PermissionDenied,
+    QuotaExhausted,
+    TransientProviderError,
+)
 from embedcore.events import BatchStopped
 from embedcore.policy.batch.collect import Collector
 from embedcore.policy.immediate.shortening import way_to_cut
@@ -27,7 +35,9 @@ logger = logging.getLogger("embedcore")
 _MOST_READS: Final = 12
 # What a provider answers instead of results that are late is what it answers where there are none
 # any more. A connection that breaks is tried again, though not for ever: its own copy may be cut.
-_MAY_BE_LATE: Final = (TransientProviderError, RemoteGone, RequestRejected, InvalidResponse)
+_MAY_BE_LATE: Final = (TransientProviderError, PermanentProviderError, InvalidResponse)
+# What a person can mend ends no wait: a key, a right, money.
+_OF_THE_ACCOUNT: Final = (AuthenticationFailed, PermissionDenied, QuotaExhausted)
 _QUEUE_SECONDS: Final = 60.0
 _LONGEST_QUEUE_SECONDS: Final = 1_800.0
 
@@ -47,7 +57,7 @@ class Ending:
         Where results are missing that the job owes, they are looked for again for a while first.
         """
         found = self._collector.collect(part)
-        if found.broken is not None and not isinstance(found.broken, _MAY_BE_LATE):
+        if found.broken is not None and not _may_be_late(found.broken):
             raise found.broken
         if (since := self._waits_since(part, status, found)) is not None:
             return self._look_again(part, status, found, since)
@@ -213,6 +223,10 @@ class Ending:
         batches = self._context.batches
         found = [batches.numbered(one) for one in self._jobs.wanted_by(part)]
         return any(batch is not None and batch.resubmits_lost for batch in found)
+
+
+def _may_be_late(error: EmbeddingError) -> bool:
+    return isinstance(error, _MAY_BE_LATE) and not isinstance(error, _OF_THE_ACCOUNT)
 
 
 def _place_of(part: Part, name: str) -> int | None:

@@ -29,7 +29,9 @@ from embedcore.errors import (
     InputRejected,
     InvalidResponse,
     OutcomeUnknown,
+    PermissionDenied,
     ProviderUnavailable,
+    QuotaExhausted,
     RateLimited,
     RemoteGone,
     RequestRejected,
@@ -299,9 +301,9 @@ def test_a_full_disk_is_named(api: Api, batch_of: BatchOf, monkeypatch: pytest.M
         ((404, REFUSED), InputNotReady, "no"),
         ((429, REFUSED), RateLimited, "no"),
         ((400, b"<html>"), RequestRejected, "unknown"),
-        ((401, b"<html>"), AuthenticationFailed, "unknown"),
-        ((404, b"<html>"), RemoteGone, "unknown"),
-        ((429, b"<html>"), RateLimited, "unknown"),
+        ((402, b"<html>"), QuotaExhausted, "unknown"),
+        ((400, {"statusCode": 400, "reason": "no"}), RequestRejected, "unknown"),
+        ((429, {"usage": {"total_tokens": 3}}), RateLimited, "unknown"),
         ((408, REFUSED), OutcomeUnknown, "unknown"),
         ((409, REFUSED), OutcomeUnknown, "unknown"),
         ((500, REFUSED), ProviderUnavailable, "unknown"),
@@ -326,7 +328,44 @@ def test_no_job_is_only_what_the_api_itself_refused(
         batch_of().create("file-1", key=KEY)
     assert type(caught.value) is kind
     assert caught.value.billed == billed
+    assert not getattr(caught.value, "free_by_status", False)
     assert [one.method for one in api.asked].count("POST") == 1, "a create is never sent twice"
+
+
+GATEWAYS = [
+    ((401, b"<html>Sign in</html>"), AuthenticationFailed, True),
+    ((403, b""), PermissionDenied, True),
+    ((404, b"<html>"), InputNotReady, True),
+    ((405, b""), RequestRejected, True),
+    ((413, b"<html>"), RequestTooLarge, True),
+    ((429, b""), RateLimited, True),
+    ((429, b"<html><title>429 Too Many Requests</title></html>"), RateLimited, True),
+    ((429, {"statusCode": 429, "reason": "slower"}), RateLimited, False),
+    ((431, b"<html>"), RequestRejected, True),
+    ((451, b"<html>"), RequestRejected, True),
+]
+
+
+@pytest.mark.case("C1")
+@pytest.mark.parametrize(("reply", "kind", "by_status"), GATEWAYS)
+@pytest.mark.parametrize("billed", ["no", "unknown"])
+def test_what_a_gateway_refuses_started_no_job_by_its_status(
+    api: Api,
+    batch_of: BatchOf,
+    reply: Any,
+    kind: type[EmbeddingError],
+    by_status: bool,
+    billed: str,
+) -> None:
+    api.routes["POST /v1/batches"] = reply
+    api.routes["GET /v1/batches"] = {"data": [], "has_more": False}
+    with pytest.raises(EmbeddingError) as caught:
+        batch_of(refusals_billed=billed).create("file-1", key=KEY)
+    error = caught.value
+    assert error.billed == billed
+    if billed == "no":
+        assert type(error) is kind
+    assert getattr(error, "free_by_status", False) == (by_status and billed == "no")
 
 
 def saying(message: str = "", **more: object) -> dict[str, Any]:
@@ -525,6 +564,60 @@ def test_a_list_that_cannot_be_read_is_not_none(api: Api, batch_of: BatchOf, rep
     with pytest.raises(InvalidResponse):
         batch_of().find(key=KEY, input_ref="file-1", since=NOW)
     assert len(api.asked) < 4
+
+
+OTHERS = [
+    {"id": "batch_2", "metadata": {"embedcore": "other"}, "status": 3},
+    {"id": None, "input_file_id": "file-2"},
+    {"metadata": {"by": "somebody else"}},
+    {"id": "batch_3", "input_file_id": "file-3", "metadata": ["?"], "created_at": "now"},
+]
+NOBODYS = [None, 3, "batch_4", [], {}, {"id": "batch_5", "metadata": "?"}]
+
+
+@pytest.mark.fault(78)
+@pytest.mark.parametrize("odd", [*OTHERS, *NOBODYS])
+def test_an_odd_entry_of_the_list_hides_no_job(api: Api, batch_of: BatchOf, odd: Any) -> None:
+    mine = job(1, metadata={"embedcore": KEY})
+    for entries in ([odd, mine], [mine, odd], [job(7), odd, odd, mine, odd]):
+        api.routes["GET /v1/batches"] = {"data": entries, "has_more": False}
+        (found,) = batch_of().find(key=KEY, input_ref="file-1", since=NOW)
+        assert found.id == "batch_1"
+
+
+@pytest.mark.fault(78)
+def test_odd_entries_prove_no_absence_where_they_may_be_ours(api: Api, batch_of: BatchOf) -> None:
+    def found(*entries: Any) -> Any:
+        api.routes["GET /v1/batches"] = {"data": entries, "has_more": False}
+        return batch_of().find(key=KEY, input_ref="file-1", since=NOW)
+
+    assert found(job(7), *OTHERS) == []
+    mine = [{"input_file_id": "file-1"}, {"id": "..", "metadata": {"embedcore": KEY}}]
+    for odd in [*NOBODYS, *mine]:
+        with pytest.raises(InvalidResponse, match="nothing follows from it"):
+            found(job(7), odd)
+        # So old that it is not the one: by its place, or by what it says.
+        assert found(job(7), job(8, age=30), odd) == []
+        if isinstance(odd, dict):
+            assert found({**odd, "created_at": job(9, age=30)["created_at"]}, job(7)) == []
+
+
+@pytest.mark.parametrize("odd", [None, 3, {}, {"id": "../x", "filename": f"embedcore-{KEY}.jsonl"}])
+def test_an_odd_entry_of_the_list_of_files_hides_none(
+    api: Api, batch_of: BatchOf, odd: Any
+) -> None:
+    mine = {"id": "file-1", "filename": f"embedcore-{KEY}.jsonl", "created_at": 5}
+    api.routes["GET /v1/files"] = {"data": [odd, mine, odd], "has_more": False}
+
+    def left(*jobs: Any) -> list[str]:
+        api.routes["GET /v1/batches"] = {"data": jobs, "has_more": False}
+        return list(batch_of().orphans(before=NOW))
+
+    assert left() == left(*OTHERS) == ["file-1"]
+    assert left({"id": "batch_1", "metadata": {"embedcore": KEY}}) == []
+    for unclear in NOBODYS:
+        with pytest.raises(InvalidResponse, match="none is deleted"):
+            left(job(1), unclear)
 
 
 @pytest.mark.fault(78)

@@ -45,6 +45,7 @@ def test_recorded_jobs_are_understood(name: str, words: list[str], recordings: R
             ended = job["status"] in ("completed", "failed", "expired", "cancelled")
             assert (found.state != "running") == ended
             listed = job_of(job)
+            assert listed.found is not None
             assert (listed.found.id, listed.input_ref) == (job["id"], job["input_file_id"])
             assert listed.found.created_at == datetime.fromtimestamp(job["created_at"], UTC)
     assert set(words) <= set(seen)
@@ -78,6 +79,7 @@ def test_an_end_in_other_words_is_one(word: str, state: str) -> None:
     found = status(status=word, usage={"total_tokens": 9}, output_file_id="file-1")
     assert (found.state, found.detail, found.tokens) == (state, word, 9)
     listed = job_of({"id": JOB, "status": word})
+    assert listed.found is not None
     assert listed.found.state == state
 
 
@@ -176,8 +178,8 @@ def test_only_plain_ids_are_ids(value: str) -> None:
 )
 def test_odd_ids_go_nowhere(value: object) -> None:
     assert not is_id(value)
-    with pytest.raises(BadReply, match="id"):
-        job_of({"id": value, "status": "completed"})
+    assert job_of({"id": value, "status": "completed"}).found is None
+    assert file_of({"id": value}) is None
     if value is not None:
         document = {"id": JOB, "status": "completed", "output_file_id": value}
         with pytest.raises(BadReply, match="result file"):
@@ -204,7 +206,47 @@ def test_either_file_may_be_missing(output: object, error: object, files: list[s
 @pytest.mark.fault(77)
 @pytest.mark.parametrize("moment", [None, "yesterday", True, 10**20, float("nan"), float("inf")])
 def test_a_time_may_be_missing_or_absurd(moment: object) -> None:
-    assert job_of({"id": JOB, "created_at": moment}).found.created_at is None
+    listed = job_of({"id": JOB, "created_at": moment})
+    assert listed.found is not None
+    assert listed.created_at is listed.found.created_at is None
+
+
+OURS = {"metadata": {"embedcore": "k"}}
+
+
+@pytest.mark.fault(78)
+@pytest.mark.parametrize(
+    ("entry", "is_ours"),
+    [
+        ({"id": JOB, **OURS}, True),
+        ({"id": JOB, "input_file_id": "file-1"}, True),
+        ({"id": JOB, "input_file_id": "file-1", "metadata": {"embedcore": "other"}}, True),
+        ({"id": JOB, "input_file_id": 3, **OURS, "status": 5}, True),
+        ({"id": JOB, "input_file_id": "file-2"}, False),
+        ({"id": JOB, "input_file_id": "file-2", "metadata": "{}"}, False),
+        ({"id": None, "input_file_id": "file-2", "metadata": 7}, False),
+        ({"id": JOB, "metadata": {"embedcore": "other"}, "input_file_id": []}, False),
+        ({"metadata": {"embedcore": "other"}}, False),
+        ({"metadata": {"somebody": "else"}, "input_file_id": {}}, False),
+        ({"id": JOB}, False),
+        ({"id": JOB, "metadata": None, "input_file_id": None}, False),
+        ({"id": JOB, "metadata": {}, "status": "odd"}, False),
+        # What may be ours, and cannot be used.
+        (None, None),
+        (3, None),
+        ("batch_1", None),
+        ([], None),
+        ({}, None),
+        ({"id": 3}, None),
+        ({"id": "../x", **OURS}, None),
+        ({"input_file_id": "file-1"}, None),
+        ({"id": JOB, "metadata": "embedcore"}, None),
+        ({"id": JOB, "metadata": {"embedcore": 3}}, None),
+        ({"id": JOB, "metadata": None, "input_file_id": 3}, None),
+    ],
+)
+def test_whose_an_entry_is_that_cannot_all_be_read(entry: object, is_ours: bool | None) -> None:
+    assert job_of(entry).is_of("k", "file-1") is is_ours
 
 
 @pytest.mark.parametrize(
@@ -220,4 +262,6 @@ def test_a_time_may_be_missing_or_absurd(moment: object) -> None:
     ],
 )
 def test_files_of_others_are_not_ours(document: dict[str, object], ours: bool) -> None:
-    assert file_of({"id": "file-1", **document}).ours == ours
+    listed = file_of({"id": "file-1", **document})
+    assert listed is not None
+    assert (listed.key == "k") == ours

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from embedcore_openai.batch_calls import NewestFirst, Page, all_pages, page_of
+from embedcore_openai.batch_objects import file_of
 from hypothesis import given, strategies as st
 
 from embedcore.errors import InvalidResponse
@@ -73,11 +74,37 @@ def test_pages_in_a_circle_end() -> None:
 
 @pytest.mark.parametrize(
     "document",
-    [{}, {"data": None}, {"data": {}}, {"data": [3]}, {"data": [{}]}, {"data": [{"id": 3}]}],
+    [{}, {"data": None}, {"data": {}}, {"data": "batch_1"}],
 )
 def test_what_is_no_list_is_refused(document: dict[str, Any]) -> None:
     with pytest.raises(BadReply):
-        page_of(document, dict, "batches")
+        page_of(document, file_of, "batches")
+
+
+ODD: list[Any] = [None, 3, "file-1", [], {}, {"id": 3}, {"id": None, "filename": "x"}]
+
+
+@pytest.mark.fault(78)
+@given(st.lists(st.sampled_from([*ODD, "good", "good"]), max_size=30), st.integers(1, 7))
+def test_entries_that_cannot_be_used_hide_no_other(kinds: list[Any], size: int) -> None:
+    entries = [{"id": f"f-{place}"} if one == "good" else one for place, one in enumerate(kinds)]
+    ids = [one.get("id") if isinstance(one, dict) else None for one in entries]
+
+    def fetch(after: str | None) -> Page[Any]:
+        begin = 0 if after is None else ids.index(after) + 1
+        more = begin + size < len(entries)
+        return page_of({"data": entries[begin : begin + size], "has_more": more}, file_of, "files")
+
+    found = []
+    try:
+        for page in all_pages(fetch):
+            found += [one.id for one in page.entries]
+    except InvalidResponse:
+        # A whole page of them leads to no next one: then it is said that the list goes on.
+        nameless = [isinstance(one, str) for one in ids]
+        assert any(not any(nameless[at : at + size]) for at in range(len(ids) - size))
+    else:
+        assert found == [one for one in ids if isinstance(one, str)]
 
 
 def ages(*hours: float | None) -> list[datetime | None]:
@@ -88,10 +115,12 @@ def ages(*hours: float | None) -> list[datetime | None]:
     ("pages", "passed"),
     [
         ([ages(1, 2, 3)], False),
-        ([ages(1, 6, 7)], False),
+        ([ages(1, 6, 7)], True),
+        ([ages(1, 4)], False),
         ([ages(6, 7)], True),
         ([ages(1, 2), ages(6, 7)], True),
         ([ages(6, 6, 6)], False),
+        ([ages(6, 6), ages(6, 5.5)], False),
         ([ages(6)], False),
         ([ages(6), ages(7)], True),
         ([ages(7, 6)], False),
@@ -105,23 +134,22 @@ def test_the_rest_is_old_only_where_the_order_is_seen(
     pages: list[list[datetime | None]], passed: bool
 ) -> None:
     order = NewestFirst(NOW - timedelta(hours=5))
-    told = [order.passed(page) for page in pages]
-    assert told[-1] == passed
+    for time in (time for page in pages for time in page):
+        order.see(time)
+    assert order.has_passed == passed
 
 
 @pytest.mark.fault(77)
-@given(st.lists(st.integers(0, 20), max_size=30), st.integers(1, 5), st.integers(0, 20))
-def test_stopping_never_loses_a_job_of_a_sorted_list(
-    hours: list[int], size: int, limit: int
-) -> None:
+@given(st.lists(st.integers(0, 20), max_size=30), st.integers(0, 20))
+def test_stopping_never_loses_a_job_of_a_sorted_list(hours: list[int], limit: int) -> None:
     moment = NOW - timedelta(hours=limit)
     for newest_first in (True, False):
         times = ages(*sorted(hours, reverse=not newest_first))
         order = NewestFirst(moment)
         seen = 0
-        for at in range(0, len(times), size):
-            page = times[at : at + size]
-            seen += len(page)
-            if order.passed(page):
+        for time in times:
+            order.see(time)
+            seen += 1
+            if order.has_passed:
                 break
         assert all(time is not None and time < moment for time in times[seen:])

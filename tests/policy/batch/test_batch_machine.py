@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings, strategies as st
+from hypothesis import HealthCheck, Phase, core, settings, strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
@@ -516,6 +516,10 @@ class Results(Parts):
             self.world.pass_time(seconds)
 
 
+# The same examples each time, unless --hypothesis-seed names others.
+FIXED = core.global_force_seed is None
+
+
 def plan(examples: int, steps: int = 30, **more: Any) -> settings:
     return settings(
         # Shrinking takes minutes and a failure is found in seconds: add Phase.shrink to study one.
@@ -532,19 +536,19 @@ def plan(examples: int, steps: int = 30, **more: Any) -> settings:
 MARKS = [pytest.mark.fault(row) for row in (56, 57, 58, 60, 61, 63, 64, 75, 76, 77)]
 
 TestBatch = BatchMachine.TestCase
-TestBatch.settings = plan(60, derandomize=True)
+TestBatch.settings = plan(60, derandomize=FIXED)
 TestBatch.pytestmark = MARKS
 
 TestLostAnswers = LostAnswers.TestCase
-TestLostAnswers.settings = plan(40, 12, derandomize=True)
+TestLostAnswers.settings = plan(40, 12, derandomize=FIXED)
 TestLostAnswers.pytestmark = MARKS
 
 TestLostAnswersWithoutFence = LostAnswersWithoutFence.TestCase
-TestLostAnswersWithoutFence.settings = plan(30, 12, derandomize=True)
+TestLostAnswersWithoutFence.settings = plan(30, 12, derandomize=FIXED)
 TestLostAnswersWithoutFence.pytestmark = MARKS
 
 TestResults = Results.TestCase
-TestResults.settings = plan(40, 12, derandomize=True)
+TestResults.settings = plan(40, 12, derandomize=FIXED)
 TestResults.pytestmark = MARKS
 
 MACHINES = {
@@ -567,6 +571,12 @@ def test_mutant_is_found(name: str, caplog: pytest.LogCaptureFixture) -> None:
     """Break the code, and see it fail."""
     caplog.set_level(logging.CRITICAL, logger="embedcore")
     machine, steps = MACHINES[mutants.FOUND_BY[name]]
-    chosen = plan(1_000, steps, derandomize=True, database=None)
+    chosen = plan(1_000, steps, derandomize=FIXED, database=None)
     with mutants.MUTANTS[name](), pytest.raises((AssertionError, StorageError)):
         run_state_machine_as_test(machine, settings=chosen)
+
+
+def test_a_seed_that_is_given_chooses_the_examples(request: pytest.FixtureRequest) -> None:
+    given = request.config.getoption("--hypothesis-seed") is not None
+    for machine in (TestBatch, TestLostAnswers, TestLostAnswersWithoutFence, TestResults):
+        assert machine.settings.derandomize == (not given)

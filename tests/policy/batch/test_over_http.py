@@ -12,6 +12,8 @@ import pytest
 from embedcore import EmbeddingClient
 from embedcore.errors import PermanentProviderError
 from embedcore.policy.batch.job import BatchJob
+from embedcore.storage import usage
+from embedcore.storage.amounts import Amount
 from embedcore.testing import FakeOpenAI, vectors_of
 from embedcore.testing.openai.batch_settings import BatchSettings, Progress
 
@@ -323,3 +325,74 @@ def test_an_output_that_the_server_has_only_half_is_waited_for(
     assert "end in the middle of a line" in message
     quirky(server, late=None)
     assert right(job, TEXTS), "once it is whole"
+
+
+# Refusals
+
+
+OUTPUTS = "GET /v1/files/{id}/content"
+
+
+@pytest.mark.case("E3")
+@pytest.mark.parametrize("status", [301, 302, 307, 308, 405, 413])
+@pytest.mark.parametrize("lasting", [False, True])
+def test_a_download_that_is_refused_or_sent_elsewhere_comes_to_an_end(
+    server: FakeOpenAI, client_of: Callable[..., EmbeddingClient], status: int, lasting: bool
+) -> None:
+    mode: dict[str, Any] = {"mode": "status", "status": status}
+    if status < 400:
+        mode = {"mode": "redirect", "status": status, "location": "https://files.example/out?k=1"}
+    server.faults.when(path=OUTPUTS, times=None if lasting else 2, **mode)
+    began = server.batches.clock()
+    job = look(server, client_of().submit_batch(TEXTS), seconds=20)
+    assert len(server.batches.jobs) == 1
+    if not lasting:
+        assert right(job, TEXTS)
+        return
+    assert 600 <= server.batches.clock() - began < 800, "output_wait"
+    message = job.result(on_error="keep").errors[0].message
+    assert "output_gone" in message
+    assert f"HTTP {status}" in message
+    if status < 400:
+        assert "a redirect to https://files.example/out," in message
+        assert "embedcore batch fetch" in message
+    server.faults.clear()
+    assert right(job, TEXTS), "whenever it is given"
+
+
+@pytest.mark.case("E3")
+def test_a_key_that_may_not_read_results_is_for_a_person(
+    server: FakeOpenAI, client_of: Callable[..., EmbeddingClient]
+) -> None:
+    server.faults.when(path=OUTPUTS, mode="status", status=401)
+    job = client_of().submit_batch(TEXTS)
+    for _ in range(30):
+        finish(server)
+        job.advance()
+        server.batches.clock.advance(61)
+    assert job.status().in_flight == 6
+    assert job.status().jobs[0].lasting
+    server.faults.clear()
+    assert right(look(server, job), TEXTS)
+
+
+@pytest.mark.case("C1")
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_job_that_a_gateway_refuses_by_its_status_is_asked_for_again_and_counted(
+    server: FakeOpenAI, client_of: Callable[..., EmbeddingClient], times: int
+) -> None:
+    page = {"body": "<html>slow down</html>", "content_type": "text/html", "bills": False}
+    server.faults.push("raw", status=429, path="POST /v1/batches", times=times, **page)
+    client = client_of()
+    job = look(server, client.submit_batch(TEXTS))
+    assert right(job, TEXTS)
+    assert len(server.batches.jobs) == 1
+    ledger = client._engine.account.ledger
+    assert ledger is not None
+    (used,) = [one for one in usage.by_model(ledger) if one.period == "total"]
+    assert used.free_by_status_requests == times
+    assert used.free_by_status == Amount(
+        tokens=times * used.spent.tokens, cost=times * used.spent.cost
+    )
+    assert used.spent.tokens == server.batches.meter.billed_tokens
+    assert used.uncertain == Amount()

@@ -40,7 +40,7 @@ from embedcore.provider.types import (
 )
 from embedcore_openai import batch_calls as jsonl, batch_objects as objects
 from embedcore_openai.batch_calls import BatchCalls, NewestFirst, all_pages, names_other_field
-from embedcore_openai.batch_objects import LineReader
+from embedcore_openai.batch_objects import Job, LineReader
 from embedcore_openai.encodings import Encodings
 from embedcore_openai.http import Spool
 from embedcore_openai.options import OpenAIOptions
@@ -161,37 +161,68 @@ class OpenAIBatch:
         elsewhere = names_other_field(refusal.message)
         if state in _UNCLEAR and (elsewhere or isinstance(refusal, PermissionDenied)):
             return refusal
-        return InputNotReady(
+        waits = InputNotReady(
             f"{refusal.message}; the file is {state or 'without a state'!r}",
             billed="no",
             status=refusal.status,
             code=refusal.code,
         )
+        waits.free_by_status = refusal.free_by_status
+        return waits
 
     def find(self, *, key: str, input_ref: str, since: datetime) -> list[FoundJob]:
         """Jobs that carry the key or the input, by the time of their creation.
 
         The list is read until everything on a page is older than an hour before ``since``, or to
-        its end. Jobs without a time come last.
+        its end. Jobs without a time come last. Entries that cannot be used are passed over where
+        they say that they are others'. If none is found and one may be it, that is
+        ``InvalidResponse``: from such a list it does not follow that there is none.
         """
-        mark = _mark(key)
-        order = NewestFirst(since - _CLOCKS_DIFFER)
+        mark, first = _mark(key), since - _CLOCKS_DIFFER
+        order = NewestFirst(first)
         found: dict[str, FoundJob] = {}
+        unclear = 0
         try:
             for page in all_pages(self._calls.batches):
-                ours = [
-                    one for one in page.entries if one.key == mark or one.input_ref == input_ref
-                ]
-                found |= {job.found.id: job.found for job in ours}
-                if order.passed([job.found.created_at for job in page.entries]):
+                unclear += self._look_through(page.entries, order, found, (mark, input_ref), first)
+                times = [job.created_at for job in page.entries]
+                # A whole page of it: some lists are not quite in order.
+                if order.has_passed and all(time is None or time < first for time in times):
                     break
         except InvalidResponse:
             # From a part of a list follows what is in it, and nothing else.
             if not found:
                 raise
+        if unclear and not found:
+            raise InvalidResponse(
+                f"the list of batches of {self._info.endpoint} has {unclear} entries that cannot "
+                "be read, and one may be the job that is looked for: nothing follows from it",
+                billed="no",
+            )
         return sorted(
             found.values(), key=lambda job: (job.created_at is None, job.created_at or since)
         )
+
+    def _look_through(
+        self,
+        jobs: Sequence[Job],
+        order: NewestFirst,
+        found: dict[str, FoundJob],
+        wanted: tuple[str, str],
+        first: datetime,
+    ) -> int:
+        """Add to ``found``; returns how many entries may be what is wanted and cannot be used."""
+        unclear = 0
+        for job in jobs:
+            is_wanted = job.is_of(*wanted)
+            is_old = order.has_passed or (job.created_at is not None and job.created_at < first)
+            if is_wanted and job.found is not None:
+                found[job.found.id] = job.found
+            elif is_wanted is None and not is_old:
+                unclear += 1
+            if job.found is not None:
+                order.see(job.created_at)
+        return unclear
 
     def discard(self, input_ref: str) -> None:
         _require_id(input_ref, "input file")
@@ -201,18 +232,29 @@ class OpenAIBatch:
             return
 
     def orphans(self, *, before: datetime) -> Iterator[str]:
-        """Files of ours by their name, which carries ``embedcore``, that no batch was made of."""
-        ours = [
-            file.id
+        """Files of ours by their name, which carries ``embedcore``, that no batch was made of.
+
+        Raises ``InvalidResponse`` if the list of batches has an entry that may be made of one.
+        """
+        ours = {
+            file.id: file.key
             for page in all_pages(self._calls.files)
             for file in page.entries
-            if file.ours and file.created_at is not None and file.created_at < before
-        ]
+            if file.key is not None and file.created_at is not None and file.created_at < before
+        }
         if not ours:
             return
         # Listed after the files: a batch that was made in between is seen.
-        used = {job.input_ref for page in all_pages(self._calls.batches) for job in page.entries}
-        yield from (file for file in ours if file not in used)
+        jobs = [job for page in all_pages(self._calls.batches) for job in page.entries]
+        told = (job.is_clear or (job.key, job.input_ref) != (None, None) for job in jobs)
+        if not all(told):
+            raise InvalidResponse(
+                f"the list of batches of {self._info.endpoint} has an entry that cannot be read: "
+                "which files are used does not follow from it, and none is deleted",
+                billed="no",
+            )
+        used = {job.input_ref for job in jobs} | {job.key for job in jobs}
+        yield from (file for file, key in ours.items() if not {file, key} & used)
 
     def poll(self, job_id: str) -> BatchStatus:
         _require_id(job_id, "batch")

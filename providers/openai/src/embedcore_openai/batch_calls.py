@@ -14,7 +14,13 @@ from typing import Any, Final, Generic, TypeVar
 
 import orjson
 
-from embedcore.errors import EmbeddingError, InputNotReady, InputRejected, InvalidResponse
+from embedcore.errors import (
+    EmbeddingError,
+    InputNotReady,
+    InputRejected,
+    InvalidResponse,
+    ProviderError,
+)
 from embedcore.provider.error_bodies import read_body
 from embedcore.provider.replies import BadReply
 from embedcore.provider.types import BatchItem, BatchStatus, ModelInfo
@@ -119,7 +125,8 @@ Listed = TypeVar("Listed")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Page(Generic[Listed]):
-    """``ids``: of the entries, in order. ``more``: the server says that there are more."""
+    """``ids``: of the entries that have one, in order. ``more``: the server says that there are
+    more."""
 
     entries: Sequence[Listed]
     ids: Sequence[str]
@@ -127,17 +134,22 @@ class Page(Generic[Listed]):
 
 
 def page_of(
-    document: dict[str, Any], read: Callable[[dict[str, Any]], Listed], name: str
+    document: dict[str, Any], read: Callable[[object], Listed | None], name: str
 ) -> Page[Listed]:
-    """Raises ``BadReply`` if an entry has no id: then the next page cannot be asked for."""
+    """A page with what ``read`` makes of its entries; those of which it makes None are left out.
+
+    An entry that is null, of another type or without an id takes nothing from the others. Raises
+    ``BadReply`` for what is no list at all.
+    """
     data = document.get("data")
-    if not isinstance(data, list) or not all(isinstance(entry, dict) for entry in data):
+    if not isinstance(data, list):
         raise BadReply(f"it is not a list of {name}")
-    ids = [entry.get("id") for entry in data]
-    if not all(isinstance(each, str) for each in ids):
-        raise BadReply(f"an entry of the list of {name} has no 'id'")
+    told = [entry.get("id") for entry in data if isinstance(entry, dict)]
+    ids = [each for each in told if isinstance(each, str)]
     return Page(
-        entries=[read(entry) for entry in data], ids=ids, more=document.get("has_more") is True
+        entries=[entry for entry in map(read, data) if entry is not None],
+        ids=ids,
+        more=document.get("has_more") is True,
     )
 
 
@@ -152,12 +164,13 @@ def all_pages(fetch: Callable[[str | None], Page[Listed]]) -> Iterator[Page[List
     for _ in range(_MOST_PAGES):
         page = fetch(after)
         fresh = [each for each in page.ids if each not in seen]
+        if fresh or not page.ids:
+            yield page
         if not fresh:
             if page.more:
                 break
             return
         seen.update(fresh)
-        yield page
         after = page.ids[-1]
     raise InvalidResponse(
         "the list cannot be read to its end: the server says that there is more and repeats "
@@ -179,18 +192,20 @@ class NewestFirst:
         self._last: datetime | None = None
         self._descends = True
 
-    def passed(self, times: Sequence[datetime | None]) -> bool:
-        """True when, after a page of these times, no page can bring a later one."""
-        for time in times:
-            if time is None or (self._last is not None and time > self._last):
-                self._descends = False
-                return False
+    @property
+    def has_passed(self) -> bool:
+        """Whether what follows the entries so far is older than the moment."""
+        if not self._descends or self._newest is None or self._last is None:
+            return False
+        return self._newest > self._last and self._last < self._moment
+
+    def see(self, time: datetime | None) -> None:
+        """The time of the next entry."""
+        if time is None or (self._last is not None and time > self._last):
+            self._descends = False
+        if time is not None:
             self._newest = self._newest or time
             self._last = time
-        known = [time for time in times if time is not None]
-        if not self._descends or not known or self._newest is None or self._last is None:
-            return False
-        return self._newest > self._last and max(known) < self._moment
 
 
 _LARGEST_OBJECT: Final = 64_000_000
@@ -385,10 +400,12 @@ class BatchCalls:
             model=self._info.model,
             endpoint=self._info.endpoint,
             secrets=self._session.secrets(key),
-            # Whether a job was started is never taken from an assumption.
+            refusals_billed=self._options.refusals_billed,
+            # Of what a server's own trouble left behind, nothing is assumed where it may be a job.
             server_errors_billed="unknown",
             batch=about,
             creates=creates,
+            downloads=call.stream,
             key_print=self._key_print(key),
         )
         answer = self._session.send(call, key, context)
@@ -440,7 +457,9 @@ def _about_its_input(error: EmbeddingError, answer: Answer) -> EmbeddingError:
         return error
     names = ("status", "code", "request_id", "retry_after")
     facts = {name: getattr(error, name, None) for name in names}
-    return InputNotReady(error.message, billed="no", **facts)
+    waits = InputNotReady(error.message, billed="no", **facts)
+    waits.free_by_status = isinstance(error, ProviderError) and error.free_by_status
+    return waits
 
 
 def _word(document: Document, _: objects.Shown) -> str:

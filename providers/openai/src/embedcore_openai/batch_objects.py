@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 MARK: Final = "embedcore"
 _PREFIX: Final = "embedcore-"
 _SUFFIX: Final = ".jsonl"
+_FILE_NAME: Final = re.compile(rf"{_PREFIX}(.*){re.escape(_SUFFIX)}", re.S)
 
 _ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 # Named with a line, and yet true of all lines: every line of ours has the same model and address.
@@ -52,19 +53,32 @@ Shown = Callable[[str], str]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """One entry of the list of batches."""
+    """One entry of the list of batches.
 
-    found: FoundJob
+    ``found``: None where it has no id that can be used. ``key``: our mark in its metadata; empty
+    where these have others only. ``is_clear``: False where nothing that it says tells whose it is.
+    """
+
+    found: FoundJob | None = None
     key: str | None = None
     input_ref: str | None = None
+    created_at: datetime | None = None
+    is_clear: bool = True
+
+    def is_of(self, key: str, input_ref: str) -> bool | None:
+        """Whether it is the job of that key or that input; None: it may be, and cannot be used."""
+        if key == self.key or input_ref == self.input_ref:
+            return True if self.found is not None else None
+        told = self.key is not None or self.input_ref is not None
+        return False if told or self.is_clear else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredFile:
-    """One entry of the list of files."""
+    """One entry of the list of files. ``key``: the mark in its name, if it is one of ours."""
 
     id: str
-    ours: bool
+    key: str | None = None
     created_at: datetime | None = None
 
 
@@ -128,30 +142,51 @@ def result_files(document: dict[str, Any], *, job_id: str, shown: Shown) -> list
     return list(dict.fromkeys(given))
 
 
-def job_of(document: dict[str, Any]) -> Job:
-    metadata = document.get("metadata")
-    key = metadata.get(MARK) if isinstance(metadata, dict) else None
-    input_ref = document.get("input_file_id")
-    word = document.get("status")
-    return Job(
-        found=FoundJob(
-            id=id_of(document),
-            created_at=_moment(document.get("created_at")),
+def job_of(entry: object) -> Job:
+    """An entry of the list of batches, whatever it is: one that cannot be used hides no other."""
+    if not isinstance(entry, dict):
+        return Job(is_clear=False)
+    key, has_key = _mark_in(entry.get("metadata"))
+    input_ref = entry.get("input_file_id")
+    has_input = input_ref is None or isinstance(input_ref, str)
+    created_at, word, name = _moment(entry.get("created_at")), entry.get("status"), entry.get("id")
+    found = None
+    if isinstance(name, str) and is_id(name):
+        found = FoundJob(
+            id=name,
+            created_at=created_at,
             state=batch_state(word) if isinstance(word, str) else "running",
-        ),
-        key=key if isinstance(key, str) else None,
+        )
+    return Job(
+        found=found,
+        key=key,
         input_ref=input_ref if isinstance(input_ref, str) else None,
+        created_at=created_at,
+        is_clear=found is not None and has_key and has_input,
     )
 
 
-def file_of(document: dict[str, Any]) -> StoredFile:
-    name = document.get("filename")
-    named = isinstance(name, str) and name.startswith(_PREFIX) and name.endswith(_SUFFIX)
-    return StoredFile(
-        id=id_of(document),
-        ours=named and document.get("purpose", "batch") == "batch",
-        created_at=_moment(document.get("created_at")),
-    )
+def _mark_in(metadata: object) -> tuple[str | None, bool]:
+    """Our mark, and whether that could be read."""
+    if metadata is None or metadata == {}:
+        return None, True
+    if not isinstance(metadata, dict):
+        return None, False
+    key = metadata.get(MARK, "")
+    return (key, True) if isinstance(key, str) else (None, False)
+
+
+def file_of(entry: object) -> StoredFile | None:
+    """An entry of the list of files; None for one that cannot be used, which is no file of ours
+    that could be deleted."""
+    name = entry.get("id") if isinstance(entry, dict) else None
+    if not isinstance(entry, dict) or not isinstance(name, str) or not is_id(name):
+        return None
+    key, called = None, entry.get("filename")
+    if entry.get("purpose", "batch") == "batch" and isinstance(called, str):
+        found = _FILE_NAME.fullmatch(called)
+        key = None if found is None else found[1]
+    return StoredFile(id=name, key=key, created_at=_moment(entry.get("created_at")))
 
 
 def size_of(document: dict[str, Any]) -> int | None:

@@ -12,6 +12,7 @@ from typing import Final
 import openai
 
 from embedcore.errors import (
+    Billed,
     ConfigurationError,
     EmbeddingError,
     InvalidResponse,
@@ -39,11 +40,13 @@ class Context(Asked):
     """A request of the batch API has more to say.
 
     ``batch``: what it is about, such as a job and its id. ``creates``: it starts a job, which
-    costs; the others cost nothing. ``key_print``: tells keys apart.
+    costs; the others cost nothing. ``downloads``: it asks for the content of a file.
+    ``key_print``: tells keys apart.
     """
 
     batch: str = ""
     creates: bool = False
+    downloads: bool = False
     key_print: str = ""
 
 
@@ -57,18 +60,30 @@ _NOT_SENDABLE: Final = frozenset({"LocalProtocolError", "UnsupportedProtocol", "
 def from_batch_answer(answer: Answer, context: Context) -> EmbeddingError:
     """The error for an answer of the batch API that is not a success.
 
-    Proof that no job was started is only a refusal that the API itself wrote.
+    Proof that no job was started is a refusal that the API itself wrote. That nothing reached it is
+    taken from a status with which gateways refuse, and counted as such.
     """
     refused = refusals.read(answer.status, answer.headers, answer.body, context)
     error = _about_a_job(refused, context)
     if error is None:
         error = refusals.translate(answer.status, answer.headers, answer.body, context)
-    status = answer.status
-    no_job = refused.body.own and 400 <= status < 500 and status not in _UNKNOWN_OUTCOME
-    error.billed = "no" if no_job or not context.creates else "unknown"
+    error.billed, by_status = _started(refused, context) if context.creates else ("no", False)
     if isinstance(error, ProviderError):
-        error.free_by_status = False
+        error.free_by_status = by_status
     return error
+
+
+def _started(refused: Refused, context: Context) -> tuple[Billed, bool]:
+    """Whether a refused ``create`` may have started a job, and whether only its status says not."""
+    status, body = refused.status, refused.body
+    if not 400 <= status < 500 or status in _UNKNOWN_OUTCOME or body.charged:
+        return "unknown", False
+    if body.own:
+        return "no", False
+    if status not in refusals.FREE_BY_STATUS:
+        return "unknown", False
+    billed = context.refusals_billed
+    return billed, billed == "no" and not body.known
 
 
 def _about_a_job(refused: Refused, context: Context) -> EmbeddingError | None:
@@ -86,11 +101,23 @@ def _about_a_job(refused: Refused, context: Context) -> EmbeddingError | None:
         kind, what = PermissionDenied, f"does not let this key use {context.batch}"
     elif status == 413:
         kind, what = RequestTooLarge, f"finds {context.batch} too large"
+    elif context.downloads and 300 <= status < 400:
+        # The same address answered for the job itself: no setting is wrong.
+        kind, what = RequestRejected, _elsewhere(refused, context)
     elif status in (400, 405, 422) and not of_the_account:
         kind, what = RequestRejected, f"refused the request for {context.batch}"
     else:
         return None
     return kind(describe(refused, what), **facts(refused))
+
+
+def _elsewhere(refused: Refused, context: Context) -> str:
+    place = refusals.redirected_to(refused.headers, context)
+    return (
+        f"gives no {context.batch} but a redirect to {place}, which is not followed, so that the "
+        "key goes nowhere else: let the server give its files itself, and read the results again "
+        "with embedcore batch fetch"
+    )
 
 
 def from_setup(error: Exception, context: Context) -> ConfigurationError:
