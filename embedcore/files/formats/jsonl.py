@@ -49,10 +49,13 @@ class JsonlFormat:
 
     def origin(self, output: Path) -> Origin | None:
         """That of the first row that can be believed, else of the first that says one."""
+        return self._origin(output, _first_sum(output))
+
+    def _origin(self, output: Path, first_sum: _FirstSum | None) -> Origin | None:
         number = 0
         said: Origin | None = None
         for number, fields in numbered_objects(output):
-            row = None if fields is None else _read_row(fields)
+            row = None if fields is None else _read_row(number, fields, first_sum)
             if row is not None:
                 said = said or row.origin
                 if row.sound:
@@ -64,10 +67,11 @@ class JsonlFormat:
         return said
 
     def blocks(self, output: Path) -> Iterator[Block]:
-        origin = self.origin(output)
+        first_sum = _first_sum(output)
+        origin = self._origin(output, first_sum)
         if origin is not None:
             for numbered in object_blocks(numbered_objects(output)):
-                yield _block(numbered, origin)
+                yield _block(numbered, origin, first_sum)
 
     def writer(self, files: Sequence[BinaryIO], layout: Layout) -> RowWriter:
         return _JsonlWriter(files[0], layout)
@@ -122,11 +126,15 @@ def json_line(fields: Fields) -> bytes:
 
 def numbered_objects(path: Path) -> Iterator[tuple[int, Fields | None]]:
     """The numbers and objects of the lines that are not blank; None: it is no object."""
+    for number, line in _numbered_lines(path):
+        if not line.isspace():
+            yield number, _parsed(line)
+
+
+def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     try:
         with opened_file(path) as file:
-            for number, line in enumerate(file, 1):
-                if not line.isspace():
-                    yield number, _parsed(line)
+            yield from enumerate(file, 1)
     except OSError as error:
         raise not_ours(path, str(error.strerror or error)) from error
 
@@ -192,6 +200,32 @@ def sum_of(fields: Fields, seed: int, vector: Vectors) -> int | None:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class _FirstSum:
+    """The first line of a file that has a sum: its number and its columns."""
+
+    number: int
+    names: frozenset[str]
+
+    def excuses(self, number: int, fields: Fields) -> bool:
+        """Whether a line without a sum may be older than sums.
+
+        A version writes a sum for every row or for none, and what is older stands before what was
+        added to it. A column that no line with a sum has may be a sum that has lost its name.
+        """
+        return number < self.number and fields.keys() <= self.names
+
+
+def _first_sum(path: Path) -> _FirstSum | None:
+    """None: all lines are older than sums."""
+    quoted = f'"{SUM}"'.encode()
+    for number, line in _numbered_lines(path):
+        fields = _parsed(line) if quoted in line else None
+        if fields is not None and SUM in fields:
+            return _FirstSum(number=number, names=frozenset(fields))
+    return None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _ReadRow:
     """A line that has all that a row needs. ``sound``: its sum fits, or it is older than sums."""
 
@@ -201,7 +235,7 @@ class _ReadRow:
     sound: bool
 
 
-def _read_row(fields: Fields) -> _ReadRow | None:
+def _read_row(number: int, fields: Fields, first_sum: _FirstSum | None) -> _ReadRow | None:
     model, fingerprint = fields.get("model"), fields.get("fingerprint")
     input_type, vector = fields.get("input_type"), _parse_vector(fields.get("vector"))
     digest = parsed_digest(fields.get("text_sha256"))
@@ -216,18 +250,23 @@ def _read_row(fields: Fields) -> _ReadRow | None:
     origin = Origin(
         model=model, fingerprint=fingerprint, input_type=input_type, dimensions=len(vector)
     )
-    expected = sum_of(fields, seed_of(origin), vector) if SUM in fields else None
-    sound = SUM not in fields or (expected is not None and fields[SUM] == expected)
+    if SUM in fields:
+        expected = sum_of(fields, seed_of(origin), vector)
+        sound = expected is not None and fields[SUM] == expected
+    else:
+        sound = first_sum is None or first_sum.excuses(number, fields)
     return _ReadRow(origin=origin, digest=digest, vector=vector, sound=sound)
 
 
-def _block(numbered: list[tuple[int, Fields | None]], origin: Origin) -> Block:
+def _block(
+    numbered: list[tuple[int, Fields | None]], origin: Origin, first_sum: _FirstSum | None
+) -> Block:
     digests = bytearray(SIZE * len(numbered))
     vectors = np.zeros((len(numbered), origin.dimensions or 0), dtype="<f4")
     sound = np.zeros(len(numbered), dtype=bool)
     foreign = ""
     for i, (number, fields) in enumerate(numbered):
-        row = None if fields is None else _read_row(fields)
+        row = None if fields is None else _read_row(number, fields, first_sum)
         if row is None or not row.sound:
             continue
         if row.origin == origin:

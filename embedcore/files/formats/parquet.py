@@ -67,13 +67,19 @@ class ParquetFormat:
     def blocks(self, output: Path) -> Iterator[Block]:
         with _opened(output) as file:
             origin = _origin_in(file, output)
+            size = output.stat().st_size
+            total = 0
             for number in range(file.num_row_groups):
                 with _readable(output):
                     rows = file.metadata.row_group(number).num_rows
-                    if not 0 <= rows <= output.stat().st_size:
+                    if not 0 <= rows <= size:
                         raise not_ours(output, f"row group {number} says that it has {rows} rows")
                     block = _block(file, output, number, rows, origin)
+                total += rows
                 yield block
+            lost = file.metadata.num_rows - total
+            if 0 < lost <= size:
+                yield _lost_block(lost, origin.dimensions or 0)
 
     def writer(self, files: Sequence[BinaryIO], layout: Layout) -> RowWriter:
         return _ParquetWriter(files[0], layout)
@@ -234,7 +240,8 @@ def _read_group(file: Any, path: Path, number: int, *, needed: bool) -> Any | No
 
     Raises ``ConfigurationError`` where the system could not read it, which says nothing of it.
     """
-    names = [name for name in file.schema_arrow.names if (name in _NEEDED) == needed]
+    believed = {*_NEEDED, *_may_be_sums(file.schema_arrow)}
+    names = [name for name in file.schema_arrow.names if (name in believed) == needed]
     try:
         table = file.read_row_group(number, columns=names)
     except Exception as error:
@@ -254,8 +261,10 @@ def _block(file: Any, path: Path, number: int, rows: int, origin: Origin) -> Blo
     cuts = {name: _in_column(table, name) for name in CUT_COLUMNS}
     sound = finite_rows(vectors)
     sound &= [None not in pair for pair in zip(ids, digests, strict=True)]
-    if SUM in table.column_names:
-        sound &= _fit(ids, digests, cuts, vectors, _in_column(table, SUM), seed_of(origin))
+    for name in _may_be_sums(table.schema):
+        fit = _fit(ids, digests, cuts, vectors, _in_column(table, name), seed_of(origin))
+        if name == SUM or any(fit):
+            sound &= fit
 
     @cache
     def others() -> Any | None:
@@ -269,6 +278,15 @@ def _block(file: Any, path: Path, number: int, rows: int, origin: Origin) -> Blo
         sound=sound,
         row=lambda i: _stored_row(ids[i], digests[i], others(), i),
     )
+
+
+def _may_be_sums(schema: Any) -> list[str]:
+    """The column of the sums; without it those of its type, which no other column of ours has: one
+    that fits any row has lost its name. None: the file is older than sums, or they were left out.
+    """
+    if SUM in schema.names:
+        return [SUM]
+    return [field.name for field in schema if field.type == pa.uint32()]
 
 
 def _lost_block(rows: int, width: int) -> Block:
