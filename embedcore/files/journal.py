@@ -4,6 +4,9 @@ Header: magic, version, header size, JSON size, the origin as JSON, padding, CRC
 of one size: 32 bytes SHA-256 of the text, what was cut off it (uint32, see ``cuts``), the vector
 (float32), CRC-32; all little-endian. A record's CRC starts from that of the header, so that it
 belongs to this journal only. A torn tail is cut off, and a record whose CRC is wrong is not there.
+
+A damaged header is made again from what the run would write there: the records prove that it is the
+one they had. What was paid for and cannot be read is never deleted.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
@@ -45,6 +49,10 @@ _CRC = struct.Struct("<I")
 _ALIGNMENT = 64
 _MAX_HEADER = 1 << 20
 _RECORDS_AT_ONCE = 1024
+# Where a header is made again: how wide a vector may be that no setting says the width of, and how
+# many records are tried, since the first may be damaged as well.
+_MOST_DIMENSIONS: Final = 1 << 14
+_RECORDS_TRIED: Final = 4
 
 _log = logging.getLogger("embedcore")
 
@@ -65,18 +73,20 @@ class JournalContent:
         return intact
 
 
-def read_journal(path: Path) -> JournalContent | None:
-    """What a journal holds, or None if there is none, or none that can be trusted.
+def read_journal(path: Path, asked: Origin) -> JournalContent | None:
+    """What a journal holds, or None if there is none, or one that was cut off before its records.
 
-    Raises ``ConfigurationError`` for a file that is something else, or of a newer version.
+    ``asked``: what the run would begin a journal with. Raises ``ConfigurationError`` for a file
+    that is something else, of a newer version, or damaged so that its records cannot be read.
     """
     if not os.path.lexists(path):
         return None
     with storage_errors(path), open_own_file(path, os.O_RDONLY) as file:
-        header = _read_header(file, path)
+        header = _read_header(file, path) or _restored_header(file, asked)
         if header is None:
-            _log.warning("%s is damaged at its start: nothing in it is used", display(path))
+            _require_nothing_paid(file, path, asked)
             return None
+        file.seek(len(header))
         origin = _origin_in(header)
         records = bytearray().join(_checked_digests(file, header, origin))
     return JournalContent(origin=origin, header=header, digests=records)
@@ -205,20 +215,21 @@ class Journal:
         self.origin = replace(self.origin, dimensions=width)
         header = self._header or _packed_header(self.origin)
         file = open_own_file(self.path, os.O_RDWR | os.O_CREAT)
-        if not self._header:
-            try:
-                if not _may_be_ours(file.read(len(_MAGIC))):
+        try:
+            there = file.read(len(header))
+            if not self._header:
+                if not _may_be_ours(there[: len(_MAGIC)]):
                     raise not_own(self.path, "is not a journal of embedcore")
-                file.seek(0)
                 file.truncate(0)
+            if there != header:
+                file.seek(0)
                 _write_all(file, header)
                 os.fsync(file.fileno())
                 sync_folder(self.path.parent)
-            except BaseException:
-                file.close()
-                raise
-            self._header = header
-        self._file = file
+        except BaseException:
+            file.close()
+            raise
+        self._header, self._file = header, file
         return file
 
     def _records(self, digests: Digests, cuts: NDArray[np.uint32], vectors: Vectors) -> bytearray:
@@ -238,11 +249,11 @@ def _record_type(width: int) -> np.dtype[np.void]:
     )
 
 
-def _packed_header(origin: Origin) -> bytes:
+def _packed_header(origin: Origin, version: int = _VERSION) -> bytes:
     body = json.dumps(asdict(origin)).encode()
     used = _FIXED.size + len(body) + _CRC.size
     size = -(-used // _ALIGNMENT) * _ALIGNMENT
-    start = _FIXED.pack(_MAGIC, _VERSION, size, len(body)) + body
+    start = _FIXED.pack(_MAGIC, version, size, len(body)) + body
     content = start.ljust(size - _CRC.size, b"\0")
     return content + _CRC.pack(zlib.crc32(content))
 
@@ -253,10 +264,9 @@ def _may_be_ours(start: bytes) -> bool:
 
 
 def _read_header(file: BinaryIO, path: Path) -> bytes | None:
+    """None if it is damaged."""
     fixed = file.read(_FIXED.size)
-    if not _may_be_ours(fixed):
-        raise not_own(path, "is not a journal of embedcore")
-    if len(fixed) < _FIXED.size:
+    if not _may_be_ours(fixed) or len(fixed) < _FIXED.size:
         return None
     _, version, size, _ = _FIXED.unpack(fixed)
     if not _FIXED.size < size <= _MAX_HEADER:
@@ -272,6 +282,36 @@ def _read_header(file: BinaryIO, path: Path) -> bytes | None:
     return header
 
 
+def _restored_header(file: BinaryIO, asked: Origin) -> bytes | None:
+    """The header that a run with ``asked`` began it with, if one of the first records fits it."""
+    file.seek(0)
+    start = file.read(_MAX_HEADER)
+    most = min(len(start) // np.dtype(np.float32).itemsize, _MOST_DIMENSIONS)
+    widths = (asked.dimensions,) if asked.dimensions else range(1, most + 1)
+    for version in _READABLE:
+        for width in widths:
+            header = _packed_header(replace(asked, dimensions=width), version)
+            records = memoryview(start)[len(header) :]
+            if any(islice(_are_sound(records, width, header), _RECORDS_TRIED)):
+                return header
+    return None
+
+
+def _require_nothing_paid(file: BinaryIO, path: Path, asked: Origin) -> None:
+    """Raise ``ConfigurationError`` if a file without a header may have records, or is not ours."""
+    length = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if not _may_be_ours(file.read(len(_MAGIC))):
+        raise not_own(path, "is not a journal of embedcore")
+    if length > len(_packed_header(asked)):
+        raise ConfigurationError(
+            f"{display(path)} is damaged at its start, and this run cannot read it. Vectors that "
+            "were paid for may be in it. If another model or other options made it, run it again "
+            "with those: they may read it. Else move the file away"
+        )
+    _log.warning("%s was cut off at its start: nothing is in it", display(path))
+
+
 def _origin_in(header: bytes) -> Origin:
     length = _FIXED.unpack_from(header)[3]
     return Origin(**json.loads(header[_FIXED.size : _FIXED.size + length]))
@@ -284,14 +324,20 @@ def _seed(header: bytes) -> int:
 
 def _checked_digests(file: BinaryIO, header: bytes, origin: Origin) -> Iterator[bytes]:
     """For each whole record its digest, or zeros where its CRC is wrong."""
-    size = _record_type(origin.dimensions or 0).itemsize
-    seed = _seed(header)
+    width = origin.dimensions or 0
+    size = _record_type(width).itemsize
     while len(chunk := file.read(size * _RECORDS_AT_ONCE)) >= size:
-        view = memoryview(chunk)
-        for start in range(0, len(chunk) - size + 1, size):
-            end = start + size - _CRC.size
-            sound = zlib.crc32(view[start:end], seed) == _CRC.unpack_from(chunk, end)[0]
+        for number, sound in enumerate(_are_sound(memoryview(chunk), width, header)):
+            start = number * size
             yield chunk[start : start + SIZE] if sound else bytes(SIZE)
+
+
+def _are_sound(records: memoryview, width: int, header: bytes) -> Iterator[bool]:
+    """For each whole record whether it is as it was written after that header."""
+    size, seed = _record_type(width).itemsize, _seed(header)
+    for start in range(0, len(records) - size + 1, size):
+        end = start + size - _CRC.size
+        yield zlib.crc32(records[start:end], seed) == _CRC.unpack_from(records, end)[0]
 
 
 def _write_all(file: BinaryIO, data: bytes | bytearray) -> None:

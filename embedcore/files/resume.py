@@ -217,7 +217,7 @@ class Bought:
         self._client, self._input_type = client, input_type
         self._overwrite = overwrite
         self.damaged = 0
-        self._journal = read_journal(target.journal)
+        self._journal = read_journal(target.journal, origin_of(client, input_type))
         if self._journal is not None:
             made_by, name = self._journal.origin, display(target.journal)
             if not self._tolerate(lambda: self._require_same_maker(name, made_by)):

@@ -240,6 +240,11 @@ class Database:
 
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[sqlite3.Connection]:
+        # Before the lock: the child of a signal handler may have been forked while this very thread
+        # held it. And only then, since to look at the file takes longer than a lock.
+        process()
+        if _unsafe or self._is_lost:
+            self._check_fork_was_safe()
         with self._lock:
             if self._connection is None:
                 self._connection = self._connect()

@@ -26,7 +26,7 @@ from embedcore.errors import (
 )
 from embedcore.files.journal import read_journal
 from embedcore.files.run import embed_files, plan_files
-from embedcore.files.types import FilePlan, FileProgress, RunReport, content_digest
+from embedcore.files.types import FilePlan, FileProgress, Origin, RunReport, content_digest
 
 POOL = [f"text {i}" for i in range(12)] + ['é\n"', 'e\u0301\n"', "\0", " ", "=1+1"]
 RECORD = 32 + 4 + 6 * 4 + 4
@@ -115,7 +115,7 @@ class World:
 
     def journaled(self) -> set[str]:
         """The texts whose vectors are in the journal."""
-        found = read_journal(self.journal)
+        found = read_journal(self.journal, Origin(model="fake:fake", fingerprint="f" * 32))
         left = set() if found is None else {one.hex() for one in found.intact.tolist()}
         return {text for text in POOL if content_digest(text).rstrip(b"\0").hex() in left}
 
@@ -293,6 +293,27 @@ def test_an_output_is_never_replaced_by_one_without_rows(output: Path, new_clien
     after = contents(output.parent)
     assert len(after.pop(f"{output.name}.failed.jsonl").splitlines()) == 2
     assert after == before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_journal_with_a_damaged_header_goes_on_or_stays(
+    output: Path, new_client: Any, check_rows: Callable[..., None], overwrite: bool
+) -> None:
+    journal = output.with_name(f"{output.name}.journal")
+    stopped = new_client(stop_after=lambda call: (2, ProviderUnavailable("down")))
+    with pytest.raises(ProviderUnavailable):
+        embed_files(stopped, [iter(["a", "b", "c"])], output)
+    journal.write_bytes(bytes(64) + journal.read_bytes()[64:])
+    damaged, client = journal.read_bytes(), new_client(model="other")
+    with pytest.raises(ConfigurationError, match="move it away"):
+        embed_files(client, [iter(["a", "b", "c"])], output, overwrite=overwrite)
+    assert (client.calls, journal.read_bytes()) == ([], damaged)
+    assert plan_files(new_client(), [iter(["a", "b", "c"])], output).to_embed == 1
+    client = new_client()
+    embed_files(client, [iter(["a", "b", "c"])], output, overwrite=overwrite)
+    assert client.bought == ["c"]
+    assert not journal.exists()
+    check_rows(output, ["a", "b", "c"])
 
 
 @pytest.mark.case("F1")

@@ -419,6 +419,29 @@ print(sound(), usage.of_scope(ledger, "s").spent.tokens)
     assert said == "ok 3"
 
 
+@pytest.mark.parametrize("path", ["PATH", "None"])
+@pytest.mark.parametrize("how", ["os.fork", "in_c"])
+@pytest.mark.parametrize("inside", ["transaction", "read"])
+def test_the_child_of_a_signal_handler_inside_a_transaction_may_not_use_it(
+    run_python: Run, engine: str, inside: str, how: str, path: str
+) -> None:
+    """Neither in the handler nor, where that returns, after it."""
+    said = run_python(f"""{engine}
+ledger = new_ledger({path})
+ledger.record("s", Amount(tokens=1))
+ended = []
+def handler(number, frame):
+    ended.append(end(fork(lambda: ledger.record("s", Amount(tokens=1)), how={how})))
+    ended.append(end(fork(lambda: usage.of_scope(ledger, "s"), how={how})))
+signal.signal(signal.SIGUSR1, handler)
+with ledger.database.{inside}() as connection:
+    os.kill(os.getpid(), signal.SIGUSR1)
+    connection.execute("SELECT 1").fetchone()
+print(*ended, usage.of_scope(ledger, "s").spent.tokens)
+""")
+    assert said == "3 3 1"
+
+
 def test_what_the_child_inherits_is_not_freed_even_when_it_ends(
     run_python: Run, engine: str
 ) -> None:
