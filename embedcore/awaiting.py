@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from embedcore.events import Progress
-    from embedcore.policy.immediate.recipe import OnBudget
+    from embedcore.policy.immediate.call import OnBudget
     from embedcore.policy.result import EmbeddingResult
 
 

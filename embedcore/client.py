@@ -18,7 +18,8 @@ from embedcore.forksafe import Lazy
 from embedcore.observers import picklable
 from embedcore.policy.engine import Engine, Stop
 from embedcore.policy.estimate import Plan, plan_now
-from embedcore.policy.immediate.recipe import OnBudget, check_on_budget, embed_now
+from embedcore.policy.immediate.call import OnBudget
+from embedcore.policy.immediate.recipe import check_on_budget, embed_now
 from embedcore.policy.result import EmbeddingResult, OnArrival, listed
 from embedcore.provider import registry
 from embedcore.provider.options import HiddenValues

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from embedcore.errors import ConfigurationError
 from embedcore.observers import with_progress
-from embedcore.policy.immediate.recipe import OnBudget, check_on_budget
+from embedcore.policy.immediate.call import OnBudget
+from embedcore.policy.immediate.recipe import check_on_budget
 from embedcore.policy.stream.asyncstream import AsyncEmbeddingStream
 from embedcore.policy.stream.pipeline import OnError, Pipeline
 from embedcore.policy.stream.rows import RowReader

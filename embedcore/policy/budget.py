@@ -20,7 +20,7 @@ from embedcore.errors import (
     ProviderError,
     StorageError,
 )
-from embedcore.events import BoundViolated, Event, Held, Observer, Refused, Settled
+from embedcore.events import BoundViolated, Event, Held, Observer, Progress, Refused, Settled
 from embedcore.policy.planning import PlannedRequest
 from embedcore.policy.result import Spending
 from embedcore.policy.threads import Stopped
@@ -403,3 +403,30 @@ class CallBudget:
     def _tell(self, *events: Event) -> None:
         for event in events:
             self._observe(event)
+
+
+class CallProgress:
+    """How many texts of one call are done. Each step is told, with what was spent until then."""
+
+    def __init__(self, budget: CallBudget, total: int, observe: Observer) -> None:
+        self._budget = budget
+        self._total = total
+        self._observe = observe
+        self._lock = threading.Lock()
+        self._done = 0
+
+    def add(self, texts: int) -> None:
+        """So many more are done: their vectors are there, and what they cost is known."""
+        with self._lock:
+            self._done += texts
+            done = self._done
+        spending = self._budget.spending
+        self._observe(
+            Progress(
+                done=done,
+                total=self._total,
+                tokens=spending.tokens,
+                picodollars=spending.picodollars,
+                exact=spending.exact,
+            )
+        )

@@ -28,14 +28,23 @@ if TYPE_CHECKING:
 _LARGE_BYTES: Final = 1 << 20
 
 
-class Collected:
-    """One vector or one error for each different text.
+class ResultBuffer:
+    """One vector or one error for each different text; hands arrivals to ``on_arrival``, if any.
 
     ``rows``: for each row of the caller the index of its text, or -1. The array has room for all
     rows; text i is at place i until the result is asked for, and is moved to its rows then.
     """
 
-    def __init__(self, rows: Sequence[int], texts: int, dimensions: int | None) -> None:
+    def __init__(
+        self,
+        rows: Sequence[int],
+        texts: int,
+        dimensions: int | None,
+        *,
+        prepared: Prepared | None = None,
+        on_arrival: OnArrival | None = None,
+    ) -> None:
+        """``prepared`` tells ``on_arrival`` which texts were cut."""
         import numpy as np
 
         self._rows: NDArray[np.intp] = np.asarray(rows, dtype=np.intp)
@@ -46,6 +55,11 @@ class Collected:
         self._done: NDArray[np.bool_] = np.zeros(texts, dtype=np.bool_)
         self._reused: NDArray[np.bool_] = np.zeros(texts, dtype=np.bool_)
         self._errors: dict[int, EmbeddingError] = {}
+        self._prepared = prepared
+        self._on_arrival = on_arrival
+        self._delivering = threading.Lock()
+        # The caller's rows of each text; only arrivals need them.
+        self._rows_of = {} if on_arrival is None else _by_index(rows)
 
     def room_for(self, indices: Sequence[int]) -> Vectors | None:
         """Where vector j of text ``indices[j]`` may be written, if they are neighbours and the
@@ -60,7 +74,10 @@ class Collected:
             self._array(self._width)
 
     def put(self, indices: Sequence[int], vectors: Vectors, *, reused: bool = False) -> None:
-        """Keep vector j as that of text ``indices[j]``, each text once. ``reused``: for nothing."""
+        """Keep vector j as that of text ``indices[j]``, each text once. ``reused``: not billed.
+
+        An error that ``on_arrival`` raises is raised.
+        """
         import numpy as np
 
         places = np.asarray(indices, dtype=np.intp)
@@ -76,6 +93,21 @@ class Collected:
             self._reused[places] = reused
             for index in self._errors.keys() & set(indices):
                 del self._errors[index]
+        if self._on_arrival is not None:
+            self._deliver(self._on_arrival, indices, vectors)
+
+    def _deliver(self, receiver: OnArrival, indices: Sequence[int], vectors: Vectors) -> None:
+        """Hand arrivals to the caller, one at a time, under the caller's own row numbers."""
+        import numpy as np
+
+        rows = [self._rows_of[index] for index in indices]
+        repeats = [len(one) for one in rows]
+        # Always a copy: they may be the call's own, which moves them when it ends.
+        vectors = np.repeat(vectors, repeats, axis=0)
+        with self._delivering:
+            flat = np.concatenate(rows)
+            cuts = {} if self._prepared is None else self._prepared.cuts(flat.tolist())
+            receiver(Arrival(rows=flat, vectors=vectors, cuts=cuts))
 
     def _array(self, width: int) -> Vectors:
 
@@ -214,28 +246,6 @@ def _repeated(rows: NDArray[np.intp]) -> NDArray[np.bool_]:
     repeated = np.ones(len(rows), dtype=np.bool_)
     repeated[np.unique(rows, return_index=True)[1]] = False
     return repeated
-
-
-class Delivery:
-    """Hands arrivals to the caller, one at a time, under the caller's own row numbers."""
-
-    def __init__(self, prepared: Prepared, receiver: OnArrival) -> None:
-        self._prepared = prepared
-        self._receiver = receiver
-        self._lock = threading.Lock()
-        self._rows_of = _by_index(prepared.taken.rows)
-
-    def __call__(self, indices: Sequence[int], vectors: Vectors) -> None:
-        import numpy as np
-
-        rows = [self._rows_of[index] for index in indices]
-        repeats = [len(one) for one in rows]
-        # Always a copy: they may be the call's own, which moves them when it ends.
-        vectors = np.repeat(vectors, repeats, axis=0)
-        with self._lock:
-            flat = np.concatenate(rows)
-            cuts = self._prepared.cuts(flat.tolist())
-            self._receiver(Arrival(rows=flat, vectors=vectors, cuts=cuts))
 
 
 def _by_index(rows: Sequence[int]) -> dict[int, NDArray[np.intp]]:

@@ -1,4 +1,4 @@
-"""Retries: whether and when a failed attempt is repeated. The only module that knows tenacity."""
+"""Retries: whether and when a failed attempt is repeated, as conditions of tenacity."""
 
 from __future__ import annotations
 
@@ -11,14 +11,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from numbers import Real
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 import tenacity
 
 from embedcore.errors import (
+    AuthenticationFailed,
+    EmbeddingError,
+    InputRejected,
+    ModelNotFound,
+    PermissionDenied,
     ProviderError,
     ProviderUnavailable,
+    QuotaExhausted,
     RateLimited,
+    RemoteGone,
+    ReplyMismatch,
     TimedOut,
     TransientProviderError,
 )
@@ -36,6 +44,8 @@ _PATIENCE: Final = 5
 _PATIENCE_THAT_COSTS: Final = 2
 _LONGEST_JITTER: Final = 1.0
 _JITTER_SHARE: Final = 0.1
+# Far beyond the longest wait.
+_MOST_DOUBLINGS: Final = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,11 +94,14 @@ class Retrier:
 
     ``once``: an error that may lie in the texts is not tried again; what never does (the rate, no
     connection) is, as always. ``divisible``: a request that timed out is not sent again as it is:
-    after the wait its error is raised, and the next attempt is the caller's, in parts. So it is
-    with one that ``run`` is to go on with, if its first attempt was charged.
-    ``served``: how many requests to the same place were answered so far. ``asked``: the ways in
-    which the provider has asked otherwise for these texts. ``taken``: what its waits took from the
-    quota.
+    its error is raised with ``wait`` set, and the next attempt is the caller's, in parts, after so
+    many seconds. So it is with ``failed``, if it was charged.
+    ``failed``: the error of a first attempt that was made before. ``served``: how many requests to
+    the same place were answered so far. ``asked``: the ways in which the provider has asked
+    otherwise for these texts.
+
+    - ``wait``: seconds from the last error to the next attempt; None: there is none.
+    - ``taken``: what its waits took from the quota.
     """
 
     def __init__(
@@ -98,6 +111,7 @@ class Retrier:
         *,
         once: bool = False,
         divisible: bool = False,
+        failed: TransientProviderError | None = None,
         asked: set[str] | None = None,
         deadline: float | None = None,
         served: Callable[[], int] = lambda: 0,
@@ -108,51 +122,34 @@ class Retrier:
         self._quota = quota
         self._once = once
         self._divisible = divisible
+        self._failed = failed
+        self._asked = set[str]() if asked is None else asked
         self._deadline = deadline
-        self._monotonic = monotonic
-        self._jitter = jitter
         self._served = served
         self._served_before = served()
+        self._monotonic = monotonic
+        self._jitter = jitter
         self._unserved = 0
         self._tries = 0
         self._named_waits = 0
         self._charged = 0
-        self._asked = set[str]() if asked is None else asked
+        self._in_another_way = False
+        self.wait: float | None = None
         self.taken = 0
 
     def run(
         self,
         attempt: Callable[[], Reply],
         *,
-        pause: Callable[[float], None],
-        on_failure: Callable[[TransientProviderError, float | None], None],
-        failed: TransientProviderError | None = None,
+        sleep: Callable[[float], None],
+        before_sleep: Callable[[TransientProviderError, float], None],
     ) -> Reply:
         """Call ``attempt`` until it succeeds, or raise its last error.
 
-        ``on_failure`` hears of each transient error with the seconds until the next try, or None.
-        An error whose ``again`` is new is followed by an attempt at once, which is no retry.
-        ``failed``: the error of a first attempt that was made, and told of, before.
+        ``before_sleep`` hears of each transient error that is followed by another attempt, but for
+        ``failed``. An error whose ``again`` is new is followed by one at once, which is no retry.
         """
-        wait: float | None = None
-        first = failed
-
-        def again(error: BaseException) -> bool:
-            nonlocal wait
-            if self._is_asked_otherwise(error):
-                wait = 0.0
-                return True
-            if not isinstance(error, TransientProviderError):
-                return False
-            charged = error is failed and error.billed != "no"
-            in_parts = self._divisible and (charged or isinstance(error, TimedOut))
-            # The parts are paid for with the quota one by one, by who sends them.
-            wait = self.next_wait(error, free=in_parts)
-            if error is not failed:
-                on_failure(error, wait)
-            if in_parts and wait is not None:
-                pause(wait)
-            return wait is not None and not in_parts
+        first = self._failed
 
         def next_attempt() -> Reply:
             nonlocal first
@@ -161,90 +158,120 @@ class Retrier:
                 raise error
             return attempt()
 
+        def tell(state: tenacity.RetryCallState) -> None:
+            error = _error_of(state)
+            if not self._in_another_way and error is not self._failed:
+                before_sleep(error, state.upcoming_sleep)
+
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(again),
-            wait=lambda _: wait or 0.0,
-            stop=tenacity.stop_never,
-            sleep=pause,
+            retry=tenacity.retry_if_exception(self._is_worth_it),
+            wait=self._next_wait,
+            stop=self._ends,
+            before_sleep=tell,
+            sleep=sleep,
             reraise=True,
         )
         try:
             reply = retrying(next_attempt)
         finally:
-            # It refers to itself, and through ``again`` to all the vectors of the call: without
+            # It refers to itself, and through ``attempt`` to all the vectors of the call: without
             # this they would stay in memory until the garbage collector comes by.
             vars(retrying).clear()
         self._quota.earn()
         return reply
 
-    def _is_asked_otherwise(self, error: BaseException) -> bool:
-        """Would the provider ask for the same texts in a way that was not tried for them yet?"""
+    def _is_worth_it(self, error: BaseException) -> bool:
+        """Whether the same texts may be embedded by another attempt. ``error.again`` is noted."""
+        self.wait = None
         how = error.again if isinstance(error, ProviderError) else None
-        if how is None or how in self._asked or len(self._asked) >= _MOST_WAYS:
-            return False
-        self._asked.add(how)
-        return True
+        self._in_another_way = (
+            how is not None and how not in self._asked and len(self._asked) < _MOST_WAYS
+        )
+        if how is not None and self._in_another_way:
+            self._asked.add(how)
+        return self._in_another_way or isinstance(error, TransientProviderError)
 
-    def next_wait(self, error: TransientProviderError, *, free: bool = False) -> float | None:
-        """Seconds until the next try, or None: this was the last one.
-
-        ``free``: the next try takes nothing from the quota.
-        """
-        if error.budget_blocked or (self._once and not is_about_the_moment(error)):
-            return None
+    def _next_wait(self, state: tenacity.RetryCallState) -> float:
+        """The time that the provider names; none for its rate limit, which the gate waits for; else
+        a random one below an exponential bound."""
+        if self._in_another_way:
+            return 0.0
+        error = _error_of(state)
         named = named_wait(error)
-        if isinstance(error, RateLimited) and self._costs_too_much(error):
-            return None
         if named is not None:
-            wait = self._named_wait(error, named)
-        elif isinstance(error, RateLimited):
-            wait = self._gate_wait()
-        else:
-            wait = self._own_wait()
-        if wait is None:
-            return None
-        if self._deadline is not None and self._monotonic() + wait >= self._deadline:
-            return None
-        # Waiting at a gate that the provider closed adds no load, and so costs no quota.
-        if free or isinstance(error, RateLimited):
-            return wait
-        taken = self._quota.take()
-        self.taken += taken
-        return wait if taken else None
+            self._named_waits += 1
+            return named + self._jitter(0.0, min(named * _JITTER_SHARE, _LONGEST_JITTER))
+        if isinstance(error, RateLimited):
+            self._named_waits += 1
+            return 0.0
+        self._tries += 1
+        longest = min(
+            self._settings.first_wait * 2 ** min(self._tries - 1, _MOST_DOUBLINGS),
+            self._settings.longest_wait,
+        )
+        return self._jitter(0.0, longest)
 
-    def _costs_too_much(self, error: RateLimited) -> bool:
-        self._charged += error.billed != "no"
-        return self._charged >= self._settings.attempts * _PATIENCE_THAT_COSTS
+    def _ends(self, state: tenacity.RetryCallState) -> bool:
+        """Whether this was the last attempt. ``wait`` is set where there is another."""
+        if self._in_another_way:
+            return False
+        error, wait = _error_of(state), state.upcoming_sleep
+        if self._is_refused(error) or self._is_last(error) or self._is_too_late(wait):
+            return True
+        in_parts = self._is_in_parts(error)
+        # Waiting for a rate limit adds no load. The parts take from the quota one by one, from
+        # who sends them.
+        if not (in_parts or isinstance(error, RateLimited)):
+            if not self._quota.take():
+                return True
+            self.taken += 1
+        self.wait = wait
+        return in_parts
 
-    def _gate_wait(self) -> float | None:
-        """Too fast, and no time was named: the gate finds a pace at which it goes on.
+    def _is_refused(self, error: TransientProviderError) -> bool:
+        """For want of money, or because it would cost too much, or end the same."""
+        if error.budget_blocked or (self._once and not is_about_the_moment(error)):
+            return True
+        if isinstance(error, RateLimited):
+            self._charged += error.billed != "no"
+            return self._charged >= self._settings.attempts * _PATIENCE_THAT_COSTS
+        return False
+
+    def _is_last(self, error: TransientProviderError) -> bool:
+        """Whether it was tried, or waited for, as often and as long as it may be."""
+        named = named_wait(error)
+        if named is not None and named > self._settings.longest_named_wait:
+            error.retry_at = _later(named)
+            return True
+        if named is not None:
+            return self._named_waits > _MOST_NAMED_WAITS
+        if isinstance(error, RateLimited):
+            return self._is_hopeless()
+        return self._tries >= self._settings.attempts
+
+    def _is_hopeless(self) -> bool:
+        """Too fast, and no time was named: the rate limiter finds a pace at which it goes on.
 
         It counts as a try only while no other request gets through either.
         """
-        self._named_waits += 1
         served = self._served()
         self._unserved = 1 if served != self._served_before else self._unserved + 1
         self._served_before = served
         hopeless = self._unserved >= self._settings.attempts * _PATIENCE
-        return None if hopeless or self._named_waits > _MOST_NAMED_WAITS else 0.0
+        return hopeless or self._named_waits > _MOST_NAMED_WAITS
 
-    def _named_wait(self, error: TransientProviderError, named: float) -> float | None:
-        if named > self._settings.longest_named_wait:
-            error.retry_at = _later(named)
-            return None
-        self._named_waits += 1
-        if self._named_waits > _MOST_NAMED_WAITS:
-            return None
-        return named + self._jitter(0.0, min(named * _JITTER_SHARE, _LONGEST_JITTER))
+    def _is_too_late(self, wait: float) -> bool:
+        return self._deadline is not None and self._monotonic() + wait >= self._deadline
 
-    def _own_wait(self) -> float | None:
-        self._tries += 1
-        if self._tries >= self._settings.attempts:
-            return None
-        longest = min(
-            self._settings.first_wait * 2 ** (self._tries - 1), self._settings.longest_wait
-        )
-        return self._jitter(0.0, longest)
+    def _is_in_parts(self, error: TransientProviderError) -> bool:
+        charged = error is self._failed and error.billed != "no"
+        return self._divisible and (charged or isinstance(error, TimedOut))
+
+
+def _error_of(state: tenacity.RetryCallState) -> TransientProviderError:
+    """The transient error of the attempt that just ended; only such are waited for."""
+    error = state.outcome.exception() if state.outcome is not None else None
+    return cast(TransientProviderError, error)
 
 
 def _later(seconds: float) -> datetime:
@@ -273,3 +300,23 @@ def named_wait(error: TransientProviderError) -> float | None:
     except OverflowError:
         named = sys.float_info.max
     return named if math.isfinite(named) and named > 0 else None
+
+
+def is_about_no_text(error: EmbeddingError) -> bool:
+    """Whether neither a text nor the size of a request can be the reason."""
+    if isinstance(error, TransientProviderError):
+        return is_about_the_moment(error)
+    settings = (
+        AuthenticationFailed,
+        PermissionDenied,
+        ModelNotFound,
+        QuotaExhausted,
+        RemoteGone,
+        ReplyMismatch,
+    )
+    return isinstance(error, settings) or not isinstance(error, (ProviderError, InputRejected))
+
+
+def may_be_kept(error: EmbeddingError) -> bool:
+    """Whether ``on_error="keep"`` may turn this into failed rows instead of raising it."""
+    return isinstance(error, TransientProviderError) or not is_about_no_text(error)

@@ -29,8 +29,8 @@ class SentRequest:
     indices: Sequence[int]
     started: float
     thread: threading.Thread = field(default_factory=threading.current_thread)
-    landed: bool = False
-    given_up: bool = False
+    is_answered: bool = False
+    is_given_up: bool = False
 
 
 class InFlight:
@@ -41,27 +41,27 @@ class InFlight:
         self._in_flight: set[SentRequest] = set()
         self._closed = False
 
-    def start(self, flight: SentRequest) -> bool:
+    def start(self, sent: SentRequest) -> bool:
         """Just before it is sent. False: the call has ended, and it must not be sent."""
         with self._lock:
             if not self._closed:
-                self._in_flight.add(flight)
+                self._in_flight.add(sent)
             return not self._closed
 
-    def land(self, flight: SentRequest) -> bool:
-        """The reply, or an error, is here. False: too late, the call has given the flight up."""
+    def answered(self, sent: SentRequest) -> bool:
+        """The reply, or an error, is here. False: too late, the call has given it up."""
         with self._lock:
-            flight.landed = True
-            return not flight.given_up
+            sent.is_answered = True
+            return not sent.is_given_up
 
-    def finish(self, flight: SentRequest) -> None:
-        """What the flight brought is kept, and booked."""
+    def finish(self, sent: SentRequest) -> None:
+        """What it brought is kept and accounted for."""
         with self._lock:
-            self._in_flight.discard(flight)
+            self._in_flight.discard(sent)
 
     @property
     def under_way(self) -> int:
-        """InFlight that have not landed, or whose vectors are not yet kept and booked."""
+        """How many have no answer, or one that is not yet kept and accounted for."""
         with self._lock:
             return len(self._in_flight)
 
@@ -71,13 +71,13 @@ class InFlight:
             self._closed = True
 
     def give_up(self) -> list[SentRequest]:
-        """Take what has not landed out of its threads' hands; nothing starts any more."""
+        """Take what has no answer out of its threads' hands; nothing starts any more."""
         with self._lock:
             self._closed = True
-            lost = [flight for flight in self._in_flight if not flight.landed]
-            for flight in lost:
-                flight.given_up = True
-                self._in_flight.discard(flight)
+            lost = [sent for sent in self._in_flight if not sent.is_answered]
+            for sent in lost:
+                sent.is_given_up = True
+                self._in_flight.discard(sent)
             return lost
 
 

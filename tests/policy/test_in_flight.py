@@ -17,7 +17,7 @@ def test_what_lands_in_time_stays_under_way_until_it_is_booked():
     in_flight, one = InFlight(), flight()
     assert in_flight.start(one)
     assert in_flight.under_way == 1
-    assert in_flight.land(one)
+    assert in_flight.answered(one)
     assert in_flight.under_way == 1
     assert in_flight.give_up() == []
     in_flight.finish(one)
@@ -29,7 +29,7 @@ def test_what_was_given_up_lands_too_late():
     in_flight.start(one)
     assert in_flight.give_up() == [one]
     assert in_flight.under_way == 0
-    assert not in_flight.land(one)
+    assert not in_flight.answered(one)
     in_flight.finish(one)
     assert in_flight.give_up() == []
 
@@ -53,7 +53,7 @@ def test_landing_and_giving_up_at_once_never_both_win():
 
         def land(in_flight=in_flight, one=one, landed=landed, gate=gate):
             gate.wait()
-            landed.append(in_flight.land(one))
+            landed.append(in_flight.answered(one))
 
         thread = threading.Thread(target=land)
         thread.start()

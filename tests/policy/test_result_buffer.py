@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 
 from embedcore.errors import ProviderUnavailable, RequestRejected
 from embedcore.policy.result import Spending, TextCut
-from embedcore.policy.result_buffer import Collected
+from embedcore.policy.result_buffer import ResultBuffer
 from embedcore.policy.texts import take_in
 from embedcore.testing import vectors_of
 from embedcore.testing.strategies import text_lists
@@ -28,7 +28,7 @@ def result_of(collected, taken, cuts=None):
 def test_any_order_of_puts_and_failures_puts_the_right_vectors_into_rows(given_texts, data):
     taken = take_in(given_texts, keep_empty=False, keep=False)
     count = len(taken.texts)
-    collected = Collected(taken.rows, count, data.draw(st.sampled_from([None, WIDTH])))
+    collected = ResultBuffer(taken.rows, count, data.draw(st.sampled_from([None, WIDTH])))
     done, failed = set(), set()
     groups = data.draw(
         st.lists(st.lists(st.integers(0, max(count - 1, 0)), min_size=1, unique=True), max_size=8)
@@ -66,7 +66,7 @@ def test_any_order_of_puts_and_failures_puts_the_right_vectors_into_rows(given_t
 
 def test_a_text_that_has_its_vector_is_not_failed_by_what_follows():
     taken = take_in(["a", "b"], keep_empty=False, keep=False)
-    collected = Collected(taken.rows, 2, WIDTH)
+    collected = ResultBuffer(taken.rows, 2, WIDTH)
     collected.put([0], vectors_of(["a"], WIDTH))
     collected.fail([0, 1], RequestRejected("late"))
     result = result_of(collected, taken)
@@ -78,7 +78,7 @@ def test_a_text_that_has_its_vector_is_not_failed_by_what_follows():
 
 def test_the_callers_array_is_not_written_to_afterwards():
     taken = take_in(["a", "b"], keep_empty=False, keep=False)
-    collected = Collected(taken.rows, 2, WIDTH)
+    collected = ResultBuffer(taken.rows, 2, WIDTH)
     vectors = vectors_of(["a"], WIDTH)
     collected.put([0], vectors)
     before = result_of(collected, taken)
@@ -90,16 +90,16 @@ def test_the_callers_array_is_not_written_to_afterwards():
 
 def test_nothing_collected_has_the_width_of_the_model():
     taken = take_in(["", "a"], keep_empty=True, keep=False)
-    assert result_of(Collected(taken.rows, 1, WIDTH), taken).vectors.shape == (2, WIDTH)
-    assert result_of(Collected(taken.rows, 1, None), taken).vectors.shape == (2, 0)
+    assert result_of(ResultBuffer(taken.rows, 1, WIDTH), taken).vectors.shape == (2, WIDTH)
+    assert result_of(ResultBuffer(taken.rows, 1, None), taken).vectors.shape == (2, 0)
     empty = take_in([], keep_empty=False, keep=False)
-    assert result_of(Collected(empty.rows, 0, WIDTH), empty).vectors.shape == (0, WIDTH)
+    assert result_of(ResultBuffer(empty.rows, 0, WIDTH), empty).vectors.shape == (0, WIDTH)
 
 
 def test_threads_that_put_at_once_lose_nothing():
     texts = [f"text {number}" for number in range(400)]
     taken = take_in(texts, keep_empty=False, keep=False)
-    collected = Collected(taken.rows, 400, None)
+    collected = ResultBuffer(taken.rows, 400, None)
     groups = [list(range(start, 400, 40)) for start in range(40)]
 
     def put(group):
@@ -115,7 +115,7 @@ def test_threads_that_put_at_once_lose_nothing():
 
 def test_outcomes_are_a_sequence():
     taken = take_in(["a", "", "a"], keep_empty=True, keep=False)
-    collected = Collected(taken.rows, 1, WIDTH)
+    collected = ResultBuffer(taken.rows, 1, WIDTH)
     collected.put([0], vectors_of(["a"], WIDTH))
     cuts = {0: TextCut(tokens=3), 1: TextCut(), 2: TextCut(characters=5)}
     result = result_of(collected, taken, cuts)
@@ -135,7 +135,7 @@ def test_outcomes_are_a_sequence():
 
 def test_a_result_pickles_with_its_errors():
     taken = take_in(["a", "b"], keep_empty=False, keep=False)
-    collected = Collected(taken.rows, 2, WIDTH)
+    collected = ResultBuffer(taken.rows, 2, WIDTH)
     collected.put([0], vectors_of(["a"], WIDTH))
     error = RequestRejected("no", billed="no", status=400)
     collected.fail([1], error)

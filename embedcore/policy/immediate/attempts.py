@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NoReturn, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING, NoReturn
 
 from embedcore.errors import (
     BudgetExceeded,
@@ -20,16 +21,16 @@ from embedcore.errors import (
     TransientProviderError,
 )
 from embedcore.events import LimitsLearned, RequestFailed, RequestFinished, RequestSent, Throttled
-from embedcore.policy.planning import PlannedRequest
+from embedcore.policy.planning import PlannedRequest, priced
 from embedcore.policy.reply_checks import Checked, billed_tokens, checked_vectors, identity
 from embedcore.policy.retry import Retrier, named_wait
-from embedcore.policy.threads import InFlight, Pause, SentRequest, Stopped
+from embedcore.policy.threads import SentRequest, Stopped
 from embedcore.provider.types import EmbedReply, EmbedRequest, RateLimits
 from embedcore.storage.usage import NamedRates, note
 
 if TYPE_CHECKING:
-    from embedcore.policy.budget import CallBudget
     from embedcore.policy.engine import Engine
+    from embedcore.policy.immediate.call import Call
     from embedcore.policy.ratelimit.pace import Permit
     from embedcore.provider.types import Vectors
     from embedcore.storage.amounts import Amount, Attempt
@@ -134,8 +135,6 @@ class RequestEvents:
 
 logger = logging.getLogger("embedcore")
 
-Keep: TypeAlias = "Callable[[Sequence[int], Vectors, str | None, bool], None]"
-
 
 @dataclass(kw_only=True, slots=True)
 class Attempts:
@@ -147,6 +146,8 @@ class Attempts:
     - ``resumed``: ``after`` was the first attempt of this very request: it is waited for, as after
       any attempt.
     - ``asked``: the ways in which the provider has asked otherwise for these texts.
+    - ``text``: sent instead of the call's own, and alone; its vector, of shape (1, d), is
+      ``vectors``. ``is_cached``: it is kept in the cache, as it is paid for.
     - ``uncertain``: tokens charged for attempts that brought no vectors.
     - ``billed``: tokens that the provider says it billed for the one that brought them.
     - ``retries``: what was taken from the retry quota.
@@ -157,13 +158,16 @@ class Attempts:
     resumed: bool = False
     fresh: bool = False
     asked: set[str] = field(default_factory=set)
+    text: str | None = None
+    is_cached: bool = False
+    vectors: Vectors | None = None
     uncertain: int = 0
     billed: int | None = None
     retries: int = 0
     began: float = 0.0
     number: int = 0
     seconds: float = 0.0
-    leave: Permit | None = None
+    permit: Permit | None = None
 
     def __post_init__(self) -> None:
         self.fresh = self.fresh or (self.after is not None and self.after.billed != "no")
@@ -178,292 +182,349 @@ def blocked(error: EmbeddingError, refusal: BudgetExceeded) -> EmbeddingError:
     return error
 
 
-class Sender:
-    """Sends the requests of one call, in any number of threads.
+def send(call: Call, request: PlannedRequest, attempts: Attempts) -> list[int]:
+    """Try until the request has its vectors, or raise its last error.
 
-    ``keep(indices, vectors, model, late)`` gets what was bought and under which model's name it
-    came; ``late``: after the call had given it up.
+    Returns the texts for which null, nothing or NaN came instead of a vector.
     """
-
-    def __init__(
-        self,
-        engine: Engine,
-        budget: CallBudget,
-        texts: Sequence[str],
-        input_type: str | None,
-        *,
-        in_flight: InFlight,
-        keep: Keep,
-        room_for: Callable[[Sequence[int]], Vectors | None],
-        pause: Pause,
-        deadline: float | None,
-    ) -> None:
-        self.engine = engine
-        self.budget = budget
-        self._in_flight = in_flight
-        self._events = RequestEvents(engine)
-        self._texts = texts
-        self._input_type = input_type
-        self._pause = pause
-        self._deadline = deadline
-        self._keep = keep
-        self._room_for = room_for
-
-    def send(self, request: PlannedRequest, attempts: Attempts) -> list[int]:
-        """Try until the request has its vectors, or raise its last error.
-
-        Returns the texts for which null, nothing or NaN came instead of a vector.
-        """
-        attempts.began = self.engine.monotonic()
-
-        def once() -> list[int]:
-            return self._attempt(request, attempts)
-
-        def on_failure(error: TransientProviderError, wait: float | None) -> None:
-            self._after_failure(error, wait, request, attempts)
-
-        after = attempts.after if attempts.resumed else None
-        retrier = Retrier(
-            self.engine.retry,
-            self.engine.quota,
-            once=attempts.once,
-            divisible=len(request) > 1,
-            asked=attempts.asked,
-            deadline=self._deadline,
-            served=lambda: self.engine.learned.served,
-            monotonic=self.engine.monotonic,
-            jitter=self.engine.jitter,
+    engine = call.engine
+    attempts.began = engine.monotonic()
+    before = attempts.after if attempts.resumed else None
+    retrier = Retrier(
+        engine.retry,
+        engine.quota,
+        once=attempts.once,
+        divisible=len(request) > 1,
+        failed=before if isinstance(before, TransientProviderError) else None,
+        asked=attempts.asked,
+        deadline=call.deadline,
+        served=lambda: engine.learned.served,
+        monotonic=engine.monotonic,
+        jitter=engine.jitter,
+    )
+    try:
+        return retrier.run(
+            partial(_attempt, call, request, attempts),
+            sleep=call.pause,
+            before_sleep=partial(_goes_on, call, request, attempts),
         )
-        try:
-            return retrier.run(
-                once,
-                pause=self._pause,
-                on_failure=on_failure,
-                failed=after if isinstance(after, TransientProviderError) else None,
-            )
-        finally:
-            attempts.retries = retrier.taken
+    except TransientProviderError as error:
+        _ends(call, request, attempts, error, retrier.wait, is_told=error is before)
+        raise
+    finally:
+        attempts.retries = retrier.taken
 
-    @property
-    def is_late(self) -> bool:
-        """Whether the call's deadline has passed."""
-        return self._deadline is not None and self.engine.monotonic() >= self._deadline
 
-    def _attempt(self, request: PlannedRequest, state: Attempts) -> list[int]:
-        engine = self.engine
-        # What was under way when the client was closed may be billed: it is not sent again.
-        engine.pool.check_open()
-        tokens = engine.learned.expected_tokens(request)
-        state.leave = engine.gate.admit(
-            tokens, self._pause, meanwhile=self.budget.renew, rates=engine.rates
+def send_alone(call: Call, attempts: Attempts) -> Vectors:
+    """The vector of ``attempts.text``, of shape (1, d). Raises the error of its last attempt."""
+    missing = send(call, priced_alone(call, attempts.text or ""), attempts)
+    if missing or attempts.vectors is None:
+        raise InvalidResponse(
+            f"{call.engine.label} returned null, nothing or NaN instead of a vector",
+            billed="yes",
         )
-        try:
-            self._pause(0.0)
-            request = request.at_scale(engine.learned.scale, engine.info.price)
-            return self._depart(request, self._take_money(request, state), state)
-        finally:
-            # Nothing happens if its end was told already.
-            engine.gate.lost(state.leave)
+    return attempts.vectors
 
-    def _depart(
-        self, request: PlannedRequest, attempt: Attempt | None, state: Attempts
-    ) -> list[int]:
-        flight = SentRequest(
-            attempt=attempt, indices=request.indices, started=self.engine.monotonic()
+
+def priced_alone(call: Call, text: str) -> PlannedRequest:
+    """The request of ``send_alone``, with the most that it can cost."""
+    engine = call.engine
+    in_bytes = len(text.encode())
+    tokens = in_bytes * engine.info.tokens_per_byte
+    if engine.tokenizer.exact:
+        (tokens,) = engine.tokenizer.count([text])
+    tokens += engine.info.overhead_tokens_per_text
+    scale = engine.learned.scale
+    return PlannedRequest(
+        indices=(0,),
+        amount=priced(tokens, engine.info.price, scale),
+        in_bytes=in_bytes,
+        scale=scale,
+    )
+
+
+def _attempt(call: Call, request: PlannedRequest, attempts: Attempts) -> list[int]:
+    """One attempt: rate limit, money, provider, checks, settlement."""
+    engine = call.engine
+    # What was under way when the client was closed may be billed: it is not sent again.
+    engine.pool.check_open()
+    tokens = engine.learned.expected_tokens(request)
+    permit = attempts.permit = engine.gate.admit(
+        tokens, call.pause, meanwhile=call.budget.renew, rates=engine.rates
+    )
+    try:
+        call.pause(0.0)
+        request = request.at_scale(engine.learned.scale, engine.info.price)
+        sent = SentRequest(
+            attempt=_take_money(call, request, attempts),
+            indices=request.indices,
+            started=engine.monotonic(),
         )
-        if not self._in_flight.start(flight):
-            self.budget.not_sent(attempt)
+        if not call.in_flight.start(sent):
+            call.budget.not_sent(sent.attempt)
             raise Stopped
-        state.number += 1
+        attempts.number += 1
         try:
-            self._events.sent(request, state.number)
-            return self._fly(flight, request, state)
+            RequestEvents(engine).sent(request, attempts.number)
+            reply, checked = _embed(call, sent, request, attempts)
+            return _arrived(call, sent, request, attempts, reply, checked)
         finally:
-            self._in_flight.finish(flight)
+            call.in_flight.finish(sent)
+    finally:
+        # Nothing happens if its end was told already.
+        engine.gate.lost(permit)
 
-    def _fly(self, flight: SentRequest, request: PlannedRequest, state: Attempts) -> list[int]:
-        engine, failure = self.engine, None
-        try:
-            reply = engine.embedder.embed(
-                EmbedRequest(
-                    texts=[self._texts[index] for index in request.indices],
-                    input_type=self._input_type,
-                    timeout=self._timeout(),
-                    into=self._room_for(request.indices),
-                )
+
+def _take_money(call: Call, request: PlannedRequest, attempts: Attempts) -> Attempt | None:
+    try:
+        return call.budget.send(request.amount, inputs=len(request), fresh=attempts.fresh)
+    except BudgetExceeded as refusal:
+        if attempts.after is None:
+            raise
+        # What went wrong is the provider's error; that it cannot be retried is the budget's.
+        raise blocked(attempts.after, refusal) from refusal
+
+
+def _embed(
+    call: Call, sent: SentRequest, request: PlannedRequest, attempts: Attempts
+) -> tuple[EmbedReply, Checked]:
+    """Send it. A failure is accounted for, and its typed error raised."""
+    engine, failure = call.engine, None
+    # A provider wrapped by hand may keep its replies: those must stay as they are.
+    lends_room = engine.lends_room and attempts.text is None
+    try:
+        reply = engine.embedder.embed(
+            EmbedRequest(
+                texts=_texts(call, request, attempts),
+                input_type=call.input_type,
+                timeout=_timeout(call),
+                into=call.buffer.room_for(request.indices) if lends_room else None,
             )
-            self._came_back(reply, state)
-            checked = self._checked(reply, len(request))
-        except BaseException as error:  # noqa: BLE001 - accounted for, and raised again
-            failure = error
-        # Not inside the handler, where the raw error, a key perhaps in it, would become a context.
-        if failure is not None:
-            self._failed(failure, flight, request, state)
-        state.billed = billed_tokens(reply)
-        return self._arrived(reply, checked, flight, request)
+        )
+        _tell_rates(call, reply, attempts)
+        checked = _checked(call, reply, len(request))
+    except BaseException as error:  # noqa: BLE001 - accounted for, and raised again
+        failure = error
+    # Not inside the handler, where the raw error, a key perhaps in it, would become a context.
+    if failure is not None:
+        _failed(call, failure, sent, request, attempts)
+    return reply, checked
 
-    def _came_back(self, reply: object, state: Attempts) -> None:
-        if isinstance(reply, EmbedReply) and state.leave is not None:
-            limits = reply.limits if isinstance(reply.limits, RateLimits) else None
-            self.engine.gate.answered(state.leave, limits, tokens=billed_tokens(reply))
-            if limits is not None and self.engine.learned.is_news(limits):
-                self._events.learned(limits)
 
-    def _too_fast(self, error: RateLimited, state: Attempts) -> None:
-        """Close the gate for everybody, before anything else is done about it."""
-        if state.leave is not None:
-            limits = error.limits if isinstance(error.limits, RateLimits) else None
-            self.engine.gate.refused(state.leave, named_wait(error), limits)
+def _texts(call: Call, request: PlannedRequest, attempts: Attempts) -> list[str]:
+    if attempts.text is not None:
+        return [attempts.text]
+    return [call.prepared.texts[index] for index in request.indices]
 
-    def _take_money(self, request: PlannedRequest, state: Attempts) -> Attempt | None:
-        try:
-            return self.budget.send(request.amount, inputs=len(request), fresh=state.fresh)
-        except BudgetExceeded as refusal:
-            if state.after is None:
-                raise
-            # What went wrong is the provider's error; that it cannot be retried is the budget's.
-            raise blocked(state.after, refusal) from refusal
 
-    def _timeout(self) -> float:
-        timeout = self.engine.retry.request_timeout
-        if self._deadline is None:
-            return timeout
-        return max(min(timeout, self._deadline - self.engine.monotonic()), 0.001)
+def _timeout(call: Call) -> float:
+    timeout = call.engine.retry.request_timeout
+    if call.deadline is None:
+        return timeout
+    return max(min(timeout, call.deadline - call.engine.monotonic()), 0.001)
 
-    def _checked(self, reply: EmbedReply, texts: int) -> Checked:
-        """What of the reply can be believed; raises ``InvalidResponse``."""
-        engine = self.engine
-        checked = checked_vectors(reply, texts, engine.info, width=engine.learned.width)
-        width = checked.vectors.shape[1]
-        if not engine.learned.agrees(width):
-            raise ReplyMismatch(
-                f"{engine.label} returned vectors of different widths at the same time: "
-                f"{engine.learned.width} and {width}. Nothing of the reply was kept",
-                request_id=identity(reply),
-            )
-        return self._without_zeros(checked, reply) if checked.zeros else checked
 
-    def _without_zeros(self, checked: Checked, reply: EmbedReply) -> Checked:
-        what = f"{self.engine.label} returned a vector of zeros for {len(checked.zeros)} texts"
-        if not self.engine.reject_zero:
-            logger.warning('%s; on_zero = "reject" refuses them', what)
-            return checked
-        missing = sorted({*checked.missing, *checked.zeros})
-        if len(missing) == len(checked.vectors):
-            raise InvalidResponse(f"{what} (on_zero = reject)", request_id=identity(reply))
-        return replace(checked, missing=missing)
+def _tell_rates(call: Call, reply: object, attempts: Attempts) -> None:
+    engine = call.engine
+    if isinstance(reply, EmbedReply) and attempts.permit is not None:
+        limits = reply.limits if isinstance(reply.limits, RateLimits) else None
+        engine.gate.answered(attempts.permit, limits, tokens=billed_tokens(reply))
+        if limits is not None and engine.learned.is_news(limits):
+            RequestEvents(engine).learned(limits)
 
-    def _arrived(
-        self, reply: EmbedReply, checked: Checked, flight: SentRequest, request: PlannedRequest
-    ) -> list[int]:
-        tokens = billed_tokens(reply)
-        indices, vectors = request.indices, checked.vectors
-        if checked.missing:
-            places = sorted(set(range(len(indices))).difference(checked.missing))
-            indices, vectors = tuple(indices[place] for place in places), vectors[places]
-        if not self._in_flight.land(flight):
-            self.budget.correct(flight.attempt, tokens)
-            self._keep(indices, vectors, reply.model, True)
-            raise Stopped
-        engine = self.engine
-        engine.learned.was_served()
-        # Kept before it is paid for in the books: what can fail there must not lose the vectors.
-        try:
-            self._keep(indices, vectors, reply.model, False)
-        finally:
-            counted = None if tokens is not None else self._counted(request)
-            actual = self.budget.settle(
-                flight.attempt,
-                tokens,
-                identity(reply),
-                counted=counted,
-                complete=not checked.missing,
-            )
-        self._learn(actual, request)
-        engine.learned.cost(request, actual.tokens)
-        self._events.finished(
-            request,
-            tokens=actual.tokens,
-            reported=tokens is not None,
-            exact=tokens is not None or counted is not None,
+
+def _checked(call: Call, reply: EmbedReply, texts: int) -> Checked:
+    """What of the reply can be believed; raises ``InvalidResponse``."""
+    engine = call.engine
+    checked = checked_vectors(reply, texts, engine.info, width=engine.learned.width)
+    width = checked.vectors.shape[1]
+    if not engine.learned.agrees(width):
+        raise ReplyMismatch(
+            f"{engine.label} returned vectors of different widths at the same time: "
+            f"{engine.learned.width} and {width}. Nothing of the reply was kept",
             request_id=identity(reply),
-            seconds=engine.monotonic() - flight.started,
         )
-        return [request.indices[place] for place in checked.missing]
+    return _without_zeros(engine, checked, reply) if checked.zeros else checked
 
-    def _counted(self, request: PlannedRequest) -> int | None:
-        """What the request cost by an exact tokenizer; None without one."""
-        engine = self.engine
-        if not engine.tokenizer.exact:
-            return None
-        try:
-            counts = engine.tokenizer.count([self._texts[index] for index in request.indices])
-        except EmbeddingError as error:
-            # The vectors are worth more than knowing what they cost.
-            logger.warning("%s", error)
-            return None
-        return sum(counts) + engine.info.overhead_tokens_per_text * len(request)
 
-    def _learn(self, actual: Amount, request: PlannedRequest) -> None:
-        if not actual.tokens > request.amount.tokens > 0:
-            return
-        engine = self.engine
-        if not engine.learned.always_count and (self._counted(request) or 0) >= actual.tokens:
+def _without_zeros(engine: Engine, checked: Checked, reply: EmbedReply) -> Checked:
+    what = f"{engine.label} returned a vector of zeros for {len(checked.zeros)} texts"
+    if not engine.reject_zero:
+        logger.warning('%s; on_zero = "reject" refuses them', what)
+        return checked
+    missing = sorted({*checked.missing, *checked.zeros})
+    if len(missing) == len(checked.vectors):
+        raise InvalidResponse(f"{what} (on_zero = reject)", request_id=identity(reply))
+    return replace(checked, missing=missing)
+
+
+def _arrived(
+    call: Call,
+    sent: SentRequest,
+    request: PlannedRequest,
+    attempts: Attempts,
+    reply: EmbedReply,
+    checked: Checked,
+) -> list[int]:
+    """Keep the vectors, and settle what they cost. Returns the texts without one."""
+    engine, tokens = call.engine, billed_tokens(reply)
+    attempts.billed = tokens
+    indices, vectors = request.indices, checked.vectors
+    if checked.missing:
+        places = sorted(set(range(len(indices))).difference(checked.missing))
+        indices, vectors = tuple(indices[place] for place in places), vectors[places]
+    if not call.in_flight.answered(sent):
+        call.budget.correct(sent.attempt, tokens)
+        _keep(call, attempts, indices, vectors, reply.model, late=True)
+        raise Stopped
+    engine.learned.was_served()
+    # Kept before it is settled: what can fail there must not lose the vectors.
+    try:
+        _keep(call, attempts, indices, vectors, reply.model, late=False)
+    finally:
+        counted = None if tokens is not None else _counted(call, request, attempts)
+        actual = call.budget.settle(
+            sent.attempt,
+            tokens,
+            identity(reply),
+            counted=counted,
+            complete=not checked.missing,
+        )
+    _learn(call, request, attempts, actual)
+    RequestEvents(engine).finished(
+        request,
+        tokens=actual.tokens,
+        reported=tokens is not None,
+        exact=tokens is not None or counted is not None,
+        request_id=identity(reply),
+        seconds=engine.monotonic() - sent.started,
+    )
+    return [request.indices[place] for place in checked.missing]
+
+
+def _keep(
+    call: Call,
+    attempts: Attempts,
+    indices: Sequence[int],
+    vectors: Vectors,
+    model: str | None,
+    *,
+    late: bool,
+) -> None:
+    if attempts.text is None:
+        call.keep(indices, vectors, model, late=late)
+        return
+    if attempts.is_cached and call.reuse is not None and len(vectors):
+        call.reuse.store(attempts.text, vectors, model)
+    attempts.vectors = vectors.copy()
+
+
+def _counted(call: Call, request: PlannedRequest, attempts: Attempts) -> int | None:
+    """What the request cost by an exact tokenizer; None without one."""
+    engine = call.engine
+    if not engine.tokenizer.exact:
+        return None
+    try:
+        counts = engine.tokenizer.count(_texts(call, request, attempts))
+    except EmbeddingError as error:
+        # The vectors are worth more than knowing what they cost.
+        logger.warning("%s", error)
+        return None
+    return sum(counts) + engine.info.overhead_tokens_per_text * len(request)
+
+
+def _learn(call: Call, request: PlannedRequest, attempts: Attempts, actual: Amount) -> None:
+    """What this bill tells of those to come."""
+    learned, bound = call.engine.learned, request.amount.tokens
+    if actual.tokens > bound > 0:
+        if not learned.always_count and (_counted(call, request, attempts) or 0) >= actual.tokens:
             # The count is right, and only the bound by bytes is not.
-            engine.learned.always_count = True
-            return
-        engine.learned.billed(request.scale * actual.tokens / request.amount.tokens)
+            learned.always_count = True
+        else:
+            learned.billed(request.scale * actual.tokens / bound)
+    learned.cost(request, actual.tokens)
 
-    def _failed(
-        self, error: BaseException, flight: SentRequest, request: PlannedRequest, state: Attempts
-    ) -> NoReturn:
-        """Account for a failed attempt and raise its typed error."""
-        passes = isinstance(error, (KeyboardInterrupt, GeneratorExit))
-        typed = ProviderError(type(error).__name__) if passes else self.engine.typed(error)
-        note = f"{type(typed).__name__} {getattr(typed, 'status', None) or ''}".strip()
-        if isinstance(typed, RateLimited):
-            self._too_fast(typed, state)
-        landed = self._in_flight.land(flight)
-        try:
-            charged = self.budget.account_for(flight.attempt, typed, note=note, late=not landed)
-        except StorageError as broken:
-            # The books could not be kept: that ends the call, and the attempt will be charged.
-            raise (error if passes else broken) from typed
-        if not landed:
-            raise Stopped from error
-        if passes:
-            raise error
-        # Only what the last attempt took is gone: what it gave back is in the grant again.
-        state.fresh = charged
-        state.uncertain += request.amount.tokens if charged else 0
-        state.seconds = self.engine.monotonic() - flight.started
-        # Whatever it is followed by, this is what went wrong first.
-        state.after = typed
-        if not isinstance(typed, TransientProviderError):
-            self._events.failed(typed, request, seconds=state.seconds, wait=None)
-        raise typed
 
-    def _after_failure(
-        self,
-        error: TransientProviderError,
-        wait: float | None,
-        request: PlannedRequest,
-        state: Attempts,
-    ) -> None:
-        self._events.failed(error, request, seconds=state.seconds, wait=wait)
-        if wait is None and not (error.budget_blocked or state.once):
-            error.message += self._why_no_more(error, state)
-        if wait is not None and isinstance(error, RateLimited):
-            self._events.throttled(max(wait, self.engine.gate.closed_for))
+def _failed(
+    call: Call,
+    error: BaseException,
+    sent: SentRequest,
+    request: PlannedRequest,
+    attempts: Attempts,
+) -> NoReturn:
+    """Account for a failed attempt and raise its typed error."""
+    engine = call.engine
+    passes = isinstance(error, (KeyboardInterrupt, GeneratorExit))
+    typed = ProviderError(type(error).__name__) if passes else engine.typed(error)
+    note = f"{type(typed).__name__} {getattr(typed, 'status', None) or ''}".strip()
+    if isinstance(typed, RateLimited) and attempts.permit is not None:
+        # All requests wait from now on, before anything else is done about it.
+        limits = typed.limits if isinstance(typed.limits, RateLimits) else None
+        engine.gate.refused(attempts.permit, named_wait(typed), limits)
+    in_time = call.in_flight.answered(sent)
+    try:
+        charged = call.budget.account_for(sent.attempt, typed, note=note, late=not in_time)
+    except StorageError as broken:
+        # The ledger cannot be written: that ends the call, and the attempt will be charged.
+        raise (error if passes else broken) from typed
+    if not in_time:
+        raise Stopped from error
+    if passes:
+        raise error
+    # Only what the last attempt took is gone: what it gave back is in the grant again.
+    attempts.fresh = charged
+    attempts.uncertain += request.amount.tokens if charged else 0
+    attempts.seconds = engine.monotonic() - sent.started
+    # Whatever it is followed by, this is what went wrong first.
+    attempts.after = typed
+    if not isinstance(typed, TransientProviderError):
+        RequestEvents(engine).failed(typed, request, seconds=attempts.seconds, wait=None)
+    raise typed
 
-    def _why_no_more(self, error: TransientProviderError, state: Attempts) -> str:
-        """What was tried, and which setting decided that it was the last time."""
-        longest = self.engine.retry.longest_named_wait
-        if error.retry_after is not None and error.retry_after > longest:
-            return (
-                f"; it asks to wait {error.retry_after:,.0f} s, more than longest_named_wait = "
-                f"{longest:,.0f} s: try again then"
-            )
-        tries = "1 attempt" if state.number == 1 else f"{state.number} attempts"
-        seconds = self.engine.monotonic() - state.began
-        return f" (given up after {tries} in {seconds:.1f} s: try again later, or see [retry])"
+
+def _goes_on(
+    call: Call,
+    request: PlannedRequest,
+    attempts: Attempts,
+    error: TransientProviderError,
+    wait: float,
+) -> None:
+    """Another attempt follows after ``wait`` seconds."""
+    events = RequestEvents(call.engine)
+    events.failed(error, request, seconds=attempts.seconds, wait=wait)
+    if isinstance(error, RateLimited):
+        events.throttled(max(wait, call.engine.gate.closed_for))
+
+
+def _ends(
+    call: Call,
+    request: PlannedRequest,
+    attempts: Attempts,
+    error: TransientProviderError,
+    wait: float | None,
+    *,
+    is_told: bool,
+) -> None:
+    """No other attempt of this request follows; its parts may, after ``wait`` seconds."""
+    if not is_told and wait is not None:
+        _goes_on(call, request, attempts, error, wait)
+    elif not is_told:
+        RequestEvents(call.engine).failed(error, request, seconds=attempts.seconds, wait=None)
+        if not (error.budget_blocked or attempts.once):
+            error.message += _why_no_more(call, attempts, error)
+    if wait is not None:
+        call.pause(wait)
+
+
+def _why_no_more(call: Call, attempts: Attempts, error: TransientProviderError) -> str:
+    """What was tried, and which setting decided that it was the last time."""
+    engine = call.engine
+    longest = engine.retry.longest_named_wait
+    if error.retry_after is not None and error.retry_after > longest:
+        return (
+            f"; it asks to wait {error.retry_after:,.0f} s, more than longest_named_wait = "
+            f"{longest:,.0f} s: try again then"
+        )
+    tries = "1 attempt" if attempts.number == 1 else f"{attempts.number} attempts"
+    seconds = engine.monotonic() - attempts.began
+    return f" (given up after {tries} in {seconds:.1f} s: try again later, or see [retry])"

@@ -11,8 +11,10 @@ from embedcore.policy.cache import Follower
 from embedcore.storage.keys import Keys, Origin
 
 if TYPE_CHECKING:
+    from embedcore.policy.budget import CallProgress
     from embedcore.policy.cache import VectorCache
     from embedcore.policy.engine import Engine
+    from embedcore.policy.result_buffer import ResultBuffer
     from embedcore.policy.texts import Prepared
     from embedcore.provider.types import Vectors
 
@@ -43,10 +45,8 @@ def vector_width(engine: Engine) -> int | None:
 
 
 class Reuse:
-    """The claims of one call and what it gets for nothing.
-
-    ``receive(indices, vectors)`` gets what need not be bought, in any thread; ``room_for`` tells
-    where it may be written before.
+    """The claims of one call, and what it gets without paying: from the cache, or from another
+    call that pays for the same texts at the same time. That goes to ``buffer``, in any thread.
     """
 
     def __init__(
@@ -55,30 +55,33 @@ class Reuse:
         cache: VectorCache,
         prepared: Prepared,
         input_type: str | None,
-        *,
-        receive: Callable[[Sequence[int], Vectors], None],
-        room_for: Callable[[Sequence[int]], Vectors | None],
+        buffer: ResultBuffer,
+        progress: CallProgress,
     ) -> None:
         self._engine = engine
         self._cache = cache
         self._prepared = prepared
         self._input_type = input_type
-        self._receive = receive
-        self._room_for = room_for
+        self._buffer = buffer
+        self._progress = progress
         self._keys = keys_of(engine, input_type)
-        self._follower = Follower(receive)
+        self._follower = Follower(self._receive)
         self._lock = threading.Lock()
         self._mine: dict[int, bytes] = {}
 
+    def _receive(self, indices: Sequence[int], vectors: Vectors) -> None:
+        self._buffer.put(indices, vectors, reused=True)
+        self._progress.add(len(indices))
+
     def missing(self, indices: Sequence[int]) -> list[int]:
-        """Claim these texts and look them up. Returns those that this call is to buy, in order."""
+        """Claim these texts and look them up. Returns those that this call pays for, in order."""
         engine, width = self._engine, vector_width(self._engine)
         self._cache.introduce(width)
         keys = self._keys.of([self._prepared.texts[index] for index in indices])
         # Noted before they are claimed: an interrupt in between must leave no claim behind.
         with self._lock:
             self._mine.update(zip(indices, keys, strict=True))
-        # Claimed before it is looked up: between the two another call might buy it and be done.
+        # Claimed before it is looked up: between the two another call might pay for it and be done.
         theirs = set(self._cache.in_flight.take(keys, indices, self._follower))
         mine = {index: key for index, key in zip(indices, keys, strict=True) if index not in theirs}
         with self._lock:
@@ -109,7 +112,7 @@ class Reuse:
             self._receive(chosen, vectors)
 
         def room(places: Sequence[int]) -> Vectors | None:
-            return self._room_for([indices[place] for place in places])
+            return self._buffer.room_for([indices[place] for place in places])
 
         self._cache.get(keys, width, take, room=room)
         for former in former_keys_of(self._engine, self._input_type):
@@ -118,8 +121,8 @@ class Reuse:
             self._cache.get(names, width, take, room=room)
         return found
 
-    def bought(self, indices: Sequence[int], vectors: Vectors, answered_as: str | None) -> None:
-        """Keep what was bought, and hand it to the calls that wait for it."""
+    def billed(self, indices: Sequence[int], vectors: Vectors, answered_as: str | None) -> None:
+        """Keep what was paid for, and hand it to the calls that wait for it."""
         from embedcore.storage.vector_format import all_zero
 
         with self._lock:
@@ -130,17 +133,17 @@ class Reuse:
             for key, index in zip(known, indices, strict=True)
         ]
         self._cache.put(keys, vectors, self._origin(answered_as))
-        # Zeros may be another one's bad luck only: whoever waits for them asks himself.
+        # Zeros may be bad luck: a call that waits for them asks for itself.
         useful = (~all_zero(vectors)).tolist()
         if all(useful):
             self._settle(indices, vectors)
             return
         kept = [place for place, good in enumerate(useful) if good]
         self._settle([indices[place] for place in kept], vectors[kept])
-        self.failed([index for index, good in zip(indices, useful, strict=True) if not good])
+        self.release([index for index, good in zip(indices, useful, strict=True) if not good])
 
     def find(self, text: str) -> Vectors | None:
-        """The vector of a text that is not one of the call's, if it was bought; shape (1, d)."""
+        """The vector of a text that is not one of the call's, if it is cached; shape (1, d)."""
         found: list[Vectors] = []
 
         def take(_: Sequence[int], vectors: Vectors) -> None:
@@ -167,19 +170,19 @@ class Reuse:
             keys = [self._mine.pop(index, b"") for index in indices]
         self._cache.in_flight.fulfil(keys, vectors, self._follower)
 
-    def failed(self, indices: Sequence[int]) -> None:
-        """This call will not buy them: others may."""
+    def release(self, indices: Sequence[int]) -> None:
+        """This call will not pay for them: others may."""
         with self._lock:
             keys = [self._mine.pop(index) for index in indices if index in self._mine]
         self._cache.in_flight.release(keys, self._follower)
 
     def others(self, pause: Callable[[float], None]) -> list[int]:
-        """Wait for what others are buying. Returns what they ended without."""
+        """Wait for what others pay for. Returns what they ended without."""
         return self._follower.wait(pause)
 
     def close(self) -> None:
-        """The call has ended; what it did not buy others may."""
+        """The call has ended; what it did not pay for others may."""
         with self._lock:
             left = list(self._mine)
-        self.failed(left)
+        self.release(left)
         self._follower.close()

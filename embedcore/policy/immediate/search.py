@@ -8,7 +8,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from embedcore.errors import (
-    BudgetExceeded,
     EmbeddingError,
     InputRejected,
     InputTooLong,
@@ -17,14 +16,14 @@ from embedcore.errors import (
     TimedOut,
     TransientProviderError,
 )
-from embedcore.policy.cache import PROBE_TEXT
-from embedcore.policy.immediate.attempts import Attempts, logger
+from embedcore.policy.immediate.attempts import Attempts, logger, send
 from embedcore.policy.immediate.shortening import Shortening, may_be_length
-from embedcore.policy.immediate.verdict import Verdict, copied, is_about_no_text
+from embedcore.policy.immediate.verdict import Inquiry, Verdict, copied
 from embedcore.policy.planning import PlannedRequest, Size, plan_requests
+from embedcore.policy.retry import is_about_no_text
 
 if TYPE_CHECKING:
-    from embedcore.policy.immediate.recipe import Call
+    from embedcore.policy.immediate.call import Call
 
 
 # A search charges no more than this, times the amount of the request with which it began.
@@ -66,28 +65,6 @@ class _Suspect:
     siblings: _Siblings = field(default_factory=_Siblings)
 
 
-@dataclass(kw_only=True, slots=True)
-class _Inquiry:
-    """One request that failed, and what is found out about it.
-
-    - ``error``: why it failed.
-    - ``tokens_left``: what may still be charged for parts that fail.
-    - ``retries``: what was taken from the retry quota for it.
-    - ``asked``: the ways in which the provider has asked otherwise for it; none is tried again.
-    - ``culprit``: the first text that is known to be at fault.
-    """
-
-    error: EmbeddingError
-    tokens_left: int
-    retries: int = 0
-    asked: set[str] = field(default_factory=set)
-    culprit: tuple[int, EmbeddingError] | None = None
-
-    def blame(self, index: int, error: EmbeddingError) -> None:
-        if self.culprit is None or index < self.culprit[0]:
-            self.culprit = index, error
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Outcome:
     """``passed``: vectors came, ``whole``: for every text. ``error``: to be searched for further.
@@ -126,7 +103,7 @@ class Search:
         inquiry, attempts = None, Attempts()
         served = self._engine.learned.served
         try:
-            missing = self._call.sender.send(request, attempts)
+            missing = send(self._call, request, attempts)
         except EmbeddingError as error:
             if error.budget_blocked or is_about_no_text(error):
                 self._call.fail(request.indices, error)
@@ -143,10 +120,10 @@ class Search:
             index, reason = inquiry.culprit
             self._call.fail([index], reason)
 
-    def _inquiry(self, request: PlannedRequest, error: EmbeddingError) -> _Inquiry:
-        return _Inquiry(error=error, tokens_left=_MOST_CHARGED * request.amount.tokens)
+    def _inquiry(self, request: PlannedRequest, error: EmbeddingError) -> Inquiry:
+        return Inquiry(error=error, tokens_left=_MOST_CHARGED * request.amount.tokens)
 
-    def _search(self, inquiry: _Inquiry, request: PlannedRequest, served: int) -> None:
+    def _search(self, inquiry: Inquiry, request: PlannedRequest, served: int) -> None:
         """Divide the request until each text of it has its vector or its own error.
 
         Without ``on_error="keep"`` only what comes before a text at fault is searched further.
@@ -158,7 +135,7 @@ class Search:
             if suspect is not None:
                 pending += reversed(self._narrow(inquiry, suspect))
 
-    def _begin(self, inquiry: _Inquiry, whole: _Suspect) -> list[_Suspect]:
+    def _begin(self, inquiry: Inquiry, whole: _Suspect) -> list[_Suspect]:
         """Before anything has succeeded it may be the request itself: two texts tell, each alone.
 
         Returns what is to be searched, the last first.
@@ -174,7 +151,7 @@ class Search:
                 return [whole]
             return self._probe(inquiry, whole, pair)
 
-    def _probe(self, inquiry: _Inquiry, whole: _Suspect, pair: tuple[int, int]) -> list[_Suspect]:
+    def _probe(self, inquiry: Inquiry, whole: _Suspect, pair: tuple[int, int]) -> list[_Suspect]:
         siblings, failed, asked = _Siblings(), list[_Suspect](), set[int]()
         for index in pair:
             part = self._part([index])
@@ -192,9 +169,7 @@ class Search:
                 break
         if len(failed) == len(pair):
             one, other = failed
-            self._verdict.both_failed(
-                one.error, other.error, partial(self._serves, inquiry, one.error)
-            )
+            self._verdict.both_failed(inquiry, one.error, other.error)
         left = [index for index in whole.part.indices if index not in asked]
         if not left:
             return failed[::-1]
@@ -203,7 +178,7 @@ class Search:
         rest = replace(whole, part=self._part(left), untried=untried, siblings=siblings)
         return [rest, *failed[::-1]]
 
-    def _narrow(self, inquiry: _Inquiry, suspect: _Suspect) -> list[_Suspect]:
+    def _narrow(self, inquiry: Inquiry, suspect: _Suspect) -> list[_Suspect]:
         """One step closer to what is at fault: the parts of these texts that failed."""
         found: _Suspect | None = suspect
         known = self._engine.sizes.known
@@ -221,7 +196,7 @@ class Search:
             return []
         return self._divide(inquiry, found)
 
-    def _tried(self, inquiry: _Inquiry, suspect: _Suspect, attempts: Attempts) -> _Suspect | None:
+    def _tried(self, inquiry: Inquiry, suspect: _Suspect, attempts: Attempts) -> _Suspect | None:
         """The same texts after these attempts; None if there is nothing more to find out."""
         outcome = self._try(inquiry, suspect.part, attempts)
         suspect.siblings.one_passed |= outcome.passed
@@ -231,7 +206,7 @@ class Search:
             suspect.part, outcome.error, served=outcome.served, siblings=suspect.siblings
         )
 
-    def _is_waited_for(self, inquiry: _Inquiry, suspect: _Suspect) -> bool:
+    def _is_waited_for(self, inquiry: Inquiry, suspect: _Suspect) -> bool:
         """Whether these texts have the usual attempts before them, as any request has.
 
         Not once others of the same request have passed, or the size is known to be too large.
@@ -245,7 +220,7 @@ class Search:
             and suspect.part.amount.tokens * most <= inquiry.tokens_left
         )
 
-    def _divide(self, inquiry: _Inquiry, suspect: _Suspect) -> list[_Suspect]:
+    def _divide(self, inquiry: Inquiry, suspect: _Suspect) -> list[_Suspect]:
         siblings, failed, passed = _Siblings(), list[_Suspect](), list[Size]()
         parts, left = 0, set(suspect.part.indices)
         for part in self._parts(suspect, passed):
@@ -326,10 +301,10 @@ class Search:
         is_most = 2 * sum(sizes[index] for index in heavy) > whole
         return heavy if is_most and len(heavy) < len(indices) else []
 
-    def _try(self, inquiry: _Inquiry, part: PlannedRequest, attempts: Attempts) -> _Outcome:
+    def _try(self, inquiry: Inquiry, part: PlannedRequest, attempts: Attempts) -> _Outcome:
         attempts.asked, served = inquiry.asked, self._engine.learned.served
         try:
-            missing = self._call.sender.send(part, attempts)
+            missing = send(self._call, part, attempts)
         except EmbeddingError as error:
             if not error.budget_blocked and not is_about_no_text(error):
                 return _Outcome(error=self._verdict.failed(error), served=served)
@@ -348,7 +323,7 @@ class Search:
 
     def _may_try(
         self,
-        inquiry: _Inquiry,
+        inquiry: Inquiry,
         part: PlannedRequest,
         suspect: _Suspect | None = None,
         *,
@@ -361,7 +336,7 @@ class Search:
         others of the same request have passed (``free``). Where the quota is used up, it is not
         sent if nobody else is answered either.
         """
-        if self._call.sender.is_late or part.amount.tokens > inquiry.tokens_left:
+        if self._call.is_late or part.amount.tokens > inquiry.tokens_left:
             return False
         if free or suspect is None or suspect.siblings.one_passed:
             return True
@@ -370,32 +345,16 @@ class Search:
         if self._engine.quota.take():
             inquiry.retries += 1
             return True
-        serves = partial(self._serves, inquiry, suspect.error)
-        return not self._verdict.is_outage(suspect.served, serves)
+        return not self._verdict.is_outage(inquiry, suspect.error, suspect.served)
 
-    def _serves(self, inquiry: _Inquiry, error: EmbeddingError) -> bool | None:
-        """Whether a short sentence of ours passes, which is sent because of this error; None if it
-        is not sent, for what it may cost."""
-        call = self._call
-        charged = error.billed != "no"
-        if charged and call.priced(PROBE_TEXT).amount.tokens > inquiry.tokens_left:
-            return None
-        attempts = Attempts(fresh=True, once=True, asked=inquiry.asked)
-        try:
-            return call.serves(PROBE_TEXT, attempts)
-        except BudgetExceeded:
-            return None
-        finally:
-            inquiry.tokens_left -= attempts.uncertain
-
-    def _give_up(self, inquiry: _Inquiry, indices: Sequence[int]) -> None:
+    def _give_up(self, inquiry: Inquiry, indices: Sequence[int]) -> None:
         """These are not searched further: they fail for the reason with which it began."""
         if inquiry.culprit is None and indices:
             error = copied(inquiry.error)
             error.message += "; which of its texts is at fault was not found out"
             self._call.fail(sorted(indices), error, blame=False)
 
-    def _each_alone(self, inquiry: _Inquiry, missing: Sequence[int], error: EmbeddingError) -> None:
+    def _each_alone(self, inquiry: Inquiry, missing: Sequence[int], error: EmbeddingError) -> None:
         """Texts without a vector in a reply that had others: each is asked once more, alone."""
         served = self._engine.learned.served
         for index in missing:
@@ -405,7 +364,7 @@ class Search:
             if inquiry.culprit is not None:
                 return
 
-    def _alone(self, inquiry: _Inquiry, suspect: _Suspect) -> None:
+    def _alone(self, inquiry: Inquiry, suspect: _Suspect) -> None:
         """One text failed by itself. What is too long can be cut; anything else is its own."""
         (index,), error = suspect.part.indices, suspect.error
         if may_be_length(self._call, index, error) and self._shorten(inquiry, index, error):
@@ -416,40 +375,21 @@ class Search:
                 error.retryable = False
                 error.message += "; others of the same request passed without this text"
         else:
-            self._verdict.failed_alone(index, error, partial(self._serves, inquiry, error))
+            self._verdict.failed_alone(inquiry, index, error)
         if self._call.keeps:
             self._call.fail([index], error)
         else:
             inquiry.blame(index, error)
 
-    def _shorten(self, inquiry: _Inquiry, index: int, error: EmbeddingError) -> bool:
+    def _shorten(self, inquiry: Inquiry, index: int, error: EmbeddingError) -> bool:
         """Whether the text's row has its outcome: the vector of its beginning, or why the search
         for that ended."""
-
-        ending: EmbeddingError | None = None
-
-        def may_send(tokens: int) -> bool:
-            return not self._call.sender.is_late and tokens <= inquiry.tokens_left
-
-        def sent(attempts: Attempts, refusal: EmbeddingError | None) -> None:
-            inquiry.tokens_left -= attempts.uncertain
-            inquiry.retries += attempts.retries
-            if refusal is not None:
-                try:
-                    self._verdict.failed(refusal)
-                except EmbeddingError as error:
-                    nonlocal ending
-                    ending = error
-                    raise
-
-        shortening = Shortening(
-            self._call, index, error, may_send=may_send, sent=sent, asked=inquiry.asked
-        )
+        shortening = Shortening(self._call, self._verdict, inquiry, index, error)
         try:
             if not shortening.run():
                 return False
         except EmbeddingError as other:
-            if other is ending:
+            if other is shortening.ending:
                 raise
             self._call.fail([index], other)
             return True
@@ -478,7 +418,7 @@ class Search:
             billed="yes",
         )
 
-    def _before_culprit(self, inquiry: _Inquiry, suspect: _Suspect) -> _Suspect | None:
+    def _before_culprit(self, inquiry: Inquiry, suspect: _Suspect) -> _Suspect | None:
         if inquiry.culprit is None or suspect.untried:
             return suspect
         indices = suspect.part.indices

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 from embedcore.errors import (
     BudgetExceeded,
@@ -22,12 +22,13 @@ from embedcore.errors import (
     RequestTooLarge,
     StorageError,
 )
-from embedcore.policy.immediate.attempts import Attempts
+from embedcore.policy.immediate.attempts import Attempts, priced_alone, send_alone
 from embedcore.provider.tokens import utf8_length, utf8_prefix
 
 if TYPE_CHECKING:
     from embedcore.policy.engine import Engine
-    from embedcore.policy.immediate.recipe import Call
+    from embedcore.policy.immediate.call import Call
+    from embedcore.policy.immediate.verdict import Inquiry, Verdict
     from embedcore.provider.types import Vectors
 
 
@@ -165,19 +166,14 @@ _SAME_LIMIT: Final = 0.02
 _AGREES: Final = 0.8
 _REFUSALS: Final = (InputTooLong, RequestRejected, RequestTooLarge)
 
-MaySend: TypeAlias = Callable[[int], bool]
-"""Whether a request of so many tokens may be sent because of the refusal."""
-Sent: TypeAlias = "Callable[[Attempts, EmbeddingError | None], None]"
-"""Hears what the attempts of a prefix left behind, and why it was refused, if it was."""
-
 
 @dataclass(kw_only=True, slots=True)
 class _Taken:
-    """The longest beginning that has a vector, of shape (1, d). ``reused``: bought before."""
+    """The longest beginning that has a vector, of shape (1, d)."""
 
     kept: str
     vectors: Vectors
-    reused: bool
+    is_cached: bool
 
 
 def may_be_length(call: Call, index: int, error: EmbeddingError) -> bool:
@@ -219,27 +215,26 @@ def way_to_cut(engine: Engine, tokens: int) -> str:
 class Shortening:
     """Finds how much of one text is taken, and gives its row the vector of that.
 
-    ``may_send``, ``sent`` and ``asked`` are the search's, in whose bounds it stays.
+    It stays within the bounds of ``inquiry``. ``ending``: the error that ends the call, if one was
+    raised that does.
     """
 
     def __init__(
         self,
         call: Call,
+        verdict: Verdict,
+        inquiry: Inquiry,
         index: int,
         error: EmbeddingError,
-        *,
-        may_send: MaySend,
-        sent: Sent,
-        asked: set[str],
     ) -> None:
+        self.ending: EmbeddingError | None = None
         self._call = call
+        self._verdict = verdict
+        self._inquiry = inquiry
         self._engine = call.engine
         self._index = index
         self._text = call.prepared.texts[index]
         self._limit = call.engine.info.max_input_tokens or 0
-        self._may_send = may_send
-        self._sent = sent
-        self._asked = asked
         self._last: EmbeddingError = error
         self._named_limit: int | None = None
         self._taken: _Taken | None = None
@@ -248,8 +243,8 @@ class Shortening:
     def run(self) -> bool:
         """Whether the row has its vector now. Without one the text's own refusal stands.
 
-        Raises what ends the call, and what no shorter text avoids; what was bought until then is
-        the row's.
+        Raises what ends the call, and what no shorter text avoids; what was paid for until then
+        is the row's.
         """
         try:
             while (prefix := self._fitting.next()) is not None:
@@ -315,42 +310,47 @@ class Shortening:
         return utf8_prefix(text, int(utf8_length(text) * most / tokens * _SAFE))
 
     def _try(self, prefix: str) -> bool:
-        """Whether it goes on. A prefix that was bought before is not bought again."""
+        """Whether it goes on. A prefix that is cached is not sent."""
         if not prefix.strip():
             return False
-        found = self._call.find_shortened(prefix)
-        if found is not None:
-            self._took(prefix, found, tokens=None, reused=True)
+        call, inquiry = self._call, self._inquiry
+        cached = None if call.reuse is None else call.reuse.find(prefix)
+        if cached is not None:
+            self._took(prefix, cached, tokens=None, is_cached=True)
             return True
-        if not self._may_send(self._call.priced(prefix).amount.tokens):
+        if call.is_late or priced_alone(call, prefix).amount.tokens > inquiry.tokens_left:
             return False
-        attempts = Attempts(after=self._last, fresh=self._taken is not None, asked=self._asked)
-        refusal: EmbeddingError | None = None
-        came: list[Vectors] = []
-
-        def keep(_: object, vectors: Vectors, model: str | None, late: bool) -> None:
-            if len(vectors):
-                self._call.store_shortened(prefix, vectors, model)
-            if not late:
-                came.append(vectors.copy())
-
+        attempts = Attempts(
+            after=self._last,
+            fresh=self._taken is not None,
+            asked=inquiry.asked,
+            text=prefix,
+            is_cached=True,
+        )
         try:
-            self._call.trial(prefix, attempts, keep=keep)
-        except _REFUSALS as error:
-            if error.budget_blocked:
+            vectors = send_alone(call, attempts)
+        except _REFUSALS as refusal:
+            if refusal.budget_blocked:
                 raise
-            refusal = error
+            self._refused(prefix, refusal)
+        else:
+            self._took(prefix, vectors, tokens=attempts.billed, is_cached=False)
         finally:
-            self._sent(attempts, refusal)
-        if refusal is None:
-            self._took(prefix, came[0], tokens=attempts.billed, reused=False)
-            return True
-        self._last = refusal
-        self._fitting.refused(prefix, self._named(prefix, refusal))
+            inquiry.tokens_left -= attempts.uncertain
+            inquiry.retries += attempts.retries
         return True
 
-    def _took(self, prefix: str, vectors: Vectors, *, tokens: int | None, reused: bool) -> None:
-        self._taken = _Taken(kept=prefix, vectors=vectors, reused=reused)
+    def _refused(self, prefix: str, refusal: EmbeddingError) -> None:
+        try:
+            self._verdict.failed(refusal)
+        except EmbeddingError as error:
+            self.ending = error
+            raise
+        self._last = refusal
+        self._fitting.refused(prefix, self._named(prefix, refusal))
+
+    def _took(self, prefix: str, vectors: Vectors, *, tokens: int | None, is_cached: bool) -> None:
+        self._taken = _Taken(kept=prefix, vectors=vectors, is_cached=is_cached)
         room = self._limit / tokens if tokens else None
         self._fitting.passed(prefix, room=room, trusted=self._is_as_named(tokens))
 
@@ -369,4 +369,4 @@ class Shortening:
         if taken is None:
             return
         self._engine.sizes.learn_longest(utf8_length(taken.kept))
-        self._call.shortened(self._index, taken.kept, taken.vectors, reused=taken.reused)
+        self._call.shortened(self._index, taken.kept, taken.vectors, cached=taken.is_cached)

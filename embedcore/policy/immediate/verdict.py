@@ -6,28 +6,21 @@ import contextlib
 import copy
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Final, TypeAlias
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
 
 from embedcore.errors import (
-    AuthenticationFailed,
     BudgetExceeded,
     EmbeddingError,
     InputRejected,
-    ModelNotFound,
-    PermissionDenied,
-    ProviderError,
-    QuotaExhausted,
-    RemoteGone,
-    ReplyMismatch,
     TransientProviderError,
 )
 from embedcore.policy.cache import PROBE_TEXT
-from embedcore.policy.immediate.attempts import Attempts, blocked
-from embedcore.policy.retry import is_about_the_moment
+from embedcore.policy.immediate.attempts import Attempts, blocked, priced_alone, send_alone
 
 if TYPE_CHECKING:
-    from embedcore.policy.immediate.recipe import Call
+    from embedcore.policy.immediate.call import Call
 
 
 # After so many requests in a row that failed alike, a text without fault is sent.
@@ -37,28 +30,27 @@ _LOOK_SECONDS: Final = 0.25
 _FEW_LETTERS: Final = 4
 _LOOKED_AT: Final = 100
 
-Serves: TypeAlias = Callable[[], bool | None]
-"""Sends a short sentence of ours: does it pass? None: it was not sent, for what it may cost."""
 
+@dataclass(kw_only=True, slots=True)
+class Inquiry:
+    """One request that failed, and what is found out about it.
 
-def is_about_no_text(error: EmbeddingError) -> bool:
-    """Whether neither a text nor the size of a request can be the reason."""
-    if isinstance(error, TransientProviderError):
-        return is_about_the_moment(error)
-    settings = (
-        AuthenticationFailed,
-        PermissionDenied,
-        ModelNotFound,
-        QuotaExhausted,
-        RemoteGone,
-        ReplyMismatch,
-    )
-    return isinstance(error, settings) or not isinstance(error, (ProviderError, InputRejected))
+    - ``error``: why it failed.
+    - ``tokens_left``: what may still be charged for parts that fail.
+    - ``retries``: what was taken from the retry quota for it.
+    - ``asked``: the ways in which the provider has asked otherwise for it; none is tried again.
+    - ``culprit``: the first text that is known to be at fault.
+    """
 
+    error: EmbeddingError
+    tokens_left: int
+    retries: int = 0
+    asked: set[str] = field(default_factory=set)
+    culprit: tuple[int, EmbeddingError] | None = None
 
-def may_be_kept(error: EmbeddingError) -> bool:
-    """Whether ``on_error="keep"`` may turn this into failed rows instead of raising it."""
-    return isinstance(error, TransientProviderError) or not is_about_no_text(error)
+    def blame(self, index: int, error: EmbeddingError) -> None:
+        if self.culprit is None or index < self.culprit[0]:
+            self.culprit = index, error
 
 
 def nature(error: EmbeddingError) -> tuple[object, ...]:
@@ -118,12 +110,12 @@ class Verdict:
                 self._check_server(error)
         return error
 
-    def both_failed(self, one: EmbeddingError, other: EmbeddingError, serves: Serves) -> None:
+    def both_failed(self, inquiry: Inquiry, one: EmbeddingError, other: EmbeddingError) -> None:
         """Two texts of different halves failed, each alone. Raises what is no text's fault."""
         if nature(one) == nature(other) and not isinstance(one, InputRejected):
-            self._check_request(one, serves)
+            self._check_request(inquiry, one)
 
-    def failed_alone(self, index: int, error: EmbeddingError, serves: Serves) -> None:
+    def failed_alone(self, inquiry: Inquiry, index: int, error: EmbeddingError) -> None:
         """Where requests have one text, two alike from different halves tell that it is no text."""
         texts, learned = self._call.prepared.texts, self._engine.learned
         if learned.proven or isinstance(error, InputRejected) or not _speaks(texts[index]):
@@ -136,9 +128,9 @@ class Verdict:
                 self._first_refused = index, nature(error)
                 self._call.workers.do_last()
             elif first[1] == nature(error) and (first[0] < middle) != (index < middle):
-                self._check_request(error, serves)
+                self._check_request(inquiry, error)
 
-    def is_outage(self, served: int, serves: Serves) -> bool:
+    def is_outage(self, inquiry: Inquiry, error: EmbeddingError, served: int) -> bool:
         """The retry quota is used up by a failure for the moment: does nothing pass any more?
 
         ``served``: how many requests had been answered when the one that failed was sent. A size
@@ -150,7 +142,7 @@ class Verdict:
                 return False
             if self._outage_at == served:
                 return True
-            passes = serves()
+            passes = self._serves(inquiry, error)
             if passes is False:
                 self._outage_at = learned.served
             return not passes
@@ -177,17 +169,45 @@ class Verdict:
         finally:
             lock.release()
 
-    def _check_request(self, error: EmbeddingError, serves: Serves) -> None:
+    def _check_request(self, inquiry: Inquiry, error: EmbeddingError) -> None:
         # The two that failed may both be bad: bad texts are often short.
-        if not serves():
+        if not self._serves(inquiry, error):
             raise self._request_at_fault(error)
+
+    def _serves(self, inquiry: Inquiry, error: EmbeddingError) -> bool | None:
+        """Whether a short sentence of ours passes, which is sent because of this error; None if it
+        is not sent, for what it may cost."""
+        charged = error.billed != "no"
+        amount = priced_alone(self._call, PROBE_TEXT).amount
+        if charged and amount.tokens > inquiry.tokens_left:
+            return None
+        attempts = Attempts(text=PROBE_TEXT, fresh=True, once=True, asked=inquiry.asked)
+        try:
+            return self._passes(attempts)
+        except BudgetExceeded:
+            return None
+        finally:
+            inquiry.tokens_left -= attempts.uncertain
+
+    def _passes(self, attempts: Attempts) -> bool:
+        """Whether the provider embeds this text, which is none of the call's. It is paid for.
+
+        Raises ``BudgetExceeded`` if it cannot be.
+        """
+        try:
+            send_alone(self._call, attempts)
+        except BudgetExceeded:
+            raise
+        except EmbeddingError:
+            return False
+        return True
 
     def _check_server(self, error: EmbeddingError) -> None:
         """Raises ``error`` if a text without fault is refused as well, unless one just passed."""
         if self._in_a_row < _ALIKE_IN_A_ROW:
             return
         try:
-            serves = self._call.serves(PROBE_TEXT, Attempts(fresh=True, once=True))
+            serves = self._passes(Attempts(text=PROBE_TEXT, fresh=True, once=True))
         except BudgetExceeded as refusal:
             raise blocked(copied(error), refusal) from refusal
         if not serves:

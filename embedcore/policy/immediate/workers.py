@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextvars
+import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from embedcore.errors import EmbeddingError, OutcomeUnknown
+from embedcore.errors import EmbeddingError, OutcomeUnknown, StorageError
 from embedcore.policy.threads import InFlight, Pause, SentRequest, Stopped
 
 if TYPE_CHECKING:
+    from embedcore.policy.budget import CallBudget
     from embedcore.policy.engine import Engine
     from embedcore.policy.threads import Task
 
@@ -19,28 +21,29 @@ if TYPE_CHECKING:
 # Never for ever: on Windows nothing interrupts a wait without an end.
 _LOOK_SECONDS: Final = 0.25
 
+logger = logging.getLogger("embedcore")
+
 
 class Workers:
-    """Hands in the client's pool, each doing one task of the call at a time.
+    """Do the tasks of a call in the threads of the client's pool.
 
-    Between two tasks a hand queues again behind other calls, so that a short call need not wait
-    for the end of a long one. ``abandon`` accounts for an attempt that is waited for no longer.
+    Between two tasks a worker queues again behind other calls, so that a short call need not wait
+    for the end of a long one. An attempt that is waited for no longer is charged to ``budget``.
     """
 
     def __init__(
         self,
         engine: Engine,
+        budget: CallBudget,
         in_flight: InFlight,
         pause: Pause,
-        *,
         deadline: float | None,
-        abandon: Callable[[SentRequest, str], None],
     ) -> None:
         self._engine = engine
+        self._budget = budget
         self._in_flight = in_flight
         self._pause = pause
         self._deadline = deadline
-        self._abandon = abandon
         # What is traced in the pool's threads belongs to the caller's trace.
         self._context = contextvars.copy_context()
         self._tasks: deque[Task] = deque()
@@ -49,7 +52,7 @@ class Workers:
         self._error: BaseException | None = None
 
     def work(self, tasks: Sequence[Task]) -> None:
-        """Do them all. The first error ends the work, once what is under way has landed.
+        """Do them all. The first error ends the work, once what is under way has its answer.
 
         Raises it; ``Stopped`` when the call was ended from outside; ``OutcomeUnknown`` when the
         deadline and the grace after it have passed.
@@ -89,7 +92,7 @@ class Workers:
         try:
             task = None if self._pause.ended else self._tasks.popleft()
         except IndexError:
-            # Another hand took the last one.
+            # Another worker took the last one.
             task = None
         try:
             if task is not None:
@@ -116,7 +119,7 @@ class Workers:
             self._changed.notify_all()
 
     def fail(self, error: BaseException) -> None:
-        """End the work with this error, unless it has ended: no hand begins anything any more."""
+        """End the work with this error, unless it has ended: no worker begins anything any more."""
         with self._changed:
             if self._error is None:
                 self._error = error
@@ -150,15 +153,24 @@ class Workers:
             if self._is_late():
                 why = "the call's deadline passed"
             else:
-                self._wait_for_flights()
+                self._wait_for_answers()
         finally:
-            for flight in self._in_flight.give_up():
-                self._engine.pool.replace(flight.thread)
-                self._abandon(flight, why)
-        # What has landed is being booked.
-        self._wait_for_flights()
+            for sent in self._in_flight.give_up():
+                self._engine.pool.replace(sent.thread)
+                self._give_up(sent, why)
+        # What has its answer is being accounted for.
+        self._wait_for_answers()
 
-    def _wait_for_flights(self) -> None:
+    def _give_up(self, sent: SentRequest, why: str) -> None:
+        """It is waited for no longer. Should its answer come, that only corrects the amount."""
+        if sent.attempt is None:
+            return
+        try:
+            self._budget.charge(sent.attempt, note=why)
+        except StorageError as error:
+            logger.warning("a request in flight will be charged when its lease ends: %s", error)
+
+    def _wait_for_answers(self) -> None:
         with self._changed:
             self._changed.wait_for(
                 lambda: not (self._running and self._in_flight.under_way), self._engine.grace

@@ -17,7 +17,7 @@ from collections.abc import (
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from embedcore.policy.immediate.recipe import OnBudget
+from embedcore.policy.immediate.call import OnBudget
 from embedcore.policy.stream.pipeline import closed
 from embedcore.policy.stream.rows import Block, RowReader
 from embedcore.policy.stream.stream import FLUSH_SECONDS, RowBuffer, StreamEnd, StreamEndView

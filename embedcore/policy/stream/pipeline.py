@@ -16,7 +16,8 @@ from embedcore.errors import BudgetExceeded, ConfigurationError, EmbeddingError,
 from embedcore.events import Event, Progress, Refused
 from embedcore.forksafe import process
 from embedcore.policy.engine import Engine, Stop
-from embedcore.policy.immediate.recipe import OnBudget, await_budget, embed_now
+from embedcore.policy.immediate.call import OnBudget
+from embedcore.policy.immediate.recipe import await_budget, embed_now
 from embedcore.policy.result import EmbeddingResult, Spending
 from embedcore.policy.stream.rows import Block, Row, name_rows
 from embedcore.policy.threads import Pause, Pool, Stopped

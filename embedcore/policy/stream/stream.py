@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 
 from embedcore.errors import BudgetExceeded, ConfigurationError
-from embedcore.policy.immediate.recipe import OnBudget
+from embedcore.policy.immediate.call import OnBudget
 from embedcore.policy.result import Spending, StoppedAt
 from embedcore.policy.stream.pipeline import closed
 from embedcore.policy.stream.rows import Block, Row, RowReader

@@ -280,8 +280,8 @@ client = EmbeddingClient(
 # It waits for what is under way as long as that takes.
 running = client._opened.get(client._open)
 client._opened._thing = replace(running, engine=replace(running.engine, grace=3600.0))
-wait = Workers._wait_for_flights
-Workers._wait_for_flights = lambda workers: (print("ending", flush=True), wait(workers))
+wait = Workers._wait_for_answers
+Workers._wait_for_answers = lambda workers: (print("ending", flush=True), wait(workers))
 print("ready", flush=True)
 try:
     client.embed([f"row {number}" for number in range(200)])

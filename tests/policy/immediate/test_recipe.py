@@ -34,7 +34,7 @@ from embedcore.errors import (
 from embedcore.events import BoundViolated, Progress, RequestFailed, RequestFinished, RequestSent
 from embedcore.policy.estimate import plan_now
 from embedcore.policy.ratelimit.gate import Gate
-from embedcore.policy.result_buffer import Collected
+from embedcore.policy.result_buffer import ResultBuffer
 from embedcore.policy.retry import RetryQuota, RetrySettings
 from embedcore.provider.types import EmbedReply, ModelInfo, Price
 from embedcore.storage.amounts import Amount
@@ -554,7 +554,7 @@ def test_a_lack_of_memory_for_what_was_bought_hides_no_error(desk, monkeypatch):
 
     error = AuthenticationFailed("no", billed="no")
     with desk(small(script=[error])) as one:
-        monkeypatch.setattr(Collected, "result", none_left)
+        monkeypatch.setattr(ResultBuffer, "result", none_left)
         with pytest.raises(AuthenticationFailed) as caught:
             one.embed(["a"])
         assert caught.value is error

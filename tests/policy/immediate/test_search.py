@@ -28,7 +28,7 @@ from embedcore.errors import (
     RequestTooLarge,
     TimedOut,
 )
-from embedcore.policy.immediate.recipe import Call
+from embedcore.policy.immediate.search import Search
 from embedcore.policy.immediate.verdict import nature
 from embedcore.policy.retry import RetryQuota, RetrySettings
 from embedcore.testing import FakeEmbedder, tokens_of
@@ -403,12 +403,12 @@ def test_what_one_thread_found_at_fault_no_other_asks_again(desk, monkeypatch, p
     """However long it takes from the verdict to the end of the call."""
     threads = 8
     all_sent, all_done = threading.Barrier(threads), threading.Barrier(threads)
-    do, begun = Call._do, threading.local()
+    do, begun = Search.run, threading.local()
 
-    def do_and_wait(call, request):
+    def do_and_wait(search, request):
         is_first, begun.task = not hasattr(begun, "task"), request
         try:
-            do(call, request)
+            do(search, request)
         finally:
             if is_first:
                 all_done.wait(LONG)
@@ -423,7 +423,7 @@ def test_what_one_thread_found_at_fault_no_other_asks_again(desk, monkeypatch, p
     def script(request, number):
         return RequestRejected("no", status=400, billed="no")
 
-    monkeypatch.setattr(Call, "_do", do_and_wait)
+    monkeypatch.setattr(Search, "run", do_and_wait)
     info = replace(UNKNOWN, max_texts_per_request=per_request)
     with desk(Together(info=info, script=script), threads=threads, retry=RETRY) as one:
         with pytest.raises(RequestRejected, match="no text's fault") as caught:
