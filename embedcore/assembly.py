@@ -156,7 +156,7 @@ def build_engine(
 
 
 def open_cache(choice: Choice, info: ModelInfo, observe: Observer) -> VectorCache | None:
-    """The store of bought vectors for this model; None if its vectors are not kept."""
+    """The cache of this model; None if its vectors are not kept."""
     if not keeps_vectors(choice, info):
         return None
     return VectorCache(vector_store(choice), observe=observe)

@@ -223,7 +223,7 @@ class BatchForms:
             raise
         if refused:
             # Nothing of it was created, and waiting does not help: as if it had not been asked for.
-            job.abandon()
+            job.forget()
             forget(context, job.record)
             raise problems[0]
         return job

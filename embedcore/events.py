@@ -75,7 +75,7 @@ class LimitsLearned:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reused:
-    """Nothing is sent for these ``texts``: their vectors were bought before, or are being bought
+    """Nothing is sent for these ``texts``: their vectors are cached, or are being embedded
     by another call at this moment."""
 
     provider: str
@@ -85,7 +85,7 @@ class Reused:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoreProblem:
-    """The store of bought vectors could not help or keep everything; the call went on without."""
+    """The cache could not help or keep everything; the call went on without."""
 
     path: str
     message: str

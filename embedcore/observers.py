@@ -113,7 +113,7 @@ def _(event: Reused) -> None:
 
 @log.register
 def _(event: StoreProblem) -> None:
-    logger.warning("the store of bought vectors: %s", event.message)
+    logger.warning("cache: %s", event.message)
 
 
 @log.register

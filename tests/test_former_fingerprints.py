@@ -95,7 +95,7 @@ def test_an_output_that_was_made_under_the_old_name_is_gone_on_with(
     with client_of(dimensions=8) as client:
         assert search(client, TEXTS[:1], output)[0][0].text == TEXTS[0]
         report = embed_files(client, [iter([*TEXTS, *OTHERS])], output)
-        assert (report.reused, report.bought) == (5, 3)
+        assert (report.reused, report.embedded) == (5, 3)
         assert output_format(output).origin(output).fingerprint == client.fingerprint
     with client_of(dimensions=9) as other, pytest.raises(ConfigurationError, match="must not mix"):
         embed_files(other, [iter(TEXTS)], output)

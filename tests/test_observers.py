@@ -169,7 +169,7 @@ EXAMPLES = [
     (
         StoreProblem(path="/v/vectors.db", message="/v/vectors.db is empty"),
         logging.WARNING,
-        "the store of bought vectors: /v/vectors.db is empty",
+        "cache: /v/vectors.db is empty",
     ),
     (
         LimitsLearned(

@@ -106,7 +106,7 @@ class OpenTelemetryObserver:
         self._cost = meter.create_counter("embedcore.budget.cost", "{USD}", "Charged, in dollars")
         self._refused = meter.create_counter("embedcore.budget.refused", "{call}", "Over a limit")
         self._throttled = meter.create_counter("embedcore.throttled", "s", "Told to wait, in all")
-        self._reused = meter.create_counter("embedcore.reused", "{text}", "Not bought again")
+        self._reused = meter.create_counter("embedcore.reused", "{text}", "Taken from the cache")
         self._meter = _Meter(meter)
 
     def __call__(self, event: object) -> None:

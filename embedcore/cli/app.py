@@ -20,7 +20,7 @@ from embedcore.cli.screen import Screen
 
 # Name → its module, and the line that --help shows without importing it.
 COMMANDS: Final = {
-    "embed": ("embed", "Embed files into one output; run again, it buys only what is missing."),
+    "embed": ("embed", "Embed files into one output; run again, it sends only what is missing."),
     "batch": ("batch.group", "The same within a day, for less money: submit, look after, fetch."),
     "similar": ("similar", "Find the rows of an output that are nearest to a question."),
     "models": ("models", "The models that are known, with their prices."),
@@ -30,7 +30,7 @@ COMMANDS: Final = {
     ),
     "usage": ("usage", "What was spent: today, this month and in total."),
     "budget": ("budget", "The limits: what is left of them, and when they reset."),
-    "cache": ("cache", "The store of bought vectors: its size, and making room in it."),
+    "cache": ("cache", "The cache: its size, and making room in it."),
     "config": ("config", "Every setting, and with --explain the layer that set it."),
     "trust": ("trust", "Let a settings file that is only found set addresses and keys, too."),
     "demo": ("demo", "Embed and search the docstrings of your own Python, offline."),

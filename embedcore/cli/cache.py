@@ -46,9 +46,9 @@ def _bytes(_: click.Context, __: click.Parameter, value: str | None) -> int | No
 @talking
 @click.pass_context
 def command(ctx: click.Context, model: str | None) -> None:
-    """The store of bought vectors: how large it is, and how often it helped.
+    """The cache: how large it is, and how often it helped.
 
-    What was bought is not bought again while its vector is kept there.
+    A text that was paid for is not paid for again while its vector is cached.
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -109,7 +109,7 @@ def prune(
 ) -> int:
     """Delete vectors, the oldest first, and give their space back.
 
-    They are bought again when their texts are embedded again. What a batch still needs stays, for
+    Their texts are paid for again when they are embedded again. What a batch still needs stays, for
     keep_days, unless --even-needed is given: its rows are then without vectors.
     """
     if older_than is None and model is None and down_to is None and not everything:
@@ -149,7 +149,10 @@ def prune(
 @talking
 @click.pass_obj
 def verify(screen: Screen, model: str | None) -> int:
-    """Read every vector. What is damaged is deleted, to be bought again. Ends with 1 if any was."""
+    """Read every vector, and delete the damaged ones: they are embedded again when they are needed.
+
+    Ends with 1 if any was damaged.
+    """
     seen = damaged = 0
     with _there(screen, chosen(model)) as store:
         if store is None:
@@ -175,8 +178,8 @@ def verify(screen: Screen, model: str | None) -> int:
 def probing(screen: Screen, model: str | None, scope: str | None) -> int:
     """Ask whether a provider has put another model behind a name.
 
-    Buys the vector of one short text and compares it with the one of the first probe. Ends with 1
-    if it is another. The budget holds, as for everything that is bought.
+    Embeds one short text and compares it with the one of the first probe. Ends with 1
+    if it is another. It costs a few tokens, and the budget applies.
     """
     with opened(model, scope) as ready:
         client = ready.client
@@ -219,7 +222,7 @@ def _lines(
     asked = found.hits + found.misses
     if asked:
         share = f"{found.hits / asked:.1%}"
-        yield "reused", f"{share} of {plural(asked, 'text')} were found and not paid for again"
+        yield "cached", f"{share} of {plural(asked, 'text')} were found and not paid for again"
 
 
 def _disk_free(store: VectorStore) -> int | None:

@@ -201,13 +201,13 @@ def _show(
 
 
 def _facts(report: RunReport, path: Path, seconds: float) -> list[tuple[str, str]]:
-    bought = plural(report.bought, "text")
-    if not report.bought:
-        bought = f"nothing: all {plural(report.reused, 'text')} were embedded by an earlier run"
+    made = plural(report.embedded, "text")
+    if not report.embedded:
+        made = f"nothing: all {plural(report.reused, 'text')} were embedded by an earlier run"
     elif report.reused:
-        bought += f"; {report.reused:,} were embedded by an earlier run"
+        made += f"; {report.reused:,} were embedded by an earlier run"
     return [
-        ("embedded", bought),
+        ("embedded", made),
         ("cost", dollars(report.usage.picodollars)),
         ("vectors", shown_path(path.resolve())),
         ("took", duration(seconds)),

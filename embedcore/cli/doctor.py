@@ -189,7 +189,7 @@ _NEARLY_FULL: Final = 0.9
 
 
 def cache(config: Config) -> Iterator[Finding]:
-    """The store of bought vectors, for the model that the settings name."""
+    """The cache, for the model that the settings name."""
     choice = chosen(None, config)
     store = vector_store(choice)
     info, on = whether_on(choice)

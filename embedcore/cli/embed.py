@@ -343,8 +343,8 @@ def _existing(_: click.Context, __: click.Parameter, files: tuple[Path, ...]) ->
 def command(screen: Screen, /, **given: Any) -> int:
     """Embed FILES into one output: .txt (a text on each line), .jsonl or .csv; - is standard input.
 
-    The price is shown first. Stop it at any time and run it again: what was bought is not bought
-    again, and only texts that are missing or changed are sent.
+    The price is shown first. Stop it at any time and run it again: what was paid for is not paid
+    for again, and only texts that are missing or changed are sent.
     """
     wish = EmbedArguments(**given)
     if bool(wish.files) == bool(wish.texts):

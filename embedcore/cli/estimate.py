@@ -102,7 +102,7 @@ def agree(
         refusal = estimate.refusals[0]
         refusal.add_note(
             "--on-budget stop embeds what the limit allows, and a later run the rest. With --yes "
-            "it is begun nevertheless: what is bought until the limit is kept."
+            "it starts anyway: what is embedded before the limit is kept."
         )
         raise refusal
     raise NotConfirmed(f"{reason} Nothing was sent; say --yes to go on.")
@@ -116,7 +116,7 @@ def ask_above(opened: Session) -> int:
 def _reason(opened: Session, estimate: Estimate, ask_above: int) -> str | None:
     plan = estimate.plan
     if estimate.is_refused:
-        return "A limit will end this before its end; what is bought until then is kept."
+        return "A limit will stop this run; what is embedded until then is kept."
     if plan.picodollars is None:
         return (
             f"The price of {opened.name} is not known (embedcore models lists those that are "

@@ -37,9 +37,9 @@ MEANINGS: Final = {
     TRY_AGAIN: "the provider cannot serve now: the same again may succeed",
     STORAGE: "a file of ours cannot be read or written",
     FAULT: "a fault in embedcore itself",
-    INTERRUPTED: "Ctrl-C; what was bought is kept",
-    BROKEN_PIPE: "nobody reads the output any more",
-    TERMINATED: "terminated; what was bought is kept",
+    INTERRUPTED: "Ctrl-C; what was embedded is kept",
+    BROKEN_PIPE: "the reader of the output has gone away",
+    TERMINATED: "terminated; what was embedded is kept",
 }
 
 

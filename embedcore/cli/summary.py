@@ -113,19 +113,19 @@ def _lines(report: RunReport, info: ModelInfo) -> Iterator[tuple[str, str]]:
     usage = report.usage
     if not report.rows:
         yield "rows", "none in the input"
-    if report.bought and info.local:
-        yield "embedded", f"{plural(report.bought, 'text')}, computed here for nothing"
-    elif report.bought or usage.tokens:
+    if report.embedded and info.local:
+        yield "embedded", f"{plural(report.embedded, 'text')}, computed here for nothing"
+    elif report.embedded or usage.tokens:
         yield (
-            "bought",
-            f"{plural(report.bought, 'text')}, {tokens(usage.tokens, exact=usage.exact)} in "
+            "billed",
+            f"{plural(report.embedded, 'text')}, {tokens(usage.tokens, exact=usage.exact)} in "
             f"{plural(usage.requests, 'request')}, "
             f"{dollars(usage.picodollars if info.price is not None else None)}",
         )
     else:
-        yield "bought", "nothing: $0"
+        yield "billed", "nothing: $0"
     if report.reused:
-        yield "reused", f"{plural(report.reused, 'text')} embedded before, not paid for again"
+        yield "cached", f"{plural(report.reused, 'text')} embedded before, not paid for again"
     if report.damaged:
         yield "damaged", damaged_text(report.damaged)
     if report.duplicates:

@@ -489,7 +489,7 @@ def _report(
         empty=empty,
         duplicates=found.rows - empty - texts,
         reused=embedded - purchase.bought,
-        bought=purchase.bought,
+        embedded=purchase.bought,
         truncated=written.truncated,
         tokens_cut=written.tokens_cut,
         characters_cut=written.characters_cut,

@@ -205,16 +205,16 @@ class StoppedRow:
 class RunReport:
     """What a run did.
 
-    ``bought`` and ``reused`` count distinct texts; ``rows``, ``duplicates``, ``empty``,
-    ``truncated``, ``perhaps_cut`` (accepted by the server whole, and perhaps longer than the model
-    takes), ``failed`` (empty ones included) and ``not_done`` count rows. ``tokens_cut``: by how
-    much the ``truncated`` ones were cut in all; ``characters_cut``: those whose tokens nobody
-    counted. ``damaged``: rows of the output as it was that were not believed; their texts were
-    embedded anew, as far as they are in the input. ``failed_path`` lists the rows that failed or
-    were not done, if any. ``stopped_at``: where the budget ended the run. ``declined``: ``on_plan``
-    answered False; nothing was sent or written. ``unchanged``: there was nothing to write, and the
-    output is as it was. ``journaled``: vectors of an earlier run whose texts are not in this input;
-    they stay in the journal.
+    ``embedded`` (by this run) and ``reused`` count distinct texts; ``rows``, ``duplicates``,
+    ``empty``, ``truncated``, ``perhaps_cut`` (accepted by the server whole, and perhaps longer than
+    the model takes), ``failed`` (empty ones included) and ``not_done`` count rows. ``tokens_cut``:
+    by how much the ``truncated`` ones were cut in all; ``characters_cut``: those whose tokens
+    nobody counted. ``damaged``: rows of the output as it was that were not believed; their texts
+    were embedded anew, as far as they are in the input. ``failed_path`` lists the rows that failed
+    or were not done, if any. ``stopped_at``: where the budget ended the run. ``declined``:
+    ``on_plan`` answered False; nothing was sent or written. ``unchanged``: there was nothing to
+    write, and the output is as it was. ``journaled``: vectors of an earlier run whose texts are not
+    in this input; they stay in the journal.
     """
 
     output: Path
@@ -222,7 +222,7 @@ class RunReport:
     empty: int = 0
     duplicates: int = 0
     reused: int = 0
-    bought: int = 0
+    embedded: int = 0
     truncated: int = 0
     tokens_cut: int = 0
     characters_cut: int = 0

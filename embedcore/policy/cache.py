@@ -213,7 +213,7 @@ class VectorCache:
             what = "cache_cap" if room <= free else "the disk"
             logger.warning(
                 "%d vectors take about %s, and %s has %s left for %s: what does not fit is not "
-                "kept, and would be bought again",
+                "kept, and would be billed again",
                 vectors,
                 shown_size(needed),
                 what,
@@ -255,7 +255,7 @@ class VectorCache:
             return
         self._note("get", None)
         if damaged:
-            self._tell(f"{damaged} damaged vectors were found and deleted; they are bought again")
+            self._tell(f"{damaged} damaged vectors were found and deleted; they are embedded again")
 
     def look(self, keys: Sequence[bytes], width: int | None) -> set[int]:
         """Places of the keys for which ``get`` would give a vector. Changes nothing.
@@ -305,7 +305,7 @@ class VectorCache:
         return not known
 
     def _tell_of(self, trouble: Exception) -> None:
-        self._tell(f"{trouble}. Until then new vectors are not kept, and would be bought again")
+        self._tell(f"{trouble}. Until then new vectors are not kept, and would be billed again")
 
     def _tell(self, message: str) -> None:
         self._observe(StoreProblem(path=str(self.store.path), message=message))

@@ -70,7 +70,7 @@ class Contents(NamedTuple):
 
 
 SPENDING: Final = Contents("a budget", "nothing spent", "reset the budget", held_differs)
-VECTORS: Final = Contents("bought vectors", "no bought vectors", "have them bought again")
+VECTORS: Final = Contents("cached vectors", "no cached vectors", "have them embedded again")
 BATCH: Final = Contents("a batch", "no such batch", "lose the rows of the batch")
 
 

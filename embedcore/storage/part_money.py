@@ -78,7 +78,7 @@ class PartMoney:
             windows = entries.take(connection, grant, amount, None)
             if windows is None:
                 raise StorageCorrupt(
-                    f"the money of part {part.id} of a batch is not held any more: abandon the "
+                    f"the money of part {part.id} of a batch is not reserved any more: forget the "
                     "batch and submit it again"
                 )
             counters.hold(connection, windows, Amount(), requests=1)

@@ -15,7 +15,7 @@ STATE_VERSION: Final = 6
 STATE: Final = Migrations("embedcore.state")
 
 VECTORS_VERSION: Final = 1
-"""The same for the file of bought vectors."""
+"""The same for the cache."""
 
 VECTORS: Final = Migrations("embedcore.vectors")
 

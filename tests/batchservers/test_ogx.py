@@ -211,7 +211,7 @@ def test_a_server_that_is_killed_and_never_goes_on(ogx, upstream, clients, until
     # To cancel it is not enough either: nobody there does it.
     job.cancel()
     assert job.wait(2, poll_interval=OFTEN).state == "cancelling"
-    ended = job.abandon()
+    ended = job.forget()
     assert ended.state == "abandoned"
     assert ended.usage.uncertain_tokens > 0
     # After that the same texts can be bought again.

@@ -140,11 +140,11 @@ def wait_until_read(pipe) -> None:
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("ending", ["cancel", "abandon"])
+@pytest.mark.parametrize("ending", ["cancel", "forget"])
 def test_a_batch_that_is_ended_by_hand_keeps_no_text(cli, server, state_home, ending):
     name = cli("batch", "submit", "rows.jsonl", "--yes", "--json").json["id"]
     assert holding(TEXT.encode(), state_home) == {f"batches/{name}.db"}
-    cli("batch", ending, name, *(["--yes"] if ending == "abandon" else []))
+    cli("batch", ending, name, *(["--yes"] if ending == "forget" else []))
     if ending == "cancel":
         server.batches.jobs[0].status = "cancelled"
         cli("batch", "status")

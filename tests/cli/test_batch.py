@@ -21,7 +21,7 @@ from embedcore.testing.openai.batch_settings import BatchSettings, Progress
 
 SMALL = "openai:text-embedding-3-small"
 OFFERED = "[options.openai]\nbatch = true\n"
-COMMANDS = ("status", "fetch", "cancel", "abandon", "resume")
+COMMANDS = ("status", "fetch", "cancel", "forget", "resume")
 BAD_IDS = ["../../x", "/etc/passwd", "a\0b", "x" * 5_000, "..", "a b", "a;b", "", "é"]
 
 
@@ -52,7 +52,7 @@ def finish(server, **how):
 def arguments(command, name):
     more = {
         "fetch": ["-o", "v.npy"],
-        "abandon": ["--yes"],
+        "forget": ["--yes"],
     }
     option = ["--resubmit-lost"] if command == "resume" else []
     return ["batch", command, *option, name, *more.get(command, [])]
@@ -494,7 +494,7 @@ def test_a_key_is_never_shown_nor_kept(cli, server, texts_file, monkeypatch, can
         ["fetch", "NAME", "-o", "v.jsonl", "--partial"],
         ["gc", "-v"],
         ["cancel", "NAME"],
-        ["abandon", "NAME", "--yes"],
+        ["forget", "NAME", "--yes"],
     ):
         run = cli("batch", *(name if word == "NAME" else word for word in command))
         assert run.code in (0, 1, 2, 4), run.err

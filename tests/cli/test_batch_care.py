@@ -80,25 +80,25 @@ def test_cancel_stops_and_keeps_what_was_done(cli, server, submit):
     assert "has ended already (cancelled)" in again.err
 
 
-def test_abandon_asks(cli, server, submit, terminal):
+def test_forget_asks(cli, server, submit, terminal):
     name = submit(10)
-    refused = cli("batch", "abandon", name)
+    refused = cli("batch", "forget", name)
     assert refused.code == 2
     assert "10 texts without a vector" in refused.err
     assert "--yes" in refused.err
     for answer, state in (("n", "running"), ("y", "abandoned")):
-        screen = terminal("batch", "abandon", name)
+        screen = terminal("batch", "forget", name)
         screen.wait_for(r"Go on\? \[y/N\]")
         screen.send(f"{answer}\r")
         assert screen.close() == (0 if answer == "y" else 2)
         assert states(cli) == {name: state}
 
 
-def test_abandon_works_while_the_provider_is_gone(cli, server, submit):
+def test_forget_works_while_the_provider_is_gone(cli, server, submit):
     name = submit(10)
     requests = len(server.requests)
     server.faults.always("status", status=500, path="/v1/batches")
-    assert cli("batch", "abandon", name, "--yes").code == 0
+    assert cli("batch", "forget", name, "--yes").code == 0
     assert len(server.requests) == requests
     spent = cli("usage", "--json").json["scopes"][0]
     assert (spent["held_tokens"], spent["spent_tokens"]) == (0, 40), "it may have been billed"

@@ -94,7 +94,7 @@ def test_embed_goes_on_with_what_was_fetched(cli, server, texts_file):
     assert cli("batch", "fetch", name, "-o", "v.parquet").code == 0
     more = cli("embed", str(texts_file(25)), "-o", "v.parquet", "--json")
     assert more.code == 0, more.err
-    assert (more.json["reused"], more.json["bought"]) == (20, 5)
+    assert (more.json["reused"], more.json["embedded"]) == (20, 5)
 
 
 def test_several_files_and_csv(cli, server, read_output):

@@ -41,7 +41,7 @@ def test_the_demo_twice(cli, read_output):
     assert again.code == 0
     assert "embedded  nothing: all" in again.out
     report = cli("demo", "--json").json
-    assert report["bought"] == 0
+    assert report["embedded"] == 0
     assert 2_000 <= report["reused"] <= 3_500
     assert [one["hits"][0]["id"] for one in report["questions"]] == list(ANSWERS)
 
@@ -62,7 +62,7 @@ def test_with_openai_the_price_is_shown_and_confirmed_first(cli, server):
     assert server.meter.requests == 0
     run = cli("demo", "--model", "openai:text-embedding-3-small", "--yes", "--json")
     assert run.code == 0, run.err
-    assert run.json["bought"] > 2_000
+    assert run.json["embedded"] > 2_000
     assert run.json["picodollars"] > 0
     bought = server.meter.snapshot()["billed_texts"]
     again = cli("demo", "--model", "openai:text-embedding-3-small")

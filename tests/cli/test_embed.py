@@ -52,7 +52,7 @@ def test_only_what_changed_is_bought(cli, server, texts_file):
     cli("embed", "texts.jsonl", "-o", "out.npy", "--quiet")
     texts_file(25, start=5)
     report = cli("embed", "texts.jsonl", "-o", "out.npy", "--json").json
-    assert (report["rows"], report["bought"], report["reused"]) == (25, 10, 15)
+    assert (report["rows"], report["embedded"], report["reused"]) == (25, 10, 15)
     assert report["plan"]["to_embed"] == 10
     assert server.meter.billed_twice == {}
 
@@ -65,7 +65,7 @@ def test_json_report_counts_everything(cli, server):
     assert run.code == 1
     report = run.json
     assert report["rows"] == 4
-    assert report["bought"] == 2
+    assert report["embedded"] == 2
     assert report["duplicates"] == 1
     assert report["failed"] == 1
     assert report["truncated"] == 1
@@ -166,7 +166,7 @@ def test_several_files_into_one_output_of_each_format(cli, texts_file, suffix):
     texts_file(3, "a.jsonl")
     texts_file(3, "b.jsonl", start=2)
     run = cli("embed", "a.jsonl", "b.jsonl", "-o", f"out.{suffix}", "--json", *OFFLINE)
-    assert (run.json["rows"], run.json["bought"], run.json["duplicates"]) == (6, 5, 1)
+    assert (run.json["rows"], run.json["embedded"], run.json["duplicates"]) == (6, 5, 1)
     found = cli("similar", "-c", "text number 4", "-i", f"out.{suffix}", "-k", "1", "--json").json
     assert found["questions"][0]["hits"][0]["id"] == "row-4"
 

@@ -80,11 +80,11 @@ def test_a_price_nobody_knows_is_not_shown_as_nothing():
 
     usage = Spending(tokens=119, requests=1)
     report = RunReport(
-        output=Path("out.npy"), rows=5, empty=0, duplicates=0, reused=0, bought=5, usage=usage
+        output=Path("out.npy"), rows=5, empty=0, duplicates=0, reused=0, embedded=5, usage=usage
     )
-    bought = dict(_lines(report, ModelInfo(price=None)))["bought"]
+    bought = dict(_lines(report, ModelInfo(price=None)))["billed"]
     assert bought.endswith("1 request, at a price that is not known")
-    assert dict(_lines(report, ModelInfo(price=Price())))["bought"].endswith("$0")
+    assert dict(_lines(report, ModelInfo(price=Price())))["billed"].endswith("$0")
 
 
 @pytest.mark.fault(95)
@@ -169,7 +169,7 @@ def test_on_budget_stop_embeds_what_the_limit_allows_and_a_later_run_the_rest(
     assert run.code == 3, run.err
     assert server.meter.billed_tokens == tokens[most - 1]
     report = run.json
-    assert (report["bought"], report["not_done"], report["failed"]) == (most, 200 - most, 0)
+    assert (report["embedded"], report["not_done"], report["failed"]) == (most, 200 - most, 0)
     assert report["stopped_at"]["id"] == f"row-{most}"
     assert report["stopped_at"]["where"] == f"texts.jsonl:{most + 1}"
     assert report["stopped_at"]["resets_at"]

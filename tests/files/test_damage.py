@@ -345,7 +345,7 @@ def test_an_output_without_sums_is_believed_and_has_them_afterwards(
     client = new_client()
     assert search(client, ["text 1"], output).damaged == 0
     report = embed_files(new_client(), sources(), output)
-    assert (report.bought, report.damaged) == (0, 0)
+    assert (report.embedded, report.damaged) == (0, 0)
     assert load(output) == written
     check_rows(output, TEXTS)
 
@@ -440,9 +440,9 @@ def test_vectors_under_a_former_fingerprint_of_the_same_settings_go_on(
     client = new_client(former=("e" * 32,))
     assert search(client, ["text 1"], output)[0][0].text == "text 1"
     report = embed_files(client, sources([*TEXTS, "new"]), output)
-    assert (report.bought, report.reused, report.damaged) == (1, 12, 0)
+    assert (report.embedded, report.reused, report.damaged) == (1, 12, 0)
     check_rows(output, [*TEXTS, "new"])
-    assert embed_files(new_client(), sources([*TEXTS, "new"]), output).bought == 0
+    assert embed_files(new_client(), sources([*TEXTS, "new"]), output).embedded == 0
 
 
 @pytest.mark.case("C12")

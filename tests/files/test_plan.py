@@ -46,7 +46,7 @@ def test_the_plan_is_what_the_run_does(
     assert not client.calls
     assert plan.rows == plan.empty + plan.duplicates + plan.reused + plan.to_embed == len(texts)
     report = embed_files(client, [iter(texts)], output, block=block, on_empty="keep")
-    assert (report.bought, report.reused) == (plan.to_embed, plan.reused)
+    assert (report.embedded, report.reused) == (plan.to_embed, plan.reused)
     assert (report.duplicates, report.empty) == (plan.duplicates, plan.empty)
     assert report.usage.tokens == plan.tokens
     assert report.usage.cost == plan.cost

@@ -75,7 +75,7 @@ def test_stopped_and_resumed_with_the_real_client(
     report = embed_files(real, [iter(texts)], output, block=9)
     check_rows(output, texts)
     assert sorted(embedder.sent) == sorted(set(texts))
-    assert (report.bought, report.reused) == (25 - bought, bought)
+    assert (report.embedded, report.reused) == (25 - bought, bought)
     assert report.usage.requests == plan.requests
     (hits,) = search(real, ["text 7"], output, limit=2)
     assert [hit.text for hit in hits] == ["text 7", "text 7"]

@@ -141,8 +141,8 @@ class World:
             return
         self.check_rows(self.output, self.written)
         assert report.rows == len(step.texts)
-        assert report.bought == len(client.bought) == len(set(client.bought))
-        assert report.bought + report.reused + len(set(failing)) == len(set(step.texts))
+        assert report.embedded == len(client.bought) == len(set(client.bought))
+        assert report.embedded + report.reused + len(set(failing)) == len(set(step.texts))
         assert report.duplicates == len(step.texts) - len(set(step.texts))
         assert report.failed == len(failing)
         assert report.usage.tokens == sum(map(len, client.bought))
@@ -183,7 +183,7 @@ def test_only_what_changed_is_bought(
     client = new_client()
     report = embed_files(client, [iter(["c", "x", "b", "b", "a"])], output)
     assert client.bought == ["x"]
-    assert (report.reused, report.bought, report.duplicates) == (3, 1, 1)
+    assert (report.reused, report.embedded, report.duplicates) == (3, 1, 1)
     check_rows(output, ["c", "x", "b", "b", "a"])
     client = new_client()
     report = embed_files(client, [iter(["c", "x", "b", "b", "a"])], output)
@@ -199,7 +199,7 @@ def test_failed_rows_are_listed_and_tried_again(
         new_client(bad=frozenset(["bad"])), [iter(texts)], output, on_error="keep", on_empty="keep"
     )
     check_rows(output, ["a", "b"])
-    assert (report.failed, report.empty, report.bought) == (3, 1, 2)
+    assert (report.failed, report.empty, report.embedded) == (3, 1, 2)
     assert report.failed_path is not None
     listed = [json.loads(line) for line in report.failed_path.read_bytes().splitlines()]
     assert [(row["position"], row["where"], row["reason"]) for row in listed] == [
@@ -276,7 +276,7 @@ def test_without_a_row_nothing_is_touched(
         for one in (client, new_client(model="other")):
             inputs = [iter(())] if name is None else [source]
             report = embed_files(one, inputs, output, on_plan=lambda _: False, **options)
-            assert (report.rows, report.bought, report.unchanged) == (0, 0, True)
+            assert (report.rows, report.embedded, report.unchanged) == (0, 0, True)
             assert contents(folder) == before
             assert not one.calls
     inputs = [iter(())] if name is None else [source]
@@ -325,7 +325,7 @@ def test_what_was_paid_for_stays_in_the_journal_until_an_output_has_it(
     with pytest.raises(ProviderUnavailable):
         embed_files(stopped, [iter(one)], output)
     report = embed_files(new_client(), [iter([*two, "t3"])], output)
-    assert (report.bought, report.reused, report.journaled) == (30, 1, 19)
+    assert (report.embedded, report.reused, report.journaled) == (30, 1, 19)
     check_rows(output, [*two, "t3"])
     # Nor by a run into which nothing of it goes, nor by one that fails.
     assert embed_files(new_client(), [iter(two)], output).journaled == 19
@@ -389,7 +389,7 @@ def test_vectors_of_two_models_never_meet(
     assert {path: path.read_bytes() for path in output.parent.iterdir()} == before
     assert not other.calls
     report = embed_files(other, [iter(["a", "b"])], output, overwrite=True)
-    assert report.bought == 2
+    assert report.embedded == 2
     assert {len(row["vector"]) for row in load(output)} == {other.width}
 
 

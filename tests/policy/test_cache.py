@@ -103,7 +103,7 @@ def test_a_store_that_cannot_be_used_is_told_of_once_and_left_alone(one):
         one.put("a")
     assert one.store.asked == {"get": 1, "put": 0}
     assert one.messages == [
-        "it is broken. Until then new vectors are not kept, and would be bought again"
+        "it is broken. Until then new vectors are not kept, and would be billed again"
     ]
     assert one.told[0].path == str(one.store.path)
     one.clock.sleep(61)
@@ -177,7 +177,7 @@ def test_damaged_rows_are_told_of(one):
     with one.store.database.transaction() as connection:
         connection.execute("UPDATE vector SET checksum = 0 WHERE id < 3")
     assert one.get("a", "b", "c") == ["c"]
-    assert one.messages == ["2 damaged vectors were found and deleted; they are bought again"]
+    assert one.messages == ["2 damaged vectors were found and deleted; they are embedded again"]
 
 
 @pytest.mark.fault(117)

@@ -373,7 +373,7 @@ def test_a_file_that_was_cut_off_is_a_typed_error(folder: Path, share: float) ->
     path = fresh(folder, sound_file()[: int((len(sound_file()) - 32_768) * share)])
     with pytest.raises(StorageCorrupt) as corrupt:
         use_everything(path)
-    assert "no bought vectors" in str(corrupt.value) or "bought again" in str(corrupt.value)
+    assert "no cached vectors" in str(corrupt.value) or "embedded again" in str(corrupt.value)
 
 
 def test_a_deleted_file_is_noticed_and_a_new_one_begins_with_a_new_program(

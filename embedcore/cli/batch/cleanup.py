@@ -1,4 +1,4 @@
-"""``embedcore batch resume``, ``cancel``, ``abandon`` and ``gc``."""
+"""``embedcore batch resume``, ``cancel``, ``forget`` and ``gc``."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ def cancel_batch(screen: Screen, name: str, model: str | None) -> int:
     return OK
 
 
-def abandon_batch(screen: Screen, name: str, model: str | None, *, yes: bool) -> int:
-    """``embedcore batch abandon``."""
+def forget_batch(screen: Screen, name: str, model: str | None, *, yes: bool) -> int:
+    """``embedcore batch forget``."""
     with books_of(name) as (books, record), Clients(books=books, model=model) as clients:
         before = books.report(record)
         _require_open(before)
         if not _agreed(screen, _question(before), yes=yes):
             screen.error("Nothing was changed.")
             return USAGE
-        report = clients.job(record).abandon()
+        report = clients.job(record).forget()
     screen.json(report_fields(report))
     screen.result(report_text(report))
     return OK
@@ -143,13 +143,13 @@ def _buy_again(screen: Screen, name: str, model: str | None) -> None:
             note = books.note(record)
             files = "FILE" if note is None else " ".join(note.files)
             raise ConfigurationError(
-                f"batch {name} has ended: embedcore batch submit {files} --resubmit-lost buys what "
-                "it lost, and nothing else of it"
+                f"batch {name} has ended: embedcore batch submit {files} --resubmit-lost sends "
+                "what it lost, and nothing else of it"
             )
         texts = clients.job(record).resubmit_lost()
     screen.info(
-        f"{name}: what is lost is bought again: {plural(texts, 'text')} now, and those of jobs "
-        "that are gone as soon as these are looked at"
+        f"{name}: what is lost is sent again, and paid for: {plural(texts, 'text')} now, and those "
+        "of jobs that are gone as soon as these are looked at"
     )
 
 

@@ -124,7 +124,7 @@ def command() -> None:
     show_default=True,
     help="Refuse what is over a limit, or submit the rest when there is budget again.",
 )
-@click.option("--resubmit-lost", is_flag=True, help="Buy again what was lost at the provider.")
+@click.option("--resubmit-lost", is_flag=True, help="Pay again for results that the provider lost.")
 @click.option(
     "--deadline",
     metavar="TIME",
@@ -143,7 +143,7 @@ def command() -> None:
 def submit(screen: Screen, /, **given: Any) -> int:
     """Submit FILEs as one batch: .txt (a text on each line), .jsonl or .csv; - is standard input.
 
-    The price is shown first. Texts that were bought before, or are under way in another batch, are
+    The price is shown first. Texts that are cached, or are under way in another batch, are
     not paid again. FILE is read again by fetch: leave it as it is until then.
     """
     from embedcore.cli.batch.submit import submit_files
@@ -236,20 +236,20 @@ def cancel(screen: Screen, name: str, model: str | None) -> int:
     return cancel_batch(screen, name, model)
 
 
-@command.command(name="abandon")
+@command.command(name="forget")
 @id_argument
 @client_option
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @talking
 @click.pass_obj
-def abandon(screen: Screen, name: str, model: str | None, yes: bool) -> int:
+def forget(screen: Screen, name: str, model: str | None, yes: bool) -> int:
     """End a batch here and now without asking the provider, if it cannot end otherwise.
 
     Whatever may have been billed counts as spent.
     """
-    from embedcore.cli.batch.cleanup import abandon_batch
+    from embedcore.cli.batch.cleanup import forget_batch
 
-    return abandon_batch(screen, name, model, yes=yes)
+    return forget_batch(screen, name, model, yes=yes)
 
 
 @command.command(name="resume")
@@ -257,7 +257,7 @@ def abandon(screen: Screen, name: str, model: str | None, yes: bool) -> int:
     "--resubmit-lost",
     metavar="ID",
     callback=batch_id,
-    help="Buy again what that batch paid for and lost at the provider.",
+    help="Pay again for results of that batch that the provider lost.",
 )
 @click.option(
     "--resubmit-cancelled",

@@ -28,7 +28,7 @@ _WORDS: Final = {
     "cancelling": "being cancelled",
     "done": "ended",
     "cancelled": "cancelled",
-    "abandoned": "abandoned",
+    "abandoned": "forgotten",
 }
 _PHASES: Final = {
     "planned": "to be uploaded",
@@ -138,7 +138,7 @@ def ago(moment: datetime) -> str:
 def _lines(report: BatchReport, next_try: datetime | None) -> Iterator[tuple[str, str]]:
     yield "model", f"{report.model}, scope {report.scope}"
     different = "" if report.texts == report.rows else f", {report.texts:,} different texts"
-    before = f", {report.reused:,} bought before" if report.reused else ""
+    before = f", {report.reused:,} cached" if report.reused else ""
     yield "rows", f"{report.rows:,}{different}{before}"
     if report.has_ended:
         yield "vectors", f"{report.stored:,} of {plural(report.texts, 'text')}"

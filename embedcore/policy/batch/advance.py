@@ -113,7 +113,7 @@ def _abandon(context: BatchContext, part: Part) -> None:
         return
     named = f" Its job {owned.job} may go on" if owned.job else ""
     logger.warning("part %d is given up: what was held for it counts as spent.%s", part.id, named)
-    ended = Ended(actual=None, note="abandoned by hand", counts=False)
+    ended = Ended(actual=None, note="forgotten by hand", counts=False)
     context.tell(*context.steps.end(owned, ended))
 
 

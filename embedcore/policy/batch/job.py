@@ -146,8 +146,10 @@ class BatchJob:
         self.record = recipe.cancel(self._context, self.record)
         return self.status()
 
-    def abandon(self) -> BatchReport:
+    def forget(self) -> BatchReport:
         """End it here and now without asking the provider, for what can never end otherwise.
+
+        Its state is then "abandoned".
 
         Whatever may have been billed counts as spent.
         """
@@ -164,7 +166,7 @@ class BatchJob:
         if self.record.has_ended:
             raise ConfigurationError(
                 f"batch {self.id} has ended and keeps no texts: submit them again with "
-                "resubmit_lost=True, which buys only what is missing"
+                "resubmit_lost=True, which sends only what is missing"
             )
         return self._context.batches.resubmit_lost(self.record)
 

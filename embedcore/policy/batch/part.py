@@ -436,7 +436,7 @@ class PartWork:
             return part
         trouble = (
             f"its provider still says {part.status}, and its window of {window / 3600:.0f} h is "
-            "over: wait on, cancel the batch, or give it up with embedcore batch abandon"
+            "over: wait on, cancel the batch, or end it with embedcore batch forget"
         )
         logger.warning("Batch %s: %s", part.job, trouble)
         return self._jobs.note(part, trouble=trouble)

@@ -193,7 +193,7 @@ class _Reader:
             )
         ended = {
             "cancelled": "the batch was cancelled before it had a result",
-            "abandoned": "the batch was abandoned before it had a result",
+            "abandoned": "the batch was forgotten before it had a result",
         }
         gone = "its vector is not in the store any more; submit it again"
         reason = ended.get(self._batch.state, gone)

@@ -494,7 +494,7 @@ class World:
             job = jobs[which % len(jobs)]
             self.submitted[job.id].given_up = True
             before = self._unended()
-            process.run(lambda: self._tolerant(job.abandon, job))
+            process.run(lambda: self._tolerant(job.forget, job))
             for key in before - self._unended():
                 self.excused[key] = "abandoned"
 

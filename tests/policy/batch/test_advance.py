@@ -148,7 +148,7 @@ def test_abandoning_leaves_others_what_they_wait_for(batch_desk: Any) -> None:
     texts = texts_of(6)
     one = batch_desk.submit(texts, batch={"part_texts": 2, "parts": 1})
     other = batch_desk.submit(texts[:4], batch={"part_texts": 2, "parts": 1})
-    assert one.abandon().state == "abandoned"
+    assert one.forget().state == "abandoned"
     batch_desk.work(other)
     batch_desk.check(other, texts[:4])
     batch_desk.check_money()
@@ -158,17 +158,17 @@ def test_abandoning_ends_it_at_once_and_counts_what_is_uncertain_as_spent(batch_
     texts = texts_of(4)
     job = batch_desk.submit(texts, batch={"part_texts": 3, "parts": 1})
     calls = len(batch_desk.strategy.calls)
-    report = job.abandon()
+    report = job.forget()
     assert report.state == "abandoned"
     assert len(batch_desk.strategy.calls) == calls, "nobody is asked"
     # Three texts were in a job, which may go on; the fourth was not sent.
     assert (report.usage.tokens, report.usage.uncertain_tokens, report.held_tokens) == (6, 6, 0)
     assert batch_desk.spent().spent.tokens == 6
     result = batch_desk.check(job, texts, without=range(4))
-    assert "abandoned" in str(result.errors[0])
+    assert "forgotten" in str(result.errors[0])
 
 
-@pytest.mark.parametrize("end", ["cancel", "abandon"])
+@pytest.mark.parametrize("end", ["cancel", "forget"])
 def test_an_end_is_an_end(batch_desk: Any, end: str) -> None:
     job = batch_desk.submit(texts_of(2))
     batch_desk.work(job)

@@ -97,7 +97,7 @@ def test_a_job_that_shows_after_all_is_settled_at_what_it_cost(batch_desk: Any) 
 @pytest.mark.case("H2")
 def test_what_is_given_up_by_hand_is_settled_as_uncertain(batch_desk: Any) -> None:
     job = batch_desk.submit(TEXTS)
-    job.abandon()
+    job.forget()
     assert amounts(batch_desk) == [(12, True)]
     batch_desk.check_events(batch_desk.spent().spent)
 

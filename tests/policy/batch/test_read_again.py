@@ -130,7 +130,7 @@ def end_of(batch_desk: Any, job: Any, how: str) -> None:
 
         batch_desk.work(job, meanwhile=cancelled)
     else:
-        job.abandon()
+        job.forget()
     assert job.record.has_ended
 
 
