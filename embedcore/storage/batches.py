@@ -152,15 +152,20 @@ def close_unwanted(connection: sqlite3.Connection, these: str, value: int) -> No
     like something new, which anybody may buy.
     """
     connection.execute(
-        "UPDATE item SET stopped = 0, state = CASE "
-        "WHEN (pool, key) IN (SELECT p.pool, u.key FROM unread u JOIN part p ON p.id = u.part) "
-        "THEN 'lost' "
+        "UPDATE item SET stopped = 0, state = CASE WHEN paid THEN 'lost' "
         # Only a vector takes away a reason: it was there, and is not in the store any more.
         "WHEN reason IS NULL THEN 'stored' ELSE 'failed' END "
         f"WHERE {these} AND state = 'open' "
         "AND EXISTS (SELECT 1 FROM wish WHERE wish.item = item.id) "
         "AND NOT EXISTS (SELECT 1 FROM wish w JOIN batch b ON b.id = w.batch "
         "WHERE w.item = item.id AND b.ended IS NULL)",
+        (value,),
+    )
+    # Others that wait for such a text did not say that it may be paid for twice.
+    connection.execute(
+        f"UPDATE item SET state = 'lost' WHERE {these} AND state = 'open' AND paid "
+        "AND NOT EXISTS (SELECT 1 FROM wish w JOIN batch b ON b.id = w.batch "
+        "WHERE w.item = item.id AND b.ended IS NULL AND b.resubmits_lost)",
         (value,),
     )
 
@@ -253,7 +258,7 @@ class Drains:
         mine = "WHERE pool = ? AND key = ? AND part IS NULL AND state = 'open'"
         with self.database.transaction() as connection:
             connection.executemany(
-                f"UPDATE item SET state = 'stored', reason = NULL, stopped = 0 {mine}",
+                f"UPDATE item SET state = 'stored', reason = NULL, stopped = 0, paid = 0 {mine}",
                 [(batch.pool, key) for key in stored],
             )
             connection.executemany(
@@ -516,7 +521,7 @@ class Batches(Pools, Drains):
             release_money(connection, batch.id)
             connection.execute(
                 "DELETE FROM wish WHERE batch = ? AND item NOT IN "
-                "(SELECT id FROM item WHERE state IN ('failed', 'lost'))",
+                "(SELECT id FROM item WHERE state IN ('failed', 'lost') OR paid)",
                 (batch.id,),
             )
             drop_unwanted(connection, batch.pool)

@@ -205,8 +205,14 @@ class PartMoney:
                 )
             if not ended.retry:
                 connection.execute(
-                    f"UPDATE item SET state = ?, reason = ? {others}",
-                    ("lost" if ended.lost else "failed", reason, part.id, tried_ids),
+                    f"UPDATE item SET state = ?, reason = ?, paid = max(paid, ?) {others}",
+                    (
+                        "lost" if ended.lost else "failed",
+                        reason,
+                        ended.lost,
+                        part.id,
+                        tried_ids,
+                    ),
                 )
             connection.execute(
                 "UPDATE item SET state = 'failed', reason = coalesce(reason, ?) "

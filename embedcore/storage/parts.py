@@ -49,6 +49,7 @@ class Part:
     - ``ids``: the form of the ids of its items. ``since``: when the wait for something of the
       provider began that should be there already; None: it waits for nothing of that kind.
     - ``cancelled``: embedcore told its job to stop.
+    - ``missing``: since when the provider knows no such job; None: it does.
     - ``not_before``: the provider asked to be left alone until then, so that even who asks for it
       waits, which ``next`` is not for.
     """
@@ -84,6 +85,12 @@ class Part:
     since: int | None = None
     cancelled: bool = False
     not_before: int = 0
+    missing: int | None = None
+
+    @property
+    def needs_a_person(self) -> bool:
+        """Whether its trouble is none that waiting alone mends."""
+        return self.trouble is not None and self.tries > 0 and self.next == 0
 
     def item_id(self, ordinal: int) -> str:
         """What the item at this place is called in the part's input, and so in its results.
@@ -270,8 +277,8 @@ class Parts:
         """The vectors of these texts are in the store, for good."""
         with self.step(part) as (connection, _):
             connection.executemany(
-                "UPDATE item SET state = 'stored', reason = NULL WHERE id = ? AND part = ? "
-                "AND state = 'open'",
+                "UPDATE item SET state = 'stored', reason = NULL, paid = 0 "
+                "WHERE id = ? AND part = ? AND state = 'open'",
                 [(one, part.id) for one in ids],
             )
 
@@ -400,8 +407,9 @@ class Parts:
                 if row is None:
                     continue
                 found = connection.execute(
-                    "UPDATE item SET state = 'stored', reason = NULL, stopped = 0 WHERE pool = ? "
-                    "AND key = ? AND part IS NULL AND state <> 'stored' RETURNING id",
+                    "UPDATE item SET state = 'stored', reason = NULL, stopped = 0, paid = 0 "
+                    "WHERE pool = ? AND key = ? AND part IS NULL AND state <> 'stored' "
+                    "RETURNING id",
                     (part.pool, *row),
                 ).fetchone()
                 if found is not None:

@@ -9,7 +9,7 @@ from sqlite_utils.migrations import Migrations
 if TYPE_CHECKING:
     from sqlite_utils import Database
 
-STATE_VERSION: Final = 6
+STATE_VERSION: Final = 7
 """``PRAGMA user_version`` after the last migration below; add one with each."""
 
 STATE: Final = Migrations("embedcore.state")
@@ -62,6 +62,13 @@ def waits_of_jobs(database: Database) -> None:
 def owners(database: Database) -> None:
     """Who sent an attempt, in which generation it was settled, and what was free by its status."""
     for statement in _OWNERS:
+        database.conn.execute(statement)
+
+
+@STATE()
+def proofs_of_batches(database: Database) -> None:
+    """What was paid for and lost, jobs that are not found, and texts that are sent shortened."""
+    for statement in _PROOFS:
         database.conn.execute(statement)
 
 
@@ -327,6 +334,19 @@ _OWNERS = (
     "ALTER TABLE attempt ADD COLUMN by_status INTEGER NOT NULL DEFAULT 0 "
     "CHECK (by_status IN (0, 1))",
     "CREATE INDEX attempt_by_status ON attempt (sent) WHERE by_status = 1",
+)
+
+_PROOFS = (
+    "ALTER TABLE part ADD COLUMN missing INTEGER",
+    "ALTER TABLE item ADD COLUMN paid INTEGER NOT NULL DEFAULT 0 CHECK (paid IN (0, 1))",
+    # So much of it is sent; under that key is its vector then; and so many tokens less.
+    "ALTER TABLE item ADD COLUMN kept INTEGER CHECK (kept > 0)",
+    "ALTER TABLE item ADD COLUMN sent_key BLOB CHECK (length(sent_key) = 32)",
+    "ALTER TABLE item ADD COLUMN tokens_cut INTEGER",
+    "ALTER TABLE unread ADD COLUMN sent_key BLOB CHECK (length(sent_key) = 32)",
+    # What is lost, or is being bought again and has been lost before.
+    "UPDATE item SET paid = 1 WHERE state = 'lost' OR (state <> 'stored' AND (pool, key) IN "
+    "(SELECT p.pool, u.key FROM unread u JOIN part p ON p.id = u.part))",
 )
 
 _UNREAD = """

@@ -421,7 +421,8 @@ def test_ctrl_c_ends_the_watching_and_not_the_batch(cli, server, submitted, term
     assert server.batches.jobs[0].status == "completed"
 
 
-def test_watching_ends_when_nothing_can_go_on(cli, server, submitted):
+def test_watching_ends_when_nothing_can_go_on(cli, server, submitted, name_settings):
+    name_settings(f"{OFFERED}[batch]\ngrace = 0\n")
     server.batches.vanish(server.batches.jobs[0].id)
     run = cli("batch", "status", submitted, "--watch", "--interval", "0.01")
     assert run.code == 1, run.err

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlite_utils
 
 from embedcore.errors import StorageCorrupt
 from embedcore.storage import batches as module, usage
 from embedcore.storage.amounts import Amount
 from embedcore.storage.batches import Batches, BatchRecord, Wanted
 from embedcore.storage.cutting import Cut, Cutter
+from embedcore.storage.database import Database
 from embedcore.storage.ledger import Ledger
 from embedcore.storage.part_money import Ended, PartMoney
 from embedcore.storage.parts import Parts
+from embedcore.storage.schema import STATE, STATE_VERSION
 
 CUT = Cut(items=100)
 OF = {"scope": "s", "model": "m", "fingerprint": "f", "endpoint": "e", "account": "a"}
@@ -253,3 +257,29 @@ def test_what_a_crash_left_half_written_is_found(
     assert [batch.id for batch in batches.unfinished()] == [half.id]
     assert batches.is_known(half.name)
     assert not batches.is_known("20260115-ffffffff")
+
+
+@pytest.mark.case("E3")
+def test_an_older_file_tells_what_was_paid_for_and_lost(tmp_path: Path) -> None:
+    """Also of what is being bought again when it is brought up to date."""
+    path = tmp_path / "state.db"
+    old = sqlite_utils.Database(path)
+    STATE.apply(old, stop_before="proofs_of_batches")
+    part = {"pool": 1, "input_type": "", "items": 4, "tokens": 4, "cost": 4, "grant": 1}
+    old["part"].insert({**part, "id": 7, "key": "k", "state": "done", "created": 1})
+    states = {"lost": "lost", "again": "open", "new": "open", "other": "failed", "came": "stored"}
+    for number, (name, state) in enumerate(states.items()):
+        old["item"].insert(
+            {"pool": 1, "key": key_of(name), "state": state, "tokens": 1, "bytes": 1}
+        )
+        if name in ("lost", "again", "came"):
+            old["unread"].insert({"part": 7, "ordinal": number, "key": key_of(name)})
+    old.conn.execute("PRAGMA user_version = 6")
+    old.conn.commit()
+    old.close()
+    with Database(path, STATE, version=STATE_VERSION).read() as connection:
+        rows = connection.execute("SELECT key, paid, kept, sent_key FROM item").fetchall()
+        (missing,) = connection.execute("SELECT missing FROM part").fetchone()
+    assert missing is None
+    found = {key: paid for key, paid, *rest in rows if rest == [None, None]}
+    assert found == {key_of(name): int(name in ("lost", "again")) for name in states}

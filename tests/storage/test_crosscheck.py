@@ -38,16 +38,21 @@ TIMES = {
     *("attempt.sent", "attempt.ended", "rate.named", "pool.queue_until", "batch.deadline"),
     *("batch.retry", "batch.waiter_until", "batch.created", "batch.ended", "part.asked"),
     *("part.next", "part.lease", "part.created", "part.ended", "part.since", "part.not_before"),
+    "part.missing",
 }
 FLAGS = {
     *("grant.loose", "attempt.loose", "attempt.reported", "attempt.by_status"),
     *("batch.resubmits_lost", "batch.draining", "part.cancelled", "item.stopped"),
+    "item.paid",
 }
 SAID_BY_OTHERS = {
     *("warning.amount", "rate.requests", "rate.tokens", "pool.queue", "pool.refusals"),
     *("part.completed", "part.failed", "part.total", "attempt.inputs", "batch.rows"),
 }
-ONLY_SHOWN = {"batch.drained_tokens", "batch.drained_cost", "item.tokens", "item.bytes"}
+ONLY_SHOWN = {
+    *("batch.drained_tokens", "batch.drained_cost", "item.tokens", "item.bytes"),
+    *("item.kept", "item.tokens_cut"),
+}
 ATTEMPTS_AT_IT = {"part.looks", "part.tries", "part.epoch", "item.tries"}
 COUNT_NOTHING = IDENTITIES | TIMES | FLAGS | SAID_BY_OTHERS | ONLY_SHOWN | ATTEMPTS_AT_IT
 # Where only some rows have a second witness.

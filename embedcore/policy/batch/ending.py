@@ -107,6 +107,9 @@ class Ending:
         now = self._jobs.now()
         since = now if part.since is None or found.fresh else part.since
         over = now >= since + round(self._context.settings.output_wait * MICROSECONDS)
+        if part.since is None and self.resubmits_lost(part):
+            # However short the wait is: what one look does not find is not bought again.
+            over = False
         if isinstance(found.broken, TransientProviderError):
             # However often somebody asked meanwhile, and though a server may be away for longer.
             return None if over and part.tries >= _MOST_READS else since

@@ -204,6 +204,7 @@ class BatchJob:
         """Whether some job of it is under way without trouble."""
         return any(
             part.since is not None
+            or (part.missing is not None and not part.needs_a_person)
             or (part.state in ("creating", "submitted", "collecting") and part.trouble is None)
             for part in self._context.jobs.of_batch(self.record)
         )

@@ -21,6 +21,7 @@ from embedcore.errors import (
     EmbeddingError,
     InputNotReady,
     ProviderError,
+    ProviderUnavailable,
     RemoteGone,
     RequestRejected,
     RequestTooLarge,
@@ -33,7 +34,7 @@ from embedcore.policy.batch.ending import Ending
 from embedcore.provider.batchstates import is_stopping
 from embedcore.provider.types import BatchItem
 from embedcore.storage.amounts import Amount
-from embedcore.storage.calendar import MICROSECONDS
+from embedcore.storage.calendar import MICROSECONDS, as_datetime
 from embedcore.storage.cutting import priced
 from embedcore.storage.part_money import Ended
 from embedcore.storage.parts import Part, Superseded
@@ -66,7 +67,7 @@ class Adopter:
         """State *creating*: adopt what is found; after two empty looks beyond the grace, fence."""
         found = self._find(part)
         if found:
-            return self._adopt(part, found)
+            return self.adopt(part, found)
         settings, now = self._context.settings, self._jobs.now()
         end = (part.asked or 0) + round(settings.grace * MICROSECONDS)
         if now < end:
@@ -88,7 +89,7 @@ class Adopter:
         self._call(lambda: self._context.strategy.discard(part.input or ""))
         found = self._find(part)
         if found:
-            return self._adopt(part, found)
+            return self.adopt(part, found)
         note = "no job of it was found; it is charged, since a job may have been created"
         near = self._steps.lose(part, next_at=self._context.later(_WATCH_SECONDS), note=note)
         self._context.tell(*near)
@@ -117,13 +118,24 @@ class Adopter:
         last = datetime.max.replace(tzinfo=UTC)
         return sorted(jobs, key=lambda one: (one.created_at or last, one.id))
 
-    def _adopt(self, part: Part, found: list[FoundJob]) -> Part:
+    def listed(self, part: Part) -> list[FoundJob]:
+        """The jobs of it that the provider lists, but for those that were told to stop."""
+        stopped = part.jobs.split(",")
+        return [one for one in self._find(part) if one.id not in stopped]
+
+    def adopt(self, part: Part, found: list[FoundJob]) -> Part:
         """The earliest is ours; every other one is cancelled, and what it may cost is spent."""
         self._stop_others(part, found)
         self._tell_of_stray(part, found[1:])
         logger.info("Batch %s: found again as the job of part %d", found[0].id, part.id)
         return self._jobs.note(
-            part, state="submitted", job=found[0].id, tries=0, next=0, trouble=None
+            part,
+            state="submitted",
+            job=found[0].id,
+            missing=None,
+            tries=0,
+            next=0,
+            trouble=None,
         )
 
     def _stop_others(self, part: Part, found: list[FoundJob]) -> None:
@@ -350,7 +362,7 @@ class PartWork:
                 current = self._step(current)
                 if current.since is not None:
                     break
-            if current.tries > owned.tries or current.since is not None:
+            if current.tries > owned.tries or current.since is not None or current.missing:
                 self._failed.add(part.id)
             return current.state != owned.state or current.status != owned.status
         except Superseded:
@@ -410,9 +422,9 @@ class PartWork:
         )
 
     def _submitted(self, part: Part) -> Part:
-        status = self._poll(part)
+        part, status = self._poll(part)
         if status is None:
-            return replace(part, state="done")
+            return part
         part = self._told(part, status)
         if status.state == "running":
             if not self._jobs.is_wanted(part) and not is_stopping(part.status):
@@ -442,32 +454,58 @@ class PartWork:
         return self._jobs.note(part, trouble=trouble)
 
     def _collecting(self, part: Part) -> Part:
-        status = self._poll(part)
+        part, status = self._poll(part)
         if status is None:
-            return replace(part, state="done")
+            return part
         if status.state == "running":
             return self._jobs.note(part, state="submitted", since=None)
         return self._ending.collected(part, status)
 
-    def _poll(self, part: Part) -> BatchStatus | None:
-        """The job's state; None if it is gone and the part was ended for that."""
+    def _poll(self, part: Part) -> tuple[Part, BatchStatus | None]:
+        """The job's state; None if it is not found, or is gone and the part was ended for that."""
         try:
-            return self._call(lambda: self._context.strategy.poll(part.job or ""))
+            status = self._call(lambda: self._context.strategy.poll(part.job or ""))
         except RemoteGone as error:
-            if self._jobs.is_wanted(part) and not self._ending.resubmits_lost(part):
-                raise
-            self._context.tell(
-                *self._steps.end(
-                    part,
-                    Ended(
-                        actual=None,
-                        note=f"job gone: {error}",
-                        reason=str(error),
-                        most_tries=self._context.settings.attempts,
-                    ),
-                )
+            return self._not_found(part, error), None
+        if part.missing is not None:
+            part = self._jobs.note(part, missing=None, trouble=None)
+        return part, status
+
+    def _not_found(self, part: Part, error: RemoteGone) -> Part:
+        """One answer proves no loss: it is looked for all through the grace, and in the list."""
+        now, grace = self._jobs.now(), round(self._context.settings.grace * MICROSECONDS)
+        since = now if part.missing is None else part.missing
+        if part.missing is None or now < since + grace:
+            trouble = f"{error}; it is looked for until {as_datetime(since + grace):%H:%M:%S} UTC"
+            logger.info("Batch %s: %s", part.job, trouble)
+            next_at = self._context.next_look(since, since + grace)
+            return self._jobs.note(part, missing=since, next=next_at, tries=0, trouble=trouble)
+        listed = self._adopter.listed(part)
+        if part.job in {one.id for one in listed}:
+            # Its name leads nowhere and it is there: that may pass.
+            self._jobs.note(part, missing=now)
+            raise ProviderUnavailable(
+                f"{error}; and yet it is in the list of jobs: it is looked for again", billed="no"
             )
-            return None
+        if listed and part.state == "stray":
+            return self._jobs.note(part, job=listed[0].id, missing=None, next=0, tries=0)
+        if listed:
+            return self._adopter.adopt(part, listed)
+        return self._gone(part, error)
+
+    def _gone(self, part: Part, error: RemoteGone) -> Part:
+        stray = part.state == "stray"
+        wanted = not stray and self._jobs.is_wanted(part)
+        if wanted and not self._ending.resubmits_lost(part):
+            raise error
+        ended = Ended(
+            actual=None,
+            note=f"{'stray ' if stray else ''}job gone: {error}",
+            reason=str(error),
+            most_tries=self._context.settings.attempts,
+        )
+        self._context.tell(*self._steps.end(part, ended))
+        return replace(part, state="done")
 
     def _told(self, part: Part, status: BatchStatus) -> Part:
         """Note what the provider says, and tell of it if it is news."""
@@ -503,11 +541,9 @@ class PartWork:
 
     def _stray(self, part: Part) -> Part:
         """A job that appeared after its money was charged and its texts were given to another."""
-        try:
-            status = self._call(lambda: self._context.strategy.poll(part.job or ""))
-        except RemoteGone:
-            self._context.tell(*self._steps.end(part, Ended(actual=None, note="stray job gone")))
-            return replace(part, state="done")
+        part, status = self._poll(part)
+        if status is None:
+            return part
         part = self._told(part, status)
         if status.state == "running":
             if not is_stopping(part.status):

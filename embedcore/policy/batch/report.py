@@ -167,5 +167,5 @@ def _remote(part: Part) -> RemoteJob:
         failed=part.failed,
         total=part.total,
         trouble=part.trouble,
-        lasting=part.trouble is not None and part.tries > 0 and part.next == 0,
+        lasting=part.needs_a_person,
     )

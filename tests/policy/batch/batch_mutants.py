@@ -58,7 +58,7 @@ def creates_again_without_looking(self: Adopter, part: Any) -> Any:
 def looks_only_once(self: Adopter, part: Any) -> Any:
     found = self._find(part)
     if found:
-        return self._adopt(part, found)
+        return self.adopt(part, found)
     return self._steps.not_created(part, next_at=0, why="not found", new_input=True)
 
 
@@ -66,7 +66,7 @@ def looks_only_once(self: Adopter, part: Any) -> Any:
 def waits_for_no_grace(self: Adopter, part: Any) -> Any:
     found = self._find(part)
     if found:
-        return self._adopt(part, found)
+        return self.adopt(part, found)
     return self._jobs.note(part, state="fenced", next=0, tries=0)
 
 

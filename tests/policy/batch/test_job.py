@@ -173,6 +173,8 @@ def test_the_fault_of_one_batch_holds_up_no_other(batch_desk: Any) -> None:
     other = batch_desk.submit(TEXTS[3:])
     batch_desk.service.finish(batch_desk.jobs[1].id)
     client = batch_desk.client()
+    assert client.resume_batches() == []
+    batch_desk.clock.advance(700)
     problems = client.resume_batches()
     assert [type(one).__name__ for one in problems] == ["RemoteGone"]
     batch_desk.check(client.batch_job(other.id), TEXTS[3:])

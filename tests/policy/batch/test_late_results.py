@@ -150,6 +150,16 @@ def test_the_time_is_a_setting(batch_desk: Any) -> None:
 
 
 @pytest.mark.case("E2")
+def test_one_look_is_no_proof_for_who_buys_again_what_is_lost(batch_desk: Any) -> None:
+    quirky(batch_desk, late="empty", late_looks=1)
+    job = batch_desk.submit(TEXTS, batch={"output_wait": 0.0}, resubmit_lost=True)
+    batch_desk.work(job)
+    assert len(batch_desk.jobs) == 1
+    batch_desk.check(job, TEXTS)
+    batch_desk.check_money()
+
+
+@pytest.mark.case("E2")
 @pytest.mark.parametrize("how", ["status", "result", "wait", "advance"])
 def test_whoever_asks_has_it_looked_for_at_once(batch_desk: Any, how: str) -> None:
     quirky(batch_desk, late="empty", late_looks=None)

@@ -13,6 +13,7 @@ import pytest
 from embedcore.errors import (
     AuthenticationFailed,
     BatchEmbeddingFailed,
+    InvalidResponse,
     ProviderUnavailable,
     RateLimited,
     RemoteGone,
@@ -124,9 +125,10 @@ def test_a_key_that_was_rotated_is_an_error_until_it_is_mended(batch_desk: Any) 
 def test_a_job_that_is_gone_is_an_error_and_is_not_created_again(batch_desk: Any) -> None:
     job = batch_desk.submit(TEXTS)
     batch_desk.service.vanish(batch_desk.jobs[0].id)
+    assert job.wait(timeout=590).state == "running", "it is looked for, first"
     for _ in range(3):
         with pytest.raises(RemoteGone):
-            job.wait(timeout=30)
+            job.wait(timeout=60)
         batch_desk.clock.advance(4_000)
     assert len(batch_desk.jobs) == 1
     report = job.status(poll=False)
@@ -143,7 +145,7 @@ def test_the_error_comes_only_when_nothing_else_goes_on(batch_desk: Any) -> None
     batch_desk.service.finish(batch_desk.jobs[1].id)
     batch_desk.clock.advance(600)
     with pytest.raises(RemoteGone):
-        job.wait(timeout=30)
+        job.wait(timeout=700)
     assert job.status(poll=False).stored == 1
 
 
@@ -164,6 +166,84 @@ def test_a_job_that_is_gone_is_bought_again_for_who_asks_for_it(batch_desk: Any)
     assert len(batch_desk.jobs) == 2
     assert job.status().usage.uncertain_tokens == 4, "the first one counts as spent"
     batch_desk.check_money(certain=False)
+
+
+GONE = RemoteGone("404: no such job", status=404)
+
+
+@pytest.mark.case("E3")
+@pytest.mark.fault(71)
+@pytest.mark.parametrize("looks", [1, 2, 7])
+@pytest.mark.parametrize("when", ["at work", "ended", "cancelled"])
+def test_a_job_that_is_not_found_for_a_while_is_bought_once(
+    batch_desk: Any, looks: int, when: str
+) -> None:
+    """That what is lost may be bought again does not say that it is lost."""
+    job = batch_desk.submit(TEXTS, resubmit_lost=True)
+    if when != "at work":
+        batch_desk.finish_all()
+    batch_desk.faults.push("poll", error=GONE, times=looks)
+    if when == "cancelled":
+        job.cancel()
+    while batch_desk.faults.pending:
+        job.advance(asked=True)
+        batch_desk.clock.advance(80)
+    assert len(batch_desk.jobs) == 1
+    assert job.status(poll=False).held_tokens == 4
+    batch_desk.work(job)
+    assert len(batch_desk.jobs) == 1
+    batch_desk.check(job, TEXTS)
+    batch_desk.check_money()
+
+
+@pytest.mark.fault(71)
+def test_each_time_that_it_is_found_the_looking_begins_anew(batch_desk: Any) -> None:
+    job = batch_desk.submit(TEXTS, resubmit_lost=True)
+    for _ in range(5):
+        batch_desk.faults.push("poll", error=GONE)
+        job.advance(asked=True)
+        batch_desk.clock.advance(400)
+        job.advance(asked=True)
+        assert job.status(poll=False).jobs[0].trouble is None
+        batch_desk.clock.advance(400)
+    assert len(batch_desk.jobs) == 1
+
+
+@pytest.mark.fault(71)
+@pytest.mark.fault(78)
+@pytest.mark.parametrize("listing", ["has it", "breaks", "cannot be read"])
+def test_a_job_is_gone_only_if_the_list_says_so_too(batch_desk: Any, listing: str) -> None:
+    job = batch_desk.submit(TEXTS, resubmit_lost=True)
+    batch_desk.faults.push("poll", error=GONE, times=1_000)
+    if listing != "has it":
+        error = InvalidResponse("an odd list", billed="no") if listing != "breaks" else None
+        batch_desk.faults.push("find", error=error, times=1_000)
+    for _ in range(40):
+        job.advance()
+        batch_desk.clock.advance(61)
+    assert len(batch_desk.jobs) == 1
+    assert job.status(poll=False).in_flight == 3
+    assert job.status(poll=False).jobs[0].trouble is not None
+    batch_desk.faults.clear()
+    batch_desk.work(job)
+    batch_desk.check(job, TEXTS)
+    batch_desk.check_money()
+
+
+@pytest.mark.fault(71)
+def test_a_job_of_the_same_input_that_the_list_has_is_gone_on_with(batch_desk: Any) -> None:
+    job = batch_desk.submit(TEXTS, resubmit_lost=True)
+    (old,) = batch_desk.jobs
+    batch_desk.service.vanish(old.id)
+    batch_desk.service.create(old.input_file_id, metadata=old.metadata)
+    batch_desk.work(
+        job,
+        meanwhile=lambda: [
+            batch_desk.service.finish(j.id) for j in batch_desk.jobs if not (j.ended or j.gone)
+        ],
+    )
+    assert len(batch_desk.jobs) == 2
+    batch_desk.check(job, TEXTS)
 
 
 # Parts that fail as a whole

@@ -301,3 +301,60 @@ def test_two_different_vectors_for_one_text_are_never_believed(batch_desk: Any) 
     batch_desk.check(job, TEXTS, without=[2])
     assert job.read_again() == 0
     batch_desk.check(job, TEXTS, without=[2])
+
+
+# Lost, wanted again, and given up when nothing else knows of the loss any more
+
+
+@pytest.mark.case("E3")
+@pytest.mark.parametrize("how", ["cancel", "abandon"])
+@pytest.mark.parametrize("kept", ["the first batch", "the second batch"])
+def test_what_was_lost_is_lost_still_when_its_records_are_gone(
+    batch_desk: Any, how: str, kept: str
+) -> None:
+    job = batch_desk.submit([*TEXTS, "slow"], batch={"part_texts": 6})
+    first = batch_desk.jobs[0]
+    quirky(batch_desk, late="missing", late_looks=None)
+    batch_desk.service.finish(first.id)
+    for _ in range(15):
+        job.advance()
+        batch_desk.clock.advance(61)
+    if kept == "the first batch":
+        # It ends long after its lost part, whose record goes first.
+        batch_desk.clock.advance(20 * 86_400)
+    quirky(batch_desk, late=None)
+    batch_desk.work(job)
+    quirky(batch_desk, late="missing")
+    assert job.status().failed == 6
+    batch_desk.service.settings.window = None
+    again = batch_desk.submit(TEXTS, resubmit_lost=True)
+    batch_desk.clock.advance((15 if kept == "the first batch" else 40) * 86_400)
+    batch_desk.submit(["another"], strategy="immediate")
+    names = {one.id for one in batch_desk.last.batch_jobs()}
+    assert (job.id in names) == (kept == "the first batch")
+    end_of(batch_desk, again, how)
+    for one in batch_desk.jobs:
+        if not one.ended:
+            batch_desk.service.cancel(one.id)
+            batch_desk.service.end_cancel(one.id)
+    bought = batch_desk.meter.billed_tokens
+    third = batch_desk.work(batch_desk.submit(TEXTS))
+    assert (third.status().failed, batch_desk.meter.billed_tokens) == (6, bought), "unasked"
+    assert "output_gone" in third.result(on_error="keep").errors[0].message
+    quirky(batch_desk, late=None)
+    fourth = batch_desk.work(batch_desk.submit(TEXTS, resubmit_lost=True))
+    assert fourth.status().stored == 6
+
+
+@pytest.mark.case("E3")
+@pytest.mark.parametrize("how", ["cancel", "abandon"])
+def test_who_only_joined_does_not_buy_again_what_another_gave_up(batch_desk: Any, how: str) -> None:
+    lost(batch_desk)
+    nothing = {"daily": batch_desk.spent().spent.tokens, "on_budget": "wait"}
+    again = batch_desk.submit(TEXTS, resubmit_lost=True, **nothing)
+    joined = batch_desk.submit(TEXTS, **nothing)
+    assert joined.status().to_submit == 6
+    end_of(batch_desk, again, how)
+    bought = batch_desk.meter.billed_tokens
+    joined = batch_desk.work(batch_desk.client().batch_job(joined.id))
+    assert (joined.status().failed, batch_desk.meter.billed_tokens) == (6, bought)
