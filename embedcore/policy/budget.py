@@ -262,11 +262,17 @@ class CallBudget:
         return actual
 
     def account_for(
-        self, attempt: Attempt | None, error: EmbeddingError, *, note: str, late: bool = False
+        self,
+        attempt: Attempt | None,
+        error: EmbeddingError,
+        *,
+        note: str,
+        counted: int | None = None,
+        late: bool = False,
     ) -> bool:
         """A request failed. Returns whether its money is gone, so that a retry needs new money.
 
-        ``late``: it was given up before, and charged.
+        ``counted``: its tokens, as in ``charge``. ``late``: it was given up before, and charged.
         """
         if attempt is None or self._account.ledger is None:
             return False
@@ -287,7 +293,7 @@ class CallBudget:
             else:
                 self.settle(attempt, error.billed_tokens, request_id, complete=False)
         elif not late:
-            self.charge(attempt, note=note, request_id=request_id)
+            self.charge(attempt, note=note, request_id=request_id, counted=counted)
         return True
 
     def _free_by_status(self, amount: Amount) -> None:
@@ -298,11 +304,21 @@ class CallBudget:
                 free_by_status_requests=1,
             )
 
-    def charge(self, attempt: Attempt, *, note: str, request_id: str | None = None) -> None:
-        """Nobody can prove that it was not billed: it is spent, and shown as uncertain."""
+    def charge(
+        self,
+        attempt: Attempt,
+        *,
+        note: str,
+        request_id: str | None = None,
+        counted: int | None = None,
+    ) -> None:
+        """There is no proof that it was not billed: it is spent, and shown as uncertain.
+
+        ``counted``: what an exact tokenizer says of its texts; None: all that was reserved for it.
+        """
         if self._account.ledger is None:
             return
-        amount = attempt.amount
+        amount = attempt.amount if counted is None else self.price(counted)
         with self._lock:
             self.spending += Spending(
                 tokens=amount.tokens,
@@ -311,8 +327,9 @@ class CallBudget:
                 uncertain_picodollars=amount.cost,
                 exact=False,
             )
-        near = self._account.ledger.charge(attempt, note=note, request_id=request_id)
-        self._tell(*near, self._account.settled(amount, uncertain=True, exact=False))
+        near = self._account.ledger.charge(attempt, actual=amount, note=note, request_id=request_id)
+        exact = counted is not None
+        self._tell(*near, self._account.settled(amount, uncertain=True, exact=exact))
 
     def correct(self, attempt: Attempt | None, tokens: int | None) -> None:
         """The answer of a request that was given up, and charged, came after all."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
@@ -30,6 +31,7 @@ from embedcore.provider.base import startup_of
 from embedcore.provider.protocol import Embedder, Tokenizer
 from embedcore.provider.types import ModelInfo, RateLimits
 
+_logger = logging.getLogger("embedcore")
 _SHORTEST_SECRET: Final = 8
 _LARGEST_SCALE: Final = 100.0
 # Until something was billed: English has about four bytes to a token, other languages fewer.
@@ -66,6 +68,8 @@ class Learned:
 
     - ``scale``: how many times the counted tokens the provider was seen to bill.
     - ``always_count``: a text was billed at more tokens than bytes, as its count said.
+    - ``counts_stand``: a lost answer was charged by its count, and no bill was compared with one
+      since. ``counts_fall_short``: one was, and was higher.
     - ``served``: requests that were answered with vectors.
     - ``probing``: held by who finds out, while nothing was answered yet, why a request failed.
     - ``smaller``: it was said that replies can be trusted for smaller requests only.
@@ -75,6 +79,8 @@ class Learned:
 
     scale: float = 1.0
     always_count: bool = False
+    counts_stand: bool = False
+    counts_fall_short: bool = False
     served: int = 0
     probing: threading.RLock = field(default_factory=threading.RLock, repr=False)
     smaller: Once = field(default_factory=Once, repr=False)
@@ -204,6 +210,39 @@ class Engine:
     def tokenizer(self) -> Tokenizer:
         """The provider's, checked."""
         return CheckedTokenizer(self.embedder.tokenizer, partial(self.typed, sent=False))
+
+    def counted(self, texts: Sequence[str]) -> int | None:
+        """What a request of these texts costs, by an exact tokenizer; None without one."""
+        tokenizer = self.tokenizer
+        if not tokenizer.exact:
+            return None
+        try:
+            counts = tokenizer.count(texts)
+        except EmbeddingError as error:
+            # The vectors are worth more than knowing what they cost.
+            _logger.warning("%s", error)
+            return None
+        return sum(counts) + self.info.overhead_tokens_per_text * len(texts)
+
+    def most_billed(self, texts: Sequence[str]) -> int | None:
+        """What a request whose answer was lost was billed at, if it was, by an exact tokenizer.
+
+        None: only what was reserved for it is known. So it is where bills were higher than counts.
+        """
+        learned = self.learned
+        if learned.counts_fall_short or learned.scale > 1.0:
+            return None
+        counted = self.counted(texts)
+        learned.counts_stand = learned.counts_stand or counted is not None
+        return counted
+
+    def compare(self, texts: Sequence[str], billed: int) -> None:
+        """A request was answered, and billed. Once after a lost answer was charged by its count,
+        that shows whether counts may be charged."""
+        if self.learned.counts_stand:
+            self.learned.counts_stand = False
+            counted = self.counted(texts)
+            self.learned.counts_fall_short |= counted is not None and billed > counted
 
     def typed(self, error: BaseException, *, sent: bool = True) -> EmbeddingError:
         """What escaped a provider, as one of ours; the outcome of what is not is unknown."""

@@ -23,10 +23,10 @@ class Stopped(Exception):
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class SentRequest:
-    """One attempt that a thread is waiting for."""
+    """One attempt that a thread is waiting for, and what is sent in it."""
 
     attempt: Attempt | None
-    indices: Sequence[int]
+    texts: Sequence[str]
     started: float
     thread: threading.Thread = field(default_factory=threading.current_thread)
     is_answered: bool = False

@@ -260,14 +260,26 @@ def open_attempt(
     return Attempt(id=cursor.lastrowid, grant=grant, amount=amount)
 
 
-def state(connection: sqlite3.Connection, attempt: Attempt) -> tuple[str, str, int]:
-    """An attempt's state, its windows, and the generation of its day when it was charged."""
+class Entered(NamedTuple):
+    """An attempt as it is in the file. ``generation``: of its day when it was charged, and
+    ``actual`` what was charged; both are zero before."""
+
+    state: str
+    windows: str
+    generation: int
+    actual: Amount
+
+
+def entered(connection: sqlite3.Connection, attempt: Attempt) -> Entered:
     row = connection.execute(
-        "SELECT state, windows, generation FROM attempt WHERE id = ?", (attempt.id,)
+        "SELECT state, windows, generation, coalesce(actual_tokens, 0), coalesce(actual_cost, 0)"
+        " FROM attempt WHERE id = ?",
+        (attempt.id,),
     ).fetchone()
     if row is None:
         raise StorageCorrupt(f"attempt {attempt.id} is not in the ledger: was the file replaced?")
-    return row[0], row[1], row[2]
+    state, windows, generation, tokens, cost = row
+    return Entered(state, windows, generation, Amount(tokens=tokens, cost=cost))
 
 
 def mark(
@@ -305,17 +317,20 @@ def charge(
     amount: Amount,
     moment: Moment,
     *,
+    actual: Amount,
     note: str,
     request_id: str | None = None,
 ) -> None:
-    """The whole amount of a sent attempt becomes spent, for want of proof."""
-    counters.settle(connection, windows, amount, amount)
+    """A sent attempt, for which ``amount`` is reserved, becomes spent for want of proof; it counts
+    as ``actual``, and what was reserved beyond that is released."""
+    counters.settle(connection, windows, amount, actual)
     generation = counters.generation_of(connection, windows)
+    outcome = (actual.tokens, actual.cost, _storable(note), _storable(request_id))
     connection.execute(
-        "UPDATE attempt SET state = 'charged', actual_tokens = tokens, actual_cost = cost,"
+        "UPDATE attempt SET state = 'charged', actual_tokens = ?, actual_cost = ?,"
         " note = ?, request_id = ?, generation = ?, counted = ?, ended = ?, owner = NULL"
         " WHERE id = ?",
-        (_storable(note), _storable(request_id), generation, generation, moment.now, identity),
+        (*outcome, generation, generation, moment.now, identity),
     )
 
 
@@ -361,7 +376,8 @@ def _end(
     ).fetchall()
     for identity, windows, tokens, cost in attempts:
         amount = Amount(tokens=tokens, cost=cost)
-        charge(connection, identity, windows, amount, moment, note=note)
+        # The texts are not in the file: they cannot be counted.
+        charge(connection, identity, windows, amount, moment, actual=amount, note=note)
     grants = connection.execute(f'SELECT id FROM "grant" WHERE {which}', (value,)).fetchall()
     for (identity,) in grants:
         close_grant(connection, identity)

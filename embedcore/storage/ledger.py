@@ -38,13 +38,13 @@ def settle(
     request_id: str | None = None,
 ) -> list[LimitNear]:
     """The attempt cost ``actual``; corrects one that was charged, and is otherwise done once."""
-    state, windows, generation = entries.state(connection, attempt)
+    state, windows, generation, charged = entries.entered(connection, attempt)
     counted = None
     if state == "sent":
         counters.settle(connection, windows, attempt.amount, actual)
         counted = counters.generation_of(connection, windows)
     elif state == "charged":
-        counters.correct(connection, windows, attempt.amount, actual, generation)
+        counters.correct(connection, windows, charged, actual, generation)
     if state in ("sent", "charged"):
         entries.mark(
             connection,
@@ -72,12 +72,12 @@ def give_back(
 
     ``by_status``: only the status of the answer says so. Returns whether the grant has it again.
     """
-    state, windows, generation = entries.state(connection, attempt)
+    state, windows, generation, charged = entries.entered(connection, attempt)
     has_it = False
     if state == "sent":
         has_it = entries.give_back(connection, attempt, windows)
     elif state == "charged":
-        counters.correct(connection, windows, attempt.amount, Amount(), generation)
+        counters.correct(connection, windows, charged, Amount(), generation)
     else:
         return False
     entries.mark(
@@ -98,11 +98,15 @@ def charge(
     attempt: Attempt,
     moment: Moment,
     *,
+    actual: Amount | None = None,
     note: str = "",
     request_id: str | None = None,
 ) -> list[LimitNear]:
-    """Nobody can say whether it was billed: the whole amount counts as spent."""
-    state, windows, _ = entries.state(connection, attempt)
+    """It is not known whether it was billed: it counts as spent.
+
+    ``actual``: what it would have cost, where that is known; None: the whole amount.
+    """
+    state, windows, *_ = entries.entered(connection, attempt)
     if state == "sent":
         entries.charge(
             connection,
@@ -110,6 +114,7 @@ def charge(
             windows,
             attempt.amount,
             moment,
+            actual=attempt.amount if actual is None else actual,
             note=note,
             request_id=request_id,
         )
@@ -300,12 +305,23 @@ class Ledger:
             )
 
     def charge(
-        self, attempt: Attempt, *, note: str = "", request_id: str | None = None
+        self,
+        attempt: Attempt,
+        *,
+        actual: Amount | None = None,
+        note: str = "",
+        request_id: str | None = None,
     ) -> list[LimitNear]:
-        """Nobody can say whether it was billed: the whole amount counts as spent."""
+        """It is not known whether it was billed: it counts as spent.
+
+        ``actual``: what it would have cost, by a count; what was reserved beyond that is released.
+        None: the whole amount.
+        """
         with self.database.transaction() as connection:
             moment = self.moment_in(connection)
-            return charge(connection, attempt, moment, note=note, request_id=request_id)
+            return charge(
+                connection, attempt, moment, actual=actual, note=note, request_id=request_id
+            )
 
     def is_timely(self, attempt: Attempt) -> bool:
         """Whether a request that leaves now leaves on the day to which its money is counted.

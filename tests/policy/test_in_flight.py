@@ -10,7 +10,7 @@ from embedcore.policy.threads import InFlight, Pause, SentRequest, Stopped
 
 
 def flight():
-    return SentRequest(attempt=None, indices=(0,), started=0.0)
+    return SentRequest(attempt=None, texts=("a",), started=0.0)
 
 
 def test_what_lands_in_time_stays_under_way_until_it_is_booked():

@@ -57,8 +57,8 @@ ATTEMPTS_AT_IT = {"part.looks", "part.tries", "part.epoch", "item.tries"}
 COUNT_NOTHING = IDENTITIES | TIMES | FLAGS | SAID_BY_OTHERS | ONLY_SHOWN | ATTEMPTS_AT_IT
 # Where only some rows have a second witness.
 WITNESSED = {
-    "attempt.tokens": "state IN ('sent', 'charged', 'recorded')",
-    "attempt.cost": "state IN ('sent', 'charged', 'recorded')",
+    "attempt.tokens": "state IN ('sent', 'recorded') OR (state = 'charged' AND lease IS NULL)",
+    "attempt.cost": "state IN ('sent', 'recorded') OR (state = 'charged' AND lease IS NULL)",
     "attempt.actual_tokens": "state NOT IN ('reset', 'clock')",
     "attempt.actual_cost": "state NOT IN ('reset', 'clock')",
     "attempt.generation": "state = 'charged'",

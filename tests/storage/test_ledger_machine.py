@@ -476,13 +476,14 @@ class LedgerMachine(RuleBasedStateMachine):
             self.books.grants.pop(attempt.grant.id, None)
         self._check_near(mine, attempt, near)
 
-    @rule(side=sides, attempt=attempts)
-    def charge(self, side: int, attempt: Attempt) -> None:
+    @rule(side=sides, attempt=attempts, actual=st.one_of(st.none(), amounts))
+    def charge(self, side: int, attempt: Attempt, actual: Amount | None) -> None:
         self.books.tick()
         mine = self.books.attempts[attempt.id]
-        near = self.ledgers[side].charge(attempt, note="lost")
+        near = self.ledgers[side].charge(attempt, actual=actual, note="lost")
         if mine.state == "sent":
             mine.state, mine.counted_in = "charged", self.books.generation
+            mine.amount = attempt.amount if actual is None else actual
         self._check_near(mine, attempt, near)
 
     @rule(side=sides, attempt=attempts)
@@ -542,11 +543,18 @@ class LedgerMachine(RuleBasedStateMachine):
             books.resets[day] = books.generation
             books.told = {mark for mark in books.told if mark[:2] != (day, "tokens")}
 
-    @rule(side=sides, attempt=attempts, actual=amounts)
-    def answer_after_a_charge_and_a_reset(
-        self, side: int, attempt: Attempt, actual: Amount
+    @rule(side=sides, attempt=attempts, charged=st.one_of(st.none(), amounts), actual=amounts)
+    def answer_after_a_charge(
+        self, side: int, attempt: Attempt, charged: Amount | None, actual: Amount
     ) -> None:
-        self.charge(side, attempt)
+        self.charge(side, attempt, charged)
+        self.settle(side, attempt, actual, close=False)
+
+    @rule(side=sides, attempt=attempts, charged=st.one_of(st.none(), amounts), actual=amounts)
+    def answer_after_a_charge_and_a_reset(
+        self, side: int, attempt: Attempt, charged: Amount | None, actual: Amount
+    ) -> None:
+        self.charge(side, attempt, charged)
         self.reset(1 - side, attempt.grant.scope)
         self.settle(side, attempt, actual, close=False)
 

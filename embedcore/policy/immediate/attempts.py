@@ -257,7 +257,7 @@ def _attempt(call: Call, request: PlannedRequest, attempts: Attempts) -> list[in
         request = request.at_scale(engine.learned.scale, engine.info.price)
         sent = SentRequest(
             attempt=_take_money(call, request, attempts),
-            indices=request.indices,
+            texts=_texts(call, request, attempts),
             started=engine.monotonic(),
         )
         if not call.in_flight.start(sent):
@@ -295,7 +295,7 @@ def _embed(
     try:
         reply = engine.embedder.embed(
             EmbedRequest(
-                texts=_texts(call, request, attempts),
+                texts=list(sent.texts),
                 input_type=call.input_type,
                 timeout=_timeout(call),
                 into=call.buffer.room_for(request.indices) if lends_room else None,
@@ -311,10 +311,10 @@ def _embed(
     return reply, checked
 
 
-def _texts(call: Call, request: PlannedRequest, attempts: Attempts) -> list[str]:
+def _texts(call: Call, request: PlannedRequest, attempts: Attempts) -> tuple[str, ...]:
     if attempts.text is not None:
-        return [attempts.text]
-    return [call.prepared.texts[index] for index in request.indices]
+        return (attempts.text,)
+    return tuple(call.prepared.texts[index] for index in request.indices)
 
 
 def _timeout(call: Call) -> float:
@@ -382,7 +382,7 @@ def _arrived(
     try:
         _keep(call, attempts, indices, vectors, reply.model, late=False)
     finally:
-        counted = None if tokens is not None else _counted(call, request, attempts)
+        counted = None if tokens is not None else engine.counted(sent.texts)
         actual = call.budget.settle(
             sent.attempt,
             tokens,
@@ -390,7 +390,9 @@ def _arrived(
             counted=counted,
             complete=not checked.missing,
         )
-    _learn(call, request, attempts, actual)
+    _learn(engine, sent, request, actual)
+    if tokens is not None:
+        engine.compare(sent.texts, tokens)
     RequestEvents(engine).finished(
         request,
         tokens=actual.tokens,
@@ -419,25 +421,11 @@ def _keep(
     attempts.vectors = vectors.copy()
 
 
-def _counted(call: Call, request: PlannedRequest, attempts: Attempts) -> int | None:
-    """What the request cost by an exact tokenizer; None without one."""
-    engine = call.engine
-    if not engine.tokenizer.exact:
-        return None
-    try:
-        counts = engine.tokenizer.count(_texts(call, request, attempts))
-    except EmbeddingError as error:
-        # The vectors are worth more than knowing what they cost.
-        logger.warning("%s", error)
-        return None
-    return sum(counts) + engine.info.overhead_tokens_per_text * len(request)
-
-
-def _learn(call: Call, request: PlannedRequest, attempts: Attempts, actual: Amount) -> None:
+def _learn(engine: Engine, sent: SentRequest, request: PlannedRequest, actual: Amount) -> None:
     """What this bill tells of those to come."""
-    learned, bound = call.engine.learned, request.amount.tokens
+    learned, bound = engine.learned, request.amount.tokens
     if actual.tokens > bound > 0:
-        if not learned.always_count and (_counted(call, request, attempts) or 0) >= actual.tokens:
+        if not learned.always_count and (engine.counted(sent.texts) or 0) >= actual.tokens:
             # The count is right, and only the bound by bytes is not.
             learned.always_count = True
         else:
@@ -462,8 +450,12 @@ def _failed(
         limits = typed.limits if isinstance(typed.limits, RateLimits) else None
         engine.gate.refused(attempts.permit, named_wait(typed), limits)
     in_time = call.in_flight.answered(sent)
+    is_charged = in_time and sent.attempt is not None and typed.billed != "no"
+    counted = engine.most_billed(sent.texts) if is_charged else None
     try:
-        charged = call.budget.account_for(sent.attempt, typed, note=note, late=not in_time)
+        charged = call.budget.account_for(
+            sent.attempt, typed, note=note, counted=counted, late=not in_time
+        )
     except StorageError as broken:
         # The ledger cannot be written: that ends the call, and the attempt will be charged.
         raise (error if passes else broken) from typed

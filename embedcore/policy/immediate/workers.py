@@ -166,7 +166,8 @@ class Workers:
         if sent.attempt is None:
             return
         try:
-            self._budget.charge(sent.attempt, note=why)
+            counted = self._engine.most_billed(sent.texts)
+            self._budget.charge(sent.attempt, note=why, counted=counted)
         except StorageError as error:
             logger.warning("a request in flight will be charged when its lease ends: %s", error)
 

@@ -690,8 +690,8 @@ def test_what_is_no_reply_at_all_is_charged(desk, reply):
     with desk(Wrong(info=SMALL)) as one:
         with pytest.raises(InvalidResponse):
             one.embed(["eight ch"])
-        one.check(certain=False)
-        assert one.spent == len("eight ch")
+        one.check()
+        assert one.spent == tokens_of("eight ch")
 
 
 @pytest.mark.fault(37)
@@ -702,9 +702,9 @@ def test_a_reply_with_a_vector_too_few_is_not_used_and_its_texts_are_asked_again
         result = one.embed(rows)
         one.right(result, rows)
         assert [len(call.texts) for call in one.embedder.calls][:2] == [4, 1]
-        assert result.usage.uncertain_tokens == sum(map(len, rows[:4]))
+        assert result.usage.uncertain_tokens == sum(map(tokens_of, rows[:4]))
         assert set(one.embedder.meter.billed_twice) == set(rows[:4])
-        one.check(certain=False)
+        one.check()
 
 
 # The gate and the queue

@@ -106,8 +106,10 @@ def as_sent(rows, result):
 
 
 def is_uncertain(outcome):
-    """What its error does not say for certain, or a reply that cannot be believed."""
-    return outcome.error is not None or outcome.reply is not None
+    """Charged and not billed, or the other way round; or a reply that cannot be believed."""
+    charged = getattr(outcome.error, "billed", "unknown") != "no"
+    lost = outcome.error is not None and charged != outcome.is_billed
+    return lost or outcome.reply is not None
 
 
 @settings(max_examples=300, deadline=None)
