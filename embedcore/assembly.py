@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
@@ -13,9 +14,9 @@ from embedcore.choice import Choice
 from embedcore.config import Config
 from embedcore.configfile import CONFIG_VARIABLE, state_folder
 from embedcore.errors import ConfigurationError, StorageReadOnly, UnsafeStorage
-from embedcore.events import Event, Observer
+from embedcore.events import Event, Observer, Progress
 from embedcore.folders import expanded
-from embedcore.observers import log
+from embedcore.observers import log, with_progress
 from embedcore.policy.budget import Account
 from embedcore.policy.cache import VectorCache
 from embedcore.policy.engine import Engine
@@ -106,10 +107,61 @@ def _why_no_key(resolved: ResolvedOptions) -> str:
     )
 
 
-def build_engine(
-    choice: Choice, embedder: Embedder | None, observers: Sequence[Observer]
-) -> tuple[Engine, Ledger | None]:
-    """Everything a recipe needs, and the ledger to close with it."""
+@dataclass(kw_only=True, slots=True)
+class Running:
+    """What a client holds open. ``context``: once there was a batch."""
+
+    choice: Choice
+    engine: Engine
+    ledger: Ledger | None = None
+    context: BatchContext | None = None
+
+    def open(self) -> None:
+        if self.engine.cache is not None:
+            self.engine.cache.store.database.open()
+        self.engine.tokenizer.count(["a"])
+        self.engine.connect()
+
+    def for_call(
+        self,
+        *,
+        progress: bool | Callable[[Progress], None] = False,
+        cache: bool = True,
+        whole: bool = False,
+    ) -> Engine:
+        """The engine for one call that shows its progress, or does without the cache.
+
+        ``whole``: what is returned has no place to say that a row failed, so that none may,
+        whatever the settings.
+        """
+        engine = self.engine
+        if whole and engine.keep_empty:
+            engine = replace(engine, keep_empty=False)
+        if not cache:
+            engine = replace(engine, cache=None)
+        if progress:
+            engine = replace(engine, observe=with_progress(engine.observe, progress))
+        return engine
+
+    def batch_context(self) -> BatchContext | None:
+        """What its batches need; None where the provider has no batch strategy."""
+        if self.context is None:
+            self.context = _batch_context(self.choice, self.engine)
+        return self.context
+
+    def close(self) -> None:
+        self.engine.pool.close()
+        self.engine.embedder.close()
+        if self.engine.cache is not None:
+            self.engine.cache.store.close()
+        if self.context is not None:
+            self.context.store.close()
+        if self.ledger is not None:
+            self.ledger.database.close()
+
+
+def build(choice: Choice, embedder: Embedder | None, observers: Sequence[Observer]) -> Running:
+    """Everything a recipe needs."""
     secrets, by_hand, no_key = _Secrets(), embedder is not None, ""
     if embedder is None:
         embedder, names, secrets, no_key = create_embedder(choice)
@@ -152,7 +204,7 @@ def build_engine(
         observe=observe,
         lends_room=not by_hand,
     )
-    return engine, ledger
+    return Running(choice=choice, engine=engine, ledger=ledger)
 
 
 def open_cache(choice: Choice, info: ModelInfo, observe: Observer) -> VectorCache | None:
@@ -184,8 +236,7 @@ def vector_store(choice: Choice) -> VectorStore:
     )
 
 
-def build_office(choice: Choice, engine: Engine) -> BatchContext | None:
-    """What batches of this engine need; None where its provider has no batch strategy."""
+def _batch_context(choice: Choice, engine: Engine) -> BatchContext | None:
     from embedcore.policy.batch.context import BatchContext
 
     strategy = engine.embedder.batch
@@ -200,6 +251,8 @@ def build_office(choice: Choice, engine: Engine) -> BatchContext | None:
         folder=state_folder(config) / BATCHES_FOLDER,
         asked_as=f"{choice.provider}:{choice.model}",
         settings=choice.batch.settings(),
+        default_strategy=choice.setting("strategy") or "batch",
+        default_deadline=choice.setting("deadline"),
         allow_network_filesystem=config.allow_network_filesystem,
     )
 

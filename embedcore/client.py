@@ -1,59 +1,46 @@
-"""The client for one model and one budget."""
+"""The client for one model and one budget: immediate calls, streams, asyncio and batches."""
 
 from __future__ import annotations
 
+import asyncio
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence, Sized
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from embedcore import assembly, choice
-from embedcore.awaiting import AwaitedForms
-from embedcore.batching import BatchForms
-from embedcore.errors import ConfigurationError
+from embedcore.errors import ConfigurationError, EmbeddingError
 from embedcore.events import Observer, Progress
 from embedcore.forksafe import Lazy
 from embedcore.observers import picklable
 from embedcore.policy.engine import Engine, Stop
 from embedcore.policy.estimate import Plan, plan_now
 from embedcore.policy.immediate.call import OnBudget
-from embedcore.policy.immediate.recipe import check_on_budget, embed_now
+from embedcore.policy.immediate.recipe import check_on_budget, check_on_error, embed_now
 from embedcore.policy.result import EmbeddingResult, OnArrival, listed
+from embedcore.policy.stream.asyncstream import AsyncEmbeddingStream
+from embedcore.policy.stream.pipeline import OnError, Pipeline, check_stream
+from embedcore.policy.stream.rows import RowReader
+from embedcore.policy.stream.stream import EmbeddingStream
 from embedcore.provider import registry
 from embedcore.provider.options import HiddenValues
-from embedcore.streaming import StreamedForms, check_on_error, equipped
 
 if TYPE_CHECKING:
     from embedcore.config import Config
     from embedcore.policy.batch.context import BatchContext
-    from embedcore.policy.batch.submit import Strategy
+    from embedcore.policy.batch.job import BatchJob
+    from embedcore.policy.batch.submit import Strategy, Submission
     from embedcore.provider.protocol import Embedder
     from embedcore.provider.types import ModelInfo
-    from embedcore.storage.ledger import Ledger
+    from embedcore.storage.batches import BatchRecord
+
+logger = logging.getLogger("embedcore")
 
 
-@dataclass(kw_only=True, slots=True)
-class _Running:
-    """What a client holds open. ``context``: once there was a batch."""
-
-    engine: Engine
-    ledger: Ledger | None
-    context: BatchContext | None = None
-
-    def close(self) -> None:
-        self.engine.pool.close()
-        self.engine.embedder.close()
-        if self.engine.cache is not None:
-            self.engine.cache.store.close()
-        if self.context is not None:
-            self.context.store.close()
-        if self.ledger is not None:
-            self.ledger.database.close()
-
-
-class EmbeddingClient(AwaitedForms, StreamedForms, BatchForms):
+class EmbeddingClient:
     """Embeds texts with one model, in as many requests as it takes, inside a budget.
 
     - ``model``: a profile's name, ``provider:model``, or a model of the default provider; default
@@ -71,10 +58,12 @@ class EmbeddingClient(AwaitedForms, StreamedForms, BatchForms):
     Building one needs neither a key nor a network. It may be shared between threads, and is usable
     again after ``close()``. ``copy`` and ``deepcopy`` give a client of the same key, embedder and
     observers; it pickles without keys and handles, and with those observers that can be pickled: a
-    warning names the others.
+    warning names the others. Cancelling an awaited call sends nothing more of it; what was under
+    way is accounted for.
     """
 
     _told_of_observers = False
+    _told_of_batch = False
 
     def __init__(
         self,
@@ -101,7 +90,7 @@ class EmbeddingClient(AwaitedForms, StreamedForms, BatchForms):
         self._choice = choice.choose(model, config=config, scope=scope, options=given)
         self._embedder = embedder
         self._observers = tuple(observers)
-        self._opened: Lazy[_Running] = Lazy()
+        self._opened: Lazy[assembly.Running] = Lazy()
         if embedder is None:
             assembly.checked_options(self._choice, registry.load(self._choice.provider))
 
@@ -137,7 +126,7 @@ class EmbeddingClient(AwaitedForms, StreamedForms, BatchForms):
 
     def embed_text(self, text: str) -> list[float]:
         """The vector of one text."""
-        return self._one(text, input_type=None)
+        return listed(self._embed([text], whole=True))[0]
 
     def embed_texts(
         self,
@@ -164,7 +153,7 @@ class EmbeddingClient(AwaitedForms, StreamedForms, BatchForms):
 
     def embed_query(self, text: str) -> list[float]:
         """The vector of a question. It may use the share of the budget kept for queries."""
-        return self._one(text, input_type="query")
+        return listed(self._embed([text], input_type="query", whole=True))[0]
 
     def embed(
         self,
@@ -194,9 +183,8 @@ class EmbeddingClient(AwaitedForms, StreamedForms, BatchForms):
 
         ``progress``: shown on the terminal or in the log, or given to a callable. ``on_arrival``
         gets each request's vectors while the others are under way, one ``Arrival`` at a time and in
-        another thread: whoever writes them down there loses no finished request to a crash.
-        ``cache=False`` buys
-        everything anew and keeps nothing.
+        another thread: a program that writes them down there loses no finished request to a crash.
+        ``cache=False`` pays for everything anew and keeps nothing.
         """
         return self._embed(
             texts,
@@ -224,12 +212,243 @@ class EmbeddingClient(AwaitedForms, StreamedForms, BatchForms):
         ``batch``: what ``submit_batch`` would submit, at the batch price.
         """
         return plan_now(
-            equipped(self._engine, progress=False, cache=cache),
+            self._running.for_call(cache=cache),
             texts,
             input_type=input_type,
             exact=exact,
             context=self._context() if batch else None,
         )
+
+    def embed_iter(
+        self,
+        rows: Iterable[Any],
+        *,
+        text: str | int | None = None,
+        key: str | int | None = None,
+        input_type: str | None = None,
+        on_error: OnError = "raise",
+        on_budget: OnBudget = "raise",
+        progress: bool | Callable[[Progress], None] = False,
+        block_size: int | None = None,
+        cache: bool = True,
+    ) -> EmbeddingStream:
+        """Embed a stream of any length: yields ``Block``s in order, with keys and vectors.
+
+        ``rows``: texts, ``(key, text)`` tuples, or with ``text`` (and ``key``) mappings and
+        whatever else can be indexed by them. They are read in the thread that iterates, a few
+        blocks ahead and no more; what was read is sent after a second at the latest. Memory stays
+        bounded.
+
+        ``on_error``: as for ``embed``. ``on_budget``: what to do when the budget is used up: raise;
+        ``"stop"``, after which ``stopped_at`` of the stream names the first row that was not
+        embedded; or ``"wait"`` until its window ends. ``block_size``: rows in one block, by default
+        what four requests take. An error of the source, or of a row, is raised once everything
+        before it was given; what was bought and not given is in ``salvaged`` of the stream.
+        """
+        check_stream(on_error, on_budget, block_size)
+        reader = RowReader(text=text, key=key)
+        source = reader.elements(rows)
+        pipeline = Pipeline(
+            self._running.for_call(progress=progress, cache=cache),
+            input_type=input_type,
+            on_error=on_error,
+            on_budget=on_budget,
+            block_rows=block_size,
+            total=len(rows) if isinstance(rows, Sized) else None,
+        )
+        return EmbeddingStream(pipeline, source, reader, on_error=on_error, on_budget=on_budget)
+
+    def aembed_iter(
+        self,
+        rows: Iterable[Any] | AsyncIterable[Any],
+        *,
+        text: str | int | None = None,
+        key: str | int | None = None,
+        input_type: str | None = None,
+        on_error: OnError = "raise",
+        on_budget: OnBudget = "raise",
+        progress: bool | Callable[[Progress], None] = False,
+        block_size: int | None = None,
+        cache: bool = True,
+    ) -> AsyncEmbeddingStream:
+        """``embed_iter`` for ``async for``; ``rows`` may be an asynchronous iterable as well."""
+        check_stream(on_error, on_budget, block_size)
+
+        def pipeline(on_ready: Callable[[], None]) -> Pipeline:
+            return Pipeline(
+                self._running.for_call(progress=progress, cache=cache),
+                input_type=input_type,
+                on_error=on_error,
+                on_budget=on_budget,
+                block_rows=block_size,
+                total=len(rows) if isinstance(rows, Sized) else None,
+                on_ready=on_ready,
+            )
+
+        return AsyncEmbeddingStream(
+            pipeline,
+            rows,
+            RowReader(text=text, key=key),
+            on_error=on_error,
+            on_budget=on_budget,
+        )
+
+    async def aembed(
+        self,
+        texts: Iterable[str],
+        *,
+        input_type: str | None = None,
+        on_error: Literal["raise", "keep"] = "raise",
+        on_budget: OnBudget = "raise",
+        progress: bool | Callable[[Progress], None] = False,
+        cache: bool = True,
+    ) -> EmbeddingResult:
+        """``embed`` without blocking the event loop."""
+        call = partial(
+            self._embed,
+            input_type=input_type,
+            on_error=on_error,
+            on_budget=on_budget,
+            progress=progress,
+            cache=cache,
+        )
+        return await _awaited(call, texts)
+
+    async def aembed_text(self, text: str) -> list[float]:
+        """``embed_text`` without blocking the event loop."""
+        return (await self._alisted([text]))[0]
+
+    async def aembed_texts(
+        self,
+        texts: Iterable[str],
+        check_budget: bool = True,
+        *,
+        on_budget: OnBudget = "raise",
+    ) -> list[list[float]]:
+        """``embed_texts`` without blocking the event loop."""
+        return await self._alisted(texts, check_budget=check_budget, on_budget=on_budget)
+
+    async def aembed_documents(self, texts: Iterable[str]) -> list[list[float]]:
+        """``embed_documents`` without blocking the event loop."""
+        return await self._alisted(texts, input_type="document")
+
+    async def aembed_query(self, text: str) -> list[float]:
+        """``embed_query`` without blocking the event loop."""
+        return (await self._alisted([text], input_type="query"))[0]
+
+    def batch_embed_texts(
+        self,
+        texts: Iterable[str],
+        poll_interval: float = 30,
+        *,
+        fallback: Literal["immediate", "error"] = "immediate",
+        strategy: Strategy | None = None,
+        deadline: float | None = None,
+    ) -> list[list[float]]:
+        """The vectors of texts that may take a day, for less money where the provider has a
+        batch API; in their order.
+
+        Returns when they are there. A process that is killed loses nothing: to call again with the
+        same texts goes on with the same jobs. ``poll_interval``: seconds between two looks.
+        ``strategy`` and ``deadline`` as for ``submit_batch``.
+
+        Without a batch API the texts are embedded at once, at the full price, and a warning says
+        so; ``fallback="error"`` raises ``ConfigurationError`` instead. Raises ``BudgetExceeded``
+        before anything is sent, and ``BatchEmbeddingFailed`` if a row gets no vector.
+        """
+        if not poll_interval > 0:
+            raise ConfigurationError(f"poll_interval = {poll_interval} must be above 0 seconds")
+        if fallback not in ("immediate", "error"):
+            raise ConfigurationError(f'fallback = {fallback!r} must be "immediate" or "error"')
+        from embedcore.policy.batch.context import no_strategy
+        from embedcore.policy.batch.job import finished, waiting_lease
+        from embedcore.policy.batch.submit import Submission
+
+        if fallback == "error":
+            self._context(' and fallback = "error": nothing was sent; use embed_texts')
+        elif self._running.batch_context() is None:
+            if not self._told_of_batch:
+                self._told_of_batch = True
+                logger.warning("%s", no_strategy(self._engine, ": the texts are embedded at once"))
+            return self.embed_texts(texts)
+        how = Submission(waiting=waiting_lease(poll_interval), strategy=strategy, deadline=deadline)
+        return finished(self._submit(texts, how), poll_interval)
+
+    def submit_batch(
+        self,
+        rows: Iterable[Any],
+        *,
+        text: str | int | None = None,
+        key: str | int | None = None,
+        input_type: str | None = None,
+        on_error: Literal["raise", "keep"] = "raise",
+        on_budget: Literal["raise", "wait"] = "raise",
+        progress: bool | Callable[[Progress], None] = False,
+        resubmit_lost: bool = False,
+        strategy: Strategy | None = None,
+        deadline: float | None = None,
+    ) -> BatchJob:
+        """Submit rows as a batch and return without waiting for it.
+
+        ``rows``, ``text``, ``key`` and ``on_error`` are as for ``embed_iter``; a key must be
+        something that JSON has. Texts that are in flight already, in whichever process, are joined
+        instead of being submitted again. The process may end at once: ``batch_job(id)`` of any
+        other one goes on with it.
+
+        ``on_budget="wait"`` submits what the budget allows, and the rest as it allows more.
+        ``resubmit_lost`` buys again what was paid for in an earlier batch and lost at the provider.
+
+        ``strategy``: "batch"; "immediate", at once and at the full price; or "auto": at once what
+        is not worth a batch or cannot wait for one, and the rest as a batch, of which what is
+        missing shortly before the ``deadline`` (seconds from now) is embedded at once, if the
+        budget allows and somebody looks after it then. Default: as the configuration says.
+
+        Raises ``BudgetExceeded``, ``InputRejected`` and ``StorageFull`` before anything is sent,
+        and what the provider refuses for good; nothing of the batch is left then.
+        """
+        from embedcore.policy.batch.submit import Submission
+
+        how = Submission(
+            text=text,
+            key=key,
+            input_type=input_type,
+            on_error=on_error,
+            on_budget=on_budget,
+            resubmit_lost=resubmit_lost,
+            strategy=strategy,
+            deadline=deadline,
+        )
+        return self._submit(rows, how, progress=progress)
+
+    def batch_jobs(self, *, ended: bool = True) -> list[BatchJob]:
+        """The batches of this model, scope and account, oldest first, whoever submitted them.
+
+        ``ended=False``: only those that are still open.
+        """
+        from embedcore.policy.batch.context import batches_of
+
+        return [self._job(record) for record in batches_of(self._context(), ended=ended)]
+
+    def batch_job(self, name: str) -> BatchJob:
+        """The batch of that id, from any process. Raises ``ConfigurationError`` if there is none,
+        or if it was made with another model, scope, option or account."""
+        from embedcore.policy.batch.context import batch_named
+
+        return self._job(batch_named(self._context(), name))
+
+    def made_before(self, fingerprint: str) -> bool:
+        """Whether an earlier version of embedcore gave the vectors of this client that name."""
+        return fingerprint in self._engine.former
+
+    def resume_batches(self) -> list[EmbeddingError]:
+        """Do whatever is due for every open batch of this model, scope and account, once.
+
+        Returns the errors that waiting alone does not mend. Fit for being called now and then.
+        """
+        from embedcore.policy.batch.cleanup import tidy
+
+        problems = [problem for job in self.batch_jobs(ended=False) for problem in job.advance()]
+        return problems + tidy(self._context())
 
     def open(self) -> None:
         """Do now, for free, what the first call would otherwise wait for: open the files, import
@@ -238,11 +457,7 @@ class EmbeddingClient(AwaitedForms, StreamedForms, BatchForms):
         For services, before the first request of theirs; and before a fork, so that no child has to
         import. Harmless when repeated. Raises ``EmbeddingError`` if it cannot be done.
         """
-        running = self._opened.get(self._open)
-        if running.engine.cache is not None:
-            running.engine.cache.store.database.open()
-        running.engine.tokenizer.count(["a"])
-        running.engine.connect()
+        self._running.open()
 
     def close(self) -> None:
         """Close connections and end the threads. The next call opens them again."""
@@ -250,16 +465,25 @@ class EmbeddingClient(AwaitedForms, StreamedForms, BatchForms):
         if running is not None:
             running.close()
 
+    async def aopen(self) -> None:
+        """``open`` without blocking the event loop."""
+        await asyncio.to_thread(self.open)
+
+    async def aclose(self) -> None:
+        """``close`` without blocking the event loop."""
+        await asyncio.to_thread(self.close)
+
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
 
     def __repr__(self) -> str:
         return f"EmbeddingClient({self.provider}:{self.model}, scope={self.scope!r})"
@@ -293,16 +517,14 @@ class EmbeddingClient(AwaitedForms, StreamedForms, BatchForms):
 
     @property
     def _engine(self) -> Engine:
-        return self._opened.get(self._open).engine
+        return self._running.engine
 
-    def _open(self) -> _Running:
-        engine, ledger = assembly.build_engine(self._choice, self._embedder, self._observers)
-        return _Running(engine=engine, ledger=ledger)
+    @property
+    def _running(self) -> assembly.Running:
+        return self._opened.get(self._open)
 
-    def _one(self, text: str, *, input_type: str | None) -> list[float]:
-        result = self._embed([text], input_type=input_type, whole=True)
-        vector: list[float] = result.vectors[0].tolist()
-        return vector
+    def _open(self) -> assembly.Running:
+        return assembly.build(self._choice, self._embedder, self._observers)
 
     def _embed(
         self,
@@ -321,7 +543,7 @@ class EmbeddingClient(AwaitedForms, StreamedForms, BatchForms):
         check_on_error(on_error)
         check_on_budget(on_budget)
         return embed_now(
-            equipped(self._engine, progress=progress, cache=cache, whole=whole),
+            self._running.for_call(progress=progress, cache=cache, whole=whole),
             texts,
             input_type=input_type,
             on_error=on_error,
@@ -331,14 +553,48 @@ class EmbeddingClient(AwaitedForms, StreamedForms, BatchForms):
             on_arrival=on_arrival,
         )
 
-    def _embed_now(self, texts: Iterable[str]) -> list[list[float]]:
-        return self.embed_texts(texts)
+    async def _alisted(self, texts: Iterable[str], **how: Any) -> list[list[float]]:
+        return listed(await _awaited(partial(self._embed, whole=True, **how), texts))
 
-    def _pace(self) -> tuple[Strategy, float | None]:
-        return self._choice.setting("strategy") or "batch", self._choice.setting("deadline")
+    def _submit(
+        self,
+        rows: Iterable[Any],
+        how: Submission,
+        *,
+        progress: bool | Callable[[Progress], None] = False,
+    ) -> BatchJob:
+        from embedcore.policy.batch.job import start
+        from embedcore.policy.batch.submit import submit
 
-    def _batch_context(self) -> BatchContext | None:
-        running = self._opened.get(self._open)
-        if running.context is None:
-            running.context = assembly.build_office(self._choice, running.engine)
-        return running.context
+        return start(self._job(submit(self._context(), rows, how), progress=progress), how)
+
+    def _job(
+        self, record: BatchRecord, *, progress: bool | Callable[[Progress], None] = False
+    ) -> BatchJob:
+        from embedcore.policy.batch.job import BatchJob
+
+        def shown() -> BatchContext:
+            return replace(self._context(), engine=self._running.for_call(progress=progress))
+
+        # A child of a fork has a context of its own.
+        kept: Lazy[BatchContext] = Lazy()
+        open_context = partial(kept.get, shown) if progress else self._context
+        return BatchJob(record=record, open_context=open_context)
+
+    def _context(self, instead: str = ": use embed or embed_iter") -> BatchContext:
+        context = self._running.batch_context()
+        if context is None:
+            from embedcore.policy.batch.context import no_strategy
+
+            raise ConfigurationError(no_strategy(self._engine, instead))
+        return context
+
+
+async def _awaited(call: Callable[..., EmbeddingResult], texts: Iterable[str]) -> EmbeddingResult:
+    # The caller's task goes on while a thread opens the client: its list may change meanwhile.
+    texts = list(texts) if isinstance(texts, list) else texts
+    stop = Stop()
+    try:
+        return await asyncio.to_thread(call, texts, stop=stop)
+    finally:
+        stop.set()

@@ -106,8 +106,7 @@ def test_after_the_process_has_died_the_same_call_goes_on(
     money = sum(map(tokens_of, set(TEXTS))) * (1 + uncertain)
     config = {"budget": {"daily_token_limit": money}, "batch": HASTY}
     with EmbeddingClient(embedder=embedder, config=config) as client:
-        context = client._batch_context()
-        assert context is not None
+        context = client._context()
         parts = (context.batches, context.cutter, context.strategy, context.steps, context.jobs)
         target = next(one for one in (*parts, context.store) if hasattr(one, seam))
         real = getattr(target, seam)

@@ -482,14 +482,14 @@ def test_a_client_is_opened_once_for_all_threads(monkeypatch, fake):
     from embedcore import assembly
 
     built = []
-    real = assembly.build_engine
+    real = assembly.build
 
     def slow(*arguments):
         built.append(arguments)
         time.sleep(0.05)
         return real(*arguments)
 
-    monkeypatch.setattr(assembly, "build_engine", slow)
+    monkeypatch.setattr(assembly, "build", slow)
     with EmbeddingClient(embedder=fake) as client, ThreadPoolExecutor(8) as pool:
         list(pool.map(client.embed_text, "abcdefgh"))
     assert len(built) == 1
@@ -744,7 +744,7 @@ def test_a_fork_while_a_thread_opens_the_client(monkeypatch):
     # It is waited for, though not for ever.
     monkeypatch.setattr(forksafe, "WAIT_SECONDS", 0.05)
     opening, go_on = threading.Event(), threading.Event()
-    real = assembly.build_engine
+    real = assembly.build
 
     def slow(*arguments):
         if threading.current_thread() is not threading.main_thread():
@@ -752,7 +752,7 @@ def test_a_fork_while_a_thread_opens_the_client(monkeypatch):
             go_on.wait(10)
         return real(*arguments)
 
-    monkeypatch.setattr(assembly, "build_engine", slow)
+    monkeypatch.setattr(assembly, "build", slow)
     client = EmbeddingClient(embedder=FakeEmbedder())
     thread = threading.Thread(target=client.embed_text, args=["parent"])
     thread.start()

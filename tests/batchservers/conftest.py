@@ -285,8 +285,7 @@ class Clients:
 
     def strategy(self, server: Server) -> BatchStrategy:
         """What the recipe calls, to be called by itself."""
-        context = self.make(server)._batch_context()
-        assert context is not None
+        context = self.make(server)._context()
         return context.strategy
 
     def die(self, server: Server, program: str, *, at: str, before: bool = False) -> None:

@@ -322,7 +322,7 @@ def orphan(server, *, days):
     """An input of ours at the provider that no job uses, uploaded so many days ago."""
     server.batches.clock.advance(-days * DAY)
     with EmbeddingClient() as client:
-        strategy = client.batch_jobs()[0].open_office().strategy
+        strategy = client.batch_jobs()[0].open_context().strategy
         from embedcore.provider.types import BatchItem
 
         found = strategy.upload([BatchItem(id="0", text="x")], key="0" * 32)

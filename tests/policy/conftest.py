@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from embedcore import EmbeddingClient
+from embedcore.assembly import Running
 from embedcore.events import Event
 from embedcore.policy.budget import Account
 from embedcore.policy.engine import Engine
@@ -26,7 +27,6 @@ from embedcore.storage.amounts import Amount, Limit
 from embedcore.storage.database import Database
 from embedcore.storage.ledger import Ledger
 from embedcore.storage.schema import STATE, STATE_VERSION
-from embedcore.streaming import StreamedForms
 from embedcore.testing import FakeClock, FakeEmbedder, FakeOpenAI, vectors_of
 
 QUICK = RetrySettings(first_wait=0.001, longest_wait=0.002, longest_named_wait=1.0)
@@ -35,13 +35,16 @@ SCOPE = "default"
 LONG = 120.0
 
 
-class _Front(StreamedForms):
-    """The streaming forms of a client, over any engine."""
-
-    _engine: Any = None
+class _Front(EmbeddingClient):
+    """A client over any engine."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        choice: Any = None
+        self._built = Running(choice=choice, engine=engine)
+
+    @property
+    def _running(self) -> Running:
+        return self._built
 
 
 class Desk:

@@ -247,7 +247,7 @@ def _strategies(
                     continue
                 seen.add(account)
                 try:
-                    strategy = clients.job(record).open_office().strategy
+                    strategy = clients.job(record).open_context().strategy
                 except EmbeddingError as error:
                     _note(screen, error, found)
                     continue

@@ -7,7 +7,7 @@ import re
 import time
 from typing import TYPE_CHECKING, Final
 
-from embedcore.policy.batch.context import DAY_SECONDS
+from embedcore.policy.batch.context import DAY_SECONDS, contexts_of
 from embedcore.policy.batch.part import PartWork
 from embedcore.storage.calendar import MICROSECONDS
 
@@ -23,12 +23,15 @@ _FILE: Final = re.compile(r"(\d{8}-[0-9a-f]{8})\.(?:db|db-wal|db-shm|db-journal|
 
 
 def tidy(context: BatchContext) -> list[EmbeddingError]:
-    """Do what is due for parts of the pool that no batch waits for any more."""
-    work = PartWork(context)
-    for part in context.jobs.live(context.pool):
-        if part.state in ("lost", "stray") or not context.jobs.is_wanted(part):
-            work.work(part)
-    return work.problems
+    """Do what is due for parts that no batch waits for any more, of earlier fingerprints too."""
+    problems: list[EmbeddingError] = []
+    for one in contexts_of(context):
+        work = PartWork(one)
+        for part in one.jobs.live(one.pool):
+            if part.state in ("lost", "stray") or not one.jobs.is_wanted(part):
+                work.work(part)
+        problems += work.problems
+    return problems
 
 
 def forget(context: BatchContext, batch: BatchRecord) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -26,8 +26,9 @@ from embedcore.storage.parts import Parts
 
 if TYPE_CHECKING:
     from embedcore.events import Event
+    from embedcore.policy.batch.submit import Strategy
     from embedcore.provider.protocol import BatchStrategy
-    from embedcore.provider.types import Vectors
+    from embedcore.provider.types import ModelInfo, Vectors
     from embedcore.storage.vectors import VectorStore
 
 
@@ -39,7 +40,10 @@ DAY_SECONDS: Final = 86_400.0
 
 @dataclass(frozen=True, kw_only=True)
 class BatchContext:
-    """Shared by the threads of one client. ``folder``: where the files of batches are."""
+    """Shared by the threads of one client. ``folder``: where the files of batches are.
+
+    ``default_strategy``, ``default_deadline``: of a submission that names none.
+    """
 
     engine: Engine
     strategy: BatchStrategy
@@ -47,6 +51,8 @@ class BatchContext:
     folder: Path
     asked_as: str
     settings: BatchSettings = field(default_factory=BatchSettings)
+    default_strategy: Strategy = "batch"
+    default_deadline: float | None = None
     allow_network_filesystem: bool = False
     jitter: Callable[[float, float], float] = random.uniform
 
@@ -182,3 +188,66 @@ class BatchContext:
         if not isinstance(error, TransientProviderError) or not error.retry_after:
             return 0
         return self.later(min(error.retry_after, _LONGEST_BACKOFF))
+
+
+def contexts_of(context: BatchContext) -> list[BatchContext]:
+    """This one, and those for what was submitted under an earlier fingerprint."""
+    return [context, *(_renamed(context, former) for former in context.engine.former)]
+
+
+def batches_of(context: BatchContext, *, ended: bool) -> list[BatchRecord]:
+    """The batches of ``contexts_of``, or only those that are still open."""
+    return [
+        record
+        for one in contexts_of(context)
+        for record in one.batches.all(one.pool)
+        if ended or not record.has_ended
+    ]
+
+
+def context_of(context: BatchContext, record: BatchRecord) -> BatchContext:
+    """The one of ``contexts_of`` that goes on with a batch."""
+    if not context.engine.former:
+        return context
+    name = context.batches.pool_of(record).fingerprint
+    return _renamed(context, name) if name in context.engine.former else context
+
+
+def batch_named(context: BatchContext, name: str) -> BatchRecord:
+    """The batch of that id. Raises ``ConfigurationError`` if there is none, or if it was made with
+    another model, scope, option or account."""
+    record = context.batches.named(name)
+    if record is None:
+        raise ConfigurationError(
+            f"there is no batch {name!r} in this state folder: embedcore batch list shows them"
+        )
+    pool = context.batches.pool_of(record)
+    mine = context_of(context, record).pool
+    for field_name in ("model", "scope", "endpoint", "account", "fingerprint"):
+        theirs, ours = getattr(pool, field_name), getattr(mine, field_name)
+        if theirs != ours:
+            what = "options" if field_name == "fingerprint" else field_name
+            raise ConfigurationError(
+                f"batch {name} was submitted with {what} {theirs!r}, and this client has "
+                f"{ours!r}: make a client like the one that submitted it"
+            )
+    return record
+
+
+def no_strategy(engine: Engine, instead: str) -> str:
+    """That a model has no batches, what is done or to be done ``instead``, and its price."""
+    return f"{engine.label} has no batch strategy here{instead}, {_price_difference(engine.info)}"
+
+
+def _renamed(context: BatchContext, fingerprint: str) -> BatchContext:
+    return replace(context, engine=replace(context.engine, fingerprint=fingerprint))
+
+
+def _price_difference(info: ModelInfo) -> str:
+    price = info.price
+    if price is None:
+        return "at a price that is not known"
+    if price.free:
+        return "which costs nothing"
+    batch = f" instead of ${price.batch}" if price.batch is not None else ""
+    return f"at ${price.immediate}{batch} per million tokens"

@@ -5,13 +5,16 @@ Everything is written down, so that another process has the same by its id.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
 from embedcore.errors import ConfigurationError, EmbeddingError
 from embedcore.policy.batch import advance as recipe
+from embedcore.policy.batch.cleanup import forget
 from embedcore.policy.batch.collect import read_again
+from embedcore.policy.batch.context import context_of
 from embedcore.policy.batch.report import BatchReport, report_of
 from embedcore.policy.batch.result import blocks_of, failure, result_of
 from embedcore.policy.result import EmbeddingResult
@@ -19,10 +22,13 @@ from embedcore.policy.threads import Pause, Stopped
 
 if TYPE_CHECKING:
     from embedcore.policy.batch.context import BatchContext
+    from embedcore.policy.batch.submit import Submission
     from embedcore.policy.engine import Stop
     from embedcore.policy.stream.rows import Block
     from embedcore.storage.batches import BatchRecord
 
+
+logger = logging.getLogger("embedcore")
 
 _SHORTEST_SLEEP: Final = 0.05
 _BLOCK_ROWS: Final = 4_096
@@ -32,11 +38,11 @@ _BLOCK_ROWS: Final = 4_096
 class BatchJob:
     """A batch, in this process or another one than that which submitted it.
 
-    ``open_office`` gives what it works with; the client it came from must not be closed meanwhile.
+    ``open_context`` gives what it works with; the client it came from must not be closed meanwhile.
     """
 
     record: BatchRecord
-    open_office: Callable[[], BatchContext] = field(repr=False)
+    open_context: Callable[[], BatchContext] = field(repr=False)
     on_error: Literal["raise", "keep"] = "raise"
     transient: bool = False
 
@@ -211,7 +217,48 @@ class BatchJob:
 
     @property
     def _context(self) -> BatchContext:
-        return self.open_office()
+        return context_of(self.open_context(), self.record)
+
+
+def start(job: BatchJob, how: Submission) -> BatchJob:
+    """Do the first of what is due for a batch that was submitted in that way.
+
+    Raises what the provider refuses for good; nothing of the batch is left then.
+    """
+    job.on_error = how.on_error
+    job.transient = how.waiting is not None
+    context = job._context
+    try:
+        problems = job.advance()
+        refused = problems and not any(
+            part.attempt is not None for part in context.jobs.of_batch(job.record)
+        )
+    except BaseException:
+        if not job.transient:
+            logger.warning("batch %s is written down and goes on when it is resumed", job.id)
+        raise
+    if refused:
+        # Nothing of it was created, and waiting does not help: as if it had not been asked for.
+        job.forget()
+        forget(context, job.record)
+        raise problems[0]
+    return job
+
+
+def finished(job: BatchJob, poll_interval: float) -> list[list[float]]:
+    """The vectors of a batch that a call waits for. Interrupted, it says that the batch goes on."""
+    try:
+        result = job.result(poll_interval=poll_interval)
+    except KeyboardInterrupt:
+        logger.warning(
+            "batch %s goes on at the provider: to call again with the same texts goes on with it, "
+            "and so does embedcore batch status %s",
+            job.id,
+            job.id,
+        )
+        raise
+    listed: list[list[float]] = result.vectors.tolist()
+    return listed
 
 
 def waiting_lease(poll_interval: float) -> float:

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-from embedcore.errors import EmbeddingError, InputRejected, StorageFull
+from embedcore.errors import ConfigurationError, EmbeddingError, InputRejected, StorageFull
 from embedcore.policy.batch.cleanup import forget, sweep
 from embedcore.policy.batch.collect import read_again
 from embedcore.policy.batch.deadline import choose_now, take_what_is_there, what_fits
 from embedcore.policy.budget import hold_when_free, require_price
 from embedcore.policy.cache import room_for, shown_size
 from embedcore.policy.estimate import resolve_input_type
+from embedcore.policy.immediate.recipe import check_on_error
 from embedcore.policy.sources import plain
 from embedcore.policy.stream.rows import Row, RowReader, name_rows
 from embedcore.policy.texts import Prepared
@@ -46,8 +47,8 @@ class Submission:
 
     ``on_error="keep"`` notes bad rows instead of raising. ``on_budget="wait"`` submits what fits
     and the rest when there is budget again. ``strategy`` and ``deadline`` (seconds from now)
-    decide what is embedded at once. ``waiting``: seconds for which the call that waits for
-    the batch is believed alive; None: nobody waits.
+    decide what is embedded at once; None: as the context says. ``waiting``: seconds for which the
+    call that waits for the batch is believed alive; None: none waits.
     """
 
     text: str | int | None = None
@@ -56,9 +57,27 @@ class Submission:
     on_error: Literal["raise", "keep"] = "raise"
     on_budget: Literal["raise", "wait"] = "raise"
     resubmit_lost: bool = False
-    strategy: Strategy = "batch"
+    strategy: Strategy | None = None
     deadline: float | None = None
     waiting: float | None = None
+
+
+def _pace(context: BatchContext, how: Submission) -> tuple[Strategy, float | None]:
+    """Strategy and deadline. Raises ``ConfigurationError`` for what no submission may say."""
+    check_on_error(how.on_error)
+    if how.on_budget not in ("raise", "wait"):
+        raise ConfigurationError(f'on_budget = {how.on_budget!r} must be "raise" or "wait"')
+    chosen = how.strategy or context.default_strategy
+    if chosen not in ("immediate", "batch", "auto"):
+        raise ConfigurationError(f'strategy = {chosen!r} must be "immediate", "batch" or "auto"')
+    wanted = context.default_deadline if how.deadline is None else how.deadline
+    if wanted is not None and not wanted > 0:
+        raise ConfigurationError(f"deadline = {wanted} must be above 0 seconds")
+    if how.deadline is not None and chosen != "auto":
+        raise ConfigurationError(
+            f'a deadline needs strategy = "auto", not {chosen!r}: a batch may take a day'
+        )
+    return chosen, wanted
 
 
 def submit(context: BatchContext, rows: Iterable[Any], how: Submission) -> BatchRecord:
@@ -67,6 +86,7 @@ def submit(context: BatchContext, rows: Iterable[Any], how: Submission) -> Batch
     Raises ``InputRejected``, ``BudgetExceeded`` with ``on_budget="raise"``, ``StorageFull`` if its
     vectors would not fit the disk, and any other ``StorageError``.
     """
+    strategy, deadline = _pace(context, how)
     sweep(context)
     input_type = resolve_input_type(context.engine, how.input_type)
     batch = context.batches.begin(
@@ -74,7 +94,7 @@ def submit(context: BatchContext, rows: Iterable[Any], how: Submission) -> Batch
         input_type=input_type,
         asked_as=context.asked_as,
         resubmits_lost=how.resubmit_lost,
-        deadline=how.deadline if how.strategy == "auto" else None,
+        deadline=deadline if strategy == "auto" else None,
         waiting=how.waiting,
     )
     manifest = context.manifest(batch)
@@ -96,11 +116,11 @@ def submit(context: BatchContext, rows: Iterable[Any], how: Submission) -> Batch
             context,
             texts=writer.missing,
             tokens=context.batches.open_tokens(batch),
-            strategy=how.strategy,
-            deadline=how.deadline,
+            strategy=strategy,
+            deadline=deadline,
         )
         now = why is not None
-        if how.strategy == "auto" and writer.missing:
+        if strategy == "auto" and writer.missing:
             now = what_fits(context, batch, now=now)
         if now:
             context.batches.drain(batch)

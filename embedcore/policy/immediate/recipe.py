@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 _LOOK_SECONDS: Final = 30.0
 
 
+def check_on_error(on_error: str) -> None:
+    """Raises ``ConfigurationError`` for anything but the two that there are."""
+    if on_error not in ("raise", "keep"):
+        raise ConfigurationError(f'on_error = {on_error!r} must be "raise" or "keep"')
+
+
 def check_on_budget(on_budget: str) -> None:
     """Raises ``ConfigurationError`` for anything but the three that there are."""
     if on_budget not in ("raise", "stop", "wait"):

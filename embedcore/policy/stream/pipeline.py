@@ -17,7 +17,12 @@ from embedcore.events import Event, Progress, Refused
 from embedcore.forksafe import process
 from embedcore.policy.engine import Engine, Stop
 from embedcore.policy.immediate.call import OnBudget
-from embedcore.policy.immediate.recipe import await_budget, embed_now
+from embedcore.policy.immediate.recipe import (
+    await_budget,
+    check_on_budget,
+    check_on_error,
+    embed_now,
+)
 from embedcore.policy.result import EmbeddingResult, Spending
 from embedcore.policy.stream.rows import Block, Row, name_rows
 from embedcore.policy.threads import Pause, Pool, Stopped
@@ -253,6 +258,14 @@ _LOOK_SECONDS: Final = 0.25
 _AFTER_GRACE_SECONDS: Final = 1.0
 
 _every: weakref.WeakSet[Pipeline] = weakref.WeakSet()
+
+
+def check_stream(on_error: str, on_budget: str, block_size: int | None) -> None:
+    """Raises ``ConfigurationError`` for what no stream can do."""
+    check_on_error(on_error)
+    check_on_budget(on_budget)
+    if block_size is not None and not block_size > 0:
+        raise ConfigurationError(f"block_size = {block_size} must be at least 1 row")
 
 
 class Pipeline:

@@ -22,7 +22,8 @@ from unittest import mock
 
 import numpy as np
 
-from embedcore.batching import BatchForms
+from embedcore import EmbeddingClient
+from embedcore.assembly import Running
 from embedcore.errors import BudgetExceeded, EmbeddingError, StorageCorrupt, StorageFull
 from embedcore.policy.batch.context import BatchContext
 from embedcore.policy.batch.job import BatchJob
@@ -201,7 +202,7 @@ class VectorCache(VectorStore):
         return super().put(*args, **more)
 
 
-class Process(BatchForms):
+class Process(EmbeddingClient):
     """One process of a user, as far as batches are concerned."""
 
     def __init__(self, world: World, name: str) -> None:
@@ -218,11 +219,8 @@ class Process(BatchForms):
         self.seams.sew(self.store.database, "vectors")
 
     @property
-    def _engine(self) -> Engine:
-        return self.context.engine
-
-    def _batch_context(self) -> BatchContext:
-        return self.context
+    def _running(self) -> Running:
+        return Running(choice=_CHOICE, engine=self.context.engine, context=self.context)
 
     def _new_context(self) -> Context:
         world = self.world
@@ -271,6 +269,7 @@ class Process(BatchForms):
         self.store.database.close()
 
 
+_CHOICE: Any = None
 _POOL, _GATE, _QUOTA = Pool(1), Gate(), RetryQuota(1000.0, 1.0)
 
 
