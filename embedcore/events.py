@@ -106,7 +106,7 @@ class Held:
 class Settled:
     """What an attempt, or a job of a batch, cost in the end; the sum of all is what was spent.
 
-    ``uncertain``: charged without proof that it was billed. An amount below zero takes back such a
+    ``unconfirmed``: charged without proof that it was billed. An amount below zero takes back such a
     charge, since what became of it is known by now. ``exact``: somebody counted the tokens;
     otherwise they are at most so many.
     """
@@ -114,7 +114,7 @@ class Settled:
     scope: str
     tokens: int
     picodollars: int
-    uncertain: bool
+    unconfirmed: bool
     provider: str = ""
     model: str = ""
     exact: bool = True

@@ -102,8 +102,8 @@ def test_after_the_process_has_died_the_same_call_goes_on(
 ) -> None:
     """One job, one bill, one batch; even with money for no more than that."""
     # Whether there is a job that nobody saw cannot be known: that one is charged.
-    uncertain = (seam, after) in (("ask", True), ("create", False))
-    money = sum(map(tokens_of, set(TEXTS))) * (1 + uncertain)
+    unconfirmed = (seam, after) in (("ask", True), ("create", False))
+    money = sum(map(tokens_of, set(TEXTS))) * (1 + unconfirmed)
     config = {"budget": {"daily_token_limit": money}, "batch": HASTY}
     with EmbeddingClient(embedder=embedder, config=config) as client:
         context = client._context()

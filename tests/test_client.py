@@ -319,7 +319,7 @@ def test_what_became_of_every_row(fake):
     assert (result.usage.tokens, result.usage.requests) == (fake.billed_tokens, len(fake.calls))
     assert result.usage.cost == Decimal(fake.billed_tokens) * Decimal("0.02") / 10**6
     assert result.usage.exact
-    assert result.usage.uncertain_tokens == 0
+    assert result.usage.unconfirmed_tokens == 0
     assert "3 ok" in repr(result)
     assert "short" not in repr(result)
 

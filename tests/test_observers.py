@@ -188,7 +188,7 @@ EXAMPLES = [
     ),
     (RequestSent(provider="p", model="m", inputs=1, tokens=1, attempt=1), None, ""),
     (Held(scope="s", tokens=1, picodollars=1), None, ""),
-    (Settled(scope="s", tokens=1, picodollars=1, uncertain=False), None, ""),
+    (Settled(scope="s", tokens=1, picodollars=1, unconfirmed=False), None, ""),
     (Progress(done=1, total=2, tokens=3, picodollars=4), None, ""),
 ]
 
@@ -368,7 +368,7 @@ def test_events_tell_the_same_story_as_the_bill():
     assert kinds["Held"] == 1
     settled = [event for event in told if isinstance(event, Settled)]
     assert sum(event.tokens for event in settled) == result.usage.tokens >= fake.billed_tokens
-    assert [event.uncertain for event in settled].count(True) == 1
+    assert [event.unconfirmed for event in settled].count(True) == 1
     assert max(event.done for event in told if isinstance(event, Progress)) == 23
 
 

@@ -135,7 +135,7 @@ class OpenTelemetryObserver:
             # A counter only goes up: what is taken back has its own.
             self._meter.corrected(-event.tokens, -cost, _paid(event))
             return
-        where: Attributes = {**_paid(event), "embedcore.uncertain": event.uncertain}
+        where: Attributes = {**_paid(event), "embedcore.unconfirmed": event.unconfirmed}
         self._settled.add(event.tokens, where)
         self._cost.add(cost, where)
 

@@ -37,8 +37,8 @@ class RunTotals:
         self.tokens = 0
         self.picodollars = 0
         self.exact = True
-        self.uncertain_tokens = 0
-        self.uncertain_picodollars = 0
+        self.unconfirmed_tokens = 0
+        self.unconfirmed_picodollars = 0
         self._lock = threading.Lock()
 
     def __call__(self, event: Event) -> None:
@@ -48,9 +48,9 @@ class RunTotals:
             self.tokens += event.tokens
             self.picodollars += event.picodollars
             self.exact = self.exact and event.exact
-            if event.uncertain:
-                self.uncertain_tokens += event.tokens
-                self.uncertain_picodollars += event.picodollars
+            if event.unconfirmed:
+                self.unconfirmed_tokens += event.tokens
+                self.unconfirmed_picodollars += event.picodollars
 
     def text(self) -> str | None:
         """For a run that did not finish; None if nothing was spent."""
@@ -58,10 +58,10 @@ class RunTotals:
             return None
         spent = tokens(self.tokens, exact=self.exact)
         said = f"Spent by this run: {spent}, {dollars(self.picodollars)}"
-        if self.uncertain_tokens:
+        if self.unconfirmed_tokens:
             said += (
-                f", of which {tokens(self.uncertain_tokens, exact=False)}, "
-                f"{dollars(self.uncertain_picodollars)}, for requests that brought no vectors "
+                f", of which {tokens(self.unconfirmed_tokens, exact=False)}, "
+                f"{dollars(self.unconfirmed_picodollars)}, for requests that brought no vectors "
                 "and may have been billed"
             )
         return f"{said}."
@@ -149,11 +149,11 @@ def _lines(report: RunReport, info: ModelInfo) -> Iterator[tuple[str, str]]:
         yield "not done", f"{plural(report.not_done, 'row')}, from {stopped.where} on{listed}"
         yield "", one_line(stopped.reason, 500)
         yield "", "run the same again to go on: what was embedded is not paid for again"
-    if usage.uncertain_tokens:
-        most = tokens(usage.uncertain_tokens, exact=False)
+    if usage.unconfirmed_tokens:
+        most = tokens(usage.unconfirmed_tokens, exact=False)
         yield (
-            "uncertain",
-            f"{most}, {dollars(usage.uncertain_picodollars)} of the cost: for requests that "
+            "unconfirmed",
+            f"{most}, {dollars(usage.unconfirmed_picodollars)} of the cost: for requests that "
             "brought no vectors and may have been billed",
         )
     yield "took", duration(report.seconds)

@@ -34,7 +34,7 @@ _AUDIT_HEADS = ("SENT (UTC)", "STATE", "MODEL", "SCOPE", "INPUTS", "TOKENS", "CO
 def command(screen: Screen, scope: str | None, audit: bool, last: int | None) -> None:
     """What was spent today, this month and in total: per scope and per model.
 
-    Uncertain is what was charged without proof that the provider billed it; estimated, what was
+    Unconfirmed is what was charged without proof that the provider billed it; estimated, what was
     settled at the amount held because the provider named no figure. Both count as spent. Free by
     status does not: of these requests only the status of the answer, say 429 from a gateway, says
     that they were not billed. Each has a column where there is any.
@@ -85,7 +85,7 @@ def _show_windows(screen: Screen, windows: Sequence[Usage], zone: str) -> None:
 
 def _show_models(screen: Screen, models: Sequence[ModelUsage]) -> None:
     marked = {
-        "UNCERTAIN": [_both(one.uncertain) for one in models],
+        "UNCONFIRMED": [_both(one.unconfirmed) for one in models],
         "ESTIMATED": [_both(one.estimated) for one in models],
         "FREE BY STATUS": [_free(one) for one in models],
     }
@@ -157,7 +157,7 @@ def _model_fields(one: ModelUsage) -> dict[str, Any]:
         "period": one.period,
         "requests": one.requests,
         **_money("spent", one.spent),
-        **_money("uncertain", one.uncertain),
+        **_money("unconfirmed", one.unconfirmed),
         **_money("estimated", one.estimated),
         **_money("free_by_status", one.free_by_status),
         "free_by_status_requests": one.free_by_status_requests,

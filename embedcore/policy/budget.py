@@ -98,13 +98,13 @@ class Account:
             model=self.model,
         )
 
-    def settled(self, amount: Amount, *, uncertain: bool, exact: bool = True) -> Settled:
+    def settled(self, amount: Amount, *, unconfirmed: bool, exact: bool = True) -> Settled:
         """The same of what was charged."""
         return Settled(
             scope=self.scope,
             tokens=amount.tokens,
             picodollars=amount.cost,
-            uncertain=uncertain,
+            unconfirmed=unconfirmed,
             exact=exact,
             provider=self.provider,
             model=self.model,
@@ -258,7 +258,7 @@ class CallBudget:
         )
         if last:
             self._sole = self._grant = None
-        self._tell(*near, self._account.settled(actual, uncertain=False, exact=known is not None))
+        self._tell(*near, self._account.settled(actual, unconfirmed=False, exact=known is not None))
         return actual
 
     def account_for(
@@ -312,7 +312,7 @@ class CallBudget:
         request_id: str | None = None,
         counted: int | None = None,
     ) -> None:
-        """There is no proof that it was not billed: it is spent, and shown as uncertain.
+        """There is no proof that it was not billed: it is spent, and shown as unconfirmed.
 
         ``counted``: what an exact tokenizer says of its texts; None: all that was reserved for it.
         """
@@ -323,13 +323,13 @@ class CallBudget:
             self.spending += Spending(
                 tokens=amount.tokens,
                 picodollars=amount.cost,
-                uncertain_tokens=amount.tokens,
-                uncertain_picodollars=amount.cost,
+                unconfirmed_tokens=amount.tokens,
+                unconfirmed_picodollars=amount.cost,
                 exact=False,
             )
         near = self._account.ledger.charge(attempt, actual=amount, note=note, request_id=request_id)
         exact = counted is not None
-        self._tell(*near, self._account.settled(amount, uncertain=True, exact=exact))
+        self._tell(*near, self._account.settled(amount, unconfirmed=True, exact=exact))
 
     def correct(self, attempt: Attempt | None, tokens: int | None) -> None:
         """The answer of a request that was given up, and charged, came after all."""

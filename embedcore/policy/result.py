@@ -25,7 +25,7 @@ CutState: TypeAlias = Literal["no", "yes", "unknown"]
 class Spending:
     """What a call cost. ``requests`` counts every attempt that was sent.
 
-    ``tokens`` and ``picodollars`` include what is ``uncertain``: charged to the budget without
+    ``tokens`` and ``picodollars`` include what is ``unconfirmed``: charged to the budget without
     proof that the provider billed it. ``exact``: the provider named every figure itself.
 
     What is ``free_by_status`` is not in them: so many of the requests, for which so much was held,
@@ -35,8 +35,8 @@ class Spending:
     tokens: int = 0
     picodollars: int = 0
     requests: int = 0
-    uncertain_tokens: int = 0
-    uncertain_picodollars: int = 0
+    unconfirmed_tokens: int = 0
+    unconfirmed_picodollars: int = 0
     free_by_status_tokens: int = 0
     free_by_status_picodollars: int = 0
     free_by_status_requests: int = 0

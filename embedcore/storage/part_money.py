@@ -154,13 +154,13 @@ class PartMoney:
                 amount,
                 moment,
                 model=self.pool.model,
-                note=f"batch job {job} was created twice and cancelled: uncertain",
+                note=f"batch job {job} was created twice and cancelled: unconfirmed",
             )
             change(connection, part, jobs=f"{known},{job}".strip(","))
-            return [self._settled(amount, uncertain=True)]
+            return [self._settled(amount, unconfirmed=True)]
 
     def lose(self, part: Part, *, next_at: int, note: str) -> list[Event]:
-        """Nobody knows whether there is a job, and its input is gone: charged as uncertain.
+        """Nobody knows whether there is a job, and its input is gone: charged as unconfirmed.
 
         Its texts may be submitted in another part.
         """
@@ -233,19 +233,19 @@ class PartMoney:
         if before == after:
             return []
         told: list[Event] = []
-        if before.uncertain:
-            told.append(self._settled(before.amount, uncertain=True, sign=-1))
+        if before.unconfirmed:
+            told.append(self._settled(before.amount, unconfirmed=True, sign=-1))
         if after.amount != Amount():
-            told.append(self._settled(after.amount, uncertain=after.uncertain))
+            told.append(self._settled(after.amount, unconfirmed=after.unconfirmed))
         return told
 
-    def _settled(self, amount: Amount, *, uncertain: bool, sign: int = 1) -> Settled:
+    def _settled(self, amount: Amount, *, unconfirmed: bool, sign: int = 1) -> Settled:
         provider, _, model = self.pool.model.partition(":")
         return Settled(
             scope=self.pool.scope,
             tokens=sign * amount.tokens,
             picodollars=sign * amount.cost,
-            uncertain=uncertain,
+            unconfirmed=unconfirmed,
             provider=provider,
             model=model,
         )
@@ -288,10 +288,10 @@ class PartMoney:
 
 
 class _Booked(NamedTuple):
-    """What a part's attempt counts as spent; ``uncertain``: without proof."""
+    """What a part's attempt counts as spent; ``unconfirmed``: without proof."""
 
     amount: Amount
-    uncertain: bool
+    unconfirmed: bool
 
 
 def _booked(connection: sqlite3.Connection, part: Part) -> _Booked:

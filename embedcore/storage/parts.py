@@ -134,10 +134,10 @@ class Queue:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spent:
-    """Money of a batch. ``actual`` includes ``uncertain``: charged without proof."""
+    """Money of a batch. ``actual`` includes ``unconfirmed``: charged without proof."""
 
     actual: Amount
-    uncertain: Amount
+    unconfirmed: Amount
     held: Amount
     reported: bool
 
@@ -368,7 +368,7 @@ class Parts:
             ).fetchone()
         return Spent(
             actual=Amount(tokens=row[0] + drained[0], cost=row[1] + drained[1]),
-            uncertain=Amount(tokens=row[2], cost=row[3]),
+            unconfirmed=Amount(tokens=row[2], cost=row[3]),
             held=Amount(tokens=row[4] + left[0], cost=row[5] + left[1]),
             reported=bool(row[6]),
         )

@@ -35,7 +35,7 @@ class Usage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelUsage:
-    """One model within one period. ``uncertain``: charged without proof that it was billed.
+    """One model within one period. ``unconfirmed``: charged without proof that it was billed.
 
     ``estimated``: settled at the amount held, because the provider named no figure.
     ``free_by_status``: not charged, though nothing but the status of the answer says that it was
@@ -45,7 +45,7 @@ class ModelUsage:
     model: str
     period: Period
     spent: Amount
-    uncertain: Amount
+    unconfirmed: Amount
     estimated: Amount
     free_by_status: Amount
     requests: int
@@ -151,7 +151,7 @@ def _model_usage(period: Period, row: Sequence[Any]) -> ModelUsage:
         model=row[0],
         period=period,
         spent=Amount(tokens=row[1] or 0, cost=row[2] or 0),
-        uncertain=Amount(tokens=row[3], cost=row[4]),
+        unconfirmed=Amount(tokens=row[3], cost=row[4]),
         estimated=Amount(tokens=row[5] or 0, cost=row[6] or 0),
         free_by_status=Amount(tokens=row[7], cost=row[8]),
         requests=row[9],

@@ -305,7 +305,7 @@ def test_the_budget_is_counted_by_scope(connect, server, telemetry):
         for number in range(100):
             client.embed_texts([f"text number {number}"])
     billed = server.meter.billed_tokens
-    assert telemetry.total("embedcore.budget.settled", scope="team", uncertain=False) == billed
+    assert telemetry.total("embedcore.budget.settled", scope="team", unconfirmed=False) == billed
     assert telemetry.total("embedcore.budget.held", scope="team") >= billed > 0
     assert telemetry.total("embedcore.budget.refused", scope="team") == 1
     assert telemetry.total("embedcore.budget.cost") == pytest.approx(billed * 0.02e-6)
@@ -336,7 +336,7 @@ def test_a_batch_costs_what_it_cost(server, canary, telemetry, tmp_path):
         client.batch_embed_texts(["one text", "two texts"], poll_interval=0.01)
     billed = server.batches.meter.billed_tokens
     assert billed > 0
-    assert telemetry.total("embedcore.budget.settled", scope="team", uncertain=False) == billed
+    assert telemetry.total("embedcore.budget.settled", scope="team", unconfirmed=False) == billed
     assert telemetry.total("embedcore.budget.held", scope="team") >= billed
     assert telemetry.total("embedcore.budget.cost") == pytest.approx(billed * 0.01e-6)
     (settled,) = telemetry.read()["embedcore.budget.settled"]
@@ -347,9 +347,9 @@ def test_a_batch_costs_what_it_cost(server, canary, telemetry, tmp_path):
 @pytest.mark.case("H2")
 def test_what_is_taken_back_has_a_counter_of_its_own(telemetry):
     told = {"scope": "s", "provider": "p", "model": "m"}
-    for tokens, uncertain in ((9, True), (-9, True), (5, False)):
+    for tokens, unconfirmed in ((9, True), (-9, True), (5, False)):
         telemetry.observer(
-            Settled(tokens=tokens, picodollars=tokens * 10**12, uncertain=uncertain, **told)
+            Settled(tokens=tokens, picodollars=tokens * 10**12, unconfirmed=unconfirmed, **told)
         )
     assert telemetry.total("embedcore.budget.settled") == 14
     assert telemetry.total("embedcore.budget.corrected") == 9
@@ -397,13 +397,13 @@ def test_every_event_reaches_it(telemetry):
     assert known | {type(event) for event in events.values()} == set(get_args(Event))
 
 
-def test_what_nobody_can_prove_is_uncertain(connect, server, telemetry):
+def test_what_nobody_can_prove_is_unconfirmed(connect, server, telemetry):
     server.faults.push("reset_billed")
     connect().embed_texts(["one text"])
-    uncertain = telemetry.total("embedcore.budget.settled", uncertain=True)
-    certain = telemetry.total("embedcore.budget.settled", uncertain=False)
-    assert uncertain > 0
-    assert certain + uncertain >= server.meter.billed_tokens
+    unconfirmed = telemetry.total("embedcore.budget.settled", unconfirmed=True)
+    certain = telemetry.total("embedcore.budget.settled", unconfirmed=False)
+    assert unconfirmed > 0
+    assert certain + unconfirmed >= server.meter.billed_tokens
 
 
 # Events

@@ -213,7 +213,7 @@ def test_a_server_that_is_killed_and_never_goes_on(ogx, upstream, clients, until
     assert job.wait(2, poll_interval=OFTEN).state == "cancelling"
     ended = job.forget()
     assert ended.state == "abandoned"
-    assert ended.usage.uncertain_tokens > 0
+    assert ended.usage.unconfirmed_tokens > 0
     # After that the same texts can be bought again.
     assert are_right(client.batch_embed_texts(texts, poll_interval=OFTEN), texts)
 
@@ -233,7 +233,7 @@ def test_a_job_that_nobody_has_the_name_of_is_adopted(ogx, upstream, clients, la
     assert billed(upstream) - before == 5
     assert len(ogx.jobs()) == jobs + later + 1
     (batch,) = client.batch_jobs()
-    assert batch.status(poll=False).usage.uncertain_tokens == 0
+    assert batch.status(poll=False).usage.unconfirmed_tokens == 0
 
 
 @pytest.mark.fault(57)

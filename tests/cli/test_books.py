@@ -104,7 +104,7 @@ def test_after_a_kill_nothing_is_shown_as_held(held_server, texts_file, cli, beg
     report = cli("usage", "--json").json
     assert {one["held_tokens"] for one in report["scopes"]} == {0}
     (model,) = [one for one in report["models"] if one["period"] == "total"]
-    assert 0 < model["uncertain_tokens"] <= before["day"]["held_tokens"]
+    assert 0 < model["unconfirmed_tokens"] <= before["day"]["held_tokens"]
     assert cli("doctor").code == 0
 
 
@@ -133,6 +133,6 @@ def test_usage_fits_a_terminal_where_every_attempt_has_its_bill(cli, server):
     server.faults.push("reset", bills=True)
     assert cli("embed", "-c", "other words").code == 0
     model = cli("usage", "--json").json["models"][0]
-    assert f"{model['uncertain_tokens']} ($" in cli("usage").out
-    assert "UNCERTAIN" in cli("usage").out
+    assert f"{model['unconfirmed_tokens']} ($" in cli("usage").out
+    assert "UNCONFIRMED" in cli("usage").out
     assert "ESTIMATED" not in cli("usage").out

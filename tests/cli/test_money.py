@@ -249,14 +249,14 @@ def test_audit_lists_every_attempt(cli, server):
 
 
 @pytest.mark.fault(29)
-def test_uncertain_money_is_named(cli, server, texts_file):
+def test_unconfirmed_money_is_named(cli, server, texts_file):
     server.faults.push("reset_billed")
     run = cli("embed", str(texts_file(5)), "-o", "out.npy")
     assert run.code == 0, run.err
     assert "may have been billed" in run.out
     usage = cli("usage", "--json").json
-    assert usage["models"][0]["uncertain_tokens"] > 0
-    assert "uncertain" in cli("usage").out.lower()
+    assert usage["models"][0]["unconfirmed_tokens"] > 0
+    assert "unconfirmed" in cli("usage").out.lower()
 
 
 def test_budget_shows_limits_with_their_layers(cli, server, monkeypatch):

@@ -61,8 +61,8 @@ def test_quiet_draws_nothing(screen):
 def test_the_tally_adds_up_from_any_thread():
     tally = RunTotals()
     assert tally.text() is None
-    settled = Settled(scope="s", tokens=3, picodollars=5, uncertain=False)
-    lost = Settled(scope="s", tokens=1, picodollars=2, uncertain=True)
+    settled = Settled(scope="s", tokens=3, picodollars=5, unconfirmed=False)
+    lost = Settled(scope="s", tokens=1, picodollars=2, unconfirmed=True)
 
     def work() -> None:
         for _ in range(500):
@@ -76,6 +76,6 @@ def test_the_tally_adds_up_from_any_thread():
     for thread in threads:
         thread.join()
     assert (tally.tokens, tally.picodollars) == (16_000, 28_000)
-    assert (tally.uncertain_tokens, tally.uncertain_picodollars) == (4_000, 8_000)
+    assert (tally.unconfirmed_tokens, tally.unconfirmed_picodollars) == (4_000, 8_000)
     assert "16,000 tokens" in str(tally.text())
     assert "4,000 tokens" in str(tally.text())

@@ -125,7 +125,7 @@ def test_a_second_ctrl_c_is_immediate(held_server, texts_file, state_home, begun
 
 
 @pytest.mark.fault(142)
-def test_a_reply_that_never_comes_is_charged_and_said_to_be_uncertain(
+def test_a_reply_that_never_comes_is_charged_and_said_to_be_unconfirmed(
     held_server, texts_file, cli, begun
 ):
     server = held_server(0)
@@ -138,7 +138,7 @@ def test_a_reply_that_never_comes_is_charged_and_said_to_be_uncertain(
     assert "may have been billed" in said
     assert "nothing was kept" in said
     usage = cli("usage", "--json").json["models"]
-    assert usage[0]["uncertain_tokens"] > 0
+    assert usage[0]["unconfirmed_tokens"] > 0
 
 
 def test_stopped_before_anything_was_sent(held_server, begun):

@@ -211,7 +211,7 @@ def test_one_rule_says_what_an_outcome_costs(till):
     odd.billed = "perhaps"
     assert one.budget.account_for(unclear, odd, note="")
     assert (one.held, one.spent) == (10, 20)
-    assert one.budget.spending.uncertain_tokens == 20
+    assert one.budget.spending.unconfirmed_tokens == 20
     assert not one.budget.spending.exact
     one.budget.close()
     assert (one.held, one.spent) == (0, 20)

@@ -177,16 +177,16 @@ class Scene:
         return Ledger(Database(self.home / "state.db", STATE, version=STATE_VERSION))
 
     def books(self) -> tuple[int, int, int]:
-        """Tokens spent, those of them that are uncertain, and held."""
+        """Tokens spent, those of them that are unconfirmed, and held."""
         ledger = self.ledger()
         try:
             used = usage.of_scope(ledger, "default", "total")
-            uncertain = sum(
-                one.uncertain.tokens for one in usage.by_model(ledger) if one.period == "total"
+            unconfirmed = sum(
+                one.unconfirmed.tokens for one in usage.by_model(ledger) if one.period == "total"
             )
         finally:
             ledger.database.close()
-        return used.spent.tokens, uncertain, used.held.tokens
+        return used.spent.tokens, unconfirmed, used.held.tokens
 
     def rows(self, statement: str) -> list[tuple[Any, ...]]:
         ledger = self.ledger()
@@ -211,9 +211,9 @@ class Scene:
         bill = self.server.bill
         assert (bill["distinct_texts"], bill["billed_texts"]) == (texts, texts)
         assert bill["billed_tokens"] == tokens
-        spent, uncertain, held = self.books()
+        spent, unconfirmed, held = self.books()
         assert held == 0
-        assert spent - uncertain == tokens
+        assert spent - unconfirmed == tokens
         ledger = self.ledger()
         try:
             assert usage.of_scope(ledger, "default", "total").held == Amount()

@@ -30,9 +30,9 @@ def test_a_crash_around_create_is_told_apart_by_looking(open_scene, tokens_of_te
     scene.do("embed", ALL)
     scene.do("resume", NOBODY)
     assert len(scene.server.jobs) == 3
-    _, uncertain, _ = scene.books()
+    _, unconfirmed, _ = scene.books()
     # What was held is charged: our count of tokens, which is an upper bound of theirs.
-    assert uncertain == 0 if after else uncertain >= tokens_of_texts("text", 20, 40)
+    assert unconfirmed == 0 if after else unconfirmed >= tokens_of_texts("text", 20, 40)
     scene.check(60, tokens_of_texts("text", 0, 60))
 
 

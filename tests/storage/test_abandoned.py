@@ -118,7 +118,7 @@ def test_what_is_shown_as_held_is_what_somebody_may_still_send(
         clock.now += 661
     assert read(ledger) == BATCH
     (model,) = [one for one in usage.by_model(ledger) if one.period == "total"]
-    assert model.uncertain.tokens == SENT
+    assert model.unconfirmed.tokens == SENT
 
 
 @pytest.mark.parametrize(

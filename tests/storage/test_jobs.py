@@ -228,7 +228,7 @@ def test_what_a_batch_cost_is_the_sum_of_its_parts(
     assert jobs.spent(batch).held == Amount(tokens=6)
     PartMoney(jobs, pool).lose(asked, next_at=0, note="nobody knows")
     spent = jobs.spent(batch)
-    assert (spent.actual, spent.uncertain, spent.held) == (
+    assert (spent.actual, spent.unconfirmed, spent.held) == (
         Amount(tokens=6),
         Amount(tokens=6),
         Amount(),

@@ -355,7 +355,7 @@ def test_the_audit_keeps_every_attempt_and_what_became_of_it(ledger: Ledger) -> 
         ("fake:m", Amount(tokens=12, cost=2), 2),
         ("fake:n", tokens(6), 1),
     ]
-    assert [one.uncertain for one in today] == [tokens(7), Amount()]
+    assert [one.unconfirmed for one in today] == [tokens(7), Amount()]
     assert [one.estimated for one in today] == [Amount(), tokens(6)]
 
 

@@ -144,8 +144,8 @@ print("held")
     ledger.hold("t", Amount())
     day = usage.of_scope(ledger, "s")
     assert (day.spent, day.held) == (Amount(tokens=35), Amount(tokens=5)), "the batch waits on"
-    uncertain = [one.uncertain for one in usage.by_model(ledger) if one.period == "day"]
-    assert uncertain == [Amount(tokens=35)]
+    unconfirmed = [one.unconfirmed for one in usage.by_model(ledger) if one.period == "day"]
+    assert unconfirmed == [Amount(tokens=35)]
 
 
 @pytest.mark.fault(85)

@@ -401,5 +401,8 @@ def _facts(report: BatchReport, fetched: Fetched) -> Iterator[tuple[str, str]]:
         yield "failed", f"{plural(fetched.failed, 'row')}; every missing row is listed in {listed}"
     for line in commonest(fetched.reasons):
         yield "", line
-    if usage.uncertain_tokens:
-        yield "uncertain", f"{dollars(usage.uncertain_picodollars)} of the cost may not be billed"
+    if usage.unconfirmed_tokens:
+        yield (
+            "unconfirmed",
+            f"{dollars(usage.unconfirmed_picodollars)} of the cost may not be billed",
+        )

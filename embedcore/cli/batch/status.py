@@ -199,9 +199,9 @@ def _cost(report: BatchReport) -> str:
     parts = [f"{dollars(usage.picodollars)} for {tokens(usage.tokens, exact=usage.exact)}"]
     if report.held_tokens:
         parts.append(f"{dollars(report.held_picodollars)} held")
-    if usage.uncertain_tokens:
-        uncertain = dollars(usage.uncertain_picodollars)
-        parts.append(f"of that {uncertain} uncertain: it may not have been billed")
+    if usage.unconfirmed_tokens:
+        unconfirmed = dollars(usage.unconfirmed_picodollars)
+        parts.append(f"of that {unconfirmed} unconfirmed: it may not have been billed")
     return "; ".join(parts)
 
 

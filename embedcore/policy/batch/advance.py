@@ -86,7 +86,7 @@ def cancel(context: BatchContext, batch: BatchRecord) -> BatchRecord:
 
 
 def abandon(context: BatchContext, batch: BatchRecord) -> BatchRecord:
-    """End a batch by hand, without a remote call. What is uncertain counts as spent.
+    """End a batch by hand, without a remote call. What is unconfirmed counts as spent.
 
     Parts for which others wait go on.
     """

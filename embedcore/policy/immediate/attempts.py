@@ -148,7 +148,7 @@ class Attempts:
     - ``asked``: the ways in which the provider has asked otherwise for these texts.
     - ``text``: sent instead of the call's own, and alone; its vector, of shape (1, d), is
       ``vectors``. ``is_cached``: it is kept in the cache, as it is paid for.
-    - ``uncertain``: tokens charged for attempts that brought no vectors.
+    - ``unconfirmed``: tokens charged for attempts that brought no vectors.
     - ``billed``: tokens that the provider says it billed for the one that brought them.
     - ``retries``: what was taken from the retry quota.
     """
@@ -161,7 +161,7 @@ class Attempts:
     text: str | None = None
     is_cached: bool = False
     vectors: Vectors | None = None
-    uncertain: int = 0
+    unconfirmed: int = 0
     billed: int | None = None
     retries: int = 0
     began: float = 0.0
@@ -465,7 +465,7 @@ def _failed(
         raise error
     # Only what the last attempt took is gone: what it gave back is in the grant again.
     attempts.fresh = charged
-    attempts.uncertain += request.amount.tokens if charged else 0
+    attempts.unconfirmed += request.amount.tokens if charged else 0
     attempts.seconds = engine.monotonic() - sent.started
     # Whatever it is followed by, this is what went wrong first.
     attempts.after = typed

@@ -311,7 +311,7 @@ class Search:
             self._call.fail(part.indices, error)
             return _Outcome()
         finally:
-            inquiry.tokens_left -= attempts.uncertain
+            inquiry.tokens_left -= attempts.unconfirmed
             inquiry.retries += attempts.retries
         self._passed(part, missing)
         # A part of what failed has passed: it is no outage that retries would make worse.

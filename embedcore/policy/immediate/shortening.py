@@ -336,7 +336,7 @@ class Shortening:
         else:
             self._took(prefix, vectors, tokens=attempts.billed, is_cached=False)
         finally:
-            inquiry.tokens_left -= attempts.uncertain
+            inquiry.tokens_left -= attempts.unconfirmed
             inquiry.retries += attempts.retries
         return True
 

@@ -187,7 +187,7 @@ class Verdict:
         except BudgetExceeded:
             return None
         finally:
-            inquiry.tokens_left -= attempts.uncertain
+            inquiry.tokens_left -= attempts.unconfirmed
 
     def _passes(self, attempts: Attempts) -> bool:
         """Whether the provider embeds this text, which is none of the call's. It is paid for.

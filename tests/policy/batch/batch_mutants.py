@@ -183,7 +183,9 @@ def forgets_that_it_cancelled_a_job(self: PartWork, part: Any) -> Any:
 
 
 @mutant(PartMoney, "lose", "lost answers without fence")
-def releases_what_is_uncertain(self: PartMoney, part: Any, *, next_at: int, note: str) -> list[Any]:
+def releases_what_is_unconfirmed(
+    self: PartMoney, part: Any, *, next_at: int, note: str
+) -> list[Any]:
     with self.jobs.step(part) as (connection, moment):
         outcomes.give_back(connection, self._attempt(part), moment, note=note)
         jobsteps._free_items(connection, part)

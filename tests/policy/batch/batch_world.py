@@ -798,7 +798,7 @@ class World:
         self._check_results()
 
     def _check_bill(self) -> None:
-        """Each part cost what its job was billed at, or what was held where that is uncertain."""
+        """Each part cost what its job was billed at, or what was held where that is unconfirmed."""
         billed: Counter[str] = Counter()
         for job in self.service.jobs:
             billed[self.key_of(job)] += job.billed_tokens

@@ -154,7 +154,9 @@ def test_abandoning_leaves_others_what_they_wait_for(batch_desk: Any) -> None:
     batch_desk.check_money()
 
 
-def test_abandoning_ends_it_at_once_and_counts_what_is_uncertain_as_spent(batch_desk: Any) -> None:
+def test_abandoning_ends_it_at_once_and_counts_what_is_unconfirmed_as_spent(
+    batch_desk: Any,
+) -> None:
     texts = texts_of(4)
     job = batch_desk.submit(texts, batch={"part_texts": 3, "parts": 1})
     calls = len(batch_desk.strategy.calls)
@@ -162,7 +164,7 @@ def test_abandoning_ends_it_at_once_and_counts_what_is_uncertain_as_spent(batch_
     assert report.state == "abandoned"
     assert len(batch_desk.strategy.calls) == calls, "nobody is asked"
     # Three texts were in a job, which may go on; the fourth was not sent.
-    assert (report.usage.tokens, report.usage.uncertain_tokens, report.held_tokens) == (6, 6, 0)
+    assert (report.usage.tokens, report.usage.unconfirmed_tokens, report.held_tokens) == (6, 6, 0)
     assert batch_desk.spent().spent.tokens == 6
     result = batch_desk.check(job, texts, without=range(4))
     assert "forgotten" in str(result.errors[0])

@@ -242,7 +242,7 @@ def test_the_money_is_settled_by_the_lines_or_by_what_the_job_says(
     batch_desk.check(job, TEXTS)
     used = job.status().usage
     assert (used.tokens, used.picodollars, used.exact) == (spent, spent * 10_000, exact)
-    assert used.uncertain_tokens == 0
+    assert used.unconfirmed_tokens == 0
     assert batch_desk.spent().spent.tokens == spent
     assert batch_desk.spent().held == Amount()
 

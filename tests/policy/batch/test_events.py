@@ -18,7 +18,7 @@ TEXTS = [f"text {number:02d}" for number in range(6)]
 
 
 def amounts(batch_desk: Any) -> list[tuple[int, bool]]:
-    return [(one.tokens, one.uncertain) for one in batch_desk.told(Settled)]
+    return [(one.tokens, one.unconfirmed) for one in batch_desk.told(Settled)]
 
 
 @pytest.mark.case("H2")
@@ -95,7 +95,7 @@ def test_a_job_that_shows_after_all_is_settled_at_what_it_cost(batch_desk: Any) 
 
 
 @pytest.mark.case("H2")
-def test_what_is_given_up_by_hand_is_settled_as_uncertain(batch_desk: Any) -> None:
+def test_what_is_given_up_by_hand_is_settled_as_unconfirmed(batch_desk: Any) -> None:
     job = batch_desk.submit(TEXTS)
     job.forget()
     assert amounts(batch_desk) == [(12, True)]

@@ -395,4 +395,4 @@ def test_a_job_that_a_gateway_refuses_by_its_status_is_asked_for_again_and_count
         tokens=times * used.spent.tokens, cost=times * used.spent.cost
     )
     assert used.spent.tokens == server.batches.meter.billed_tokens
-    assert used.uncertain == Amount()
+    assert used.unconfirmed == Amount()

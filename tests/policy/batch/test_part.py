@@ -164,7 +164,7 @@ def test_a_job_that_is_gone_is_bought_again_for_who_asks_for_it(batch_desk: Any)
     )
     batch_desk.check(job, TEXTS)
     assert len(batch_desk.jobs) == 2
-    assert job.status().usage.uncertain_tokens == 4, "the first one counts as spent"
+    assert job.status().usage.unconfirmed_tokens == 4, "the first one counts as spent"
     batch_desk.check_money(certain=False)
 
 

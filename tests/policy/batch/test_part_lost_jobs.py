@@ -126,7 +126,7 @@ def test_a_create_that_lands_after_all_looks_meets_the_fence(batch_desk: Any) ->
     assert calls.index("create", 2) > fence
     (report,) = [one for one in job.status(poll=False).jobs if one.phase == "lost"]
     assert report.id is None
-    assert job.status(poll=False).usage.uncertain_tokens == 4
+    assert job.status(poll=False).usage.unconfirmed_tokens == 4
 
     assert batch_desk.service.land() == 1
     assert len(batch_desk.jobs) == 1, "its input is gone"

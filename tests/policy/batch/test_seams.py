@@ -45,11 +45,11 @@ def _states(world: Any) -> list[str]:
     return [state for (state,) in world._rows("SELECT state FROM part ORDER BY id")]
 
 
-def _ends(world: Any, *, uncertain: int = 0) -> None:
+def _ends(world: Any, *, unconfirmed: int = 0) -> None:
     """All comes to its end; beside the bill only so many tokens are spent."""
     world.end()
     billed = world.service.meter.billed_tokens
-    assert world_of.spent(world).tokens == billed + uncertain
+    assert world_of.spent(world).tokens == billed + unconfirmed
 
 
 @pytest.mark.fault(56)
@@ -291,7 +291,7 @@ def test_cancelled_job_that_is_gone_ends(world: Any) -> None:
         world.pass_time(4_000)
         world.advance(1)
     assert _states(world) == ["done"]
-    _ends(world, uncertain=3 - job.billed_tokens)
+    _ends(world, unconfirmed=3 - job.billed_tokens)
 
 
 @pytest.mark.fault(75)

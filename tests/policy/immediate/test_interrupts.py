@@ -96,7 +96,7 @@ def test_a_provider_that_hangs_is_given_up_soon_after_the_deadline(desk):
         # Charged, and the pool is whole again.
         assert one.used.held == Amount()
         assert one.spent == tokens_of("a") * 3 + tokens_of("HANG")
-        assert partial.usage.uncertain_tokens == tokens_of("HANG")
+        assert partial.usage.unconfirmed_tokens == tokens_of("HANG")
         one.right(one.embed(["d", "e", "f", "g", "h"]), ["d", "e", "f", "g", "h"])
         # The answer that came after all corrects the books.
         embedder.release.set()

@@ -53,7 +53,7 @@ def test_a_lost_answer_is_charged_by_its_count(server, connect, books, mode, opt
     used = books()
     assert used.held == Amount()
     assert used.spent.tokens == server.meter.billed_tokens < IN_BYTES
-    lost = [event for event in heard if isinstance(event, Settled) and event.uncertain]
+    lost = [event for event in heard if isinstance(event, Settled) and event.unconfirmed]
     assert lost
     assert all(event.exact for event in lost)
 
@@ -148,9 +148,9 @@ def test_where_bills_are_higher_than_counts_it_is_the_bound_from_then_on(desk):
             one.embed([f"{row} again {number}" for row in ROWS])
             charged.append(one.told(Settled)[-2])
         first, second = charged
-        assert first.uncertain
+        assert first.unconfirmed
         assert first.exact
-        assert second.uncertain
+        assert second.unconfirmed
         assert not second.exact
 
 
@@ -168,7 +168,7 @@ def test_a_beginning_of_a_text_that_is_lost_is_charged_by_its_own_count(desk):
     with desk(FakeEmbedder(info=info, script=script)) as one:
         result = one.embed([whole])
         assert result.ok.all()
-        assert 0 < result.usage.uncertain_tokens < tokens_of(whole)
+        assert 0 < result.usage.unconfirmed_tokens < tokens_of(whole)
         one.check()
 
 

@@ -208,7 +208,7 @@ def test_what_a_plugin_lets_escape_is_typed_and_charged(desk):
             assert caught.value.billed == "unknown"
             assert type(error).__name__ in str(caught.value)
             assert caught.value.__cause__ is error
-            assert caught.value.partial.usage.uncertain_tokens == one.spent > 0
+            assert caught.value.partial.usage.unconfirmed_tokens == one.spent > 0
             one.check()
 
 
@@ -392,7 +392,7 @@ def test_a_lost_answer_is_charged_and_the_retry_pays_again(desk):
             result = one.embed(["eight ch"])
             one.right(result, ["eight ch"])
             assert one.spent == 2 * cost
-            assert result.usage.uncertain_tokens == cost
+            assert result.usage.unconfirmed_tokens == cost
             assert result.usage.requests == 2
             one.check(certain=bills)
 
@@ -702,7 +702,7 @@ def test_a_reply_with_a_vector_too_few_is_not_used_and_its_texts_are_asked_again
         result = one.embed(rows)
         one.right(result, rows)
         assert [len(call.texts) for call in one.embedder.calls][:2] == [4, 1]
-        assert result.usage.uncertain_tokens == sum(map(tokens_of, rows[:4]))
+        assert result.usage.unconfirmed_tokens == sum(map(tokens_of, rows[:4]))
         assert set(one.embedder.meter.billed_twice) == set(rows[:4])
         one.check()
 

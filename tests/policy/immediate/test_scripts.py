@@ -105,7 +105,7 @@ def as_sent(rows, result):
     return [kept.get(row, text) for row, text in enumerate(rows)]
 
 
-def is_uncertain(outcome):
+def is_unconfirmed(outcome):
     """Charged and not billed, or the other way round; or a reply that cannot be believed."""
     charged = getattr(outcome.error, "billed", "unknown") != "no"
     lost = outcome.error is not None and charged != outcome.is_billed
@@ -130,7 +130,7 @@ def test_whatever_happens_rows_are_right_and_the_bill_is_covered(
         result, error = run(one, rows, on_error)
         one.right(result, as_sent(rows, result))
         meter = embedder.meter
-        one.check(certain=not any(map(is_uncertain, script[: meter.requests])))
+        one.check(certain=not any(map(is_unconfirmed, script[: meter.requests])))
         if daily is not None:
             assert one.spent <= daily
         # What the call says it cost is what the books say.

@@ -211,7 +211,7 @@ def test_a_reply_without_some_vectors_keeps_the_others_and_those_are_asked_once_
             assert isinstance(error, InvalidResponse)
         assert one.embedder.meter.requests - before == 1 + len(case.bad)
         assert one.embedder.meter.billed_twice == dict.fromkeys(case.bad, 2)
-        assert result.usage.uncertain_tokens == sum(map(tokens_of, case.bad))
+        assert result.usage.unconfirmed_tokens == sum(map(tokens_of, case.bad))
         one.check()
 
 
@@ -229,7 +229,7 @@ def test_a_text_that_has_its_vector_when_it_is_asked_for_alone_is_no_failure(des
             result = one.embed(rows, on_arrival=arrived.append)
             one.right(result, rows)
             assert [one.rows.tolist() for one in arrived] == [list(range(1, len(rows))), [0]]
-            assert result.usage.uncertain_tokens == 0
+            assert result.usage.unconfirmed_tokens == 0
             one.check()
 
 
@@ -245,7 +245,7 @@ def test_a_search_charges_no_more_than_twice_what_it_began_with(desk, case):
         assert failed >= set(case.bad)
         whole = sum(len(text.encode()) for text in dict.fromkeys(case.rows))
         first = sum(one.embedder.calls[1].texts == call.texts for call in one.embedder.calls)
-        assert result.usage.uncertain_tokens <= (first + 2) * whole
+        assert result.usage.unconfirmed_tokens <= (first + 2) * whole
         if len(case.bad) <= 1:
             assert failed == set(case.bad)
         for row, error in result.errors.items():
@@ -984,6 +984,6 @@ def test_the_bill_of_a_search_is_the_bill_of_the_good_texts(desk):
         result = one.embed(rows, on_error="keep")
         good = [row for row in rows if row != rows[7]]
         assert result.usage.tokens == sum(map(tokens_of, good)) == one.spent
-        assert result.usage.uncertain_tokens == 0
+        assert result.usage.unconfirmed_tokens == 0
         one.limited(10**6)
         one.check()

@@ -351,7 +351,7 @@ def test_a_search_is_charged_no_more_than_twice_what_it_began_with(desk):
         one.engine.sizes.learn_longest(int(0.84 * len(text)))
         result = one.embed([text], on_error="keep")
         assert not result.ok.any()
-        assert 2 * len(text) < result.usage.uncertain_tokens <= 3 * len(text)
+        assert 2 * len(text) < result.usage.unconfirmed_tokens <= 3 * len(text)
         one.check(certain=False)
 
 
