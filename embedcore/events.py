@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RequestSent:
-    """One HTTP attempt is about to leave. ``tokens`` is the amount held for it."""
+    """One HTTP attempt is about to leave. ``tokens`` is the amount reserved for it."""
 
     provider: str
     model: str
@@ -23,8 +23,8 @@ class RequestSent:
 class RequestFinished:
     """One attempt was answered with vectors. ``tokens`` is what was billed, in ``seconds``.
 
-    ``reported``: the provider named the tokens itself. ``exact``: it did, or somebody counted them;
-    otherwise they are the amount held, and at most so many. ``endpoint``: where it was sent,
+    ``reported``: the provider named the tokens itself. ``exact``: it did, or they were counted;
+    otherwise they are the amount reserved, and at most so many. ``endpoint``: where it was sent,
     without credentials.
     """
 
@@ -57,7 +57,7 @@ class RequestFailed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Throttled:
-    """The provider closed the gate: nothing is sent to ``endpoint`` for ``seconds``."""
+    """The provider names a rate limit: nothing is sent to ``endpoint`` for ``seconds``."""
 
     endpoint: str
     seconds: float
@@ -74,7 +74,7 @@ class LimitsLearned:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Reused:
+class Cached:
     """Nothing is sent for these ``texts``: their vectors are cached, or are being embedded
     by another call at this moment."""
 
@@ -84,7 +84,7 @@ class Reused:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StoreProblem:
+class CacheProblem:
     """The cache could not help or keep everything; the call went on without."""
 
     path: str
@@ -92,8 +92,8 @@ class StoreProblem:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Held:
-    """Money was set aside for a call or a batch, before anything of it is sent."""
+class Reserved:
+    """Cost was reserved for a call or a batch, before anything of it is sent."""
 
     scope: str
     tokens: int
@@ -106,8 +106,8 @@ class Held:
 class Settled:
     """What an attempt, or a job of a batch, cost in the end; the sum of all is what was spent.
 
-    ``unconfirmed``: charged without proof that it was billed. An amount below zero takes back such a
-    charge, since what became of it is known by now. ``exact``: somebody counted the tokens;
+    ``unconfirmed``: charged without proof that it was billed. An amount below zero takes back such
+    a charge, since what became of it is known by now. ``exact``: the tokens were counted;
     otherwise they are at most so many.
     """
 
@@ -153,11 +153,11 @@ class LimitNear:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BoundViolated:
-    """The provider billed more than was held: its plugin's count is wrong."""
+    """The provider billed more than was reserved: its plugin's count is wrong."""
 
     provider: str
     model: str
-    held: int
+    reserved: int
     billed: int
 
 
@@ -177,7 +177,7 @@ class BatchChanged:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BatchStray:
+class BatchDuplicate:
     """A remote job that was created a second time, or after it was given up. It was told to stop,
     and what it may cost at most counts as spent."""
 
@@ -189,7 +189,7 @@ class BatchStray:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchStopped:
-    """Somebody else than embedcore cancelled a remote job at the provider. What it had done is
+    """A remote job was cancelled at the provider, and not by embedcore. What it had done is
     collected; ``texts`` of this batch are not sent again until a person says so."""
 
     batch: str
@@ -226,16 +226,16 @@ Event: TypeAlias = (
     | RequestFailed
     | Throttled
     | LimitsLearned
-    | Reused
-    | StoreProblem
-    | Held
+    | Cached
+    | CacheProblem
+    | Reserved
     | Settled
     | Refused
     | BudgetWait
     | LimitNear
     | BoundViolated
     | BatchChanged
-    | BatchStray
+    | BatchDuplicate
     | BatchStopped
     | BatchWaits
     | Progress

@@ -75,7 +75,7 @@ class Lock:
         if _fork.is_near:
             self._let_it_pass()
         if self._lock._is_owned():
-            raise RuntimeError("this lock is already held by this thread")
+            raise RuntimeError("this thread has this lock already")
         self._lock.acquire()
 
     def __exit__(

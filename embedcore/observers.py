@@ -13,11 +13,13 @@ from typing import Any, Final, TextIO
 
 from embedcore.events import (
     BatchChanged,
+    BatchDuplicate,
     BatchStopped,
-    BatchStray,
     BatchWaits,
     BoundViolated,
     BudgetWait,
+    Cached,
+    CacheProblem,
     Event,
     LimitNear,
     LimitsLearned,
@@ -26,8 +28,6 @@ from embedcore.events import (
     Refused,
     RequestFailed,
     RequestFinished,
-    Reused,
-    StoreProblem,
     Throttled,
 )
 from embedcore.provider.registry import notify
@@ -78,7 +78,7 @@ def _(event: RequestFailed) -> None:
 
 @log.register
 def _(event: Throttled) -> None:
-    logger.info("%s closed the gate for %.2f s", event.endpoint or "provider", event.seconds)
+    logger.info("%s: rate limited, waiting %.1f s", event.endpoint or "provider", event.seconds)
 
 
 @log.register
@@ -107,12 +107,12 @@ def _(event: BudgetWait) -> None:
 
 
 @log.register
-def _(event: Reused) -> None:
+def _(event: Cached) -> None:
     logger.info("%s:%s: %d inputs not paid for again", event.provider, event.model, event.texts)
 
 
 @log.register
-def _(event: StoreProblem) -> None:
+def _(event: CacheProblem) -> None:
     logger.warning("cache: %s", event.message)
 
 
@@ -136,11 +136,12 @@ def _(event: Refused) -> None:
 @log.register
 def _(event: BoundViolated) -> None:
     logger.warning(
-        "%s:%s billed %d tokens where %d were held: its count is wrong; more is held from now on",
+        "%s:%s billed %d tokens where %d were reserved: its count is wrong; "
+        "from now on more is reserved",
         event.provider,
         event.model,
         event.billed,
-        event.held,
+        event.reserved,
     )
 
 
@@ -152,7 +153,7 @@ def _(event: BatchChanged) -> None:
 
 
 @log.register
-def _(event: BatchStray) -> None:
+def _(event: BatchDuplicate) -> None:
     logger.warning(
         "Batch %s: created twice, or after it was given up; told to stop. %s, %s count as spent",
         event.job,

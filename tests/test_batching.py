@@ -124,7 +124,7 @@ def test_after_the_process_has_died_the_same_call_goes_on(
     with EmbeddingClient(embedder=embedder, config=config) as client:
         right(client.batch_embed_texts(TEXTS, QUICK), TEXTS)
         (job,) = client.batch_jobs()
-        assert job.status().held_tokens == 0
+        assert job.status().reserved_tokens == 0
     assert len(embedder.batch.service.jobs) == 1
     assert embedder.batch.service.meter.billed_twice == {}
     assert len(list((state_home / "batches").glob("*.db"))) == 1, "nothing of the dead one is left"

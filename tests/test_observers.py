@@ -28,12 +28,13 @@ from embedcore import (
 )
 from embedcore.events import (
     BatchChanged,
+    BatchDuplicate,
     BatchStopped,
-    BatchStray,
     BatchWaits,
     BoundViolated,
     BudgetWait,
-    Held,
+    Cached,
+    CacheProblem,
     LimitNear,
     LimitsLearned,
     Progress,
@@ -41,9 +42,8 @@ from embedcore.events import (
     RequestFailed,
     RequestFinished,
     RequestSent,
-    Reused,
+    Reserved,
     Settled,
-    StoreProblem,
     Throttled,
 )
 from embedcore.observers import ProgressLine, log, shown, with_progress
@@ -108,7 +108,7 @@ EXAMPLES = [
     (
         Throttled(endpoint="https://a.example", seconds=3),
         logging.INFO,
-        "https://a.example closed the gate for 3.00 s",
+        "https://a.example: rate limited, waiting 3.0 s",
     ),
     (
         LimitNear(scope="s", period="day", unit="tokens", used=950, limit=1000),
@@ -122,9 +122,10 @@ EXAMPLES = [
     ),
     (Refused(scope="s", message="nothing was sent"), logging.ERROR, "scope s: nothing was sent"),
     (
-        BoundViolated(provider="p", model="m", held=2, billed=3),
+        BoundViolated(provider="p", model="m", reserved=2, billed=3),
         logging.WARNING,
-        "p:m billed 3 tokens where 2 were held: its count is wrong; more is held from now on",
+        "p:m billed 3 tokens where 2 were reserved: its count is wrong; "
+        "from now on more is reserved",
     ),
     (
         BatchChanged(
@@ -134,7 +135,7 @@ EXAMPLES = [
         "Batch batch_1: in_progress (2/5 complete)",
     ),
     (
-        BatchStray(job="batch_1", scope="s", tokens=1000, picodollars=2 * 10**7),
+        BatchDuplicate(job="batch_1", scope="s", tokens=1000, picodollars=2 * 10**7),
         logging.WARNING,
         "Batch batch_1: created twice, or after it was given up; told to stop. "
         "1,000 tokens, $0.000020 count as spent",
@@ -162,12 +163,12 @@ EXAMPLES = [
         "batch 20261124-1 waits until its budget is raised: not sent",
     ),
     (
-        Reused(provider="p", model="m", texts=3),
+        Cached(provider="p", model="m", texts=3),
         logging.INFO,
         "p:m: 3 inputs not paid for again",
     ),
     (
-        StoreProblem(path="/v/vectors.db", message="/v/vectors.db is empty"),
+        CacheProblem(path="/v/vectors.db", message="/v/vectors.db is empty"),
         logging.WARNING,
         "cache: /v/vectors.db is empty",
     ),
@@ -187,7 +188,7 @@ EXAMPLES = [
         "scope s: waiting for its budget until 2026-11-25 00:00:00+00:00: not sent",
     ),
     (RequestSent(provider="p", model="m", inputs=1, tokens=1, attempt=1), None, ""),
-    (Held(scope="s", tokens=1, picodollars=1), None, ""),
+    (Reserved(scope="s", tokens=1, picodollars=1), None, ""),
     (Settled(scope="s", tokens=1, picodollars=1, unconfirmed=False), None, ""),
     (Progress(done=1, total=2, tokens=3, picodollars=4), None, ""),
 ]
@@ -276,7 +277,7 @@ def test_a_closed_gate_is_one_line(server, everything):
     server.faults.push("rate_limited", retry_after=0.01)
     with EmbeddingClient(config=QUICK) as client:
         client.embed_text("a")
-    assert f"INFO|embedcore|{server.base_url} closed the gate for 0.0" in everything.getvalue()
+    assert f"INFO|embedcore|{server.base_url}: rate limited, waiting 0.0" in everything.getvalue()
 
 
 def lines_at(caplog, level):
@@ -365,7 +366,7 @@ def test_events_tell_the_same_story_as_the_bill():
     assert kinds["RequestSent"] == len(fake.calls) == 7
     assert kinds["RequestFinished"] == 5
     assert kinds["RequestFailed"] == 2
-    assert kinds["Held"] == 1
+    assert kinds["Reserved"] == 1
     settled = [event for event in told if isinstance(event, Settled)]
     assert sum(event.tokens for event in settled) == result.usage.tokens >= fake.billed_tokens
     assert [event.unconfirmed for event in settled].count(True) == 1
@@ -392,7 +393,7 @@ def test_progress_on_a_terminal_is_one_line_written_over():
     for done in (1, 2, 3):
         line(Progress(done=done, total=4, tokens=done * 10, picodollars=done * 10**12))
         now[0] += 0.15
-    line(Held(scope="s", tokens=1, picodollars=1))
+    line(Reserved(scope="s", tokens=1, picodollars=1))
     line(Progress(done=4, total=4, tokens=4000, picodollars=2 * 10**12))
     parts = stream.getvalue().split("\r")[1:]
     assert [part.split(" of")[0] for part in parts] == ["1", "3", "4"]
@@ -471,7 +472,7 @@ def test_a_callable_is_told_of_progress_alone():
     told, heard = [], []
     observe = with_progress(told.append, heard.append)
     progress = Progress(done=1, total=1, tokens=0, picodollars=0)
-    for event in (Held(scope="s", tokens=1, picodollars=1), progress):
+    for event in (Reserved(scope="s", tokens=1, picodollars=1), progress):
         observe(event)
     assert len(told) == 2
     assert heard == [progress]

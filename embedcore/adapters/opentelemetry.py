@@ -18,21 +18,21 @@ from urllib.parse import urlsplit
 
 from embedcore.events import (
     BatchChanged,
+    BatchDuplicate,
     BatchStopped,
-    BatchStray,
     BatchWaits,
     BoundViolated,
     BudgetWait,
-    Held,
+    Cached,
+    CacheProblem,
     LimitNear,
     LimitsLearned,
     Progress,
     Refused,
     RequestFailed,
     RequestFinished,
-    Reused,
+    Reserved,
     Settled,
-    StoreProblem,
     Throttled,
 )
 
@@ -101,12 +101,12 @@ class OpenTelemetryObserver:
             "Tokens that the provider billed for one request",
             explicit_bucket_boundaries_advisory=_TOKENS,
         )
-        self._held = meter.create_counter("embedcore.budget.held", "{token}", "Set aside")
+        self._held = meter.create_counter("embedcore.budget.reserved", "{token}", "Reserved")
         self._settled = meter.create_counter("embedcore.budget.settled", "{token}", "Charged")
         self._cost = meter.create_counter("embedcore.budget.cost", "{USD}", "Charged, in dollars")
         self._refused = meter.create_counter("embedcore.budget.refused", "{call}", "Over a limit")
         self._throttled = meter.create_counter("embedcore.throttled", "s", "Told to wait, in all")
-        self._reused = meter.create_counter("embedcore.reused", "{text}", "Taken from the cache")
+        self._reused = meter.create_counter("embedcore.cached", "{text}", "Taken from the cache")
         self._meter = _Meter(meter)
 
     def __call__(self, event: object) -> None:
@@ -118,9 +118,9 @@ class OpenTelemetryObserver:
                 self._failed(event)
             case Throttled():
                 self._throttled.add(event.seconds, _server(event.endpoint))
-            case Reused():
+            case Cached():
                 self._reused.add(event.texts, _common(event))
-            case Held():
+            case Reserved():
                 self._held.add(event.tokens, _paid(event))
             case Settled():
                 self._charged(event)
@@ -184,11 +184,11 @@ class _Meter:
         self._waits = counter("embedcore.budget.waits", "{wait}", "Waits for a budget")
         self._near = counter("embedcore.budget.near", "{warning}", "Limits that are nearly used up")
         self._under = counter(
-            "embedcore.budget.underestimated", "{token}", "Billed beyond the hold"
+            "embedcore.budget.underestimated", "{token}", "Billed beyond what was reserved"
         )
         self._problems = counter("embedcore.cache.problems", "{problem}", "The cache cannot help")
         self._changes = counter("embedcore.batch.changes", "{change}", "News of batch jobs")
-        self._strays = counter("embedcore.batch.strays", "{job}", "Created twice, told to stop")
+        self._strays = counter("embedcore.batch.duplicates", "{job}", "Created twice, told to stop")
         self._stopped = counter("embedcore.batch.stopped", "{text}", "Cancelled at the provider")
         self._requests = gauge("embedcore.rate_limit.requests", "{request}", "Allowed per minute")
         self._rate = gauge("embedcore.rate_limit.tokens", "{token}", "Allowed per minute")
@@ -209,13 +209,13 @@ class _Meter:
                 named = {"embedcore.period": event.period, "embedcore.unit": event.unit}
                 self._near.add(1, {_SCOPE: event.scope, **named})
             case BoundViolated():
-                self._under.add(event.billed - event.held, _model(event))
-            case StoreProblem():
+                self._under.add(event.billed - event.reserved, _model(event))
+            case CacheProblem():
                 self._problems.add(1)
             case BatchChanged():
                 named = {"embedcore.batch.status": event.status}
                 self._changes.add(1, {_SCOPE: event.scope, **named})
-            case BatchStray():
+            case BatchDuplicate():
                 self._strays.add(1, {_SCOPE: event.scope})
             case BatchStopped():
                 self._stopped.add(event.texts, {_SCOPE: event.scope})
@@ -234,16 +234,16 @@ class _Meter:
             self._rate.set(event.tokens_per_minute, where)
 
 
-def _paid(event: Held | Settled | Refused) -> Attributes:
+def _paid(event: Reserved | Settled | Refused) -> Attributes:
     """Who pays, and for what, as far as the event says it."""
     return {_SCOPE: event.scope, **(_model(event) if event.model else {})}
 
 
-def _model(event: Held | Settled | Refused | BoundViolated) -> Attributes:
+def _model(event: Reserved | Settled | Refused | BoundViolated) -> Attributes:
     return {"gen_ai.provider.name": event.provider, "gen_ai.request.model": event.model}
 
 
-def _common(event: RequestFinished | RequestFailed | Reused) -> Attributes:
+def _common(event: RequestFinished | RequestFailed | Cached) -> Attributes:
     # Not every event names its endpoint.
     return {
         "gen_ai.operation.name": "embeddings",

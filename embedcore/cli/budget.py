@@ -60,11 +60,11 @@ def command(ctx: click.Context, model: str | None, scope: str | None) -> None:
 
 
 @command.command(name="clock")
-@click.option("--repair", is_flag=True, help="Take the books back to this computer's time.")
+@click.option("--repair", is_flag=True, help="Take the state file back to this computer's time.")
 @talking
 @click.pass_obj
 def clock(screen: Screen, repair: bool) -> None:
-    """The time of the books, which never goes back, beside that of this computer.
+    """The time of the state file, which never goes back, beside that of this computer.
 
     A computer whose clock was wrong once leaves them in the future: everything is then counted
     there, until --repair takes them back, on the record.
@@ -77,16 +77,21 @@ def clock(screen: Screen, repair: bool) -> None:
     ahead = max(before - real, 0.0)
     wrong = ahead > CLOCK_TOLERANCE_SECONDS
     screen.json(
-        {"books": _utc(before), "computer": _utc(real), "ahead_seconds": ahead, "repaired": repair}
+        {
+            "state_file": _utc(before),
+            "computer": _utc(real),
+            "ahead_seconds": ahead,
+            "repaired": repair,
+        }
     )
-    screen.result(facts([("books", _utc(before)), ("computer", _utc(real))]))
+    screen.result(facts([("state file", _utc(before)), ("computer", _utc(real))]))
     if repair:
         screen.result(
-            f"taken back by {duration(ahead)}" if ahead else "the books were right already"
+            f"taken back by {duration(ahead)}" if ahead else "the clock was right already"
         )
     elif wrong:
         screen.result(
-            f"the books are {duration(ahead)} ahead. If this computer is right now: "
+            f"the state file is {duration(ahead)} ahead. If this computer is right now: "
             "embedcore budget clock --repair"
         )
 
@@ -96,7 +101,7 @@ def clock(screen: Screen, repair: bool) -> None:
 @talking
 @click.pass_obj
 def recount(screen: Screen, repair: bool) -> int:
-    """Every counter of the books beside what the entries add up to.
+    """Every counter of the state file beside what its entries add up to.
 
     They always agree, unless the file was damaged or altered. --repair believes the entries, on the
     record: that may free money as well as take it away, so look first. Ends with 1 if counters
@@ -149,7 +154,7 @@ def _fields(used: Used, config: Config) -> dict[str, Any]:
         "unit": "tokens" if limit.unit == "tokens" else "picodollars",
         "limit": limit.amount,
         "spent": used.spent,
-        "held": used.held,
+        "reserved": used.held,
         "reserved_for_queries": used.reserved,
         "left": max(used.left, 0),
         "resets_at": used.ends.isoformat() if used.ends else None,

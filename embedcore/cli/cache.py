@@ -264,7 +264,7 @@ def _what_goes(going: dict[str, int], cost: int | None, down_to: int | None) -> 
     price = (
         "what they would cost again is not known"
         if cost is None
-        else f"buying them again would cost about {dollars(cost)}"
+        else f"to embed them again would cost about {dollars(cost)}"
     )
     return f"{about}{plural(sum(going.values()), 'vector')} would be deleted; {price}."
 
@@ -273,5 +273,5 @@ def _agreed(screen: Screen, question: str, *, yes: bool) -> bool:
     if yes:
         return True
     if not screen.interactive:
-        raise click.UsageError(f"{question} Nobody is here to be asked: --yes does it")
+        raise click.UsageError(f"{question} Without a terminal to ask: add --yes")
     return click.confirm(f"{question} Go on?", err=True)

@@ -300,10 +300,10 @@ def _books(database: Database) -> Iterator[Finding]:
     """Whether everything in the file agrees with everything else."""
     found = faults(database)
     for fault in [*map(str, found.counters), *found.others][:_MOST_FAULTS]:
-        yield _state_finding("books", one_line(fault, _LONGEST), "problem")
+        yield _state_finding("counters", one_line(fault, _LONGEST), "problem")
     more = len(found.counters) + len(found.others) - _MOST_FAULTS
     if more > 0:
-        yield _state_finding("books", f"and {more:,} more", "problem")
+        yield _state_finding("counters", f"and {more:,} more", "problem")
     if found.counters:
         yield _state_finding(
             "remedy",
@@ -319,7 +319,7 @@ def _books(database: Database) -> Iterator[Finding]:
             "note",
         )
     if not found.counters and not found.others:
-        yield _state_finding("books", "counters and entries agree")
+        yield _state_finding("counters", "counters and entries agree")
 
 
 def _rates(ledger: Ledger) -> Iterator[Finding]:
@@ -350,8 +350,8 @@ def _batches(ledger: Ledger) -> Iterator[Finding]:
     held = sum(jobs.spent(record).held.cost for record in found)
     yield _state_finding(
         "batches",
-        f"{len(found):,} open, {dollars(held)} held for them: embedcore batch status --watch, or "
-        "embedcore batch resume in a cron job, goes on with them",
+        f"{len(found):,} open, {dollars(held)} reserved for them: embedcore batch status --watch, "
+        "or embedcore batch resume in a cron job, continues them",
     )
     for record in found:
         troubles = [part.trouble for part in jobs.of_batch(record) if part.trouble]
@@ -371,8 +371,8 @@ def _clock(books: float, zone: str) -> Iterator[Finding]:
     if ahead > CLOCK_TOLERANCE_SECONDS:
         yield _state_finding(
             "clock",
-            f"the books are {duration(ahead)} ahead of this computer: everything is counted there. "
-            "If this computer is right: embedcore budget clock --repair",
+            f"the clock of the state file is {duration(ahead)} ahead of this computer: everything "
+            "is counted by it. If this computer is right: embedcore budget clock --repair",
             "problem",
         )
     else:

@@ -63,7 +63,7 @@ def books(
     ledger = open_ledger(config, limits, compare=compare)
     with closing(ledger.database):
         if ledger.database.path is None:
-            raise StorageError("there are no books to show here: see the warning above")
+            raise StorageError("there is no usage to show here: see the warning above")
         yield ledger
 
 

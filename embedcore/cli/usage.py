@@ -35,9 +35,9 @@ def command(screen: Screen, scope: str | None, audit: bool, last: int | None) ->
     """What was spent today, this month and in total: per scope and per model.
 
     Unconfirmed is what was charged without proof that the provider billed it; estimated, what was
-    settled at the amount held because the provider named no figure. Both count as spent. Free by
-    status does not: of these requests only the status of the answer, say 429 from a gateway, says
-    that they were not billed. Each has a column where there is any.
+    settled at the amount reserved because the provider named no figure. Both count as spent. Free
+    by status does not: of these requests only the status of the answer, say 429 from a gateway,
+    says that they were not billed. Each has a column where there is any.
     """
     if last is not None and not audit:
         raise click.UsageError("--last belongs to --audit")
@@ -66,7 +66,7 @@ def _show_windows(screen: Screen, windows: Sequence[Usage], zone: str) -> None:
     if not any(one.requests or one.spent.tokens or one.held.tokens for one in windows):
         screen.result("nothing was spent yet")
         return
-    heads = ("WHEN", "SCOPE", "TOKENS", "COST", "REQUESTS", "HELD TOKENS", "HELD COST")
+    heads = ("WHEN", "SCOPE", "TOKENS", "COST", "REQUESTS", "RESERVED")
     rows = [
         (
             _PERIODS[one.period],
@@ -74,12 +74,11 @@ def _show_windows(screen: Screen, windows: Sequence[Usage], zone: str) -> None:
             f"{one.spent.tokens:,}",
             dollars(one.spent.cost),
             f"{one.requests:,}",
-            f"{one.held.tokens:,}",
-            dollars(one.held.cost),
+            _both(one.held),
         )
         for one in windows
     ]
-    screen.result(table(heads, rows, numbers={2, 3, 4, 5, 6}))
+    screen.result(table(heads, rows, numbers={2, 3, 4, 5}))
     screen.result(f"days and months begin at midnight in {zone}")
 
 
@@ -147,7 +146,7 @@ def _window_fields(one: Usage) -> dict[str, Any]:
         "start": one.start or None,
         "requests": one.requests,
         **_money("spent", one.spent),
-        **_money("held", one.held),
+        **_money("reserved", one.held),
     }
 
 

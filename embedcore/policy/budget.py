@@ -20,7 +20,7 @@ from embedcore.errors import (
     ProviderError,
     StorageError,
 )
-from embedcore.events import BoundViolated, Event, Held, Observer, Progress, Refused, Settled
+from embedcore.events import BoundViolated, Event, Observer, Progress, Refused, Reserved, Settled
 from embedcore.policy.planning import PlannedRequest
 from embedcore.policy.result import Spending
 from embedcore.policy.threads import Stopped
@@ -42,17 +42,17 @@ if TYPE_CHECKING:
 _SHORTEST_LOOK: Final = 0.02
 _LONGEST_LOOK: Final = 0.5
 
-Reserved = TypeVar("Reserved")
+Found = TypeVar("Found")
 
 
 def hold_when_free(
-    hold: Callable[[], Reserved],
+    hold: Callable[[], Found],
     account: Account,
     observe: Observer,
     *,
     pause: Callable[[float], None],
     monotonic: Callable[[], float],
-) -> Reserved:
+) -> Found:
     """What ``hold`` gives, tried again for ``account.wait`` seconds while only loose bounds of
     others forbid it. Raises ``BudgetExceeded``, and observers are told."""
     until = monotonic() + account.wait
@@ -88,9 +88,9 @@ class Account:
     provider: str = ""
     model: str = ""
 
-    def held(self, amount: Amount) -> Held:
+    def held(self, amount: Amount) -> Reserved:
         """What observers are told of money that was set aside."""
-        return Held(
+        return Reserved(
             scope=self.scope,
             tokens=amount.tokens,
             picodollars=amount.cost,
@@ -247,7 +247,7 @@ class CallBudget:
                 BoundViolated(
                     provider=self._info.provider,
                     model=self._info.model,
-                    held=held.tokens,
+                    reserved=held.tokens,
                     billed=actual.tokens,
                 )
             )
@@ -362,7 +362,7 @@ class CallBudget:
                 self._account.ledger.give_back(first, note="never sent")
             self._account.ledger.close(grant)
         except StorageError as error:
-            logger.warning("what the call had set aside stays held until it expires: %s", error)
+            logger.warning("what the call had reserved stays so until it expires: %s", error)
 
     def price(self, tokens: int) -> Amount:
         price = self._info.price

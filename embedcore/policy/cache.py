@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from embedcore.errors import StorageError, StorageFull
-from embedcore.events import Observer, StoreProblem
+from embedcore.events import CacheProblem, Observer
 from embedcore.forksafe import in_child
 from embedcore.storage.keys import Keys, Origin
 
@@ -308,7 +308,7 @@ class VectorCache:
         self._tell(f"{trouble}. Until then new vectors are not kept, and would be billed again")
 
     def _tell(self, message: str) -> None:
-        self._observe(StoreProblem(path=str(self.store.path), message=message))
+        self._observe(CacheProblem(path=str(self.store.path), message=message))
 
 
 def room_for(vectors: int, width: int) -> int:

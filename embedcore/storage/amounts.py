@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Final, Literal, TypeAlias
 
 from embedcore.errors import BudgetExceeded, ConfigurationError
@@ -16,6 +17,11 @@ ALL_SCOPES: Final = "*"
 _LARGEST: Final = 2**63 - 1
 
 
+def exact_dollars(picodollars: int) -> str:
+    """Every digit of an amount, for messages in which two amounts are compared."""
+    return f"${Decimal(picodollars).scaleb(-12):,f}"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Amount:
     """Tokens, and what they cost in picodollars."""
@@ -26,8 +32,8 @@ class Amount:
     def __post_init__(self) -> None:
         if not (0 <= self.tokens <= _LARGEST and 0 <= self.cost <= _LARGEST):
             raise ConfigurationError(
-                f"an amount of {self.tokens} tokens and {self.cost} picodollars cannot be right: "
-                "check the texts' sizes and the model's price"
+                f"an amount of {self.tokens} tokens and {exact_dollars(self.cost)} cannot be "
+                "right: check the texts' sizes and the model's price"
             )
 
     def of(self, unit: Unit) -> int:

@@ -80,13 +80,13 @@ class Used:
         limit, show = self.limit, _shown[self.limit.unit]
         whom = "all scopes" if limit.scope == ALL_SCOPES else f"scope {limit.scope!r}"
         period = "in total" if limit.period == "total" else f"per {limit.period}"
-        kept = f", {show(self.reserved)} reserved for queries" if self.reserved else ""
+        kept = f", {show(self.reserved)} kept for queries" if self.reserved else ""
         ends = self.ends
         when = f"it resets at {ends:%Y-%m-%d %H:%M} UTC" if ends else "it never resets"
         return (
             f"not sent: {up_to}{show(asked)} would be needed, and of {show(limit.amount)} {period} "
             f"for {whom} {show(max(self.left, 0))} are left ({show(self.spent)} spent, "
-            f"{show(self.held)} held{kept}); {when}. Send less, wait, or raise the limit"
+            f"{show(self.held)} reserved{kept}); {when}. Send less, wait, or raise the limit"
         )
 
 

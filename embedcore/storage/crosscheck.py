@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from embedcore.storage import grants as entries
-from embedcore.storage.amounts import ALL_SCOPES, Amount
+from embedcore.storage.amounts import ALL_SCOPES, Amount, exact_dollars
 from embedcore.storage.calendar import PERIODS, Period, window_start
 
 if TYPE_CHECKING:
@@ -296,7 +296,7 @@ def _list(windows: Iterable[int]) -> str:
 
 
 def _shown(counter: str, number: int) -> str:
-    return f"{number:,} picodollars" if counter.startswith("cost") else f"{number:,}"
+    return exact_dollars(number) if counter.startswith("cost") else f"{number:,}"
 
 
 def _sums() -> Sums:

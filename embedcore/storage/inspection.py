@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from embedcore.storage import crosscheck
-from embedcore.storage.amounts import ALL_SCOPES
+from embedcore.storage.amounts import ALL_SCOPES, exact_dollars
 from embedcore.storage.calendar import PERIODS
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ _IMPOSSIBLE: Final = {
         "(actual_tokens IS NULL OR actual_cost IS NULL OR ended IS NULL)"
     ),
     # But for those of calls, whose texts may be counted only then: they have a lease.
-    "was charged with another amount than was held": (
+    "was charged with another amount than was reserved": (
         "(state = 'recorded' OR (state = 'charged' AND lease IS NULL)) AND "
         "(actual_tokens, actual_cost) <> (tokens, cost)"
     ),
@@ -126,7 +126,7 @@ def _money_of_batches(connection: sqlite3.Connection) -> Iterator[str]:
         'WHERE b."grant" IS NOT NULL AND (g.id IS NULL OR g.lease IS NOT NULL)'
     ).fetchall()
     for (name,) in rows:
-        yield f"batch {name}: its money is not held any more"
+        yield f"batch {name}: its cost is not reserved any more"
 
 
 def _parts(connection: sqlite3.Connection) -> Iterator[str]:
@@ -147,8 +147,9 @@ def _parts(connection: sqlite3.Connection) -> Iterator[str]:
             yield f"part {part} of a batch is {state}, and its money is {attempt or 'not sent'}"
         elif amount != [left + sent, left_cost + sent_cost]:
             yield (
-                f"part {part} of a batch needs {amount[0]:,} tokens and {amount[1]:,} picodollars, "
-                f"and {left + sent:,} and {left_cost + sent_cost:,} are held for it"
+                f"part {part} of a batch needs {amount[0]:,} tokens and "
+                f"{exact_dollars(amount[1])}, and {left + sent:,} and "
+                f"{exact_dollars(left_cost + sent_cost)} are reserved for it"
             )
 
 

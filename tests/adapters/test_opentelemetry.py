@@ -40,13 +40,14 @@ from embedcore import (  # noqa: E402
 from embedcore.adapters.opentelemetry import OpenTelemetryObserver  # noqa: E402
 from embedcore.events import (  # noqa: E402
     BatchChanged,
+    BatchDuplicate,
     BatchStopped,
-    BatchStray,
     BatchWaits,
     BoundViolated,
     BudgetWait,
+    Cached,
+    CacheProblem,
     Event,
-    Held,
     LimitNear,
     LimitsLearned,
     Progress,
@@ -54,9 +55,8 @@ from embedcore.events import (  # noqa: E402
     RequestFailed,
     RequestFinished,
     RequestSent,
-    Reused,
+    Reserved,
     Settled,
-    StoreProblem,
     Throttled,
 )
 from embedcore.testing import FakeEmbedder, FakeOpenAI, vectors_of  # noqa: E402
@@ -306,7 +306,7 @@ def test_the_budget_is_counted_by_scope(connect, server, telemetry):
             client.embed_texts([f"text number {number}"])
     billed = server.meter.billed_tokens
     assert telemetry.total("embedcore.budget.settled", scope="team", unconfirmed=False) == billed
-    assert telemetry.total("embedcore.budget.held", scope="team") >= billed > 0
+    assert telemetry.total("embedcore.budget.reserved", scope="team") >= billed > 0
     assert telemetry.total("embedcore.budget.refused", scope="team") == 1
     assert telemetry.total("embedcore.budget.cost") == pytest.approx(billed * 0.02e-6)
 
@@ -337,7 +337,7 @@ def test_a_batch_costs_what_it_cost(server, canary, telemetry, tmp_path):
     billed = server.batches.meter.billed_tokens
     assert billed > 0
     assert telemetry.total("embedcore.budget.settled", scope="team", unconfirmed=False) == billed
-    assert telemetry.total("embedcore.budget.held", scope="team") >= billed
+    assert telemetry.total("embedcore.budget.reserved", scope="team") >= billed
     assert telemetry.total("embedcore.budget.cost") == pytest.approx(billed * 0.01e-6)
     (settled,) = telemetry.read()["embedcore.budget.settled"]
     assert settled.attributes["gen_ai.request.model"] == MODEL
@@ -366,12 +366,12 @@ def test_every_event_reaches_it(telemetry):
         "waits": BudgetWait(scope="s", until=moment, message="later"),
         "batch waits": BatchWaits(batch="b", scope="s", until=None, message="later"),
         "near": LimitNear(scope="s", period="day", unit="tokens", used=9, limit=10),
-        "underestimated": BoundViolated(held=3, billed=10, **who),
-        "problems": StoreProblem(path="/secret/place", message="full of secrets"),
+        "underestimated": BoundViolated(reserved=3, billed=10, **who),
+        "problems": CacheProblem(path="/secret/place", message="full of secrets"),
         "changes": BatchChanged(
             job="j", status="completed", completed=2, failed=0, total=2, scope="s"
         ),
-        "strays": BatchStray(job="j", scope="s", tokens=3, picodollars=4),
+        "duplicates": BatchDuplicate(job="j", scope="s", tokens=3, picodollars=4),
         "stopped": BatchStopped(batch="b", job="j", texts=6, scope="s"),
         "limits": LimitsLearned(
             endpoint="https://host/v1", model="m", requests_per_minute=60, tokens_per_minute=None
@@ -387,13 +387,22 @@ def test_every_event_reaches_it(telemetry):
         "embedcore.budget.underestimated": [7],
         "embedcore.cache.problems": [1],
         "embedcore.batch.changes": [1],
-        "embedcore.batch.strays": [1],
+        "embedcore.batch.duplicates": [1],
         "embedcore.batch.stopped": [6],
         "embedcore.rate_limit.requests": [60],
         "embedcore.progress.done": [3],
     }
     assert "secret" not in telemetry.exported()
-    known = {RequestSent, RequestFinished, RequestFailed, Throttled, Reused, Held, Settled, Refused}
+    known = {
+        RequestSent,
+        RequestFinished,
+        RequestFailed,
+        Throttled,
+        Cached,
+        Reserved,
+        Settled,
+        Refused,
+    }
     assert known | {type(event) for event in events.values()} == set(get_args(Event))
 
 
@@ -454,8 +463,8 @@ def test_the_server_is_named_where_it_is_known(telemetry, endpoint, address, por
 
 def test_what_was_reused_is_counted(telemetry):
     for texts in (2, 3):
-        telemetry.observer(Reused(provider="openai", model=MODEL, texts=texts))
-    (point,) = telemetry.read()["embedcore.reused"]
+        telemetry.observer(Cached(provider="openai", model=MODEL, texts=texts))
+    (point,) = telemetry.read()["embedcore.cached"]
     assert (point.value, dict(point.attributes)) == (5, COMMON)
     assert telemetry.spans == ()
 

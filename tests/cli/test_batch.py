@@ -130,13 +130,13 @@ def test_what_is_damaged_is_submitted_again(cli, server, submitted, texts_file):
 def test_what_is_charged_is_what_was_shown(cli, server, submitted):
     plan = cli("batch", "submit", "texts.jsonl", "--dry-run", "--json", "-m", SMALL).json["plan"]
     assert plan["joins"] == submitted
-    shown = cli("batch", "status", submitted, "--json").json["batches"][0]["held_picodollars"]
+    shown = cli("batch", "status", submitted, "--json").json["batches"][0]["reserved_picodollars"]
     finish(server)
     (done,) = cli("batch", "status", submitted, "--json").json["batches"]
     billed = server.batches.meter
     price = Decimal("0.01") * PICODOLLARS_PER_DOLLAR / 10**6
     assert done["picodollars"] == billed.billed_tokens * price
-    assert done["held_picodollars"] == 0
+    assert done["reserved_picodollars"] == 0
     assert shown > 0
     assert (billed.billed_texts.total(), server.meter.billed_texts.total()) == (30, 0)
 

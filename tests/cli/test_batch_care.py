@@ -101,7 +101,7 @@ def test_forget_works_while_the_provider_is_gone(cli, server, submit):
     assert cli("batch", "forget", name, "--yes").code == 0
     assert len(server.requests) == requests
     spent = cli("usage", "--json").json["scopes"][0]
-    assert (spent["held_tokens"], spent["spent_tokens"]) == (0, 40), "it may have been billed"
+    assert (spent["reserved_tokens"], spent["spent_tokens"]) == (0, 40), "it may have been billed"
 
 
 # Resuming
@@ -287,7 +287,7 @@ def test_what_somebody_cancelled_waits_until_a_person_says_so(cli, server, submi
         assert f"--resubmit-cancelled {name}" in run.err
     status = cli("batch", "status", name)
     assert status.code == 1
-    assert "stopped    3 texts of a job that somebody cancelled" in status.out
+    assert "stopped    3 texts of a job that was cancelled at the provider" in status.out
     assert f"--resubmit-cancelled {name}" in status.out
     assert cli("batch", "status", name, "--json").json["batches"][0]["stopped"] == 3
     fetched = cli("batch", "fetch", name, "-o", "v.jsonl")
@@ -312,7 +312,7 @@ def test_parts_that_nobody_waits_for_are_still_ended(cli, server, submit):
     server.batches.end_cancel(server.batches.jobs[0].id)
     assert cli("batch", "resume").code == 0
     assert states(cli) == {name: "cancelled"}
-    assert cli("usage", "--json").json["scopes"][0]["held_tokens"] == 0
+    assert cli("usage", "--json").json["scopes"][0]["reserved_tokens"] == 0
 
 
 # Clearing away
@@ -427,7 +427,7 @@ def test_the_doctor_tells_of_open_batches(cli, server, submit):
     name = submit(10)
     run = cli("doctor")
     assert run.code == 0, run.out
-    assert "1 open, $0.00000040 held for them" in run.out
+    assert "1 open, $0.00000040 reserved for them" in run.out
     server.faults.always("status", status=401, path="/v1/batches/{id}")
     cli("batch", "resume")
     assert name in cli("doctor").out

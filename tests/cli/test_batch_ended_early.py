@@ -148,5 +148,5 @@ def goes_on(cli, server, path, rows, read_output):
         assert cli("batch", "fetch", name, "-o", "v.jsonl", "--json").json["written"] == rows
     assert [row["id"] for row in read_output(Path("v.jsonl"))] == [f"row-{n}" for n in range(rows)]
     assert server.batches.meter.billed_texts.total() == rows, "nothing is paid twice"
-    held = json.loads(cli("usage", "--json").out)["scopes"][0]["held_tokens"]
+    held = json.loads(cli("usage", "--json").out)["scopes"][0]["reserved_tokens"]
     assert held == 0

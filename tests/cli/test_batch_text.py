@@ -36,8 +36,8 @@ RUNNING = BatchReport(
     blocked=None,
     jobs=(),
     usage=Spending(),
-    held_tokens=0,
-    held_picodollars=0,
+    reserved_tokens=0,
+    reserved_picodollars=0,
     created=datetime(2026, 11, 24, tzinfo=UTC),
     ended=None,
 )

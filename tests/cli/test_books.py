@@ -25,7 +25,7 @@ def alter(cli, server, state_home):
 
 
 def books(run):
-    return [one for one in run.json["findings"] if one["name"] == "books"]
+    return [one for one in run.json["findings"] if one["name"] == "counters"]
 
 
 @pytest.mark.case("C6")
@@ -73,7 +73,7 @@ def test_a_counter_of_what_is_held_stops_everything_that_sends(cli, server, alte
     assert cli("embed", "-c", "three").code == 0
     assert cli("doctor").code == 0
     usage = cli("usage", "--json").json["scopes"]
-    assert {one["held_tokens"] for one in usage} == {0}
+    assert {one["reserved_tokens"] for one in usage} == {0}
     assert {one["spent_tokens"] for one in usage} == {server.meter.billed_tokens}
 
 
@@ -97,14 +97,14 @@ def test_after_a_kill_nothing_is_shown_as_held(held_server, texts_file, cli, beg
     run = begun("embed", "texts.jsonl", "-o", "out.jsonl")
     server.wait_for(3)
     before = {one["period"]: one for one in cli("usage", "--json").json["scopes"]}
-    assert before["day"]["held_tokens"] > 0
+    assert before["day"]["reserved_tokens"] > 0
     run.send_signal(signal.SIGKILL)
     run.wait(timeout=120)
     run.communicate()
     report = cli("usage", "--json").json
-    assert {one["held_tokens"] for one in report["scopes"]} == {0}
+    assert {one["reserved_tokens"] for one in report["scopes"]} == {0}
     (model,) = [one for one in report["models"] if one["period"] == "total"]
-    assert 0 < model["unconfirmed_tokens"] <= before["day"]["held_tokens"]
+    assert 0 < model["unconfirmed_tokens"] <= before["day"]["reserved_tokens"]
     assert cli("doctor").code == 0
 
 

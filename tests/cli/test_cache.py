@@ -104,7 +104,7 @@ def test_nothing_is_pruned_without_saying_which(cli, bought):
 def test_without_a_terminal_pruning_needs_yes_and_says_what_it_costs(cli, bought):
     run = cli("cache", "prune", "--all")
     assert run.code == 2
-    assert "40 vectors would be deleted; buying them again would cost about $0.0" in run.err
+    assert "40 vectors would be deleted; to embed them again would cost about $0.0" in run.err
     assert "--yes" in run.err
     assert sum(cli("cache", "--json").json["vectors"].values()) == 40
     done = cli("cache", "prune", "--all", "--yes")

@@ -296,7 +296,7 @@ def test_nothing_is_found_wrong_in_them(
     assert main(["budget", "recount"]) == 0
     main(["doctor", "--json"])
     found = json.loads(capsys.readouterr().out.split("\n", 1)[1])["findings"]
-    assert [one["value"] for one in found if one["name"] == "books"] == [
+    assert [one["value"] for one in found if one["name"] == "counters"] == [
         "counters and entries agree"
     ]
 

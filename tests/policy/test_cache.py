@@ -10,7 +10,7 @@ from collections import namedtuple
 import pytest
 
 from embedcore.errors import StorageBusy, StorageCorrupt, StorageFull
-from embedcore.events import StoreProblem
+from embedcore.events import CacheProblem
 from embedcore.policy.cache import VectorCache
 from embedcore.storage.keys import Keys, Origin
 from embedcore.storage.vectors import VectorStore
@@ -73,7 +73,7 @@ class Desk:
 
     @property
     def messages(self):
-        assert all(isinstance(event, StoreProblem) for event in self.told)
+        assert all(isinstance(event, CacheProblem) for event in self.told)
         return [event.message for event in self.told]
 
 

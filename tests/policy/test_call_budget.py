@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from embedcore.errors import ConfigurationError, OutcomeUnknown, RateLimited, TokenBudgetExceeded
-from embedcore.events import Held, LimitNear, Refused, Settled
+from embedcore.events import LimitNear, Refused, Reserved, Settled
 from embedcore.policy.budget import Account, CallBudget
 from embedcore.policy.planning import PlannedRequest
 from embedcore.policy.threads import Pause, Stopped
@@ -97,7 +97,7 @@ def test_the_whole_call_is_held_at_once_and_moved_request_by_request(till):
     one.budget.close()
     assert (one.held, one.spent) == (0, 7)
     assert one.budget.spending.requests == 1
-    assert [event.tokens for event in one.told(Held)] == [30]
+    assert [event.tokens for event in one.told(Reserved)] == [30]
     assert [event.tokens for event in one.told(Settled)] == [7]
 
 

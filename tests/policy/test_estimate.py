@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from embedcore import EmbeddingClient
 from embedcore.errors import BudgetExceeded, ConfigurationError
-from embedcore.events import StoreProblem
+from embedcore.events import CacheProblem
 from embedcore.provider.types import Price
 from embedcore.storage.keys import Keys
 from embedcore.testing import FakeEmbedder
@@ -182,7 +182,7 @@ def test_a_cache_that_cannot_be_read_makes_nothing_free(shop, home):
     told = []
     client = shop(observers=[told.append])
     assert client.plan(TEXTS).to_embed == len(TEXTS)
-    assert [event for event in told if isinstance(event, StoreProblem)]
+    assert [event for event in told if isinstance(event, CacheProblem)]
 
 
 @pytest.mark.case("C9")

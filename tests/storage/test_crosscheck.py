@@ -13,7 +13,7 @@ import pytest
 
 from embedcore.errors import StorageCorrupt
 from embedcore.storage import crosscheck, usage
-from embedcore.storage.amounts import Amount
+from embedcore.storage.amounts import Amount, exact_dollars
 from embedcore.storage.batches import BatchAccount, Batches, BatchRecord, Wanted
 from embedcore.storage.cutting import Cut, Cutter
 from embedcore.storage.database import SPENDING, Database, driver
@@ -269,8 +269,8 @@ def test_the_error_names_window_unit_and_both_amounts(file: File) -> None:
     message = str(error.value)
     for part in (
         "cost held of the queries of scope 't' in the month 2026-01",
-        f"the counter says {held[0] + 1234567:,} picodollars",
-        f"add up to {held[0]:,} picodollars",
+        f"the counter says {exact_dollars(held[0] + 1234567)}",
+        f"add up to {exact_dollars(held[0])}",
         "Nothing was sent",
     ):
         assert part in message

@@ -103,7 +103,7 @@ def test_what_is_too_much_alone_goes_alone(desk: Desk) -> None:
 def test_money_that_is_not_held_any_more_sends_nothing(desk: Desk) -> None:
     with desk.ledger.database.transaction() as connection:
         connection.execute('DELETE FROM "grant"')
-    with pytest.raises(StorageCorrupt, match="not held any more"):
+    with pytest.raises(StorageCorrupt, match="not reserved any more"):
         desk.ask()
     assert desk.jobs.again(desk.part).state == "planned"
 

@@ -75,8 +75,10 @@ def _require_open(report: BatchReport) -> None:
 
 def _question(report: BatchReport) -> str:
     texts = plural(report.texts - report.stored - report.failed, "text")
-    held = f" Of the {dollars(report.held_picodollars)} held for it, what may have been billed "
-    money = f"{held}counts as spent." if report.held_tokens else ""
+    money = ""
+    if report.reserved_tokens:
+        reserved = dollars(report.reserved_picodollars)
+        money = f" Of the {reserved} reserved for it, what may have been billed counts as spent."
     return f"Batch {report.id} would end with {texts} without a vector.{money}"
 
 
@@ -84,7 +86,7 @@ def _agreed(screen: Screen, question: str, *, yes: bool) -> bool:
     if yes:
         return True
     if not screen.interactive:
-        raise click.UsageError(f"{question} Nobody is here to be asked: --yes does it")
+        raise click.UsageError(f"{question} Without a terminal to ask: add --yes")
     return click.confirm(f"{question} Go on?", err=True)
 
 

@@ -78,7 +78,7 @@ interval_option = click.option(
 
 _CODES: Final = (
     "\b\nExit codes: 0 it ended and every row has its vector, 1 it ended otherwise or cannot go on,"
-    "\n3 it waits for the budget, 4 it has not ended yet; the others as in embedcore --help."
+    "\n3 it waits for the budget, 4 it has not ended yet. The others are in embedcore --help."
 )
 
 
@@ -176,7 +176,7 @@ def status(
 @talking
 @click.pass_obj
 def listing(screen: Screen, everything: bool) -> None:
-    """The batches of every model and scope, as they are written down. Asks nobody."""
+    """The batches of every model and scope, as they are written down. Asks nothing."""
     from embedcore.cli.batch.status import show_list
 
     show_list(screen, everything=everything)
@@ -227,7 +227,7 @@ def fetch(screen: Screen, /, **given: Any) -> int:
 @talking
 @click.pass_obj
 def cancel(screen: Screen, name: str, model: str | None) -> int:
-    """Send nothing more of a batch, and stop what nobody else waits for.
+    """Cancel a batch: send nothing more, and stop jobs that no other batch waits for.
 
     What was done by then is paid, and is still collected: look with status, then fetch.
     """
@@ -263,7 +263,7 @@ def forget(screen: Screen, name: str, model: str | None, yes: bool) -> int:
     "--resubmit-cancelled",
     metavar="ID",
     callback=batch_id,
-    help="Send again what somebody cancelled at the provider.",
+    help="Send again what was cancelled at the provider.",
 )
 @client_option
 @quiet_option

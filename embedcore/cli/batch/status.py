@@ -148,7 +148,10 @@ def _lines(report: BatchReport, next_try: datetime | None) -> Iterator[tuple[str
         if report.to_submit:
             yield "waiting", f"{plural(report.to_submit, 'text')} to be submitted"
         if report.stopped:
-            yield "stopped", f"{plural(report.stopped, 'text')} of a job that somebody cancelled"
+            yield (
+                "stopped",
+                f"{plural(report.stopped, 'text')} of a job that was cancelled at the provider",
+            )
     yield from _jobs(report.jobs)
     if report.blocked:
         yield "blocked", one_line(report.blocked, _LONGEST)
@@ -197,8 +200,8 @@ def _phase(job: RemoteJob) -> str:
 def _cost(report: BatchReport) -> str:
     usage = report.usage
     parts = [f"{dollars(usage.picodollars)} for {tokens(usage.tokens, exact=usage.exact)}"]
-    if report.held_tokens:
-        parts.append(f"{dollars(report.held_picodollars)} held")
+    if report.reserved_tokens:
+        parts.append(f"{dollars(report.reserved_picodollars)} reserved")
     if usage.unconfirmed_tokens:
         unconfirmed = dollars(usage.unconfirmed_picodollars)
         parts.append(f"of that {unconfirmed} unconfirmed: it may not have been billed")
@@ -246,7 +249,7 @@ def _row(report: BatchReport) -> tuple[str, ...]:
         f"{report.rows:,}",
         done,
         f"{report.failed:,}",
-        dollars(report.usage.picodollars + report.held_picodollars),
+        dollars(report.usage.picodollars + report.reserved_picodollars),
         report.model,
         report.scope,
         f"{report.created:%Y-%m-%d %H:%M}",

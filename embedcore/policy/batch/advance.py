@@ -112,7 +112,7 @@ def _abandon(context: BatchContext, part: Part) -> None:
         context.steps.dissolve(owned)
         return
     named = f" Its job {owned.job} may go on" if owned.job else ""
-    logger.warning("part %d is given up: what was held for it counts as spent.%s", part.id, named)
+    logger.warning("part %d is given up: its reserved cost counts as spent.%s", part.id, named)
     ended = Ended(actual=None, note="forgotten by hand", counts=False)
     context.tell(*context.steps.end(owned, ended))
 
@@ -178,9 +178,9 @@ def _stopped(batch: BatchRecord, counts: Counts) -> EmbeddingError:
     """What only a person can decide: whether to send again what somebody else cancelled."""
     return PermanentProviderError(
         f"{counts.stopped} texts of batch {batch.name} are not sent again, since their job was "
-        "cancelled at the provider: embedcore batch resume --resubmit-cancelled "
-        f"{batch.name}, or resubmit_cancelled() of the job, sends them again; embedcore batch "
-        f"cancel {batch.name} ends it without them",
+        f"cancelled at the provider. To send them: embedcore batch resume --resubmit-cancelled "
+        f"{batch.name}, or resubmit_cancelled() of the job. To end it without them: embedcore "
+        f"batch cancel {batch.name}",
         billed="no",
     )
 

@@ -212,7 +212,7 @@ class Found:
     def events(self, part: Part, actual: Amount | None) -> Iterator[Event]:
         if actual is not None and actual.tokens > part.tokens:
             yield BoundViolated(
-                provider=self.provider, model=self.model, held=part.tokens, billed=actual.tokens
+                provider=self.provider, model=self.model, reserved=part.tokens, billed=actual.tokens
             )
 
 

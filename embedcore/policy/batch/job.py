@@ -145,7 +145,7 @@ class BatchJob:
         return blocks_of(self._context, self.record, size)
 
     def cancel(self) -> BatchReport:
-        """Send nothing more, and stop what nobody else waits for.
+        """Send nothing more, and stop jobs that no other batch waits for.
 
         What was done is still collected, and paid: call ``wait`` to see the end of it.
         """

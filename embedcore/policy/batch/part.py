@@ -29,7 +29,7 @@ from embedcore.errors import (
     StorageError,
     TransientProviderError,
 )
-from embedcore.events import BatchChanged, BatchStray
+from embedcore.events import BatchChanged, BatchDuplicate
 from embedcore.policy.batch.ending import Ending
 from embedcore.provider.batchstates import is_stopping
 from embedcore.provider.types import BatchItem
@@ -149,7 +149,7 @@ class Adopter:
     def _tell_of_stray(self, part: Part, jobs: list[FoundJob]) -> None:
         for job in jobs:
             self._context.tell(
-                BatchStray(
+                BatchDuplicate(
                     job=job.id,
                     scope=self._context.pool.scope,
                     tokens=part.tokens,
@@ -247,7 +247,7 @@ class Asker:
             if error.billed == "no":
                 return self._not_created(part, error)
             logger.warning(
-                "Batch part %d: nobody can say whether its job was created (%s); it is looked for",
+                "Batch part %d: whether its job was created is not known (%s); it is looked for",
                 part.id,
                 error,
             )
@@ -552,5 +552,5 @@ class PartWork:
         actual = None if status.tokens is None else priced(status.tokens, part.price)
         if status.state == "failed" and not status.completed:
             actual = Amount()
-        self._context.tell(*self._steps.end(part, Ended(actual=actual, note="stray job ended")))
+        self._context.tell(*self._steps.end(part, Ended(actual=actual, note="surplus job ended")))
         return replace(part, state="done")

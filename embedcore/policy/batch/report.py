@@ -53,7 +53,8 @@ class BatchReport:
       else cancelled at the provider: ``BatchJob.resubmit_cancelled`` sends them again.
     - ``done``: texts with an outcome, and those that the provider says are done.
     - ``blocked``: why nothing new is sent, or None.
-    - ``usage``: what it cost so far; ``held_tokens``, ``held_picodollars``: set aside for it.
+    - ``usage``: what it cost so far; ``reserved_tokens``, ``reserved_picodollars``: for what is
+      not settled.
     """
 
     id: str
@@ -72,8 +73,8 @@ class BatchReport:
     blocked: str | None
     jobs: tuple[RemoteJob, ...]
     usage: Spending
-    held_tokens: int
-    held_picodollars: int
+    reserved_tokens: int
+    reserved_picodollars: int
     created: datetime
     ended: datetime | None
 
@@ -114,8 +115,8 @@ def report_of(context: BatchContext, batch: BatchRecord) -> BatchReport:
             unconfirmed_picodollars=spent.unconfirmed.cost,
             exact=spent.reported,
         ),
-        held_tokens=spent.held.tokens,
-        held_picodollars=spent.held.cost,
+        reserved_tokens=spent.held.tokens,
+        reserved_picodollars=spent.held.cost,
         created=as_datetime(batch.created),
         ended=None if batch.ended is None else as_datetime(batch.ended),
     )

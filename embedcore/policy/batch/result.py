@@ -78,8 +78,8 @@ def failure(batch: BatchRecord, jobs: Sequence[str], result: EmbeddingResult) ->
     where = "" if batch.has_ended else ", which has not ended yet"
     return BatchEmbeddingFailed(
         f"{len(failures)} of {batch.rows} rows of batch {batch.name}{where} have no vector; the "
-        f"first is {failures[row]}. What did arrive is in .result, every reason in .failures; to "
-        "submit the same texts again pays only for what is missing",
+        f"first is {failures[row]}. Results received so far are in .result, every reason in "
+        ".failures; to submit the same texts again pays only for what is missing",
         jobs=jobs,
         failures=failures,
         result=result,

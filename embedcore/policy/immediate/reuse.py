@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from embedcore.events import Reused
+from embedcore.events import Cached
 from embedcore.policy.cache import Follower
 from embedcore.storage.keys import Keys, Origin
 
@@ -91,7 +91,7 @@ class Reuse:
         reused = len(theirs) + len(found)
         if reused:
             engine.observe(
-                Reused(provider=engine.info.provider, model=engine.info.model, texts=reused)
+                Cached(provider=engine.info.provider, model=engine.info.model, texts=reused)
             )
         missing = [index for index in mine if index not in found]
         if missing:

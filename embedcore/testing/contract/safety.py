@@ -48,7 +48,7 @@ class SafetyContract(ContractBase):
         if isinstance(error, TransientProviderError) and error.retry_after is not None:
             wait = error.retry_after
             assert math.isfinite(wait), f"error.retry_after is {wait}"
-            assert wait >= 0, f"error.retry_after is {wait}: nobody can wait for that"
+            assert wait >= 0, f"error.retry_after is {wait}: no caller can wait for that"
 
     def test_secret_is_not_shown(
         self,

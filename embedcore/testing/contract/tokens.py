@@ -107,7 +107,7 @@ class TokensContract(ContractBase):
             count, most = embedder.tokenizer.count([text])[0], factor * len(text.encode())
             assert count <= most, (
                 f"{text[:40]!r} counts {count} tokens, more than the {most} that its UTF-8 bytes "
-                f"allow: money is set aside by bytes, so raise info.tokens_per_byte, or put what "
+                f"allow: cost is reserved by bytes, so raise info.tokens_per_byte, or put what "
                 f"every text has on top into info.overhead_tokens_per_text"
             )
 
@@ -152,7 +152,7 @@ class TokensContract(ContractBase):
             return False
         assert tokens <= counted, (
             f"{name}: {tokens} tokens were billed and the tokenizer counts {counted} (overhead "
-            f"included): a count must never be too low, since that much money is set aside"
+            f"included): a count must never be too low, since that much is reserved"
         )
         assert tokens == counted or not embedder.tokenizer.exact, (
             f"{name}: {tokens} tokens were billed and the tokenizer, which calls itself exact, "

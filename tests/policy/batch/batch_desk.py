@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from embedcore import EmbeddingClient
-from embedcore.events import Event, Held, Settled
+from embedcore.events import Event, Reserved, Settled
 from embedcore.policy.batch.job import BatchJob
 from embedcore.provider.types import BatchOutcome
 from embedcore.storage import usage
@@ -135,7 +135,7 @@ class BatchDesk:
         assert sum(one.tokens for one in settled) == spent.tokens
         assert sum(one.picodollars for one in settled) == spent.cost
         info = self.embedder.info
-        names = {(one.provider, one.model) for one in [*settled, *self.told(Held)]}
+        names = {(one.provider, one.model) for one in [*settled, *self.told(Reserved)]}
         assert names <= {(info.provider, info.model)}
 
     @property

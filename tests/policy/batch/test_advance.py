@@ -164,7 +164,11 @@ def test_abandoning_ends_it_at_once_and_counts_what_is_unconfirmed_as_spent(
     assert report.state == "abandoned"
     assert len(batch_desk.strategy.calls) == calls, "nobody is asked"
     # Three texts were in a job, which may go on; the fourth was not sent.
-    assert (report.usage.tokens, report.usage.unconfirmed_tokens, report.held_tokens) == (6, 6, 0)
+    assert (report.usage.tokens, report.usage.unconfirmed_tokens, report.reserved_tokens) == (
+        6,
+        6,
+        0,
+    )
     assert batch_desk.spent().spent.tokens == 6
     result = batch_desk.check(job, texts, without=range(4))
     assert "forgotten" in str(result.errors[0])

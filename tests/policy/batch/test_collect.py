@@ -246,7 +246,7 @@ def test_what_is_only_half_there_is_not_the_end(batch_desk: Any) -> None:
         batch_desk.clock.advance(400)
     report = job.status(poll=False)
     assert report.jobs[0].phase == "collecting"
-    assert report.held_tokens == 16
+    assert report.reserved_tokens == 16
     batch_desk.faults.clear()
     batch_desk.work(job)
     batch_desk.check(job, TEXTS)
@@ -306,7 +306,7 @@ def test_a_full_store_stops_it_and_it_goes_on_when_there_is_room(batch_desk: Any
     report = job.status(poll=False)
     assert report.state == "running"
     assert report.in_flight > 0
-    assert report.held_tokens > 0, "the money is settled when all is there"
+    assert report.reserved_tokens > 0, "the money is settled when all is there"
     kept = store.look(batch_desk.last._context().keys(None).of(texts), None)
     assert report.stored == len(kept.there), "what counts as stored is in the store"
     with store.database.transaction() as connection:

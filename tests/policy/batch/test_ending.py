@@ -263,7 +263,7 @@ def test_a_bill_larger_than_what_was_held_is_booked_and_told(batch_desk: Any) ->
     job = batch_desk.work(batch_desk.submit(TEXTS, daily=12))
     assert batch_desk.spent().spent.tokens == 30
     (told,) = batch_desk.told(BoundViolated)
-    assert (told.held, told.billed) == (12, 30)
+    assert (told.reserved, told.billed) == (12, 30)
     batch_desk.check(job, TEXTS)
 
 
@@ -318,4 +318,4 @@ def test_who_was_billed_more_than_was_counted_holds_more_from_then_on(batch_desk
     assert violated.billed == 27
     batch_desk.strategy.results = honest
     second = client.submit_batch(TEXTS[3:])
-    assert second.status(poll=False).held_tokens == 27
+    assert second.status(poll=False).reserved_tokens == 27

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from embedcore.errors import OutcomeUnknown, TokenBudgetExceeded
-from embedcore.events import BatchStray, BatchWaits, Held, Refused, Settled
+from embedcore.events import BatchDuplicate, BatchWaits, Refused, Reserved, Settled
 from embedcore.storage.amounts import Amount
 
 batch_desk = run_path(str(Path(__file__).with_name("batch_desk.py")))["batch_desk"]
@@ -26,7 +26,7 @@ def test_a_job_that_ends_is_settled(batch_desk: Any) -> None:
     job = batch_desk.work(batch_desk.submit(TEXTS, batch={"part_texts": 3}))
     batch_desk.check(job, TEXTS)
     assert amounts(batch_desk) == [(6, False), (6, False)]
-    (held,) = batch_desk.told(Held)
+    (held,) = batch_desk.told(Reserved)
     assert (held.tokens, held.provider, held.model) == (12, "fake", "fake-embedding")
     batch_desk.check_events(batch_desk.spent().spent)
 
@@ -36,7 +36,7 @@ def test_what_is_held_anew_for_what_is_sent_again_is_told(batch_desk: Any) -> No
     job = batch_desk.submit(TEXTS)
     batch_desk.service.expire(batch_desk.jobs[0].id, done=2)
     batch_desk.work(job)
-    assert [one.tokens for one in batch_desk.told(Held)] == [12, 8]
+    assert [one.tokens for one in batch_desk.told(Reserved)] == [12, 8]
     assert amounts(batch_desk) == [(4, False), (8, False)]
     batch_desk.check_money()
 
@@ -84,7 +84,7 @@ def test_a_job_that_shows_after_all_is_settled_at_what_it_cost(batch_desk: Any) 
                 batch_desk.service.step(one.id, done=2)
             elif one.status == "cancelling":
                 batch_desk.service.end_cancel(one.id)
-    assert len(batch_desk.told(BatchStray)) == 1
+    assert len(batch_desk.told(BatchDuplicate)) == 1
     batch_desk.finish_all()
     batch_desk.work(job)
     batch_desk.last.resume_batches()
@@ -127,6 +127,6 @@ def test_a_refusal_names_the_model(batch_desk: Any) -> None:
     (refused,) = batch_desk.told(Refused)
     assert (refused.provider, refused.model) == ("fake", "fake-embedding")
     job = batch_desk.client(daily=5).submit_batch(TEXTS, on_budget="wait")
-    assert [one.tokens for one in batch_desk.told(Held)] == [4]
+    assert [one.tokens for one in batch_desk.told(Reserved)] == [4]
     assert len(batch_desk.told(BatchWaits)) == 1
-    assert job.status(poll=False).held_tokens == 4
+    assert job.status(poll=False).reserved_tokens == 4

@@ -30,10 +30,10 @@ def test_a_report_adds_up_at_every_moment(batch_desk: Any) -> None:
         assert report.stored + report.failed + report.to_submit + report.in_flight == 6
         assert {name: getattr(report, name) for name in expected} == expected
         # Rounding leaves at most one picodollar for each text.
-        assert report.held_tokens == batch_desk.spent().held.tokens
+        assert report.reserved_tokens == batch_desk.spent().held.tokens
         assert report.has_ended is (report.state == "done")
 
-    look(stored=1, in_flight=5, to_submit=0, done=1, state="running", held_tokens=10)
+    look(stored=1, in_flight=5, to_submit=0, done=1, state="running", reserved_tokens=10)
     batch_desk.service.fail_lines("text 02", message="never")
     batch_desk.service.step(batch_desk.jobs[0].id)
     batch_desk.service.step(batch_desk.jobs[0].id, done=2)
@@ -43,7 +43,7 @@ def test_a_report_adds_up_at_every_moment(batch_desk: Any) -> None:
     job.advance()
     look(stored=2, failed=1, in_flight=3, done=3)
     batch_desk.work(job)
-    look(stored=5, failed=1, in_flight=0, done=6, state="done", held_tokens=0)
+    look(stored=5, failed=1, in_flight=0, done=6, state="done", reserved_tokens=0)
     report = job.status()
     assert report.usage.tokens == 8
     assert report.usage.requests == 3

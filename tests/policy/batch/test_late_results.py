@@ -113,7 +113,7 @@ def test_rows_that_arrive_are_kept_while_the_others_are_waited_for(batch_desk: A
     report = job.status()
     assert (report.state, report.stored, report.in_flight) == ("running", 1, 5)
     assert "its results are not all there yet" in (report.jobs[0].trouble or "")
-    assert report.held_tokens == 12
+    assert report.reserved_tokens == 12
     context = batch_desk.last._context()
     assert len(context.stored(context.keys(None).of(TEXTS))) == 1
 

@@ -51,7 +51,7 @@ def test_a_poll_that_fails_changes_nothing(batch_desk: Any, error: Exception) ->
     assert (remote.id, remote.phase) == (batch_desk.jobs[0].id, "submitted")
     assert remote.trouble is not None
     assert str(error) in remote.trouble
-    assert job.status(poll=False).held_tokens == before.held_tokens
+    assert job.status(poll=False).reserved_tokens == before.reserved_tokens
     batch_desk.faults.clear()
     batch_desk.work(job, seconds=400)
     assert job.status(poll=False).jobs[0].trouble is None
@@ -133,7 +133,7 @@ def test_a_job_that_is_gone_is_an_error_and_is_not_created_again(batch_desk: Any
     assert len(batch_desk.jobs) == 1
     report = job.status(poll=False)
     assert report.in_flight == 3
-    assert report.held_tokens == 4, "it may be found again, and billed"
+    assert report.reserved_tokens == 4, "it may be found again, and billed"
     assert report.jobs[0].trouble is not None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from embedcore.errors import ProviderUnavailable, RateLimited, RequestRejected
-from embedcore.events import BatchStray
+from embedcore.events import BatchDuplicate
 from embedcore.testing.fakes.batch import KEY, Crashed
 
 batch_desk = run_path(str(Path(__file__).with_name("batch_desk.py")))["batch_desk"]
@@ -154,7 +154,7 @@ def test_of_several_jobs_the_earliest_is_ours_and_the_others_are_stopped(batch_d
     (job,) = batch_desk.client().batch_jobs()
     job.advance()
     assert [one.status for one in batch_desk.jobs[1:]] == ["cancelling", "cancelling"]
-    told = batch_desk.told(BatchStray)
+    told = batch_desk.told(BatchDuplicate)
     assert [one.job for one in told] == [one.id for one in batch_desk.jobs[1:]]
     assert sum(one.tokens for one in told) == 8
     assert batch_desk.spent().spent.tokens == 8, "what they may cost is on the books at once"

@@ -353,7 +353,7 @@ def test_a_bill_above_what_was_held_is_recorded_and_told(server, connect, books)
     client.embed(["word"])
     client.embed(["words"])
     violations = [event for event in told if isinstance(event, BoundViolated)]
-    assert [(event.held, event.billed) for event in violations] == [(4, 9)]
+    assert [(event.reserved, event.billed) for event in violations] == [(4, 9)]
     assert books().spent.tokens == 18
 
 

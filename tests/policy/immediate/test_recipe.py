@@ -346,7 +346,7 @@ def test_a_bill_above_the_amount_is_recorded_and_more_is_held_from_then_on(desk)
         one.embed(["23456789"])  # held as 40, billed 60
         assert one.engine.learned.scale == pytest.approx(7.5)
         one.embed(["34567890"])
-        assert [(event.held, event.billed) for event in one.told(BoundViolated)] == [
+        assert [(event.reserved, event.billed) for event in one.told(BoundViolated)] == [
             (8, 40),
             (40, 60),
         ]
@@ -568,7 +568,7 @@ def test_a_grant_that_cannot_be_closed_costs_no_vectors(desk, caplog):
     ledger = Failing("close", StorageFull("no room"))
     with desk(small(), ledger=ledger) as one:
         one.right(one.embed(rows), rows)
-        assert "stays held" in caplog.text
+        assert "stays so" in caplog.text
         one.check()
 
 

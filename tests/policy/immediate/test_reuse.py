@@ -25,7 +25,7 @@ from embedcore.errors import (
     TokenBudgetExceeded,
     TransientProviderError,
 )
-from embedcore.events import Held, Reused, StoreProblem
+from embedcore.events import Cached, CacheProblem, Reserved
 from embedcore.policy.engine import Stop
 from embedcore.policy.threads import Stopped
 from embedcore.provider.types import Price
@@ -542,7 +542,7 @@ def test_a_second_program_pays_nothing_and_says_so(server, connect, home):
     assert first.reused.tolist() == [False, False, True]
     assert again.reused.tolist() == [True, True, True, False]
     assert again.usage.tokens == server.meter.billed_tokens - first.usage.tokens == 1
-    assert [event.texts for event in told if isinstance(event, Reused)] == [2]
+    assert [event.texts for event in told if isinstance(event, Cached)] == [2]
     assert server.meter.billed_texts == dict.fromkeys("abc", 1)
 
 
@@ -656,7 +656,7 @@ def test_what_is_there_costs_nothing_even_without_any_money(server, connect, boo
     bill, told = server.meter.billed_tokens, []
     poor = connect(cache=True, daily=0, observers=[told.append])
     right(poor.embed(texts), texts)
-    assert not [event for event in told if isinstance(event, Held)]
+    assert not [event for event in told if isinstance(event, Reserved)]
     with pytest.raises(TokenBudgetExceeded) as caught:
         poor.embed([*texts, "one more"])
     partial = caught.value.partial
@@ -719,7 +719,7 @@ def test_a_store_that_is_broken_changes_nothing_but_the_bill(server, connect, ho
     texts = [f"text {number}" for number in range(20)]
     for _ in range(3):
         right(client.embed(texts), texts)
-    assert len([event for event in told if isinstance(event, StoreProblem)]) == 1
+    assert len([event for event in told if isinstance(event, CacheProblem)]) == 1
     assert server.meter.billed_texts == dict.fromkeys(texts, 3)
     assert books().spent.tokens == server.meter.billed_tokens
     assert books().held.tokens == 0
@@ -732,7 +732,7 @@ def test_a_store_that_is_full_changes_nothing_but_the_bill(server, connect, book
     texts = [f"text {number}" for number in range(20)]
     for _ in range(2):
         right(client.embed(texts), texts)
-    assert len([event for event in told if isinstance(event, StoreProblem)]) == 1
+    assert len([event for event in told if isinstance(event, CacheProblem)]) == 1
     assert "what does not fit is not kept" in caplog.text
     assert server.meter.billed_texts == dict.fromkeys(texts, 2)
     assert books().spent.tokens == server.meter.billed_tokens
@@ -775,8 +775,8 @@ def test_a_store_that_another_program_has_locked_delays_a_call_once(
     for _ in range(3):
         right(client.embed(texts), texts)
     assert len(puts) == 1, "each request waited for it"
-    assert len([event for event in told if isinstance(event, StoreProblem)]) == 1
-    assert "stayed locked" in next(e.message for e in told if isinstance(e, StoreProblem))
+    assert len([event for event in told if isinstance(event, CacheProblem)]) == 1
+    assert "stayed locked" in next(e.message for e in told if isinstance(e, CacheProblem))
     holder.kill()
     holder.communicate()
 
@@ -803,7 +803,7 @@ def test_a_damaged_vector_is_bought_again_and_told_of(server, connect, home):
     result = client.embed(texts)
     right(result, texts)
     assert result.reused.tolist() == [True, False, True]
-    assert "1 damaged" in next(e.message for e in told if isinstance(e, StoreProblem))
+    assert "1 damaged" in next(e.message for e in told if isinstance(e, CacheProblem))
     assert client.embed(texts).reused.all(), "it is whole again"
     assert server.meter.billed_texts == {"a": 1, "b": 2, "c": 1}
 

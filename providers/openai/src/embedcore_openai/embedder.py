@@ -258,9 +258,9 @@ def _warn_of_what_can_be_read(options: OpenAIOptions) -> None:
     if where.url in _warned:
         return
     if where.plaintext and where.reach == "private":
-        why = "is not encrypted: whoever is on that network"
+        why = "is not encrypted: anyone on that network"
     elif options.verify is False and not where.plaintext and where.reach != "loopback":
-        why = "is not checked (verify = false): whoever answers in its place"
+        why = "is not checked (verify = false): a program that answers in its place"
     else:
         return
     _warned.add(where.url)
