@@ -189,7 +189,7 @@ def test_a_job_that_is_not_found_for_a_while_is_bought_once(
         job.advance(asked=True)
         batch_desk.clock.advance(80)
     assert len(batch_desk.jobs) == 1
-    assert job.status(poll=False).held_tokens == 4
+    assert job.status(poll=False).reserved_tokens == 4
     batch_desk.work(job)
     assert len(batch_desk.jobs) == 1
     batch_desk.check(job, TEXTS)
