@@ -14,9 +14,9 @@ from embedcore.choice import Choice
 from embedcore.config import Config
 from embedcore.configfile import CONFIG_VARIABLE, state_folder
 from embedcore.errors import ConfigurationError, StorageReadOnly, UnsafeStorage
-from embedcore.events import Event, Observer, Progress
+from embedcore.events import Observer, Progress
 from embedcore.folders import expanded
-from embedcore.observers import log, with_progress
+from embedcore.observers import observed_by, with_progress
 from embedcore.policy.budget import Account
 from embedcore.policy.cache import VectorCache
 from embedcore.policy.engine import Engine
@@ -171,7 +171,7 @@ def build(choice: Choice, embedder: Embedder | None, observers: Sequence[Observe
         names = (embedder_fingerprint(embedder),)
     info, config = embedder.info, choice.config
     ledger = None if info.local else open_ledger(config, choice.limits)
-    retry, observe = choice.retry.settings(), told(observers)
+    retry, observe = choice.retry.settings(), observed_by(observers)
     concurrency = choice.setting("concurrency") or info.max_concurrency
     engine = Engine(
         embedder=embedder,
@@ -255,18 +255,6 @@ def _batch_context(choice: Choice, engine: Engine) -> BatchContext | None:
         default_deadline=choice.setting("deadline"),
         allow_network_filesystem=config.allow_network_filesystem,
     )
-
-
-def told(observers: Sequence[Observer]) -> Observer:
-    """One observer for the log, the plugins and these; none can disturb the others."""
-
-    def observe(event: Event) -> None:
-        log(event)
-        registry.observe(event)
-        for observer in observers:
-            registry.notify(observer, event)
-
-    return observe
 
 
 def open_ledger(config: Config, limits: Sequence[Limit], *, compare: bool = True) -> Ledger:

@@ -31,8 +31,8 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import FrameType, TracebackType
-from typing import Any, Final, Generic, Protocol, Self, TypeVar, overload
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, Self, TypeVar, overload
 
 Thing = TypeVar("Thing")
 
@@ -57,16 +57,30 @@ class Guarded(Protocol):
     def forked(self, *, at_rest: bool) -> None: ...
 
 
-class Lock:
+if TYPE_CHECKING:
+
+    class _RLock:
+        def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...
+        def release(self) -> None: ...
+        def _is_owned(self) -> bool: ...
+        def _at_fork_reinit(self) -> None: ...
+        def __exit__(self, *_: object) -> None: ...
+
+else:
+    _RLock = type(threading.RLock())
+
+
+class Lock(_RLock):
     """A lock that every fork takes first. Does not nest with itself: raises ``RuntimeError``.
 
     Nobody may wait for a user's code, or for another process without an end, while holding it.
     Where one is taken inside another, the outer one is made first: a fork takes them in that order.
     """
 
+    # An RLock knows its owner from the same moment on from which it is locked. It is left without
+    # a step of ours: there is one such lock, and more, in every transaction.
+
     def __init__(self, guarded: Guarded | None = None) -> None:
-        # Knows its owner from the same moment on from which it is locked.
-        self._lock: Any = threading.RLock()
         self._guarded = None if guarded is None else weakref.ref(guarded)
         _register(_locks, self)
 
@@ -74,21 +88,13 @@ class Lock:
         process()
         if _fork.is_near:
             self._let_it_pass()
-        if self._lock._is_owned():
+        if self._is_owned():
             raise RuntimeError("this thread has this lock already")
-        self._lock.acquire()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._lock.release()
+        self.acquire()
 
     def _let_it_pass(self) -> None:
         # Who holds one of them may take another: the fork waits for both.
-        if not any(lock._lock._is_owned() for lock in _all(_locks)):
+        if not any(lock._is_owned() for lock in _all(_locks)):
             _fork.passed.wait(WAIT_SECONDS)
 
 
@@ -277,9 +283,9 @@ def _take_all(fork: _Preparation, outer: set[Lock], until: float) -> None:
     while new := [lock for lock in _all(_locks) if lock not in seen]:
         seen.update(new)
         for lock in new:
-            if lock._lock._is_owned():
+            if lock._is_owned():
                 fork.own.add(lock)
-            elif lock._lock.acquire(timeout=max(until - time.monotonic(), 0.0)):
+            elif lock.acquire(timeout=max(until - time.monotonic(), 0.0)):
                 fork.had.add(lock)
 
 
@@ -332,8 +338,8 @@ def _after_in_parent() -> None:
     if fork.has_turn:
         # By their owner: whatever interrupted the preparation, none stays behind.
         for lock in _all(_locks):
-            if lock not in fork.own and lock not in outer and lock._lock._is_owned():
-                lock._lock.release()
+            if lock not in fork.own and lock not in outer and lock._is_owned():
+                lock.release()
         if not any(one.has_turn for one in others):
             _fork.is_near = False
             _fork.passed.set()
@@ -363,7 +369,7 @@ def _begin(number: int, own: set[Lock], rested: set[Lock]) -> None:
     _fork.is_near, _fork.passed, _fork.turn = False, threading.Event(), threading.RLock()
     for lock in _all(_locks):
         if lock not in own:
-            lock._lock = threading.RLock()
+            lock._at_fork_reinit()
         guarded = _guarded_by(lock)
         if guarded is not None:
             guarded.forked(at_rest=lock in rested)

@@ -30,6 +30,7 @@ from embedcore.events import (
     RequestFinished,
     Throttled,
 )
+from embedcore.provider import registry
 from embedcore.provider.registry import notify
 
 logger = logging.getLogger("embedcore")
@@ -246,6 +247,18 @@ def _in_notebook() -> bool:
     # Only what the notebook itself has imported is looked at.
     get_shell = getattr(sys.modules.get("IPython"), "get_ipython", None)
     return get_shell is not None and getattr(get_shell(), "kernel", None) is not None
+
+
+def observed_by(observers: Sequence[Observer]) -> Observer:
+    """One observer for the log, the plugins and these; none can disturb the others."""
+
+    def observe(event: Event) -> None:
+        log(event)
+        registry.observe(event)
+        for observer in observers:
+            notify(observer, event)
+
+    return observe
 
 
 def with_progress(observe: Observer, progress: bool | Callable[[Progress], None]) -> Observer:

@@ -90,9 +90,9 @@ def is_free(lock: Lock) -> bool:
     got: list[bool] = []
 
     def look() -> None:
-        got.append(lock._lock.acquire(blocking=False))
+        got.append(lock.acquire(blocking=False))
         if got[0]:
-            lock._lock.release()
+            lock.release()
 
     thread = threading.Thread(target=look)
     thread.start()

@@ -14,7 +14,7 @@ from embedcore.cli.screen import Screen
 from embedcore.cli.session import books, set_by
 from embedcore.cli.text import dollars, duration, facts, plural, table
 from embedcore.config import Config
-from embedcore.storage import crosscheck, usage
+from embedcore.storage import usage
 from embedcore.storage.amounts import ALL_SCOPES
 from embedcore.storage.calendar import MICROSECONDS
 
@@ -108,7 +108,7 @@ def recount(screen: Screen, repair: bool) -> int:
     differ and are left as they are.
     """
     with books(Config.load(), compare=False) as ledger:
-        found = crosscheck.recount(ledger) if repair else crosscheck.differences(ledger)
+        found = ledger.recount() if repair else ledger.differences()
     screen.json({"differences": [asdict(one) for one in found], "repaired": repair})
     for one in found:
         screen.result(str(one))

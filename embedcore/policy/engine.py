@@ -171,6 +171,11 @@ class Engine:
     jitter: Callable[[float, float], float] = random.uniform
     grace: float = 5.0
     loaded: Once = field(default_factory=Once)
+    info: ModelInfo = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Asked for dozens of times in every request.
+        object.__setattr__(self, "info", self.embedder.info)
 
     def load(self) -> None:
         """Import what the threads of a call use, before there are any. Free, and done once.
@@ -201,10 +206,6 @@ class Engine:
         # Not inside the handler, where the raw error, a key perhaps in it, would become a context.
         if failure is not None:
             raise failure
-
-    @property
-    def info(self) -> ModelInfo:
-        return self.embedder.info
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -312,20 +312,29 @@ def moment(connection: sqlite3.Connection, real: int, wanted_zone: str | None) -
 
     Raises ``ConfigurationError`` if ``wanted_zone`` is another one.
     """
-    row = connection.execute("SELECT clock, zone FROM book").fetchone()
-    if row is None:
+    found = read_moment(connection, real, wanted_zone)
+    if found is None:
         zone = wanted_zone or "UTC"
         zone_named(zone)
         connection.execute("INSERT INTO book (id, zone, clock) VALUES (1, ?, ?)", (zone, real))
         return Moment(now=real, zone=zone)
+    connection.execute("UPDATE book SET clock = ? WHERE clock < ?", (real, real - _GRAIN))
+    return found
+
+
+def read_moment(
+    connection: sqlite3.Connection, real: int, wanted_zone: str | None
+) -> Moment | None:
+    """As ``moment``, and nothing is written. None in a file that was never used."""
+    row = connection.execute("SELECT clock, zone FROM book").fetchone()
+    if row is None:
+        return None
     latest, zone = row
     if wanted_zone not in (None, zone):
         raise ConfigurationError(
             f"timezone = {wanted_zone!r}, but the ledger has counted its days in {zone!r} since "
             f"its first use: set timezone = {zone!r}, or use another EMBEDCORE_HOME"
         )
-    if real > latest + _GRAIN:
-        connection.execute("UPDATE book SET clock = ?", (real,))
     return Moment(now=max(real, latest), zone=zone)
 
 

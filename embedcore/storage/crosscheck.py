@@ -20,7 +20,7 @@ from embedcore.storage.calendar import PERIODS, Period, window_start
 if TYPE_CHECKING:
     import sqlite3
 
-    from embedcore.storage.ledger import Ledger
+    from embedcore.storage.counters import Moment
 
 _HELD: Final = ("tokens_held", "cost_held")
 _COUNTERS: Final = ("tokens_spent", "cost_spent", *_HELD, "requests")
@@ -111,31 +111,22 @@ def counters(connection: sqlite3.Connection) -> list[Difference]:
     return list(_compare(rows, names, sums, unsure))
 
 
-def differences(ledger: Ledger) -> list[Difference]:
-    """As ``counters``, in a transaction of its own."""
-    with ledger.database.read() as connection:
-        return counters(connection)
-
-
-def recount(ledger: Ledger) -> list[Difference]:
+def recount(connection: sqlite3.Connection, moment: Moment) -> list[Difference]:
     """Set every counter to what the entries add up to, on the record; returns what differed.
 
-    Where that is not known exactly, the most. Only for who looked at the differences: it may free
-    money as well as take it away. Windows that are not in the file come back.
+    Where that is not known exactly, the most. Windows that are not in the file come back.
     """
-    with ledger.database.transaction() as connection:
-        moment = ledger.moment_in(connection)
-        found = counters(connection)
-        restored = {one.window for one in found if not one.period}
-        for window in restored:
-            _restore(connection, window, moment.zone)
-        for one in counters(connection) if restored else found:
-            connection.execute(
-                f"UPDATE window SET {one.counter} = ? WHERE id = ?", (one.at_most, one.window)
-            )
-        for one in found:
-            note = f"recount: {one}"
-            entries.log(connection, ALL_SCOPES, "", "reset", Amount(), moment, note=note)
+    found = counters(connection)
+    restored = {one.window for one in found if not one.period}
+    for window in restored:
+        _restore(connection, window, moment.zone)
+    for one in counters(connection) if restored else found:
+        connection.execute(
+            f"UPDATE window SET {one.counter} = ? WHERE id = ?", (one.at_most, one.window)
+        )
+    for one in found:
+        note = f"recount: {one}"
+        entries.log(connection, ALL_SCOPES, "", "reset", Amount(), moment, note=note)
     return found
 
 

@@ -31,9 +31,7 @@ from embedcore.errors import (
 from embedcore.forksafe import Lock, keep_for_ever, process
 from embedcore.storage.crosscheck import held_differs
 from embedcore.storage.filesystem import (
-    Identity,
     has_room,
-    identity_of,
     is_mount_point,
     is_open_here,
     network_filesystem,
@@ -55,6 +53,23 @@ _FIXED: Final = (((3, 51, 3), (4,)), ((3, 50, 7), (3, 51)), ((3, 44, 6), (3, 45)
 _NO_ROOM: Final = frozenset(
     {"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC", "SQLITE_IOERR_SHMSIZE"}
 )
+
+
+class Identity(NamedTuple):
+    """Which file it is, by whatever name, and how many names it has."""
+
+    device: int
+    number: int
+    names: int
+
+
+def identity_of(path: str | Path, *, links: bool = True) -> Identity | None:
+    """None if there is no such file. ``links``: followed."""
+    try:
+        found = os.stat(path, follow_symlinks=links)  # noqa: PTH116 - in every transaction
+    except OSError:
+        return None
+    return Identity(found.st_dev, found.st_ino, found.st_nlink)
 
 
 class Contents(NamedTuple):
@@ -201,7 +216,7 @@ class Database:
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """A write transaction: committed at the end of the block, rolled back if it raises."""
         with self._exclusive() as connection, self._translated(connection):
-            here = process()
+            here = os.getpid()
             try:
                 connection.execute("BEGIN IMMEDIATE")
                 self._check_still_the_same_files()
@@ -210,7 +225,7 @@ class Database:
                 self._check_still_the_same_files()
                 connection.execute("COMMIT")
             except BaseException:
-                if process() == here and connection.in_transaction:
+                if os.getpid() == here and connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
 
@@ -218,13 +233,13 @@ class Database:
     def read(self) -> Iterator[sqlite3.Connection]:
         """A consistent view for the length of the block, without the write lock."""
         with self._exclusive() as connection, self._translated(connection):
-            here = process()
+            here = os.getpid()
             self._check_still_the_same_files()
             try:
                 connection.execute("BEGIN")
                 yield connection
             finally:
-                if process() == here and connection.in_transaction:
+                if os.getpid() == here and connection.in_transaction:
                     connection.execute("ROLLBACK")
 
     def close(self) -> None:
@@ -264,7 +279,7 @@ class Database:
         or the program itself, would be in SQLite's table of locks as well."""
         if self.path is None or self._expected is None:
             return self.path is None or self._connection is None
-        return not is_open_here(self._expected)
+        return not is_open_here(self._expected.device, self._expected.number)
 
     def forked(self, *, at_rest: bool) -> None:
         """What was open is neither used nor closed here, not even at the end of the program."""
@@ -301,7 +316,7 @@ class Database:
 
     def _check_still_the_same_process(self, here: int) -> None:
         # A signal handler forked in the middle of it: the transaction is the parent's.
-        if process() != here:
+        if os.getpid() != here:
             self._check_fork_was_safe()
 
     def _connect(self) -> sqlite3.Connection:

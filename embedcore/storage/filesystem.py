@@ -9,7 +9,6 @@ import secrets
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 _NETWORK = frozenset(
     {"nfs", "nfs4", "cifs", "smb", "smb2", "smb3", "smbfs", "9p", "afs", "ceph", "lustre"}
@@ -78,24 +77,7 @@ def size_of(path: Path) -> int | None:
         return None
 
 
-class Identity(NamedTuple):
-    """Which file it is, by whatever name, and how many names it has."""
-
-    device: int
-    number: int
-    names: int
-
-
-def identity_of(path: str | Path, *, links: bool = True) -> Identity | None:
-    """None if there is no such file. ``links``: followed."""
-    try:
-        found = os.stat(path, follow_symlinks=links)  # noqa: PTH116 - in every transaction
-    except OSError:
-        return None
-    return Identity(found.st_dev, found.st_ino, found.st_nlink)
-
-
-def is_open_here(file: Identity) -> bool:
+def is_open_here(device: int, number: int) -> bool:
     """Whether anything in this process has that file open. False where the system does not tell."""
     try:
         descriptors = [int(name) for name in os.listdir("/dev/fd")]  # noqa: PTH208
@@ -104,7 +86,7 @@ def is_open_here(file: Identity) -> bool:
     for descriptor in descriptors:
         with contextlib.suppress(OSError):
             found = os.fstat(descriptor)
-            if (found.st_dev, found.st_ino) == (file.device, file.number):
+            if (found.st_dev, found.st_ino) == (device, number):
                 return True
     return False
 

@@ -19,7 +19,7 @@ _LANES: Final = ("all", "all", "query")
 
 
 class Faults(NamedTuple):
-    """``counters`` can be set right by ``crosscheck.recount``; for ``others`` there is only a copy
+    """``counters`` can be set right by ``Ledger.recount``; for ``others`` there is only a copy
     of before, or a new file."""
 
     counters: list[crosscheck.Difference]

@@ -16,7 +16,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from embedcore.storage import counters, counters as clocks, grants as admission, grants as entries
+from embedcore.storage import (
+    counters,
+    counters as clocks,
+    crosscheck,
+    grants as admission,
+    grants as entries,
+)
 from embedcore.storage.amounts import ALL_SCOPES, Amount, Attempt, Grant, Lane, Limit
 from embedcore.storage.calendar import MICROSECONDS, day_ends
 from embedcore.storage.counters import Moment
@@ -363,6 +369,19 @@ class Ledger:
             note = f"{spent} tokens of the day taken off by reset"
             entries.log(connection, scope, windows, "reset", Amount(), moment, note=note)
 
+    def differences(self) -> list[crosscheck.Difference]:
+        """Counters that are not what the entries add up to."""
+        with self.database.read() as connection:
+            return crosscheck.counters(connection)
+
+    def recount(self) -> list[crosscheck.Difference]:
+        """Set them right, on the record; returns what differed.
+
+        Only for who looked at the differences: it may free money as well as take it away.
+        """
+        with self.database.transaction() as connection:
+            return crosscheck.recount(connection, self.moment_in(connection))
+
     def repair_clock(self) -> tuple[float, float]:
         """Take the high-water clock back to the real time, on the record.
 
@@ -379,7 +398,11 @@ class Ledger:
             return moment.now / MICROSECONDS, after / MICROSECONDS
 
     def moment(self) -> Moment:
-        """The time by which the books are kept, and the zone of its days."""
+        """The time of the ledger, and the zone of its days. Nothing is written."""
+        with self.database.read() as connection:
+            found = clocks.read_moment(connection, self._now(), self._wanted_zone)
+        if found is not None:
+            return found
         with self.database.transaction() as connection:
             return self.moment_in(connection)
 

@@ -177,7 +177,7 @@ class Parts:
         self._lease = round(lease * MICROSECONDS)
 
     def now(self) -> int:
-        """The time of the books, in microseconds since 1970."""
+        """The time of the ledger, in microseconds since 1970."""
         return self.ledger.moment().now
 
     def of_batch(self, batch: BatchRecord) -> list[Part]:
@@ -316,11 +316,12 @@ class Parts:
 
     def queue(self, pool: BatchAccount) -> Queue:
         """What is known of the account's queue for this model."""
+        now = self.now()
         with self.database.read() as connection:
             row = connection.execute(
-                "SELECT min(iif(queue_until + ? > clock, queue, NULL)), max(queue_until), "
-                "max(refusals) FROM pool, book WHERE model = ? AND endpoint = ? AND account = ?",
-                (_LEARNED, pool.model, pool.endpoint, pool.account),
+                "SELECT min(iif(queue_until + ? > ?, queue, NULL)), max(queue_until), "
+                "max(refusals) FROM pool WHERE model = ? AND endpoint = ? AND account = ?",
+                (_LEARNED, now, pool.model, pool.endpoint, pool.account),
             ).fetchone()
         return Queue(limit=row[0], until=row[1] or 0, refusals=row[2] or 0)
 

@@ -297,8 +297,8 @@ def test_recount_believes_the_entries(file: File, way: str) -> None:
     file.ask(f"UPDATE window SET {changes}")
     altered = file.ask("SELECT * FROM window ORDER BY id")
     ledger = file.opened(compare=False)
-    found = crosscheck.differences(ledger)
-    assert crosscheck.recount(ledger) == found
+    found = ledger.differences()
+    assert ledger.recount() == found
     assert len(found) == sum(row != old for row, old in zip(altered, before, strict=True)) * len(
         columns
     )
@@ -306,7 +306,7 @@ def test_recount_believes_the_entries(file: File, way: str) -> None:
     assert [row["note"] for row in usage.audit(ledger)][-len(found) :] == [
         f"recount: {one}" for one in found
     ]
-    assert crosscheck.recount(ledger) == []
+    assert ledger.recount() == []
     assert faults(ledger.database) == ([], [])
     ledger.database.close()
     file.opened().database.close()
@@ -336,7 +336,7 @@ def test_a_window_that_is_gone_is_noticed_and_comes_back(
             for scope in ("s", "t"):
                 running.close(running.hold(scope, Amount(), lane="query"))
         ledger = file.opened(compare=False)
-        assert crosscheck.recount(ledger)
+        assert ledger.recount()
         assert faults(ledger.database) == ([], [])
         ledger.database.close()
     after = file.ask(f"SELECT {columns} FROM window ORDER BY 1, 2, 3, 4")
@@ -414,7 +414,7 @@ def test_differences_are_shown_as_they_are_written(file: File) -> None:
         ("s", "all", "total")
     ]
     ledger = file.opened()
-    (found,) = crosscheck.differences(ledger)
+    (found,) = ledger.differences()
     ledger.database.close()
     assert "requests of scope 's' in total: the counter says" in str(found)
     assert found.counted == found.entered + 5

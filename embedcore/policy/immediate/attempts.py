@@ -48,7 +48,7 @@ class RequestEvents:
             RequestSent(
                 provider=info.provider,
                 model=info.model,
-                inputs=len(request),
+                inputs=len(request.indices),
                 tokens=request.amount.tokens,
                 attempt=attempt,
             )
@@ -69,7 +69,7 @@ class RequestEvents:
             RequestFinished(
                 provider=info.provider,
                 model=info.model,
-                inputs=len(request),
+                inputs=len(request.indices),
                 tokens=tokens,
                 reported=reported,
                 request_id=request_id,
@@ -93,7 +93,7 @@ class RequestEvents:
             RequestFailed(
                 provider=info.provider,
                 model=info.model,
-                inputs=len(request),
+                inputs=len(request.indices),
                 error=type(error).__name__,
                 status=getattr(error, "status", None),
                 request_id=getattr(error, "request_id", None),
@@ -194,7 +194,7 @@ def send(call: Call, request: PlannedRequest, attempts: Attempts) -> list[int]:
         engine.retry,
         engine.quota,
         once=attempts.once,
-        divisible=len(request) > 1,
+        divisible=len(request.indices) > 1,
         failed=before if isinstance(before, TransientProviderError) else None,
         asked=attempts.asked,
         deadline=call.deadline,
@@ -277,7 +277,7 @@ def _attempt(call: Call, request: PlannedRequest, attempts: Attempts) -> list[in
 
 def _take_money(call: Call, request: PlannedRequest, attempts: Attempts) -> Attempt | None:
     try:
-        return call.budget.send(request.amount, inputs=len(request), fresh=attempts.fresh)
+        return call.budget.send(request.amount, inputs=len(request.indices), fresh=attempts.fresh)
     except BudgetExceeded as refusal:
         if attempts.after is None:
             raise
@@ -302,7 +302,7 @@ def _embed(
             )
         )
         _tell_rates(call, reply, attempts)
-        checked = _checked(call, reply, len(request))
+        checked = _checked(call, reply, len(request.indices))
     except BaseException as error:  # noqa: BLE001 - accounted for, and raised again
         failure = error
     # Not inside the handler, where the raw error, a key perhaps in it, would become a context.

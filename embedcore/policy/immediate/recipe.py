@@ -163,7 +163,7 @@ def _send_all(call: Call, search: Search, requests: Sequence[PlannedRequest]) ->
 
 def _send_one(call: Call, search: Search, request: PlannedRequest) -> None:
     search.run(request)
-    call.progress.add(len(request))
+    call.progress.add(len(request.indices))
 
 
 def _left_by_others(call: Call) -> list[int]:

@@ -129,7 +129,7 @@ class Search:
         Without ``on_error="keep"`` only what comes before a text at fault is searched further.
         """
         whole = self._suspect(request, inquiry.error, served=served, waited=True)
-        pending = [whole] if len(request) == 1 else self._begin(inquiry, whole)
+        pending = [whole] if len(request.indices) == 1 else self._begin(inquiry, whole)
         while pending:
             suspect = self._before_culprit(inquiry, pending.pop())
             if suspect is not None:
@@ -414,7 +414,7 @@ class Search:
     def _without_vectors(self, missing: Sequence[int], request: PlannedRequest) -> InvalidResponse:
         return InvalidResponse(
             f"{self._engine.label} returned null, nothing or NaN instead of a vector for "
-            f"{len(missing)} of {len(request)} texts",
+            f"{len(missing)} of {len(request.indices)} texts",
             billed="yes",
         )
 

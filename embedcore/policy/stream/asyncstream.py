@@ -72,21 +72,21 @@ class AsyncEmbeddingStream(StreamEndView, AsyncIterator[Block]):
         on_budget: OnBudget,
         flush_seconds: float = FLUSH_SECONDS,
     ) -> None:
-        self._bell = LoopSignal()
+        self._signal = LoopSignal()
         self._plain: Iterator[Any] | None = None
         self._paused: AsyncIterator[Any] | None = None
         if isinstance(source, AsyncIterable):
             self._paused = aiter(source)
         else:
             self._plain = iter(reader.elements(source))
-        self._pipeline = pipeline(self._bell.ring)
-        self._feed = RowBuffer(self._pipeline, reader, on_error, flush_seconds=flush_seconds)
-        self._outlet = StreamEnd(self._pipeline, on_budget)
+        self._pipeline = pipeline(self._signal.ring)
+        self._buffer = RowBuffer(self._pipeline, reader, on_error, flush_seconds=flush_seconds)
+        self._stream_end = StreamEnd(self._pipeline, on_budget)
         self._busy = asyncio.Lock()
         self._reading: asyncio.Task[Any] | None = None
         self._ending: asyncio.Task[None] | None = None
         self._is_over = self._is_closing = False
-        weakref.finalize(self, self._feed.leave).atexit = False
+        weakref.finalize(self, self._buffer.leave).atexit = False
 
     def __aiter__(self) -> Self:
         return self
@@ -108,13 +108,13 @@ class AsyncEmbeddingStream(StreamEndView, AsyncIterator[Block]):
             return
         self._is_over = self._is_closing = True
         self._pipeline.stop()
-        self._bell.ring()
+        self._signal.ring()
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
             self._reading = None
-        await asyncio.to_thread(self._outlet.close)
-        self._feed.leave()
+        await asyncio.to_thread(self._stream_end.close)
+        self._buffer.leave()
         if isinstance(self._paused, AsyncGenerator):
             await self._paused.aclose()
         elif isinstance(self._plain, Generator):
@@ -132,20 +132,20 @@ class AsyncEmbeddingStream(StreamEndView, AsyncIterator[Block]):
         await self.aclose()
 
     async def _next(self) -> Block | None:
-        while not self._outlet.has_failed:
-            self._bell.listen()
+        while not self._stream_end.has_failed:
+            self._signal.listen()
             await self._read()
             if self._is_closing:
                 raise closed()
-            if self._feed.is_over:
-                self._feed.flush()
+            if self._buffer.is_over:
+                self._buffer.flush()
                 if self._pipeline.is_empty:
                     self._finish()
                     return None
             if not self._pipeline.next_is_ready:
                 await self._wait()
                 continue
-            block = self._outlet.next_block()
+            block = self._stream_end.next_block()
             if block is not None:
                 return block
         await self._fail()
@@ -153,17 +153,17 @@ class AsyncEmbeddingStream(StreamEndView, AsyncIterator[Block]):
 
     def _finish(self) -> None:
         self._is_over = True
-        self._outlet.close()
-        self._feed.leave()
-        if self._feed.error is not None:
-            raise self._feed.error
+        self._stream_end.close()
+        self._buffer.leave()
+        if self._buffer.error is not None:
+            raise self._buffer.error
 
     async def _fail(self) -> None:
         """Ends what is under way, which takes a moment. What is cancelled meanwhile can be asked
         again: the error is not lost."""
         if self._ending is None:
-            self._feed.leave()
-            self._ending = asyncio.ensure_future(asyncio.to_thread(self._outlet.finish))
+            self._buffer.leave()
+            self._ending = asyncio.ensure_future(asyncio.to_thread(self._stream_end.finish))
             # Where nobody asks again, nobody is to be warned.
             self._ending.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
@@ -184,7 +184,7 @@ class AsyncEmbeddingStream(StreamEndView, AsyncIterator[Block]):
             await asyncio.sleep(0)
             return
         until = self._pipeline.monotonic() + _READ_SECONDS
-        while self._feed.wants_more and self._paused is not None and not self._is_closing:
+        while self._buffer.wants_more and self._paused is not None and not self._is_closing:
             if self._reading is None:
                 self._reading = asyncio.ensure_future(_next(self._paused))
                 await asyncio.sleep(0)
@@ -196,15 +196,15 @@ class AsyncEmbeddingStream(StreamEndView, AsyncIterator[Block]):
 
     def _read_plain(self, source: Iterator[Any]) -> None:
         until = self._pipeline.monotonic() + _READ_SECONDS
-        while self._feed.wants_more:
+        while self._buffer.wants_more:
             try:
                 item = next(source)
             except StopIteration:
-                self._feed.end()
+                self._buffer.end()
             except Exception as error:  # noqa: BLE001 - raised when all before it is given
-                self._feed.end(error)
+                self._buffer.end(error)
             else:
-                self._feed.add(item)
+                self._buffer.add(item)
             if self._pipeline.monotonic() > until:
                 return
 
@@ -213,18 +213,18 @@ class AsyncEmbeddingStream(StreamEndView, AsyncIterator[Block]):
         try:
             item = read.result()
         except StopAsyncIteration:
-            self._feed.end()
+            self._buffer.end()
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - as above
             # It was not cancelled here: something that the source waited for was.
-            self._feed.end(error)
+            self._buffer.end(error)
         else:
-            self._feed.add(item)
+            self._buffer.add(item)
 
     async def _wait(self) -> None:
         """Until there is something to read or to give."""
-        if self._feed.wants_more and (self._plain is not None or self._reading is None):
+        if self._buffer.wants_more and (self._plain is not None or self._reading is None):
             return
-        heard = asyncio.ensure_future(self._bell.wait())
+        heard = asyncio.ensure_future(self._signal.wait())
         waited = {heard} if self._reading is None else {heard, self._reading}
         try:
             await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from embedcore.errors import BudgetExceeded, ConfigurationError, EmbeddingError, InputRejected
+from embedcore.errors import ConfigurationError, EmbeddingError, InputRejected
 from embedcore.events import Event, Progress, Refused
 from embedcore.forksafe import process
 from embedcore.policy.engine import Engine, Stop
@@ -87,7 +87,7 @@ class BlockTask:
                 self.ready.set()
 
     def rest(self) -> Block | None:
-        """What was bought of the rows after those, when the piece failed; the others are NaN."""
+        """What was paid for of the rows after those, when the block failed; the others are NaN."""
         partial = getattr(self.error, "partial", None)
         rows, first = self.rows[self.finished :], self.first + self.finished
         if not isinstance(partial, EmbeddingResult) or not partial.ok.any():
@@ -95,119 +95,16 @@ class BlockTask:
         return _block(rows[: len(partial)], [partial], first)
 
 
-def embed_piece(
-    piece: BlockTask,
-    engine: Engine,
-    *,
-    input_type: str | None,
-    on_error: OnError,
-    on_budget: OnBudget,
-    on_held: Callable[[], None],
-    on_ready: Callable[[], None],
-) -> None:
-    """Embed the rows of a piece, or as many of the first ones as can be; never raises.
-
-    ``on_held`` is called as soon as no money is needed any more, ``on_ready`` when it takes a
-    while until there is more than the piece has by then.
-    """
-    try:
-        _Embedding(piece, engine, input_type, on_error, on_budget, on_held, on_ready).run()
-    except Stopped as stopped:
-        piece.error = closed(partial=getattr(stopped, "partial", None))
-    except BaseException as error:  # noqa: BLE001 - raised again in the consumer's thread
-        name_rows(error, piece.rows, piece.first)
-        piece.error = error
-
-
 def closed(*, partial: EmbeddingResult | None = None) -> EmbeddingError:
     """For what was under way, or still asked for, when a stream was closed."""
     return EmbeddingError("the stream was closed before it ended", partial=partial)
-
-
-@dataclass(slots=True)
-class _Embedding:
-    piece: BlockTask
-    engine: Engine
-    input_type: str | None
-    on_error: OnError
-    on_budget: OnBudget
-    on_held: Callable[[], None]
-    on_ready: Callable[[], None]
-
-    def run(self) -> None:
-        piece = self.piece
-        end = len(piece.rows)
-        problem: EmbeddingError | None = None
-        while piece.finished < end:
-            try:
-                # Nothing that comes after a bad row is bought.
-                result = self._as_many_as_fit(end, last=problem is None)
-            except InputRejected as error:
-                # Nothing was sent: what comes before the bad row is good.
-                if error.position is None or error.billed != "no" or _has_any(error.partial):
-                    raise
-                problem, end = error, error.position - piece.first
-                continue
-            if result.stopped_at is None:
-                piece.add(result)
-            else:
-                self._refused(result, result.stopped_at)
-        if problem is not None:
-            raise problem
-
-    def _as_many_as_fit(self, end: int, *, last: bool) -> EmbeddingResult:
-        piece, start = self.piece, self.piece.finished
-        return embed_now(
-            replace(self.engine, observe=self._tell),
-            [row.text for row in piece.rows[start:end]],
-            input_type=self.input_type,
-            on_error=self.on_error,
-            on_budget="stop",
-            first_row=piece.first + start,
-            stop=piece.stop,
-            on_held=self.on_held if last else None,
-        )
-
-    def _refused(self, result: EmbeddingResult, stopped: StoppedAt) -> None:
-        """Give what was done until the budget ended; wait, or raise the refusal."""
-        piece, error = self.piece, stopped.error
-        done, rest = result.split(stopped.position - piece.first - piece.finished)
-        if len(done):
-            piece.add(done)
-        error.partial = rest
-        # What was paid for beyond must not be paid for again: it is salvaged.
-        if self.on_budget != "wait" or _bought(rest):
-            self._told_of(error)
-            raise error
-        if piece.results:
-            self.on_ready()
-        pause = Pause(piece.stop, self.engine.wait_for)
-        await_budget(self.engine.account, error, self.engine.observe, pause)
-
-    def _told_of(self, error: BudgetExceeded) -> None:
-        self.engine.observe(self.engine.account.refused(error))
-
-    def _tell(self, event: Event) -> None:
-        # What is refused is tried again in a smaller piece; the last refusal is told.
-        if isinstance(event, Refused):
-            return
-        if isinstance(event, Progress):
-            spent = self.piece.spent
-            event = replace(
-                event,
-                done=self.piece.finished + event.done,
-                tokens=spent.tokens + event.tokens,
-                picodollars=spent.picodollars + event.picodollars,
-                exact=spent.exact and event.exact,
-            )
-        self.engine.observe(event)
 
 
 def _has_any(result: EmbeddingResult | None) -> bool:
     return result is not None and bool(result.ok.any())
 
 
-def _bought(result: EmbeddingResult | None) -> bool:
+def _is_billed(result: EmbeddingResult | None) -> bool:
     """Whether there are vectors in it that were paid for."""
     return result is not None and bool((result.ok & ~result.reused).any())
 
@@ -292,9 +189,9 @@ class Pipeline:
         self.ahead = -(-engine.pool.size // requests) + 1
         self.monotonic = engine.monotonic
         self._engine = engine
-        self._how = partial(
-            embed_piece, input_type=input_type, on_error=on_error, on_budget=on_budget
-        )
+        self._input_type = input_type
+        self._on_error = on_error
+        self._on_budget = on_budget
         self._on_ready = on_ready
         self._threads = Pool(self.ahead)
         # What is traced in those threads belongs to the caller's trace.
@@ -304,7 +201,7 @@ class Pipeline:
         self._turn = threading.Condition()
         self._next_to_hold = 0
         self._number = self._first = 0
-        self._tally = _Tally(total)
+        self._progress = _StreamProgress(total)
         self.is_ended = False
         _every.add(self)
 
@@ -336,117 +233,185 @@ class Pipeline:
 
     def start(self, rows: Sequence[Row]) -> None:
         """Begin with the next rows of the stream. Called by one thread at a time."""
-        piece = BlockTask(number=self._number, first=self._first, rows=rows)
+        task = BlockTask(number=self._number, first=self._first, rows=rows)
         self._number += 1
         self._first += len(rows)
-        self._pending.append(piece)
+        self._pending.append(task)
         try:
             if self.is_ended:
                 raise closed()
             self._engine.load()
-            self._threads.submit(partial(self._context.copy().run, self._run, piece))
+            self._threads.submit(partial(self._context.copy().run, self._run, task))
         except EmbeddingError as error:
-            piece.finish(error)
+            task.finish(error)
 
     def wait(self) -> BlockTask:
-        """The first piece that was started, when there is something to give of it."""
-        piece = self._pending[0]
-        while not piece.ready.wait(_LOOK_SECONDS):
+        """The first block that was started, when there is something to give of it."""
+        task = self._pending[0]
+        while not task.ready.wait(_LOOK_SECONDS):
             pass
-        return piece
+        return task
 
     def drop(self) -> None:
-        """The first piece is done with."""
+        """The first block is done with."""
         self._pending.popleft()
 
     def stop(self) -> None:
         """Send nothing more."""
         self.is_ended = True
-        for piece in list(self._pending):
-            piece.stop.set()
+        for task in list(self._pending):
+            task.stop.set()
         with self._turn:
             self._turn.notify_all()
 
     def end(self) -> list[BlockTask]:
-        """Send nothing more. Returns what was under way, once that has landed or been given up."""
+        """Send nothing more. Returns what was under way, once it was answered or given up."""
         self.stop()
         until = self.monotonic() + self._engine.grace + _AFTER_GRACE_SECONDS
-        pieces = list(self._pending)
-        for piece in pieces:
-            while not piece.done and self.monotonic() < until:
-                piece.ready.wait(_LOOK_SECONDS)
-                if not piece.done:
-                    piece.ready.clear()
+        tasks = list(self._pending)
+        for task in tasks:
+            while not task.done and self.monotonic() < until:
+                task.ready.wait(_LOOK_SECONDS)
+                if not task.done:
+                    task.ready.clear()
         self._threads.close()
         self._pending.clear()
-        return pieces
+        return tasks
 
     def abandon(self) -> None:
-        """As ``end``, without waiting: nobody is there any more to take anything."""
+        """As ``end``, without waiting: nothing is taken any more."""
         self.stop()
         self._threads.close()
 
-    def _run(self, piece: BlockTask) -> None:
-        if self._wait_for_turn(piece):
-            engine = replace(self._engine, observe=partial(self._observe, piece.number))
-            ready = partial(self._ready, piece)
-            self._how(piece, engine, on_held=partial(self._held, piece), on_ready=ready)
-            if piece.error is None:
-                self._held(piece)
-                self._engine.observe(self._tally.finished(piece))
+    def _run(self, task: BlockTask) -> None:
+        """Embed the rows of a block, or as many of the first ones as can be; never raises."""
+        try:
+            if not self._wait_for_turn(task):
+                raise Stopped
+            self._embed(task)
+        except Stopped as stopped:
+            task.error = closed(partial=getattr(stopped, "partial", None))
+        except BaseException as error:  # noqa: BLE001 - raised again in the consumer's thread
+            name_rows(error, task.rows, task.first)
+            task.error = error
         else:
-            piece.error = closed()
-        piece.finish()
+            self._needs_no_more_money(task)
+            self._engine.observe(self._progress.finished(task))
+        task.finish()
         self._on_ready()
 
-    def _ready(self, piece: BlockTask) -> None:
-        piece.ready.set()
-        self._on_ready()
+    def _embed(self, task: BlockTask) -> None:
+        end = len(task.rows)
+        problem: EmbeddingError | None = None
+        while task.finished < end:
+            try:
+                # Nothing that comes after a bad row is paid for.
+                result = self._embed_rows(task, end, is_last=problem is None)
+            except InputRejected as error:
+                # Nothing was sent: what comes before the bad row is good.
+                if error.position is None or error.billed != "no" or _has_any(error.partial):
+                    raise
+                problem, end = error, error.position - task.first
+                continue
+            if result.stopped_at is None:
+                task.add(result)
+            else:
+                self._refused(task, result, result.stopped_at)
+        if problem is not None:
+            raise problem
 
-    def _wait_for_turn(self, piece: BlockTask) -> bool:
+    def _embed_rows(self, task: BlockTask, end: int, *, is_last: bool) -> EmbeddingResult:
+        """The rows up to ``end`` that have no result yet, or as many of them as the budget allows.
+
+        ``is_last``: the block needs no more money once it is held for these.
+        """
+        start = task.finished
+        return embed_now(
+            replace(self._engine, observe=partial(self._observe, task)),
+            [row.text for row in task.rows[start:end]],
+            input_type=self._input_type,
+            on_error=self._on_error,
+            on_budget="stop",
+            first_row=task.first + start,
+            stop=task.stop,
+            on_held=partial(self._needs_no_more_money, task) if is_last else None,
+        )
+
+    def _refused(self, task: BlockTask, result: EmbeddingResult, stopped: StoppedAt) -> None:
+        """Give what was done until the budget ended; wait, or raise the refusal."""
+        account, error = self._engine.account, stopped.error
+        done, rest = result.split(stopped.position - task.first - task.finished)
+        if len(done):
+            task.add(done)
+        error.partial = rest
+        # What was paid for beyond must not be paid for again: it is salvaged.
+        if self._on_budget != "wait" or _is_billed(rest):
+            self._engine.observe(account.refused(error))
+            raise error
+        if task.results:
+            # It takes a while until there is more than the block has by now.
+            task.ready.set()
+            self._on_ready()
+        pause = Pause(task.stop, self._engine.wait_for)
+        await_budget(account, error, self._engine.observe, pause)
+
+    def _wait_for_turn(self, task: BlockTask) -> bool:
         """Money is held in the order of the stream: a small block must not take what the large
         one before it was refused."""
         with self._turn:
-            while self._next_to_hold < piece.number and not self.is_ended:
+            while self._next_to_hold < task.number and not self.is_ended:
                 self._turn.wait(_LOOK_SECONDS)
         return not self.is_ended
 
-    def _held(self, piece: BlockTask) -> None:
+    def _needs_no_more_money(self, task: BlockTask) -> None:
+        """The next block may reserve its own."""
         with self._turn:
-            self._next_to_hold = max(self._next_to_hold, piece.number + 1)
+            self._next_to_hold = max(self._next_to_hold, task.number + 1)
             self._turn.notify_all()
 
-    def _observe(self, number: int, event: Event) -> None:
+    def _observe(self, task: BlockTask, event: Event) -> None:
+        # What is refused is tried again with fewer rows; the last refusal is told.
+        if isinstance(event, Refused):
+            return
         if isinstance(event, Progress):
-            event = self._tally.of_all(number, event)
+            event = self._progress.of_all(task, event)
         self._engine.observe(event)
 
 
-class _Tally:
-    """The progress of a stream: of the pieces that are finished, and of those under way."""
+class _StreamProgress:
+    """The progress of a stream: of the blocks that are finished, and of those under way."""
 
     def __init__(self, total: int | None) -> None:
         self._lock = threading.Lock()
         self._finished = Progress(done=0, total=total, tokens=0, picodollars=0)
         self._under_way: dict[int, Progress] = {}
 
-    def of_all(self, number: int, event: Progress) -> Progress:
+    def of_all(self, task: BlockTask, event: Progress) -> Progress:
+        """``event``: of the rows that the block has no result for."""
+        spent = task.spent
+        event = replace(
+            event,
+            done=task.finished + event.done,
+            tokens=spent.tokens + event.tokens,
+            picodollars=spent.picodollars + event.picodollars,
+            exact=spent.exact and event.exact,
+        )
         with self._lock:
-            self._under_way[number] = event
+            self._under_way[task.number] = event
             return self._sum()
 
-    def finished(self, piece: BlockTask) -> Progress:
+    def finished(self, task: BlockTask) -> Progress:
         """Each of its rows counts now, also those with the text of another."""
-        spent = piece.spent
+        spent = task.spent
         whole = Progress(
-            done=piece.finished,
+            done=task.finished,
             total=None,
             tokens=spent.tokens,
             picodollars=spent.picodollars,
             exact=spent.exact,
         )
         with self._lock:
-            self._under_way.pop(piece.number, None)
+            self._under_way.pop(task.number, None)
             self._finished = _plus(self._finished, whole)
             return self._sum()
 
@@ -468,7 +433,7 @@ def _plus(one: Progress, other: Progress) -> Progress:
 
 
 def _end_all() -> None:
-    """The program ends with streams open: what is under way lands and is booked, for a moment."""
+    """The program ends with streams open: for a moment, what is under way is accounted for."""
     pipelines = [pipeline for pipeline in list(_every) if pipeline.is_of_this_process]
     for pipeline in pipelines:
         pipeline.stop()

@@ -25,7 +25,7 @@ class StreamEnd:
 
     - ``usage``: what the blocks given so far cost.
     - ``stopped_at``: set when the budget ended the stream (``on_budget="stop"``).
-    - ``salvaged``: after an error or an early end, blocks with what was bought of the rows not
+    - ``salvaged``: after an error or an early end, blocks with what was paid for of the rows not
       given; NaN for the others.
     - ``ended``: nothing more comes, and nothing is left to tell.
     """
@@ -48,15 +48,15 @@ class StreamEnd:
 
     def next_block(self) -> Block | None:
         """Waits for the next block. None: there is none, and ``has_failed`` is true."""
-        piece = self._pipeline.wait()
+        task = self._pipeline.wait()
         # Asked before what there is: it may be done a moment later, with more.
-        done = piece.done
-        block = piece.block()
+        done = task.done
+        block = task.block()
         if block is not None:
-            piece.has_given(block)
+            task.has_given(block)
             self.usage += block.usage
         if done:
-            self._failed = piece if piece.error is not None else None
+            self._failed = task if task.error is not None else None
             self._pipeline.drop()
         return block
 
@@ -73,35 +73,35 @@ class StreamEnd:
         raise failed.error
 
     def close(self) -> None:
-        """Send nothing more; what was bought and not given is ``salvaged``. Harmless when
+        """Send nothing more; what was paid for and not given is ``salvaged``. Harmless when
         repeated."""
         with self._lock:
             if self._is_closed:
                 return
-            pieces = self._pipeline.end()
+            tasks = self._pipeline.end()
             if self._failed is not None:
-                pieces.insert(0, self._failed)
-            rests = [rest for piece in pieces for rest in (piece.block(), piece.rest())]
+                tasks.insert(0, self._failed)
+            rests = [rest for task in tasks for rest in (task.block(), task.rest())]
             self.salvaged = [rest for rest in rests if rest is not None]
             self._is_closed = self.ended = True
 
 
 class StreamEndView:
-    """What both forms of a stream show of their outlet."""
+    """What both forms of a stream show of their end."""
 
-    _outlet: StreamEnd
+    _stream_end: StreamEnd
 
     @property
     def usage(self) -> Spending:
-        return self._outlet.usage
+        return self._stream_end.usage
 
     @property
     def stopped_at(self) -> StoppedAt | None:
-        return self._outlet.stopped_at
+        return self._stream_end.stopped_at
 
     @property
     def salvaged(self) -> list[Block]:
-        return self._outlet.salvaged
+        return self._stream_end.salvaged
 
 
 FLUSH_SECONDS: Final = 1.0
@@ -167,7 +167,7 @@ class RowBuffer:
         self.is_over = True
 
     def leave(self) -> None:
-        """Nobody reads on: end what is under way, in the feed's own thread.
+        """It is not read any more: end what is under way, in the buffer's own thread.
 
         Takes no lock, so that it may be called while memory is being freed, whatever this thread
         holds at that moment.
@@ -191,12 +191,12 @@ class RowBuffer:
             self._tended = True
 
 
-def _tend(feed: RowBuffer, pipeline: Pipeline, signals: _Signals, seconds: float) -> None:
+def _tend(buffer: RowBuffer, pipeline: Pipeline, signals: _Signals, seconds: float) -> None:
     while True:
         try:
             signals.get(timeout=seconds / 4)
         except queue.Empty:
-            feed.flush(older_than=seconds)
+            buffer.flush(older_than=seconds)
         else:
             pipeline.abandon()
             return
@@ -217,8 +217,8 @@ class EmbeddingStream(StreamEndView, Iterator[Block]):
 
     - ``usage``: what the blocks given so far cost.
     - ``stopped_at``: where the budget ended the stream (``on_budget="stop"``), or None.
-    - ``salvaged``: after an error or an early end, blocks with what had been bought and not given;
-      the rows without a vector are NaN.
+    - ``salvaged``: after an error or an early end, blocks with what was paid for and not given; the
+      rows without a vector are NaN.
     """
 
     def __init__(
@@ -233,12 +233,12 @@ class EmbeddingStream(StreamEndView, Iterator[Block]):
     ) -> None:
         self._pipeline = pipeline
         self._source: Iterator[Any] = iter(source)
-        self._feed = RowBuffer(pipeline, reader, on_error, flush_seconds=flush_seconds)
-        self._outlet = StreamEnd(pipeline, on_budget)
+        self._buffer = RowBuffer(pipeline, reader, on_error, flush_seconds=flush_seconds)
+        self._stream_end = StreamEnd(pipeline, on_budget)
         self._busy = threading.RLock()
         self._inside = False
         # At the end of the program the pipeline does more than this would.
-        weakref.finalize(self, self._feed.leave).atexit = False
+        weakref.finalize(self, self._buffer.leave).atexit = False
 
     def __next__(self) -> Block:
         self._pipeline.check_process()
@@ -263,7 +263,7 @@ class EmbeddingStream(StreamEndView, Iterator[Block]):
             return
         # Another thread may be in the middle of ``next``, held up by the source.
         self._pipeline.stop()
-        self._feed.leave()
+        self._buffer.leave()
         if self._busy.acquire(timeout=_PATIENCE_SECONDS):
             try:
                 with self._not_twice():
@@ -297,26 +297,26 @@ class EmbeddingStream(StreamEndView, Iterator[Block]):
             self._inside = False
 
     def _end(self) -> None:
-        self._feed.leave()
+        self._buffer.leave()
         # Let go of, as by a for loop: a generator that nobody else holds ends here.
         self._source = iter(())
-        self._outlet.close()
+        self._stream_end.close()
 
     def _next(self) -> Block | None:
-        while not self._outlet.ended:
-            if self._outlet.has_failed:
-                self._outlet.finish()
+        while not self._stream_end.ended:
+            if self._stream_end.has_failed:
+                self._stream_end.finish()
                 return None
             self._read()
             if self._pipeline.is_ended:
                 raise closed()
-            if self._feed.is_over:
-                self._feed.flush()
+            if self._buffer.is_over:
+                self._buffer.flush()
             if self._pipeline.is_empty:
-                if self._feed.error is not None:
-                    raise self._feed.error
+                if self._buffer.error is not None:
+                    raise self._buffer.error
                 return None
-            block = self._outlet.next_block()
+            block = self._stream_end.next_block()
             if block is not None:
                 return block
         return None
@@ -325,14 +325,14 @@ class EmbeddingStream(StreamEndView, Iterator[Block]):
         """Read until a block can be given, unless that is now and reading is quick."""
         now = self._pipeline.monotonic
         began = now()
-        while self._feed.wants_more:
+        while self._buffer.wants_more:
             if self._pipeline.next_is_ready and now() > began + _READ_ON_SECONDS:
                 return
             try:
                 item = next(self._source)
             except StopIteration:
-                self._feed.end()
+                self._buffer.end()
             except Exception as error:  # noqa: BLE001 - raised when all before it is given
-                self._feed.end(error)
+                self._buffer.end(error)
             else:
-                self._feed.add(item)
+                self._buffer.add(item)
