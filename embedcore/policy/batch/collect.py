@@ -142,6 +142,7 @@ class Found:
       that the job came to; ``done``: those that were paid for, whether or not the vector is right.
     - ``tokens``: billed by the lines; those that do not say count as what was held for them, and
       then ``reported`` is False.
+    - ``billed_in_vain``: lines that failed, may pass in another job, and were billed.
     - ``refused``: id of a text and the provider's reason; ``unbelieved``: the same of those whose
       vector came and cannot be used; ``retry``: of those that another job may do.
     - ``without_line``: of each text that no line spoke of, the tokens held for it.
@@ -158,6 +159,7 @@ class Found:
     done: int = 0
     tokens: int = 0
     reported: bool = True
+    billed_in_vain: int = 0
     refused: list[tuple[int, str]] = field(default_factory=list)
     unbelieved: list[tuple[int, str]] = field(default_factory=list)
     retry: list[tuple[int, str]] = field(default_factory=list)
@@ -359,6 +361,9 @@ class _Reading:
         if outcome.code and outcome.code not in reason:
             reason = f"{outcome.code}: {reason}"
         if outcome.retryable:
+            if place in self._done:
+                self._found.billed_in_vain += 1
+                reason += "; and it was billed"
             self._retry[place] = reason
         else:
             self._refused[place] = reason + way_to_cut(self._context.engine, self._held[place])

@@ -167,6 +167,14 @@ class Ending:
                 part.job,
                 found.unknown,
             )
+        if found.billed_in_vain:
+            logger.warning(
+                "Batch %s: %d texts failed for the moment and were billed all the same; they are "
+                "sent again, in at most %d jobs in all, and billed once more",
+                part.job,
+                found.billed_in_vain,
+                self._context.settings.attempts,
+            )
         told = None if status.completed is None else status.completed + (status.failed or 0)
         if told is not None and told != found.lines:
             logger.warning(

@@ -204,7 +204,10 @@ _GROUP = 10**5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Failure:
-    """Why a line has no vector. ``http``: as the endpoint refused it, else without a response."""
+    """Why a line has no vector. ``http``: as the endpoint refused it, else without a response.
+
+    ``usage``: its body says what the line cost all the same.
+    """
 
     http: bool = True
     status: int = 400
@@ -212,6 +215,7 @@ class Failure:
     code: str | None = None
     param: str | None = None
     message: str = ""
+    usage: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -323,7 +327,7 @@ def frame(result: Result, quirks: Quirks) -> list[bytes]:
     if failure is not None and not failure.http:
         error = {"code": failure.code, "message": failure.message}
         return [f'{head}"response":null,"error":{json.dumps(error)}}}'.encode()]
-    body = _body(result, quirks) if failure is None else [_error_body(failure)]
+    body = _body(result, quirks) if failure is None else [_error_body(failure, result.line)]
     if quirks.string_body:
         body = [json.dumps(piece)[1:-1] for piece in body]
         body = ['"' + body[0], *body[1:]]
@@ -352,14 +356,15 @@ def _body(result: Result, quirks: Quirks) -> list[str]:
     return pieces
 
 
-def _error_body(failure: Failure) -> str:
+def _error_body(failure: Failure, line: Line) -> str:
     error = {
         "message": failure.message,
         "type": failure.kind,
         "param": failure.param,
         "code": failure.code,
     }
-    return json.dumps({"error": error})
+    usage = {"prompt_tokens": line.tokens, "total_tokens": line.tokens}
+    return json.dumps({"error": error, **({"usage": usage} if failure.usage else {})})
 
 
 def written_size(width: int, encoding: str) -> int:

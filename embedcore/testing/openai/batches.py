@@ -207,9 +207,15 @@ class BatchDriver:
         http: bool = True,
         times: int | None = None,
         billed: bool = False,
+        usage: bool = False,
     ) -> None:
-        """Lines with ``marker`` in a text fail, ``times`` over; ``http=False``: no response."""
-        failure = Failure(http=http, status=status, kind=kind, code=code, message=message)
+        """Lines with ``marker`` in a text fail, ``times`` over; ``http=False``: no response.
+
+        ``billed``: they cost their tokens; ``usage``: and say so.
+        """
+        failure = Failure(
+            http=http, status=status, kind=kind, code=code, message=message, usage=usage
+        )
         with self._lock:
             self._runner.rules.append(
                 LineRule(marker=marker, failure=failure, times=times, billed=billed)

@@ -396,3 +396,35 @@ def test_a_job_that_a_gateway_refuses_by_its_status_is_asked_for_again_and_count
     )
     assert used.spent.tokens == server.batches.meter.billed_tokens
     assert used.unconfirmed == Amount()
+
+
+@pytest.mark.case("E2")
+@pytest.mark.parametrize("status", [408, 429, 500, 503])
+@pytest.mark.parametrize("times", [1, 2, None])
+@pytest.mark.parametrize("total", ["honest", "absent"])
+def test_what_failed_for_the_moment_and_was_billed_is_in_the_books_and_bounded(
+    server: FakeOpenAI,
+    client_of: Callable[..., EmbeddingClient],
+    caplog: pytest.LogCaptureFixture,
+    status: int,
+    times: int | None,
+    total: Any,
+) -> None:
+    quirky(server, usage=total)
+    how = {"status": status, "times": times, "billed": True, "usage": True}
+    server.batches.fail_lines("number 3", message="try again later", **how)
+    client = client_of()
+    job = look(server, client.submit_batch(TEXTS, on_error="keep"))
+    result = job.result(on_error="keep")
+    assert len(server.batches.jobs) == (3 if times is None else times + 1)
+    assert result.ok.tolist() == [row != 3 or times is not None for row in range(6)]
+    if times is None:
+        assert "try again later" in result.errors[3].message
+        assert "it was billed" in result.errors[3].message
+    ledger = client._engine.account.ledger
+    assert ledger is not None
+    used = usage.of_scope(ledger, "default", "total")
+    assert used.spent.tokens == server.batches.meter.billed_tokens
+    assert used.held == Amount()
+    assert job.status().usage.tokens == server.batches.meter.billed_tokens
+    assert "1 texts failed for the moment and were billed all the same" in caplog.text
