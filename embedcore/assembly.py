@@ -143,6 +143,11 @@ class Running:
             engine = replace(engine, observe=with_progress(engine.observe, progress))
         return engine
 
+    def offers_batches(self) -> bool:
+        """Whether new ones may be submitted."""
+        strategy = self.engine.embedder.batch
+        return strategy is not None and strategy.limits.offered
+
     def batch_context(self) -> BatchContext | None:
         """What its batches need; None where the provider has no batch strategy."""
         if self.context is None:

@@ -216,7 +216,7 @@ class EmbeddingClient:
             texts,
             input_type=input_type,
             exact=exact,
-            context=self._context() if batch else None,
+            context=self._context(new=True) if batch else None,
         )
 
     def embed_iter(
@@ -365,8 +365,8 @@ class EmbeddingClient:
         from embedcore.policy.batch.submit import Submission
 
         if fallback == "error":
-            self._context(' and fallback = "error": nothing was sent; use embed_texts')
-        elif self._running.batch_context() is None:
+            self._context(' and fallback = "error": nothing was sent; use embed_texts', new=True)
+        elif not self._running.offers_batches():
             if not self._told_of_batch:
                 self._told_of_batch = True
                 logger.warning("%s", no_strategy(self._engine, ": the texts are embedded at once"))
@@ -566,7 +566,7 @@ class EmbeddingClient:
         from embedcore.policy.batch.job import start
         from embedcore.policy.batch.submit import submit
 
-        return start(self._job(submit(self._context(), rows, how), progress=progress), how)
+        return start(self._job(submit(self._context(new=True), rows, how), progress=progress), how)
 
     def _job(
         self, record: BatchRecord, *, progress: bool | Callable[[Progress], None] = False
@@ -581,13 +581,14 @@ class EmbeddingClient:
         open_context = partial(kept.get, shown) if progress else self._context
         return BatchJob(record=record, open_context=open_context)
 
-    def _context(self, instead: str = ": use embed or embed_iter") -> BatchContext:
+    def _context(self, *instead: str, new: bool = False) -> BatchContext:
+        """``new``: a batch is to be submitted. What was submitted is seen to in any case."""
         context = self._running.batch_context()
-        if context is None:
-            from embedcore.policy.batch.context import no_strategy
+        if context is not None and (self._running.offers_batches() or not new):
+            return context
+        from embedcore.policy.batch.context import no_strategy
 
-            raise ConfigurationError(no_strategy(self._engine, instead))
-        return context
+        raise ConfigurationError(no_strategy(self._engine, *instead))
 
 
 async def _awaited(call: Callable[..., EmbeddingResult], texts: Iterable[str]) -> EmbeddingResult:

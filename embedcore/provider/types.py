@@ -158,13 +158,15 @@ class BatchLimits:
 
     ``max_bytes``: of the whole input, as ``BatchStrategy.sizes`` counts them.
     ``max_enqueued_tokens``: of all jobs of the account that have not ended. ``window``: seconds
-    within which a job ends.
+    within which a job ends. ``offered``: False where nothing new is to be submitted, and only what
+    was submitted before is seen to.
     """
 
     max_items: int | None = None
     max_bytes: int | None = None
     max_enqueued_tokens: int | None = None
     window: float | None = None
+    offered: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,6 +12,7 @@ from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from embedcore.cli.batch import group as batch
@@ -427,6 +428,38 @@ def test_watching_ends_when_nothing_can_go_on(cli, server, submitted, name_setti
     run = cli("batch", "status", submitted, "--watch", "--interval", "0.01")
     assert run.code == 1, run.err
     assert "trouble" in run.out
+
+
+# When the settings have no batches any more
+
+
+@pytest.mark.parametrize("settings", ["", "[options.openai]\nbatch = false\n"])
+def test_what_was_submitted_is_seen_to_whatever_is_said_of_new_ones(
+    cli, server, submitted, settings, name_settings
+):
+    name_settings(settings)
+    assert cli("batch", "status", submitted).code == 4
+    assert cli("batch", "resume").code == 0
+    finish(server)
+    assert cli("batch", "resume").code == 0
+    assert cli("batch", "status", submitted).code == 0
+    run = cli("batch", "fetch", submitted, "-o", "v.npy")
+    assert run.code == 0, run.err
+    assert np.load("v.npy").shape == (30, 1536)
+    refused = cli("batch", "submit", "texts.jsonl")
+    assert refused.code == 2
+    assert "no batch strategy" in refused.err
+    assert cli("batch", "gc").code == 0
+
+
+def test_what_was_submitted_can_be_cancelled_then_too(cli, server, submitted, name_settings):
+    name_settings("")
+    assert cli("batch", "cancel", submitted).code in (0, 4)
+    (job,) = server.batches.jobs
+    assert job.status == "cancelling"
+    server.batches.end_cancel(job.id)
+    assert cli("batch", "status", submitted).code == 1
+    assert cli("batch", "list", "--all", "--json").json["batches"][0]["state"] == "cancelled"
 
 
 # The list

@@ -265,7 +265,8 @@ def _of_settings(
     embedder, *_ = create_embedder(choice)
     with closing(embedder):
         info, strategy = embedder.info, embedder.batch
-        if strategy is not None and (info.provider, info.endpoint, info.account) not in seen:
+        offered = strategy is not None and strategy.limits.offered
+        if offered and (info.provider, info.endpoint, info.account) not in seen:
             yield strategy, needed
 
 

@@ -188,7 +188,7 @@ def submit_files(screen: Screen, wish: SubmitArguments) -> int:
 
 def _require_batches(ready: Session) -> None:
     try:
-        ready.client.batch_jobs(ended=False)
+        ready.client.plan([], batch=True)
     except ConfigurationError as error:
         provider = ready.client.provider
         # A server of one's own is not taken to have batches, and its provider may let one say so.

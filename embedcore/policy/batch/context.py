@@ -234,7 +234,7 @@ def batch_named(context: BatchContext, name: str) -> BatchRecord:
     return record
 
 
-def no_strategy(engine: Engine, instead: str) -> str:
+def no_strategy(engine: Engine, instead: str = ": use embed or embed_iter") -> str:
     """That a model has no batches, what is done or to be done ``instead``, and its price."""
     return f"{engine.label} has no batch strategy here{instead}, {_price_difference(engine.info)}"
 

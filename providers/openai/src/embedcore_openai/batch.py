@@ -82,7 +82,11 @@ class OpenAIBatch:
 
     @property
     def limits(self) -> BatchLimits:
+        """Batches are offered for OpenAI's own endpoints, and where the option ``batch`` says that
+        there are any."""
+        offered = self._options.batch
         return BatchLimits(
+            offered=self._options.endpoint.is_openai if offered is None else offered,
             max_items=MAX_ITEMS,
             max_bytes=MAX_BYTES,
             max_enqueued_tokens=self._options.max_enqueued_tokens,

@@ -75,12 +75,8 @@ class OpenAIEmbedder:
 
     @property
     def batch(self) -> BatchStrategy | None:
-        """For OpenAI's own endpoints, and where the option ``batch`` says that there is one."""
-        offered = self._options.batch
-        if offered is None:
-            offered = self._options.endpoint.is_openai
-        if not offered:
-            return None
+        """Always there, since a batch may have been submitted with other settings than these;
+        its ``limits`` say whether new ones are."""
         if self._batch is None:
             from embedcore_openai.batch import OpenAIBatch
 
