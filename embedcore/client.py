@@ -582,7 +582,6 @@ class EmbeddingClient:
         return BatchJob(record=record, open_context=open_context)
 
     def _context(self, *instead: str, new: bool = False) -> BatchContext:
-        """``new``: a batch is to be submitted. What was submitted is seen to in any case."""
         context = self._running.batch_context()
         if context is not None and (self._running.offers_batches() or not new):
             return context

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import shutil
 import threading
 import time
@@ -160,7 +161,11 @@ _introduced: set[str] = set()
 
 
 class VectorCache:
-    """Looks up and keeps vectors, and goes on without them when the file cannot be used."""
+    """Looks up and keeps vectors, and goes on without them when the file cannot be used.
+
+    ``keep_until``: seconds since 1970; what is put is counted on until then, so that no cap keeps
+    it out, only the disk.
+    """
 
     def __init__(
         self,
@@ -168,13 +173,21 @@ class VectorCache:
         *,
         observe: Observer,
         monotonic: Callable[[], float] = time.monotonic,
+        keep_until: float = 0.0,
     ) -> None:
         self.store = store
+        self._keep_until = keep_until
         self._observe = observe
         self._monotonic = monotonic
         self._lock = threading.Lock()
         self._putting = threading.Lock()
         self._rests_until = {"get": 0.0, "put": 0.0}
+
+    def pinned(self, keep_until: float) -> VectorCache:
+        """The same for vectors that somebody counts on until then."""
+        return VectorCache(
+            self.store, observe=self._observe, monotonic=self._monotonic, keep_until=keep_until
+        )
 
     @property
     def in_flight(self) -> InFlightKeys:
@@ -203,7 +216,7 @@ class VectorCache:
             return
         needed = room_for(vectors, width)
         try:
-            room = self.store.cap - self.store.used
+            room = math.inf if self._keep_until else self.store.cap - self.store.used
             free = shutil.disk_usage(self.store.path.parent).free
         except (StorageError, OSError) as error:
             if self._note("put", error):
@@ -217,7 +230,7 @@ class VectorCache:
                 vectors,
                 shown_size(needed),
                 what,
-                shown_size(max(min(room, free), 0)),
+                shown_size(max(round(min(room, free)), 0)),
                 self.store.path,
             )
 
@@ -278,7 +291,7 @@ class VectorCache:
             if self._rests("put"):
                 return
             try:
-                before = self.store.put(keys, vectors, origin)
+                before = self.store.put(keys, vectors, origin, keep_until=self._keep_until)
             except StorageError as error:
                 trouble = error
             news = self._note("put", trouble)

@@ -265,8 +265,9 @@ def _of_settings(
     embedder, *_ = create_embedder(choice)
     with closing(embedder):
         info, strategy = embedder.info, embedder.batch
-        offered = strategy is not None and strategy.limits.offered
-        if offered and (info.provider, info.endpoint, info.account) not in seen:
+        if strategy is None or not strategy.limits.offered:
+            return
+        if (info.provider, info.endpoint, info.account) not in seen:
             yield strategy, needed
 
 

@@ -188,13 +188,16 @@ def drain(context: BatchContext, batch: BatchRecord, problems: list[EmbeddingErr
 def _buy(
     context: BatchContext, batch: BatchRecord, keys: Sequence[bytes], input_type: str | None
 ) -> None:
-    manifest = context.manifest(batch)
+    manifest, engine = context.manifest(batch), context.engine
+    if engine.cache is not None:
+        # What a batch brings is kept beyond the cap: there is nothing to warn of.
+        engine = replace(engine, cache=engine.cache.pinned(context.keep_until()))
     try:
         found = manifest.texts(keys)
         names = [key for key in keys if key in found]
         arriving = _Arriving(context, manifest, names, [found[key] for key in names], input_type)
         result = embed_now(
-            context.engine,
+            engine,
             arriving.texts,
             input_type=input_type,
             on_error="keep",

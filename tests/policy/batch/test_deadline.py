@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from embedcore.errors import BudgetExceeded, ConfigurationError, ProviderUnavailable
+from embedcore.events import CacheProblem
 from embedcore.policy.batch.deadline import choose_now
 from embedcore.provider.types import Price
 from embedcore.testing.fakes.embedder import FAKE_INFO
@@ -297,3 +298,18 @@ def test_what_makes_no_sense_is_refused(priced: Any, how: Any, match: str) -> No
     with pytest.raises(ConfigurationError, match=match):
         priced.client().submit_batch(TEXTS, **how)
     assert priced.jobs == []
+
+
+@pytest.mark.parametrize("cap", [0, 4_000])
+def test_what_is_embedded_at_once_is_kept_beyond_the_cap_without_a_warning(
+    batch_desk: Any, caplog: pytest.LogCaptureFixture, cap: int
+) -> None:
+    client = batch_desk.client(cache_cap=cap)
+    texts = [f"text {number}" for number in range(60)]
+    job = client.submit_batch(texts, strategy="immediate")
+    assert job.result().ok.all()
+    assert "does not fit" not in caplog.text
+    assert batch_desk.told(CacheProblem) == []
+    billed = batch_desk.embedder.meter.billed_tokens
+    batch_desk.check(client.submit_batch(texts, strategy="immediate"), texts)
+    assert batch_desk.embedder.meter.billed_tokens == billed, "all of it is kept"
