@@ -115,7 +115,12 @@ clean:
 	@echo "setting up $*"
 	@$(PYTHON) -m venv $*
 
-# An environment that somebody else made is used as it is.
+# `uv sync` in the same environment takes away what only the tests need.
+ifeq ($(wildcard $(BIN)/pytest),)
+$(shell rm -f $(VENV)/.installed-dev)
+endif
+
+# An environment that is there already is used as it is.
 $(VENV)/.installed: $(PROJECTS) | $(BIN)/python
 	@$(PIP) install -e . $(LOCAL)
 	@touch $@

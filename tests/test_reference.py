@@ -302,6 +302,9 @@ def test_every_decision_says_what_was_given_up():
         assert re.match(rf"# {path.name[:4]}: .+\n", text), path
         for heading in ("## Context", "## Choice", "## What we gave up"):
             assert text.count(heading) == 1, (path, heading)
+        for successor in re.findall(r"Superseded by \[?(\d{4})", text):
+            assert successor in numbers, (path, successor)
+            assert successor > path.name[:4], (path, successor)
 
 
 def test_every_assumption_names_its_switch():

@@ -20,6 +20,7 @@ MEAN, LONGEST = 20, 35
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
+    ROOT / "tests" / "README.md",
     *sorted(ROOT.glob("providers/*/README.md")),
     *sorted(
         path

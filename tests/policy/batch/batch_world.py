@@ -1,8 +1,34 @@
-"""Several processes over one state folder, one provider, and one clock, all in this process.
+"""A simulated world for tests of batches: processes that can be killed anywhere, and a provider.
 
-A *process* is what ``EmbeddingClient`` is for batches, with connections of its own. At each of its
-seams (before and after every commit and every remote call) it can die, or stand still while time
-passes and others go on. The provider knows the truth: what is judged is never our own books alone.
+Everything is in one Python process, and nothing takes real time. The world has
+
+- a state folder (``state.db``, ``vectors.db``, ``batches/``), as a user has it;
+- a provider, ``world.service``: it creates jobs, runs them and bills. Its meter is the truth;
+- a clock that only ``pass_time`` moves;
+- processes, ``world.processes``: what ``EmbeddingClient`` is for batches, each with connections of
+  its own. Every commit and every call to the provider is a *seam*: before or after it a process can
+  die, or stand still while time passes and others continue. One that dies is replaced by another.
+
+A test says what processes do (``submit``, ``advance``, ``cancel``, ``abandon``, ``look``) and
+what goes wrong: ``wire.faults`` of a process for calls, ``seams`` for kills, ``lose`` and
+``be_late`` for the provider. ``end`` lets everything come to its end. ``check`` looks for what
+must not be: a text paid for twice without an excuse, a wrong vector, a cost that is not the
+provider's bill.
+
+A process is killed after its job was created, and before it knows that::
+
+    world = World(processes=2)
+    world.processes[0].wire.faults.push("create", "after", crash=True)
+    world.submit(0, ["a text", "another one"])
+    assert len(world.service.jobs) == 1
+    world.pass_time(700)
+    world.advance(1)
+    assert len(world.service.jobs) == 1, "it was found, and not created again"
+    world.end()
+    assert not world.service.meter.billed_twice
+    world.close()
+
+``batch_desk.py`` is the smaller rig: whole clients, without deaths, for the result of one batch.
 """
 
 from __future__ import annotations

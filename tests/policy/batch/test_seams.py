@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,11 @@ def world() -> Iterator[Any]:
     world.service.settings.window = None
     yield world
     world.close()
+
+
+def test_the_example_of_the_world_works() -> None:
+    example = world_of.__doc__.split("::\n\n")[1].split("\n\n``")[0]
+    exec(textwrap.dedent(example), vars(world_of).copy())
 
 
 def _states(world: Any) -> list[str]:
