@@ -114,7 +114,8 @@ class ErrorBody:
     """What was found. Texts are as the server wrote them: clean them before they are shown.
 
     ``known``: there is an error in it, so that the request was refused by what wrote it. ``own``:
-    in a shape that the API itself writes, and not a gateway before it. ``message``: the reason;
+    in a shape that the API itself writes, and not a gateway before it. ``parsed``: it is a document
+    of JSON, not a page or plain text. ``message``: the reason;
     "" if none is given. ``code`` and ``kind``: the server's first name for the error, and its
     class; ``names``: all such names. ``status``: an HTTP status named within. ``wait``: seconds,
     from a field for them. ``parameter``: the field of the request that it is about. ``charged``:
@@ -122,6 +123,7 @@ class ErrorBody:
     """
 
     own: bool = False
+    parsed: bool = False
     known: bool = False
     message: str = ""
     kind: str = ""
@@ -177,6 +179,7 @@ def error_in(document: object) -> ErrorBody:
     charged, tokens = _charge(document)
     return ErrorBody(
         own=own,
+        parsed=True,
         known=own or bool(message or found.codes or found.status),
         message=message,
         kind=next(iter(found.kinds), ""),

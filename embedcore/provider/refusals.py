@@ -348,7 +348,13 @@ def _error(refused: Refused) -> EmbeddingError:
     hints = _hints(refused)
     if kind == "size" or hints is not None:
         return _about_the_size(refused, hints or SizeHints())
-    return RequestRejected(describe(refused, "refused the request"), **facts(refused))
+    what = "refused the request"
+    if refused.status == 403 and not refused.body.parsed:
+        what = (
+            "refused the request, and not with an error of the API: a firewall before it dislikes "
+            "a text, this address, or the key"
+        )
+    return RequestRejected(describe(refused, what), **facts(refused))
 
 
 def kind_of(refused: Refused) -> Kind:
@@ -371,7 +377,7 @@ def kind_of(refused: Refused) -> Kind:
     if status == 403 and _is_of_content(refused):
         return "request"
     if status == 403:
-        return "rate" if named == "rate" else "permission"
+        return _kind_of_403(refused, named)
     if status == 404:
         return "model"
     if status in _VAGUE and named in ("model", "permission", "rate"):
@@ -389,6 +395,14 @@ def _kind_of_429(refused: Refused, named: Kind | None) -> Kind:
     if _NEVER_FITS.search(refused.said) or _asks_too_much(refused.said):
         return "size"
     return "rate"
+
+
+def _kind_of_403(refused: Refused, named: Kind | None) -> Kind:
+    if named == "rate":
+        return named
+    # A firewall before the API says 403 of a text that it dislikes as of a key or an address: only
+    # an error that the API wrote itself, in JSON, is known to be about the key.
+    return "permission" if refused.body.parsed and refused.body.known else "request"
 
 
 def _asks_too_much(said: str) -> bool:

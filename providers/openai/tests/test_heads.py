@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 from embedcore_openai.options import OpenAIOptions
 from embedcore_openai.plugin import create
+from pydantic import SecretStr, ValidationError
 
 from embedcore.errors import (
     AuthenticationFailed,
     EmbeddingError,
+    InvalidResponse,
     OutcomeUnknown,
-    PermissionDenied,
     RateLimited,
+    RequestRejected,
     RequestTooLarge,
 )
 from embedcore.provider.types import EmbedRequest
@@ -54,6 +56,25 @@ def test_headers_need_not_be_ascii(listen: Listen) -> None:
     assert answer.vectors.tolist() == [[1.0]]
 
 
+@pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, br", "compress", "x" * 400])
+def test_a_reply_packed_otherwise_than_asked_says_how_and_what_to_do(
+    listen: Listen, encoding: str
+) -> None:
+    error = fails(listen(reply(ONE, f"content-encoding: {encoding}")))
+    assert isinstance(error, InvalidResponse)
+    assert error.billed == "unknown"
+    message = str(error)
+    assert f"content-encoding: {encoding[:40]})" in message
+    assert "accept-encoding: identity" in message
+    assert "off for this address" in message
+
+
+@pytest.mark.parametrize("name", ["Accept-Encoding", "accept-encoding"])
+def test_no_option_announces_what_cannot_be_read(name: str) -> None:
+    with pytest.raises(ValidationError, match=r"(?i)accept-encoding"):
+        OpenAIOptions(headers={name: SecretStr("br")})
+
+
 # Bodies of a refusal that nobody can read, or that do not come.
 UNREADABLE = {
     "brotli": b"content-encoding: br\r\ncontent-length: 4\r\n\r\n\x8b\x00\x80a",
@@ -75,7 +96,8 @@ def test_a_refusal_keeps_its_status_whatever_its_body(
     """By the status it costs nothing, and that is what the head says."""
     raw = b"HTTP/1.1 %d X\r\nretry-after: 7\r\n" % status + UNREADABLE[rest]
     error = fails(listen(raw))
-    kinds = {401: AuthenticationFailed, 403: PermissionDenied, 413: RequestTooLarge}
+    # A 403 without an error of the API may be a firewall's, for a text that it dislikes.
+    kinds = {401: AuthenticationFailed, 403: RequestRejected, 413: RequestTooLarge}
     assert isinstance(error, kinds.get(status, RateLimited))
     assert (error.status, error.billed) == (status, "no")
     assert getattr(error, "retry_after", 7) == 7

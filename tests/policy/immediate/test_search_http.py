@@ -9,6 +9,7 @@ import pytest
 from embedcore.errors import (
     EmbeddingError,
     PermanentProviderError,
+    PermissionDenied,
     ProviderUnavailable,
     RequestRejected,
     RequestTooLarge,
@@ -205,3 +206,65 @@ def test_what_is_refused_for_its_size_alone_is_its_own_reason(server, client):
     result = client().embed(rows, on_error="keep")
     assert sorted(result.errors) == [1]
     assert isinstance(result.errors[1], RequestTooLarge)
+
+
+FIREWALLS = [
+    (403, "<html><title>Attention Required! | Cloudflare</title><p>Sorry, blocked</p></html>"),
+    (403, ""),
+    (403, "error code: 1020"),
+    (403, "The requested URL was rejected. Your support ID is: 1234567890"),
+    (405, "<html><title>405</title><p>potential threats to the server</p></html>"),
+    (406, "<h1>Not Acceptable!</h1>An appropriate representation was not found. Mod_Security"),
+    (418, "<html>blocked</html>"),
+]
+
+
+@pytest.mark.case("A1")
+@pytest.mark.parametrize(("status", "body"), FIREWALLS, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize("bad", [{17}, {0, 63}])
+def test_a_firewall_that_dislikes_a_text_costs_no_other_its_vector(
+    server, client, books, rows_are_right, status, body, bad
+):
+    """Its page says nothing of the text, and its status is that of a key without permission."""
+    rows = [f"1' OR {row}=1 --" if row in bad else text for row, text in enumerate(numbered(64))]
+    server.faults.when(
+        lambda request: any("OR" in text for text in asked(request)),
+        mode="raw",
+        status=status,
+        body=body,
+        content_type="text/html",
+        bills=False,
+    )
+    result = client().embed(rows, on_error="keep")
+    assert set(result.errors) == bad
+    assert all(isinstance(error, RequestRejected) for error in result.errors.values())
+    rows_are_right(result, rows, 8)
+    assert server.meter.requests <= 2 * len(bad) * 5 + 8
+    assert books().held == Amount()
+    if status in (403, 405):
+        assert books().spent.tokens == server.meter.billed_tokens
+
+
+@pytest.mark.parametrize("body", [body for status, body in FIREWALLS if status == 403])
+@pytest.mark.parametrize("on_error", ["keep", "raise"])
+@pytest.mark.parametrize("per_request", [1, 32])
+def test_a_firewall_that_lets_nothing_through_ends_the_call_soon(
+    server, client, books, body, on_error, per_request
+):
+    """A wrong key, or an address that it does not serve."""
+    server.faults.always("raw", status=403, body=body, content_type="text/html", bills=False)
+    with pytest.raises(RequestRejected, match="firewall") as caught:
+        client(max_texts_per_request=per_request).embed(numbered(640), on_error=on_error)
+    if per_request > 1:
+        assert caught.value.position is None
+        assert "no text's fault" in str(caught.value)
+    assert server.meter.requests <= 8 + 16
+    assert books().spent == Amount()
+
+
+@pytest.mark.parametrize("body", [{"message": "no"}, {"error": {"message": "no", "code": None}}])
+def test_an_error_of_the_api_that_is_about_permission_ends_the_call_at_once(server, client, body):
+    server.faults.always("raw", status=403, body=json.dumps(body), bills=False)
+    with pytest.raises(PermissionDenied):
+        client().embed(numbered(64), on_error="keep")
+    assert server.meter.requests <= 2

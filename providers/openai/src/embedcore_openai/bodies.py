@@ -157,6 +157,7 @@ _ERROR_BYTES: Final = 1_000_000
 # The body of a refusal only says more of what its status says: it is not waited for longer.
 _ERROR_SECONDS: Final = 10.0
 _STEP_BYTES: Final = 1 << 16
+_LONGEST_ENCODING: Final = 40
 _WINDOW_BITS: Final = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": 15}
 
 
@@ -372,7 +373,12 @@ def _decoded(response: Any, cap: int, *, whole: bool = False) -> Iterator[bytes]
         yield from response.iter_raw()
         return
     if encoding not in _WINDOW_BITS:
-        raise UnreadableBody("it is compressed in a way that was not asked for")
+        named = "".join(filter(str.isprintable, encoding))[:_LONGEST_ENCODING]
+        raise UnreadableBody(
+            f"it is compressed (content-encoding: {named}), and uncompressed was asked for "
+            "(accept-encoding: identity). Switch the compression of the server, or of the proxy "
+            "before it, off for this address; gzip and deflate can be read"
+        )
     try:
         ended = yield from _unpacked(response.iter_raw(), _WINDOW_BITS[encoding], cap)
     except zlib.error:

@@ -164,8 +164,8 @@ class OpenAIEmbedder:
         self, error: ProviderError, form: str | None, texts: Sequence[str], answer: Answer
     ) -> str | None:
         """What would be different if the same request were sent again now; None: nothing."""
-        # A key that has ended is refused with 403 by some.
-        if isinstance(error, AuthenticationFailed | PermissionDenied):
+        # A key that has ended is refused with 403 by some, and not always in words.
+        if isinstance(error, AuthenticationFailed | PermissionDenied) or error.status == 403:
             renewable = callable(self._options.api_key) and not self._options.own_authentication
             return "key" if renewable else None
         rejected = isinstance(error, RequestRejected)

@@ -171,7 +171,9 @@ def _from_exception(error: Exception, context: Context) -> EmbeddingError:
     cause = f"{type(chain[-1]).__name__}: {context.shown(str(chain[-1]))}".rstrip(": ")
     for link in chain:
         if isinstance(link, UnreadableBody):
-            return InvalidResponse(f"the reply of {context.endpoint} cannot be read: {link}")
+            return InvalidResponse(
+                f"the reply of {context.endpoint} cannot be read: {link}", billed="unknown"
+            )
     if names & _NOT_SENT:
         return ProviderUnavailable(
             f"{context.endpoint} cannot be reached ({cause}). Check the address, the network, "
