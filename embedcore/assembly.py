@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Final
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from embedcore.choice import Choice
-from embedcore.config import Config
-from embedcore.configfile import CONFIG_VARIABLE, state_folder
+from embedcore.config import CONFIG_VARIABLE, Config, state_folder
 from embedcore.errors import ConfigurationError, StorageReadOnly, UnsafeStorage
 from embedcore.events import Observer, Progress
 from embedcore.folders import expanded
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
 STATE_FILE: Final = "state.db"
 VECTORS_FILE: Final = "vectors.db"
 BATCHES_FOLDER: Final = "batches"
-DEFAULT_CACHE_CAP: Final = 10 * 10**9
 
 logger = logging.getLogger("embedcore")
 
@@ -176,31 +174,31 @@ def build(choice: Choice, embedder: Embedder | None, observers: Sequence[Observe
         names = (embedder_fingerprint(embedder),)
     info, config = embedder.info, choice.config
     ledger = None if info.local else open_ledger(config, choice.limits)
-    retry, observe = choice.retry.settings(), observed_by(observers)
-    concurrency = choice.setting("concurrency") or info.max_concurrency
+    settings, observe = choice.settings, observed_by(observers)
+    concurrency = settings.concurrency or info.max_concurrency
     engine = Engine(
         embedder=embedder,
         account=Account(
             ledger=ledger,
             scope=choice.scope,
             limits=choice.limits,
-            wait=choice.patience,
+            wait=choice.budget_wait,
             provider=info.provider,
             model=info.model,
         ),
         pool=Pool(max(min(concurrency, info.max_concurrency), 1)),
         gate=gate_for(info.endpoint or info.provider, info.model),
         rates=Rates(
-            requests_per_minute=choice.setting("requests_per_minute"),
-            tokens_per_minute=choice.setting("tokens_per_minute"),
+            requests_per_minute=settings.requests_per_minute,
+            tokens_per_minute=settings.tokens_per_minute,
         ),
-        quota=RetryQuota(retry.quota, retry.quota_ratio),
+        quota=RetryQuota(settings.retry.quota, settings.retry.quota_ratio),
         sizes=sizes_for(info.endpoint or info.provider, info.model),
         cache=open_cache(choice, info, observe),
-        retry=retry,
-        overlong=choice.setting("overlong") or "truncate",
-        keep_empty=choice.setting("on_empty") == "keep",
-        reject_zero=choice.setting("on_zero") == "reject",
+        retry=settings.retry,
+        overlong=settings.overlong,
+        keep_empty=settings.on_empty == "keep",
+        reject_zero=settings.on_zero == "reject",
         label=f"{info.provider}:{info.model}",
         fingerprint=names[0],
         former=names[1:],
@@ -221,7 +219,7 @@ def open_cache(choice: Choice, info: ModelInfo, observe: Observer) -> VectorCach
 
 def keeps_vectors(choice: Choice, info: ModelInfo) -> bool:
     """Whether bought vectors are kept: as the settings say, else if they cost money."""
-    wanted: bool | None = choice.setting("cache")
+    wanted = choice.settings.cache
     if wanted is not None:
         return wanted
     return not info.local and info.price is not None and not info.price.free
@@ -232,11 +230,11 @@ def vector_store(choice: Choice) -> VectorStore:
     from embedcore.storage.vectors import VectorStore
 
     config = choice.config
-    folder = choice.setting("cache_dir")
-    cap = choice.setting("cache_cap")
+    settings = choice.settings
+    folder = settings.cache_dir
     return VectorStore(
         (expanded(folder) if folder else state_folder(config)) / VECTORS_FILE,
-        cap=DEFAULT_CACHE_CAP if cap is None else int(cap),
+        cap=int(settings.cache_cap),
         allow_network_filesystem=config.allow_network_filesystem,
     )
 
@@ -247,7 +245,7 @@ def _batch_context(choice: Choice, engine: Engine) -> BatchContext | None:
     strategy = engine.embedder.batch
     if strategy is None:
         return None
-    config = choice.config
+    config, settings = choice.config, choice.settings
     return BatchContext(
         engine=engine,
         strategy=strategy,
@@ -255,9 +253,9 @@ def _batch_context(choice: Choice, engine: Engine) -> BatchContext | None:
         store=vector_store(choice) if engine.cache is None else engine.cache.store,
         folder=state_folder(config) / BATCHES_FOLDER,
         asked_as=f"{choice.provider}:{choice.model}",
-        settings=choice.batch.settings(),
-        default_strategy=choice.setting("strategy") or "batch",
-        default_deadline=choice.setting("deadline"),
+        settings=settings.batch,
+        default_strategy=settings.strategy,
+        default_deadline=settings.deadline,
         allow_network_filesystem=config.allow_network_filesystem,
     )
 

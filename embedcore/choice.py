@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from pydantic import SecretStr
 
-from embedcore.config import DEFAULT_PROVIDER, Batch, Config, Profile, Retry
-from embedcore.configfile import layered, validated
+from embedcore.config import DEFAULT_PROVIDER, Config, layered, validated
 from embedcore.errors import ConfigurationError
 from embedcore.provider import registry
 from embedcore.provider.options import (
@@ -19,11 +18,13 @@ from embedcore.provider.options import (
     resolve_options,
     without_secrets,
 )
+from embedcore.settings import Profile, Rules, Settings, Table
 
 if TYPE_CHECKING:
     from embedcore.provider.hookspecs import Provider
     from embedcore.storage.amounts import Limit
 
+AnyTable = TypeVar("AnyTable", bound=Table)
 Key: TypeAlias = str | SecretStr | Callable[[], str]
 
 
@@ -43,27 +44,23 @@ class Choice:
         return self.config.limits(self.profile, self.scope)
 
     @property
-    def retry(self) -> Retry:
-        """The profile's settings over those of the configuration, one by one."""
-        own = self.profile.retry
-        table = own.model_dump(exclude_unset=True) if own is not None else {}
-        return self.config.retry.model_copy(update=table)
+    def settings(self) -> Settings:
+        """Each one as the profile says, else as the configuration says, else by default."""
+        rules = {
+            name: value
+            for layer in (self.config, self.profile)
+            for name in Rules.model_fields
+            if (value := getattr(layer, name)) is not None
+        }
+        return Settings(
+            **rules,
+            retry=_over(self.config.retry, self.profile.retry),
+            batch=_over(self.config.batch, self.profile.batch),
+        )
 
     @property
-    def batch(self) -> Batch:
-        """The same for batches."""
-        own = self.profile.batch
-        table = own.model_dump(exclude_unset=True) if own is not None else {}
-        return self.config.batch.model_copy(update=table)
-
-    def setting(self, rule: str) -> Any:
-        """One of ``Rules``: as the profile says, else as the configuration says, else None."""
-        own = getattr(self.profile, rule)
-        return getattr(self.config, rule) if own is None else own
-
-    @property
-    def patience(self) -> float:
-        """Seconds to wait while others hold more than they will need."""
+    def budget_wait(self) -> float:
+        """Seconds to wait while others have more reserved than they will need."""
         return self.config.budget.tightened_by(self.profile.budget).wait
 
     def resolve(self, provider: Provider) -> ResolvedOptions:
@@ -98,6 +95,12 @@ class Choice:
             profile=self.profile.model_copy(update={"options": options}),
             options=without_secrets(kind, self.options),
         )
+
+
+def _over(lower: AnyTable, upper: AnyTable | None) -> AnyTable:
+    """The lower layer's settings with those that the upper one sets."""
+    table = upper.model_dump(exclude_unset=True) if upper is not None else {}
+    return lower.model_copy(update=table)
 
 
 def _in_file(config: Config, values: Mapping[str, Any]) -> OptionLayer:

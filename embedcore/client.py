@@ -32,9 +32,10 @@ if TYPE_CHECKING:
     from embedcore.config import Config
     from embedcore.policy.batch.context import BatchContext
     from embedcore.policy.batch.job import BatchJob
-    from embedcore.policy.batch.submit import Strategy, Submission
+    from embedcore.policy.batch.submit import Submission
     from embedcore.provider.protocol import Embedder
     from embedcore.provider.types import ModelInfo
+    from embedcore.settings import Strategy
     from embedcore.storage.batches import BatchRecord
 
 logger = logging.getLogger("embedcore")
@@ -140,8 +141,7 @@ class EmbeddingClient:
         ``check_budget=False`` keeps no limit, and still records what is spent. ``on_budget`` as for
         ``embed``; with "stop" the list ends where the budget does: what is left to do is
         ``texts[len(vectors):]``. Raises any ``EmbeddingError``, for an empty text too, whatever the
-        settings: a list has no place for a row that failed. What was bought before it is in its
-        ``.partial``.
+        settings: a list has no place for a row that failed. Its ``.partial`` has what was billed.
         """
         return listed(
             self._embed(texts, check_budget=check_budget, on_budget=on_budget, whole=True)

@@ -1,251 +1,95 @@
-"""The settings as frozen models: what may be set, and what it means.
+"""The configuration: its files and layers, and which one wins.
 
-Reading and layering them is ``embedcore.configfile``; this module only says what is valid.
+Settings: the environment over one file (``$EMBEDCORE_CONFIG``, else the nearest ``embedcore.toml``
+upwards, else ``[tool.embedcore]`` of the nearest ``pyproject.toml`` that has it, else the user's).
+Upwards ends at the top of the repository or at the home folder; outside of both, only the working
+directory is looked at. What a file may set that was only found there, ``embedcore.trust`` decides.
+Limits: those of the machine's policy (``$EMBEDCORE_POLICY``), the user, the project and the
+environment hold together, so that a lower layer can only tighten them.
 """
 
 from __future__ import annotations
 
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from difflib import get_close_matches
+from functools import cache, reduce
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError
 
+from embedcore import folders
 from embedcore.errors import ConfigurationError
-from embedcore.policy.batch.settings import BatchSettings
-from embedcore.policy.retry import RetrySettings
-from embedcore.storage.amounts import ALL_SCOPES, Limit, Unit
-from embedcore.storage.calendar import PERIODS, Period
+from embedcore.provider.registry import LOAD_PLUGINS_VARIABLE, explain_validation
+from embedcore.settings import (
+    BatchSettings,
+    Budget,
+    Dollars,
+    Limits,
+    Policy,
+    Profile,
+    RetrySettings,
+    Rules,
+    ScopeName,
+)
+from embedcore.storage.amounts import Limit
+from embedcore.trust import (
+    LOWERED_KEYS,
+    NOT_NAMED,
+    RECORDS_FOLDER,
+    TRUST_VARIABLE,
+    UNDER_A_LIMIT,
+    Entry,
+    FoundFile,
+    Others,
+    Records,
+    Standing,
+    entries,
+    lowered,
+    may_set,
+    parsed,
+    read_found,
+    sensitive,
+    standing_of,
+)
 
-Overlong: TypeAlias = Literal["truncate", "reject"]
-OnEmpty: TypeAlias = Literal["reject", "keep"]
-OnZero: TypeAlias = Literal["warn", "reject"]
-
-DEFAULT_MODEL = "text-embedding-3-small"
-DEFAULT_PROVIDER = "openai"
-_PICODOLLARS = 10**12
-_LARGEST_TOKENS = 10**15
-_LARGEST_DOLLARS = 10**6
-
-
-def _number(value: object) -> object:
-    # Python counts True as 1; who wrote it meant something else.
-    if isinstance(value, bool):
-        raise ValueError("must be a number, not true or false")
-    return value
-
-
-Tokens: TypeAlias = Annotated[int, Field(ge=0, le=_LARGEST_TOKENS, strict=True)]
-Dollars: TypeAlias = Annotated[Decimal, Field(ge=0, le=_LARGEST_DOLLARS, allow_inf_nan=False)]
-Count: TypeAlias = Annotated[int, Field(ge=1), BeforeValidator(_number)]
-Number: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_number)]
-Share: TypeAlias = Annotated[Number, Field(le=1)]
-Seconds: TypeAlias = Number
-ScopeName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/@+-]{1,128}$")]
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Limits(_Model):
-    """Limits in tokens and in US dollars, per day, per month and in total. None: no limit."""
-
-    daily_token_limit: Tokens | None = None
-    monthly_token_limit: Tokens | None = None
-    total_token_limit: Tokens | None = None
-    daily_cost_limit: Dollars | None = None
-    monthly_cost_limit: Dollars | None = None
-    total_cost_limit: Dollars | None = None
-
-    def amount(self, period: Period, unit: Unit) -> int | None:
-        """The limit in tokens or picodollars."""
-        name = {"day": "daily", "month": "monthly", "total": "total"}[period]
-        if unit == "tokens":
-            tokens: int | None = getattr(self, f"{name}_token_limit")
-            return tokens
-        dollars: Decimal | None = getattr(self, f"{name}_cost_limit")
-        return None if dollars is None else int(dollars * _PICODOLLARS)
-
-    @property
-    def has_limits(self) -> bool:
-        """Whether any of them is set."""
-        return any(getattr(self, name) is not None for name in Limits.model_fields)
-
-    def _tightest(self, other: Limits) -> dict[str, Any]:
-        found = {}
-        for name in Limits.model_fields:
-            both = [one for one in (getattr(self, name), getattr(other, name)) if one is not None]
-            if both:
-                found[name] = min(both)
-        return found
+DEFAULT_MODEL: Final = "text-embedding-3-small"
+DEFAULT_PROVIDER: Final = "openai"
+FILE_NAME: Final = "embedcore.toml"
+PYPROJECT: Final = "pyproject.toml"
+CONFIG_VARIABLE: Final = "EMBEDCORE_CONFIG"
+POLICY_VARIABLE: Final = "EMBEDCORE_POLICY"
+HOME_VARIABLE: Final = "EMBEDCORE_HOME"
+_TABLE: Final = " [tool.embedcore]"
+_NO_FILE: Final = "defaults"
+_SETTINGS: Final = {
+    "EMBEDCORE_MODEL": "model",
+    "EMBEDCORE_PROVIDER": "provider",
+    "EMBEDCORE_SCOPE": "scope",
+    "EMBEDCORE_TIMEZONE": "timezone",
+    "EMBEDCORE_OVERLONG": "overlong",
+    "EMBEDCORE_CONCURRENCY": "concurrency",
+    "EMBEDCORE_CONFIRM_ABOVE": "confirm_above",
+    "EMBEDCORE_CACHE": "cache",
+    "EMBEDCORE_CACHE_DIR": "cache_dir",
+    HOME_VARIABLE: "home",
+}
+_LIMITS: Final = {
+    **{f"EMBEDCORE_{name.upper()}": (name,) for name in Limits.model_fields},
+    **{
+        f"EMBEDCORE_ALL_SCOPES_{name.upper()}": ("all_scopes", name) for name in Limits.model_fields
+    },
+}
+VARIABLES: Final = (*_SETTINGS, *_LIMITS, CONFIG_VARIABLE, POLICY_VARIABLE, TRUST_VARIABLE)
+_LIMIT_NAMES: Final = frozenset((*Limits.model_fields, "query_share"))
+_READ: Final = (*VARIABLES, LOAD_PLUGINS_VARIABLE)
 
 
-class Budget(Limits):
-    """What may be spent. The limits written here hold for the scope that is in use.
-
-    - ``all_scopes``: limits over everything in this state folder.
-    - ``scopes``: limits of one scope by its name.
-    - ``query_share``: the part of each of the scope's limits that only queries may use, 0 to 1.
-    - ``wait``: seconds to wait while others hold more than they will need, before refusing.
-    """
-
-    all_scopes: Limits = Limits()
-    scopes: dict[ScopeName, Limits] = {}
-    query_share: Share = 0.0
-    wait: Seconds = 30.0
-
-    @property
-    def has_limits(self) -> bool:
-        """Whether any limit is set, for any scope."""
-        holders = (self.all_scopes, *self.scopes.values())
-        return super().has_limits or any(one.has_limits for one in holders)
-
-    def tightened_by(self, lower: Budget) -> Budget:
-        """This budget and one of a lower layer together: of each limit the tighter, of the query
-        shares the larger. ``wait`` is no limit: the lower layer decides.
-        """
-        scopes = {
-            name: Limits(
-                **self.scopes.get(name, Limits())._tightest(lower.scopes.get(name, Limits()))
-            )
-            for name in {**self.scopes, **lower.scopes}
-        }
-        return Budget(
-            **self._tightest(lower),
-            all_scopes=Limits(**self.all_scopes._tightest(lower.all_scopes)),
-            scopes=scopes,
-            query_share=max(self.query_share, lower.query_share),
-            wait=lower.wait if "wait" in lower.model_fields_set else self.wait,
-        )
-
-    def limits(self, scope: str) -> list[Limit]:
-        """Every limit of this budget that a call of ``scope`` must keep."""
-        found = []
-        holders = ((scope, self), (scope, self.scopes.get(scope)), (ALL_SCOPES, self.all_scopes))
-        for owner, limits in holders:
-            for period in PERIODS:
-                for unit in ("tokens", "cost"):
-                    amount = limits.amount(period, unit) if limits is not None else None
-                    if amount is not None:
-                        reserved = int(amount * self.query_share) if owner == scope else 0
-                        found.append(
-                            Limit(
-                                scope=owner,
-                                period=period,
-                                unit=unit,
-                                amount=amount,
-                                reserved=reserved,
-                            )
-                        )
-        return found
-
-
-class Retry(_Model):
-    """How failed requests are tried again.
-
-    - ``attempts``: tries of one request, the first included. Waiting for a time that the provider
-      named does not use them up.
-    - ``first_wait``, ``longest_wait``: bounds of the exponential wait with full jitter, in seconds.
-    - ``longest_named_wait``: a provider that names a longer time ends the call at once.
-    - ``request_timeout``: seconds for one attempt, connecting and reading included.
-    - ``deadline``: seconds for a whole call; None: no deadline.
-    - ``quota``: retries that may be saved up; ``quota_ratio``: how many each success earns. An
-      outage is so never answered with many times the load.
-    """
-
-    attempts: Annotated[Count, Field(le=100)] = 3
-    first_wait: Seconds = 0.5
-    longest_wait: Seconds = 30.0
-    longest_named_wait: Seconds = 300.0
-    request_timeout: Annotated[Seconds, Field(gt=0)] = 120.0
-    deadline: Annotated[Seconds, Field(gt=0)] | None = None
-    quota: Number = 35.0
-    quota_ratio: Share = 0.1
-
-    def settings(self) -> RetrySettings:
-        """The same as the plain value that the policy layer takes."""
-        return RetrySettings(**self.model_dump())
-
-
-class Batch(_Model):
-    """How batches are cut and looked after. Times in seconds.
-
-    - ``parts``: remote jobs at work at once, for one model of one account.
-    - ``part_texts``: most texts in one job; None: as many as the provider takes.
-    - ``enqueued_tokens``: tokens that the account may have enqueued; None: as the provider says or
-      teaches.
-    - ``attempts``: jobs in which a text may end without a result before it has failed.
-    - ``grace``: how long a job that was created can take to appear in the provider's list;
-      ``look_again``: between two looks; ``watch``: how long one that was charged is looked for.
-    - ``output_wait``: how long results that an ended job owes are looked for again;
-      ``input_wait``: how long a job is asked for again whose input is not ready.
-    - ``keep_days``: so long vectors of a batch are safe from pruning, and its rows are kept.
-    - ``small_texts``, ``worth``, ``quickest``: "auto" embeds at once so many texts if a batch saves
-      less US dollars, and any with so near a deadline; ``drain_before`` it jobs give way to that.
-    """
-
-    parts: Annotated[Count, Field(le=1000)] = 8
-    part_texts: Count | None = None
-    enqueued_tokens: Count | None = None
-    attempts: Annotated[Count, Field(le=100)] = 3
-    grace: Seconds = 600.0
-    look_again: Annotated[Seconds, Field(gt=0)] = 60.0
-    watch: Seconds = 90_000.0
-    output_wait: Seconds = 600.0
-    input_wait: Seconds = 600.0
-    keep_days: Annotated[Number, Field(gt=0, le=3650)] = 30.0
-    small_texts: Annotated[int, Field(ge=0), BeforeValidator(_number)] = 2048
-    worth: Number = 0.01
-    quickest: Seconds = 3600.0
-    drain_before: Seconds = 1800.0
-
-    def settings(self) -> BatchSettings:
-        """The same as the plain value that the policy layer takes."""
-        return BatchSettings(**self.model_dump())
-
-
-class Rules(_Model):
-    """What holds for the texts and replies of a profile. None: as the layer above says.
-
-    - ``overlong``: a text over the model's limit is cut to what fits, or refused.
-    - ``on_empty``: an empty text is refused, or kept as a failed row. It is never sent.
-    - ``on_zero``: a vector of zeros, which some servers return for texts they cannot handle, is
-      passed on with a warning, or refused.
-    - ``concurrency``: requests in flight at once; never more than the model allows.
-    - ``requests_per_minute``, ``tokens_per_minute``: no faster than that, whatever else is learned
-      of the provider's limits; counted in each process.
-    - ``cache``: keep bought vectors and use them again. Without it, models whose price is known
-      and not zero are kept.
-    - ``cache_dir``: the folder of their file; default: that of all state.
-    - ``cache_cap``: its largest size, as bytes or "20 GB"; beyond it no more are kept. Default
-      10 GB, about 1.5 million vectors of 1,536 dimensions.
-    - ``strategy``: of batches: everything in a batch (default), at once, or as is best ("auto");
-      ``deadline``: seconds after which "auto" should have everything.
-    """
-
-    overlong: Overlong | None = None
-    on_empty: OnEmpty | None = None
-    on_zero: OnZero | None = None
-    concurrency: Annotated[Count, Field(le=1024)] | None = None
-    requests_per_minute: Count | None = None
-    tokens_per_minute: Count | None = None
-    cache: bool | None = None
-    cache_dir: Path | None = None
-    cache_cap: Annotated[ByteSize, Field(ge=0)] | None = None
-    strategy: Literal["immediate", "batch", "auto"] | None = None
-    deadline: Annotated[Seconds, Field(gt=0)] | None = None
-
-
-class Profile(Rules):
-    """A named set of settings: ``EmbeddingClient("name")`` uses it."""
-
-    model: Annotated[str, Field(min_length=1)]
-    options: dict[str, Any] = Field(default={}, repr=False)
-    scope: ScopeName | None = None
-    budget: Budget = Budget()
-    retry: Retry | None = None
-    batch: Batch | None = None
+logger = logging.getLogger("embedcore")
 
 
 class Config(Rules):
@@ -264,10 +108,10 @@ class Config(Rules):
     scope: ScopeName = "default"
     timezone: str | None = None
     options: dict[str, dict[str, Any]] = Field(default={}, repr=False)
-    profiles: dict[str, Profile] = {}
+    profiles: dict[str, Profile] = Field(default={})
     budget: Budget = Budget()
-    retry: Retry = Retry()
-    batch: Batch = Batch()
+    retry: RetrySettings = RetrySettings()
+    batch: BatchSettings = BatchSettings()
     home: Path | None = None
     allow_network_filesystem: bool = False
     confirm_above: Dollars = Decimal(1)
@@ -288,8 +132,6 @@ class Config(Rules):
         Raises ``ConfigurationError`` with the file, the path of the value and the nearest valid
         name.
         """
-        from embedcore.configfile import load
-
         return load(path)
 
     @property
@@ -335,3 +177,406 @@ class Config(Rules):
             if key not in tightest or limit.amount < tightest[key].amount:
                 tightest[key] = limit
         return tuple(tightest[key] for key in sorted(tightest))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Source:
+    """The one layer that is a file. ``found``: it was not named by the user."""
+
+    origin: str
+    table: dict[str, Any] = field(default_factory=dict, repr=False)
+    found: FoundFile | None = None
+
+
+def load(path: Path | str | None = None) -> Config:
+    """Read every layer. See ``Config.load``."""
+    source = _source(path)
+    origin = source.origin
+    # Mistakes first: a key that is misspelt is no key that needs trust.
+    config = validated(source.table, origin)
+    user = _user_layer(origin)
+    upper, variables = list(_upper_layers(user)), list(_environment())
+    settings, under_limit = source.table, None
+    standing: Standing = "named"
+    origins = {".".join(keys): origin for keys in _leaves(settings)}
+    if source.found is not None:
+        others = _others(user, [*upper, *variables])
+        standing, under_limit = _checked(source.found, settings, others)
+        granted = {one.path for one in sensitive(settings)} if standing == "trusted" else ()
+        settings, lower = lowered(settings, others, granted=granted)
+        origins |= {".".join(keys): whose for keys, whose in lower.items()}
+        config = validated(settings, origin)
+    for variable, name in _SETTINGS.items():
+        if os.environ.get(variable):
+            settings[name] = _variable_value(variable, name)
+            # One by one, so that a mistake is laid at the door of its own variable.
+            config = validated(settings, f"environment variable {variable}")
+            origins[name] = f"environment {variable}"
+    layers = [*upper, (origin, config.budget), *variables]
+    budget, limit_origins = _tightest(layers)
+    config = config.model_copy(update={"budget": budget, **_folders(config, origins)})
+    config._layers = tuple(layers)
+    config._origins = {**origins, **limit_origins}
+    config._file = None if origin == _NO_FILE else origin
+    config._standing = standing
+    config._under_limit = under_limit
+    return config
+
+
+def _variable_value(variable: str, name: str) -> object:
+    text = os.environ[variable]
+    return _whole_number(variable, text) if name == "concurrency" else text
+
+
+def _checked(
+    file: FoundFile, table: Mapping[str, Any], others: Others
+) -> tuple[Standing, str | None]:
+    """Whether the user trusts a file, and what is wrong with it once Python sets a limit, too.
+
+    Raises ``ConfigurationError`` if it sets what it may not set.
+    """
+    asked = sensitive(table)
+    if asked and standing_of(file, asked, records()) == "trusted":
+        return "trusted", None
+    refused = [one for one in asked if not may_set("found", one, others)]
+    if refused:
+        # Which lines those are is only looked for where it is said.
+        only_limits = all(may_set("found", one, Others()) for one in refused)
+        raise ConfigurationError(file.refusal(refused, UNDER_A_LIMIT if only_limits else NOT_NAMED))
+    under_limit = [one for one in asked if not may_set("found", one, Others(limited=True))]
+    return "found", file.refusal(under_limit, UNDER_A_LIMIT) if under_limit else None
+
+
+def _others(user: tuple[str, Config] | None, layers: Sequence[tuple[str, Budget]]) -> Others:
+    """What the layers beside a found file say."""
+    limited = any(budget.has_limits for _, budget in layers)
+    lowest: dict[tuple[str, ...], tuple[float, str]] = {}
+    if user is not None:
+        limited = limited or any(one.budget.has_limits for one in user[1].profiles.values())
+        for keys in LOWERED_KEYS:
+            value = _set_in(user[1], keys)
+            if value is not None:
+                lowest[keys] = (value, user[0])
+    variable = "EMBEDCORE_CONCURRENCY"
+    if os.environ.get(variable):
+        value = _whole_number(variable, os.environ[variable])
+        # It goes over the user's file, as everywhere; one that is wrong is told at its own door.
+        if value > 0:
+            lowest["concurrency",] = (value, f"environment {variable}")
+    return Others(limited=limited, lowest=lowest)
+
+
+def _set_in(model: BaseModel, keys: Sequence[str]) -> Any:
+    """The value that settings give a key; None if they do not."""
+    for key in keys[:-1]:
+        model = getattr(model, key)
+    return getattr(model, keys[-1]) if keys[-1] in model.model_fields_set else None
+
+
+def records() -> Records:
+    """Where it is written down which files this user trusts."""
+    folder = folders.user_config()
+    return Records(folder and folder / RECORDS_FOLDER)
+
+
+def layered(config: Config) -> Config:
+    """Settings made in Python under the limits of the layers above them; the caller's stay as
+    they are."""
+    if config.layers:
+        return config
+    layers = [*_upper_layers(_user_layer("")), *_environment(), ("Python", config.budget)]
+    config = config.model_copy(update={"budget": _tightest(layers)[0]})
+    config._layers = tuple(layers)
+    return config
+
+
+def validated(settings: Mapping[str, Any], origin: str) -> Config:
+    """A ``Config`` of these settings, or ``ConfigurationError`` naming every mistake in them."""
+    return _valid(Config, settings, origin)
+
+
+def policy_budget() -> tuple[str, Budget] | None:
+    """The limits that the machine's administrator set, if any."""
+    named = os.environ.get(POLICY_VARIABLE)
+    path = Path(named) if named else folders.site_config() / "policy.toml"
+    if not named and not _is_there(path):
+        return None
+    return str(path), _valid(Policy, _read(path), str(path)).budget
+
+
+def state_folder(config: Config) -> Path:
+    """Where the ledger and all other state live.
+
+    Raises ``ConfigurationError`` if none is set and there is no home folder.
+    """
+    home = config.home or os.environ.get(HOME_VARIABLE)
+    if home:
+        return folders.expanded(home)
+    found = folders.user_data()
+    if found is None:
+        raise ConfigurationError(
+            "there is no home folder here, and so no place for the ledger and the cache: set "
+            f"{HOME_VARIABLE} to a folder that can be written"
+        )
+    return found
+
+
+def user_file() -> Path | None:
+    """The user's own settings, used where no project has any. None: there is no such user."""
+    folder = folders.user_config()
+    return folder and folder / FILE_NAME
+
+
+def _source(path: Path | str | None) -> _Source:
+    named = path or os.environ.get(CONFIG_VARIABLE)
+    if named:
+        return _named_source(str(named))
+    inside, beyond = folders.search_folders()
+    found = nearest_settings(inside)
+    _say_what_is_beyond(beyond)
+    # The user's own file is named by its place, wherever the program was started.
+    if found is not None and not _is_users(found.path):
+        if found.owner_problem is not None:
+            raise ConfigurationError(f"{found.path} {found.owner_problem}")
+        return _Source(origin=origin_of(found), table=found.table, found=found)
+    mine = user_file()
+    if mine is not None and _is_there(mine):
+        return _Source(origin=str(mine), table=_read(mine))
+    return _Source(origin=_NO_FILE)
+
+
+def _named_source(name: str) -> _Source:
+    path = folders.expanded(name)
+    table = _read(path)
+    if path.name != PYPROJECT:
+        return _Source(origin=name, table=table)
+    own = _own_table(table)
+    if own is None:
+        raise ConfigurationError(f"{name} has no table [tool.embedcore]")
+    return _Source(origin=f"{name}{_TABLE}", table=own)
+
+
+def nearest_settings(places: Sequence[Path]) -> FoundFile | None:
+    """The nearest ``embedcore.toml`` in these folders, else the nearest ``pyproject.toml`` with
+    settings in it; its ``table`` is that of the settings."""
+    files = (settings_at(place / name) for name in (FILE_NAME, PYPROJECT) for place in places)
+    return next((found for found in files if found is not None), None)
+
+
+def settings_at(path: Path) -> FoundFile | None:
+    """The file at that path; None if there is none, or no settings of ours are in it."""
+    found = read_found(path)
+    if found is None or path.name != PYPROJECT:
+        return found
+    own = _own_table(found.table)
+    return None if own is None else replace(found, table=own, below=("tool", "embedcore"))
+
+
+def _own_table(pyproject: Mapping[str, Any]) -> Any:
+    tool = pyproject.get("tool")
+    return tool.get("embedcore") if isinstance(tool, dict) else None
+
+
+def origin_of(found: FoundFile) -> str:
+    """The name of the layer that this file is."""
+    return f"{found.path}{_TABLE if found.below else ''}"
+
+
+def limits_beyond(places: Sequence[Path]) -> Path | None:
+    """The nearest file in these folders that would set a limit if it were looked at."""
+    for place in places:
+        try:
+            found = nearest_settings([place])
+        except ConfigurationError:
+            # Somebody else's: what cannot be read there is nobody's concern here.
+            continue
+        if found is not None and any(map(_sets_a_limit, entries(found.table))):
+            return found.path
+    return None
+
+
+def _sets_a_limit(entry: Entry) -> bool:
+    return "budget" in entry.path[:-1] and entry.path[-1] in _LIMIT_NAMES
+
+
+def _say_what_is_beyond(places: Sequence[Path]) -> None:
+    path = limits_beyond(places)
+    if path is not None:
+        _say_once(path)
+
+
+@cache
+def _say_once(path: Path) -> None:
+    logger.warning("%s", beyond_message(path))
+
+
+def beyond_message(path: Path) -> str:
+    """Why the limits in that file do not hold here, and what makes them hold."""
+    own = user_file()
+    or_there = "" if own is None else f" or set the limits in {own}"
+    return (
+        f"{path} sets limits, and they do not hold here: settings are looked for no further up "
+        "than the top of the repository or the home folder. If they should hold, name the file "
+        f"({CONFIG_VARIABLE}={path}){or_there}"
+    )
+
+
+def _is_users(path: Path) -> bool:
+    # By the folder: a link elsewhere to the user's own file is no place of the user's.
+    own = user_file()
+    return own is not None and path.name == FILE_NAME and folders.same(path.parent, own.parent)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _user_layer(origin: str) -> tuple[str, Config] | None:
+    """The user's own file, unless it is the layer of that name already."""
+    path = user_file()
+    if path is None or str(path) == origin or not _is_there(path):
+        return None
+    return str(path), validated(_read(path), str(path))
+
+
+def _upper_layers(user: tuple[str, Config] | None) -> Iterator[tuple[str, Budget]]:
+    policy = policy_budget()
+    if policy is not None:
+        yield policy
+    if user is not None:
+        yield user[0], user[1].budget
+
+
+def _environment() -> Iterator[tuple[str, Budget]]:
+    """The limits that the environment sets, each a layer of its own."""
+    _check_spelling()
+    for variable, keys in _LIMITS.items():
+        if os.environ.get(variable):
+            value: object = os.environ[variable]
+            if "_token_" in keys[-1]:
+                value = _whole_number(variable, os.environ[variable])
+            limit = {keys[-1]: value}
+            table = limit if len(keys) == 1 else {keys[0]: limit}
+            yield (
+                f"environment {variable}",
+                _valid(Budget, table, f"environment variable {variable}"),
+            )
+
+
+def _check_spelling() -> None:
+    """A limit that is misspelt would not hold, and nobody would know."""
+    for variable in unread_variables():
+        near = nearest_variable(variable, cutoff=0.85)
+        if near is not None:
+            raise ConfigurationError(
+                f"the environment variable {variable} means nothing; did you mean {near}?"
+            )
+
+
+def unread_variables() -> list[str]:
+    """The ``EMBEDCORE_*`` variables of this process that embedcore does not read, sorted."""
+    return sorted(
+        name for name in os.environ if name.startswith("EMBEDCORE_") and name not in _READ
+    )
+
+
+def nearest_variable(variable: str, *, cutoff: float = 0.6) -> str | None:
+    """The variable that may have been meant; ``cutoff`` as for ``difflib.get_close_matches``."""
+    return next(iter(get_close_matches(variable, _READ, n=1, cutoff=cutoff)), None)
+
+
+def _tightest(layers: Iterable[tuple[str, Budget]]) -> tuple[Budget, dict[str, str]]:
+    """What holds when every layer holds, and which layer each limit of it comes from."""
+    result, origins = Budget(), {}
+    for origin, budget in layers:
+        before = _limits_in(result)
+        result = result.tightened_by(budget)
+        for path, value in _limits_in(result).items():
+            if before.get(path) != value:
+                origins[f"budget.{path}"] = origin
+    return result, origins
+
+
+def _limits_in(budget: Budget) -> dict[str, object]:
+    table = budget.model_dump(exclude_none=True, exclude={"wait"})
+    return {".".join(keys): _at(table, keys) for keys in _leaves(table)}
+
+
+def _at(table: Any, keys: Sequence[str]) -> object:
+    return reduce(lambda inner, key: inner[key], keys, table)
+
+
+def _folders(config: Config, origins: Mapping[str, str]) -> dict[str, Any]:
+    """The folders that the settings name, absolute."""
+    profiles = {
+        name: profile.model_copy(
+            update={
+                "cache_dir": _absolute(
+                    profile.cache_dir, origins.get(f"profiles.{name}.cache_dir", "")
+                )
+            }
+        )
+        for name, profile in config.profiles.items()
+    }
+    return {
+        "home": _absolute(config.home, origins.get("home", "")),
+        "cache_dir": _absolute(config.cache_dir, origins.get("cache_dir", "")),
+        "profiles": profiles,
+    }
+
+
+def _absolute(folder: Path | None, origin: str) -> Path | None:
+    """A folder named in a file is meant from there, wherever the program was started."""
+    folder = folder and folders.expanded(folder)
+    if folder is None or folder.is_absolute():
+        return folder
+    origin = origin.removesuffix(_TABLE)
+    start = Path() if origin.startswith("environment ") else folders.expanded(origin).parent
+    return (start / folder).absolute()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A file that is no found one: whoever named it answers for its owner."""
+    found = _read_or_problem(path)
+    if isinstance(found, str):
+        raise ConfigurationError(found)
+    return found
+
+
+def _read_or_problem(path: Path) -> dict[str, Any] | str:
+    """Whoever raises the problem must not have the file's text in a frame."""
+    try:
+        found = parsed(path.read_bytes())
+    except FileNotFoundError:
+        return f"the configuration file {path} does not exist"
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+    return f"{path} {found}" if isinstance(found, str) else found[1]
+
+
+def _leaves(table: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    return (entry.path for entry in entries(table))
+
+
+def _whole_number(variable: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigurationError(
+            f"environment variable {variable}: {text!r} is not a whole number"
+        ) from None
+
+
+Valid = TypeVar("Valid", bound=BaseModel)
+
+
+def _valid(kind: type[Valid], settings: object, origin: str) -> Valid:
+    try:
+        return kind.model_validate(settings)
+    except ValidationError as error:
+        message = explain_validation(error, origin, kind)
+    # Outside of the handler: the original error quotes values, and one may be a key.
+    raise ConfigurationError(message)

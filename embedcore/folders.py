@@ -47,6 +47,30 @@ def site_config() -> Path:
     return Path(platformdirs.site_config_dir("embedcore", appauthor=False))
 
 
+def search_folders() -> tuple[list[Path], list[Path]]:
+    """The folders in which settings are looked for, the nearest first, and those above them."""
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        return [], []
+    upwards, own = [here, *here.parents], home()
+    # Accounts that need no home folder have "/", which is no border.
+    border = None if own is None or own == own.parent else own
+    for number, folder in enumerate(upwards, start=1):
+        # In a worktree and in a submodule it is a file.
+        if os.path.lexists(folder / ".git") or (border is not None and same(folder, border)):
+            return upwards[:number], upwards[number:]
+    return upwards[:1], upwards[1:]
+
+
+def same(one: Path, other: Path) -> bool:
+    """Whether both are the same file or folder."""
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
+
+
 def expanded(path: Path | str) -> Path:
     """The path with its ``~`` replaced. Raises ``ConfigurationError`` if there is nothing to
     replace it by."""

@@ -26,9 +26,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
-from embedcore.config import Batch, Limits, Retry
 from embedcore.errors import ConfigurationError
 from embedcore.folders import expanded
+from embedcore.settings import BatchSettings, Limits, RetrySettings
 
 TRUST_VARIABLE: Final = "EMBEDCORE_TRUST"
 RECORDS_FOLDER: Final = "trust"
@@ -100,7 +100,7 @@ _TABLES: Final = frozenset(key[:depth] for key in _ALLOWED for depth in range(1,
     ("profiles",),
     ("profiles", "*"),
 }
-_DEFAULTS: Final = {"retry": Retry(), "batch": Batch()}
+_DEFAULTS: Final = {"retry": RetrySettings(), "batch": BatchSettings()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 from hypothesis import given, strategies as st
 from pydantic import ValidationError
 
 from embedcore import Config, ConfigurationError, EmbeddingClient
-from embedcore.choice import as_config
-from embedcore.config import Budget, Limits, Profile, Retry
-from embedcore.policy.retry import RetrySettings
+from embedcore.choice import as_config, choose
+from embedcore.settings import DEFAULTS, Budget, Limits, Profile, RetrySettings, Rules, Settings
 from embedcore.storage.amounts import ALL_SCOPES
 
 TOKEN_LIMITS = [name for name in Limits.model_fields if "token" in name]
@@ -163,7 +164,7 @@ def test_a_number_that_is_none_is_refused(path, value):
 @pytest.mark.fault(129)
 @given(st.data())
 def test_an_unknown_key_is_named_with_its_path_and_the_nearest_valid_name(data):
-    places = {"": Config, "budget": Budget, "budget.all_scopes": Limits, "retry": Retry}
+    places = {"": Config, "budget": Budget, "budget.all_scopes": Limits, "retry": RetrySettings}
     path = data.draw(st.sampled_from(sorted(places)))
     name = data.draw(st.sampled_from(sorted(places[path].model_fields)))
     at = data.draw(st.integers(1, len(name) - 1))
@@ -214,9 +215,47 @@ def test_a_scope_has_a_plain_name(scope):
         EmbeddingClient("hashing:64", scope=scope)
 
 
-def test_retry_is_what_the_policy_layer_takes():
-    assert Retry().settings() == RetrySettings()
-    assert Retry(attempts=7, deadline=2).settings() == RetrySettings(attempts=7, deadline=2.0)
+@pytest.mark.parametrize(("table", "other"), [("retry", "first_wait"), ("batch", "grace")])
+def test_a_profile_goes_over_the_configuration_one_setting_at_a_time(table, other):
+    profiles = {"mine": {"model": "m", table: {"attempts": 9}}}
+    config = Config.model_validate({table: {"attempts": 7, other: 1.0}, "profiles": profiles})
+    for name, attempts in (("m", 7), ("mine", 9)):
+        found = getattr(choose(name, config=config, scope=None, options={}).settings, table)
+        changed = {"attempts": attempts, other: 1.0}
+        assert found == getattr(DEFAULTS, table).model_copy(update=changed)
+
+
+def test_what_is_not_set_is_as_by_default():
+    assert choose(None, config={}, scope=None, options={}).settings == DEFAULTS
+
+
+@pytest.mark.parametrize(
+    ("rule", "lower", "upper"),
+    [
+        ("overlong", "reject", "truncate"),
+        ("on_empty", "keep", "reject"),
+        ("on_zero", "reject", "warn"),
+        ("concurrency", 3, 2),
+        ("requests_per_minute", 7, 8),
+        ("tokens_per_minute", 7, 8),
+        ("cache", True, False),
+        ("cache_dir", Path("/a"), Path("/b")),
+        ("cache_cap", 5, 0),
+        ("strategy", "auto", "batch"),
+        ("deadline", 5.0, 6.0),
+    ],
+)
+def test_a_rule_of_the_profile_goes_over_that_of_the_configuration(rule, lower, upper):
+    profiles = {"mine": {"model": "m", rule: upper}, "p": {"model": "m"}}
+    config = Config.model_validate({rule: lower, "profiles": profiles})
+    for name, expected in (("mine", upper), ("p", lower)):
+        settings = choose(name, config=config, scope=None, options={}).settings
+        assert getattr(settings, rule) == expected
+
+
+def test_every_rule_has_its_setting():
+    named = {field.name for field in fields(Settings)}
+    assert named == {*Rules.model_fields, "retry", "batch"}
 
 
 @pytest.mark.fault(131)

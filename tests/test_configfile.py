@@ -13,8 +13,8 @@ from hypothesis import given, settings, strategies as st
 
 from embedcore import Config, ConfigurationError, EmbeddingClient
 from embedcore.choice import as_config
-from embedcore.config import Limits
-from embedcore.configfile import VARIABLES, state_folder, user_file
+from embedcore.config import VARIABLES, state_folder, user_file
+from embedcore.settings import Limits
 from embedcore.storage.amounts import ALL_SCOPES
 
 

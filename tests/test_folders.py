@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from embedcore import Config, ConfigurationError, EmbeddingClient, folders
-from embedcore.configfile import state_folder, user_file
+from embedcore.config import state_folder, user_file
 from embedcore.testing import FakeOpenAI
 
 pwd = pytest.importorskip("pwd", reason="home folders of POSIX")

@@ -15,10 +15,8 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from embedcore import Config, TokenTracker, errors, events
-from embedcore.assembly import DEFAULT_CACHE_CAP
 from embedcore.choice import as_config
-from embedcore.config import Batch, Budget, Profile, Retry
-from embedcore.configfile import VARIABLES
+from embedcore.config import VARIABLES
 from embedcore.provider.hookspecs import Provider
 from embedcore.provider.options import environment_options
 from embedcore.provider.registry import LOAD_PLUGINS_VARIABLE, load
@@ -34,6 +32,7 @@ from embedcore.provider.types import (
     Price,
     RateLimits,
 )
+from embedcore.settings import DEFAULTS, BatchSettings, Budget, Profile, RetrySettings
 from embedcore.storage.database import driver
 from embedcore.storage.schema import STATE_VERSION, VECTORS_VERSION
 from embedcore.storage.vectors import VectorStore
@@ -94,8 +93,8 @@ def shown(model: type[BaseModel], name: str) -> str:
         ("Setting", Config),
         ("Profile", Profile),
         ("Budget", Budget),
-        ("Retry", Retry),
-        ("Batch", Batch),
+        ("Retry", RetrySettings),
+        ("Batch", BatchSettings),
     ],
 )
 def test_every_setting_is_listed_with_its_default(heading, model):
@@ -112,7 +111,7 @@ def test_defaults_that_are_words_are_what_they_say():
     )
     assert (config.overlong, config.on_empty, config.on_zero, config.concurrency) == (None,) * 4
     assert (config.cache, config.cache_dir, config.cache_cap) == (None,) * 3
-    assert Config(cache_cap="10 GB").cache_cap == DEFAULT_CACHE_CAP
+    assert Config(cache_cap="10 GB").cache_cap == DEFAULTS.cache_cap
 
 
 def test_every_variable_is_listed_with_what_it_sets():

@@ -18,9 +18,10 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from pydantic import BaseModel
 
 from embedcore import Config, ConfigurationError, EmbeddingClient, TokenTracker
-from embedcore.config import Batch, Budget, Limits, Profile, Retry
-from embedcore.configfile import beyond_message, records, search_folders, settings_at, user_file
+from embedcore.config import beyond_message, records, settings_at, user_file
+from embedcore.folders import search_folders
 from embedcore.provider import registry
+from embedcore.settings import BatchSettings, Budget, Limits, Profile, RetrySettings
 from embedcore.trust import (
     TRUST_VARIABLE,
     Entry,
@@ -162,7 +163,7 @@ def test_there_are_keys_to_walk():
     assert walked >= FREELY | DOWNWARDS | WITHOUT_LIMITS
     assert {"options.openai.api_key", "home", "budget.wait", "options.acme.url"} <= walked
     assert {path[-1] for path in EVERY_KEY} >= set(
-        Batch.model_fields | Retry.model_fields | Budget.model_fields
+        BatchSettings.model_fields | RetrySettings.model_fields | Budget.model_fields
     ) - {"all_scopes", "scopes"}
 
 

@@ -20,8 +20,7 @@ from embedcore.cli.progress import LINE_SECONDS
 from embedcore.cli.screen import Screen
 from embedcore.cli.session import opened
 from embedcore.cli.text import dollars, facts, plural, shown_path, size, table
-from embedcore.config import Config
-from embedcore.configfile import state_folder
+from embedcore.config import Config, state_folder
 from embedcore.errors import ConfigurationError
 from embedcore.policy.cache import PROBE_TEXT, probe
 from embedcore.storage import usage, vector_upkeep as housekeeping

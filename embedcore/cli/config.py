@@ -13,8 +13,7 @@ from pydantic import BaseModel
 from embedcore.cli.options import talking
 from embedcore.cli.screen import Screen
 from embedcore.cli.text import table, without_credentials
-from embedcore.config import Config
-from embedcore.configfile import state_folder
+from embedcore.config import Config, state_folder
 from embedcore.errors import ConfigurationError, EmbeddingError
 from embedcore.provider import registry
 from embedcore.provider.options import ADDRESS, environment_options, is_secret

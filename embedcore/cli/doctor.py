@@ -31,20 +31,20 @@ from embedcore.cli.options import talking
 from embedcore.cli.screen import Screen
 from embedcore.cli.text import dollars, duration, facts, one_line, plural, size, without_credentials
 from embedcore.cli.trust import record_state
-from embedcore.config import Config
-from embedcore.configfile import (
+from embedcore.config import (
     CONFIG_VARIABLE,
+    Config,
     beyond_message,
     limits_beyond,
     nearest_variable,
     policy_budget,
     records,
-    search_folders,
     state_folder,
     unread_variables,
     user_file,
 )
 from embedcore.errors import EmbeddingError
+from embedcore.folders import search_folders
 from embedcore.policy.cache import room_for
 from embedcore.provider import registry
 from embedcore.provider.options import environment_options, is_secret
@@ -222,7 +222,7 @@ def whether_on(choice: Choice) -> tuple[ModelInfo | None, str]:
 
 
 def _why(choice: Choice, info: ModelInfo) -> str:
-    wanted = choice.setting("cache")
+    wanted = choice.settings.cache
     if wanted is not None:
         return f"cache = {str(wanted).lower()}"
     if info.local:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Final
 
 from embedcore.assembly import open_ledger
 from embedcore.client import EmbeddingClient
-from embedcore.config import Config, Limits, Profile
+from embedcore.config import Config
 from embedcore.errors import StorageError
+from embedcore.settings import Limits, Profile
 from embedcore.storage.amounts import ALL_SCOPES
 
 if TYPE_CHECKING:

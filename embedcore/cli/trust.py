@@ -14,11 +14,11 @@ from embedcore.cli.options import talking
 from embedcore.cli.process import FAILED, OK, USAGE
 from embedcore.cli.screen import Screen
 from embedcore.cli.text import facts, plural, shown_path, table
-from embedcore.config import Config
-from embedcore.configfile import (
+from embedcore.config import (
     CONFIG_VARIABLE,
     FILE_NAME,
     PYPROJECT,
+    Config,
     origin_of,
     records,
     settings_at,

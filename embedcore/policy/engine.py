@@ -25,13 +25,15 @@ from embedcore.policy.cache import VectorCache
 from embedcore.policy.planning import CheckedTokenizer, PlannedRequest, RequestSizes
 from embedcore.policy.ratelimit.gate import Gate
 from embedcore.policy.ratelimit.pace import Rates
-from embedcore.policy.retry import RetryQuota, RetrySettings
+from embedcore.policy.retry import RetryQuota
 from embedcore.policy.threads import Pool
 from embedcore.provider.base import startup_of
 from embedcore.provider.protocol import Embedder, Tokenizer
 from embedcore.provider.types import ModelInfo, RateLimits
+from embedcore.settings import DEFAULTS, Overlong, RetrySettings
 
 _logger = logging.getLogger("embedcore")
+
 _SHORTEST_SECRET: Final = 8
 _LARGEST_SCALE: Final = 100.0
 # Until something was billed: English has about four bytes to a token, other languages fewer.
@@ -154,8 +156,8 @@ class Engine:
     sizes: RequestSizes = field(default_factory=RequestSizes)
     cache: VectorCache | None = None
     rates: Rates = field(default_factory=Rates)
-    retry: RetrySettings = field(default_factory=RetrySettings)
-    overlong: Literal["truncate", "reject"] = "truncate"
+    retry: RetrySettings = DEFAULTS.retry
+    overlong: Overlong = DEFAULTS.overlong
     keep_empty: bool = False
     reject_zero: bool = False
     label: str = ""

@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from numbers import Real
 from typing import Final, TypeVar, cast
@@ -30,6 +29,7 @@ from embedcore.errors import (
     TimedOut,
     TransientProviderError,
 )
+from embedcore.settings import RetrySettings
 
 Reply = TypeVar("Reply")
 
@@ -46,20 +46,6 @@ _LONGEST_JITTER: Final = 1.0
 _JITTER_SHARE: Final = 0.1
 # Far beyond the longest wait.
 _MOST_DOUBLINGS: Final = 64
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RetrySettings:
-    """See ``embedcore.config.Retry``. Times in seconds."""
-
-    attempts: int = 3
-    first_wait: float = 0.5
-    longest_wait: float = 30.0
-    longest_named_wait: float = 300.0
-    request_timeout: float = 120.0
-    deadline: float | None = None
-    quota: float = 35.0
-    quota_ratio: float = 0.1
 
 
 class RetryQuota:

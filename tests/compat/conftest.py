@@ -18,7 +18,7 @@ import pytest
 import time_machine
 
 from embedcore import EmbeddingClient
-from embedcore.configfile import user_file
+from embedcore.config import user_file
 from embedcore.storage.keys import Keys
 from embedcore.testing import FakeOpenAI
 from embedcore.testing.openai.batch_settings import BatchSettings, Progress

@@ -16,9 +16,9 @@ import click
 import pytest
 
 from embedcore.cli.batch.group import command as batch_command
-from embedcore.config import Batch, Config
+from embedcore.config import Config
 from embedcore.policy.batch.report import BatchStateName
-from embedcore.policy.batch.settings import BatchSettings as Rules
+from embedcore.settings import BatchSettings as Rules
 from embedcore.testing import FakeOpenAI
 from embedcore.testing.openai.batch_settings import BatchSettings, Progress
 
@@ -141,20 +141,20 @@ def test_the_defaults_are_those_of_the_settings(
 ) -> None:
     crashes = how_to.parent / "explanation" / "batches-and-crashes.md"
     assert said in " ".join((page.text + crashes.read_text(encoding="utf-8")).split())
-    assert getattr(Batch(), setting) == getattr(Rules(), setting) == value
+    assert getattr(Rules(), setting) == value
 
 
 def test_every_setting_that_is_named_exists(page: Page) -> None:
     for name in ("small_texts", "worth", "quickest", "drain_before", "enqueued_tokens"):
         assert f"`{name}`" in page.text
-        assert name in Batch.model_fields
+        assert name in Rules.model_fields
 
 
 def test_every_switch_of_the_assumptions_exists(how_to: Path) -> None:
     assumptions = (how_to.parent / "assumptions.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`batch\.(\w+)`", assumptions))
     assert {"grace", "look_again", "watch"} <= named
-    assert named <= set(Batch.model_fields)
+    assert named <= set(Rules.model_fields)
 
 
 def test_the_links_lead_somewhere(page: Page, how_to: Path) -> None:

@@ -19,9 +19,10 @@ from embedcore.policy.budget import Account
 from embedcore.policy.engine import Engine
 from embedcore.policy.immediate.recipe import embed_now
 from embedcore.policy.ratelimit.gate import Gate
-from embedcore.policy.retry import RetryQuota, RetrySettings
+from embedcore.policy.retry import RetryQuota
 from embedcore.policy.threads import Pool
 from embedcore.provider.types import EmbedReply, EmbedRequest
+from embedcore.settings import RetrySettings
 from embedcore.storage import usage
 from embedcore.storage.amounts import Amount, Limit
 from embedcore.storage.database import Database

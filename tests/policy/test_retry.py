@@ -22,7 +22,8 @@ from embedcore.errors import (
     RequestRejected,
     TransientProviderError,
 )
-from embedcore.policy.retry import Retrier, RetryQuota, RetrySettings
+from embedcore.policy.retry import Retrier, RetryQuota
+from embedcore.settings import RetrySettings
 from embedcore.testing import FakeClock
 
 SETTINGS = st.builds(

@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from embedcore.assembly import BATCHES_FOLDER, STATE_FILE, open_ledger
 from embedcore.client import EmbeddingClient
-from embedcore.config import Config
-from embedcore.configfile import state_folder
+from embedcore.config import Config, state_folder
 from embedcore.errors import ConfigurationError, InputRejected, StorageError
 from embedcore.files.disk import replacing, storage_errors
 from embedcore.files.inputs import STDIN, Inputs

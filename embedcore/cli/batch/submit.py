@@ -31,7 +31,7 @@ from embedcore.cli.process import OK, USAGE
 from embedcore.cli.progress import Shown
 from embedcore.cli.session import Session, opened
 from embedcore.cli.text import command, dollars, facts, plural
-from embedcore.configfile import state_folder
+from embedcore.config import state_folder
 from embedcore.errors import BudgetExceeded, ConfigurationError, InputRejected
 from embedcore.files.run import DEFAULT_BLOCK, planned
 from embedcore.files.scan import Scan, scan

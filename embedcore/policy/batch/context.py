@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from embedcore.errors import ConfigurationError, EmbeddingError, TransientProviderError
 from embedcore.forksafe import cached
-from embedcore.policy.batch.settings import BatchSettings
 from embedcore.policy.engine import Engine
 from embedcore.policy.immediate.reuse import former_keys_of, keys_of, vector_width
+from embedcore.settings import DEFAULTS, BatchSettings, Strategy
 from embedcore.storage.batches import BatchAccount, Batches, BatchRecord
 from embedcore.storage.calendar import MICROSECONDS
 from embedcore.storage.cutting import Cut, Cutter
@@ -26,7 +26,6 @@ from embedcore.storage.parts import Parts
 
 if TYPE_CHECKING:
     from embedcore.events import Event
-    from embedcore.policy.batch.submit import Strategy
     from embedcore.provider.protocol import BatchStrategy
     from embedcore.provider.types import ModelInfo, Vectors
     from embedcore.storage.vectors import VectorStore
@@ -50,8 +49,8 @@ class BatchContext:
     store: VectorStore
     folder: Path
     asked_as: str
-    settings: BatchSettings = field(default_factory=BatchSettings)
-    default_strategy: Strategy = "batch"
+    settings: BatchSettings = DEFAULTS.batch
+    default_strategy: Strategy = DEFAULTS.strategy
     default_deadline: float | None = None
     allow_network_filesystem: bool = False
     jitter: Callable[[float, float], float] = random.uniform

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from embedcore.errors import ConfigurationError, EmbeddingError, InputRejected, StorageFull
 from embedcore.policy.batch.cleanup import forget, sweep
@@ -26,6 +26,7 @@ from embedcore.policy.stream.rows import Row, RowReader, name_rows
 from embedcore.policy.texts import Prepared
 from embedcore.policy.threads import Pause
 from embedcore.provider.types import BatchItem
+from embedcore.settings import Strategy
 from embedcore.storage.batches import BatchRecord, Wanted
 from embedcore.storage.manifest import Manifest, ManifestRow
 from embedcore.storage.parts import longest_id
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger("embedcore")
-
-Strategy: TypeAlias = Literal["immediate", "batch", "auto"]
 
 _BLOCK_ROWS: Final = 4_096
 

@@ -54,13 +54,13 @@ from embedcore.errors import BudgetExceeded, EmbeddingError, StorageCorrupt, Sto
 from embedcore.policy.batch.context import BatchContext
 from embedcore.policy.batch.job import BatchJob
 from embedcore.policy.batch.result import blocks_of
-from embedcore.policy.batch.settings import BatchSettings as Rules
 from embedcore.policy.batch.submit import Submission
 from embedcore.policy.budget import Account
 from embedcore.policy.engine import Engine
 from embedcore.policy.ratelimit.gate import Gate
 from embedcore.policy.retry import RetryQuota
 from embedcore.policy.threads import Pool
+from embedcore.settings import BatchSettings as Rules
 from embedcore.storage import batches as batches_module, grants as ownership
 from embedcore.storage.amounts import Amount, Limit
 from embedcore.storage.batches import BatchRecord

@@ -16,8 +16,8 @@ import pytest
 
 from embedcore.errors import OutcomeUnknown, RateLimited
 from embedcore.policy.engine import Stop
-from embedcore.policy.retry import RetrySettings
 from embedcore.policy.threads import Stopped
+from embedcore.settings import RetrySettings
 from embedcore.storage import usage
 from embedcore.storage.amounts import Amount
 from embedcore.storage.database import Database

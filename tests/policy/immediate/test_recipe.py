@@ -35,8 +35,9 @@ from embedcore.events import BoundViolated, Progress, RequestFailed, RequestFini
 from embedcore.policy.estimate import plan_now
 from embedcore.policy.ratelimit.gate import Gate
 from embedcore.policy.result_buffer import ResultBuffer
-from embedcore.policy.retry import RetryQuota, RetrySettings
+from embedcore.policy.retry import RetryQuota
 from embedcore.provider.types import EmbedReply, ModelInfo, Price
+from embedcore.settings import RetrySettings
 from embedcore.storage.amounts import Amount
 from embedcore.storage.database import Database
 from embedcore.storage.ledger import Ledger

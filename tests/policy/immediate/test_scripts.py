@@ -22,7 +22,8 @@ from embedcore.errors import (
     RequestTooLarge,
     TransientProviderError,
 )
-from embedcore.policy.retry import RetrySettings, may_be_kept
+from embedcore.policy.retry import may_be_kept
+from embedcore.settings import RetrySettings
 from embedcore.testing import FakeClock, FakeEmbedder, tokens_of
 from embedcore.testing.fakes.embedder import FAKE_INFO, Outcome
 from embedcore.testing.strategies import outcomes

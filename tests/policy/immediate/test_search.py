@@ -30,7 +30,8 @@ from embedcore.errors import (
 )
 from embedcore.policy.immediate.search import Search
 from embedcore.policy.immediate.verdict import nature
-from embedcore.policy.retry import RetryQuota, RetrySettings
+from embedcore.policy.retry import RetryQuota
+from embedcore.settings import RetrySettings
 from embedcore.testing import FakeEmbedder, tokens_of
 from embedcore.testing.fakes.embedder import FAKE_INFO, Outcome
 

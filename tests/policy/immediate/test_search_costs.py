@@ -13,7 +13,8 @@ from hypothesis import given, settings, strategies as st
 
 from embedcore.errors import ProviderUnavailable, RequestRejected, RequestTooLarge
 from embedcore.policy.cache import PROBE_TEXT
-from embedcore.policy.retry import RetryQuota, RetrySettings
+from embedcore.policy.retry import RetryQuota
+from embedcore.settings import RetrySettings
 from embedcore.testing import FakeEmbedder
 from embedcore.testing.fakes.embedder import FAKE_INFO
 

@@ -16,8 +16,8 @@ from embedcore.errors import (
     RequestRejected,
     RequestTooLarge,
 )
-from embedcore.policy.retry import RetrySettings
 from embedcore.provider.tokens import EstimatingTokenizer
+from embedcore.settings import RetrySettings
 from embedcore.testing import FakeClock, FakeEmbedder, tokens_of
 from embedcore.testing.fakes.embedder import FAKE_INFO, FakeTokenizer, Outcome
 from tests.policy.immediate.test_fitting import UNITS, longest
