@@ -504,8 +504,8 @@ def test_what_is_not_checked_is_said(make: Make, caplog: pytest.LogCaptureFixtur
     make(base_url="https://gateway.example/unchecked", verify=False)
     make(base_url="https://gateway.example/unchecked", verify=False)
     assert [record.message for record in caplog.records] == [
-        "https://gateway.example/unchecked is not checked (verify = false): whoever answers in its "
-        "place can read texts and key"
+        "https://gateway.example/unchecked is not checked (verify = false): a program that answers "
+        "in its place can read texts and key"
     ]
 
 

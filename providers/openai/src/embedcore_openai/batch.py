@@ -345,8 +345,6 @@ class OpenAIBatch:
         )
         try:
             while line := source.next_line():
-                if isinstance(line, EmbeddingError):
-                    raise line.with_traceback(None)
                 yield reader.read(line)
         finally:
             source.close()

@@ -29,7 +29,7 @@ from embedcore_openai.bodies import Download, UnreadableBody
 from embedcore_openai.errors import BATCH_API, Context
 from embedcore_openai.http import Answer, Call, Spool
 from embedcore_openai.options import OpenAIOptions
-from embedcore_openai.session import Session
+from embedcore_openai.session import Session, without_frames
 
 ENDPOINT: Final = "/v1/embeddings"
 
@@ -246,15 +246,16 @@ class Source:
     def shown(self, message: str) -> str:
         return self._context.shown(message)
 
-    def next_line(self) -> bytes | EmbeddingError | None:
-        """None at the end. Raises nothing: frames down there hold the key."""
+    @without_frames
+    def next_line(self) -> bytes | None:
+        """None at the end."""
         try:
             return next(self._lines, None)
         except HalfLine:
             self.ends_midway = True
             return None
         except Exception as error:  # noqa: BLE001 - of either HTTP library
-            return errors.from_download(error, self._context)
+            raise errors.from_download(error, self._context) from None
 
     def close(self) -> None:
         self._download.close()
@@ -322,12 +323,20 @@ class BatchCalls:
         query = {"purpose": "batch", **_page(after)}
         return self._ask(self._call("GET", "/files", query=query), read, BATCH_API)
 
+    @without_frames
     def open(self, file: str, job: str) -> Source:
         """The content of a result file of a job, from its beginning."""
-        opened = self._opened(file, f"results of batch {job}")
-        if isinstance(opened, EmbeddingError):
-            raise opened.with_traceback(None)
-        return opened
+        call = Call(
+            method="GET",
+            path=f"/files/{file}/content",
+            stream=True,
+            timeout=self._options.timeout,
+            patience=self._options.transfer_timeout,
+        )
+        answer, context = self._sent(call, f"results of batch {job}", creates=False)
+        if answer.download is None:
+            raise errors.from_batch_answer(answer, context)
+        return Source(answer.download, context)
 
     def _call(
         self,
@@ -346,56 +355,24 @@ class BatchCalls:
             max_bytes=_LARGEST_OBJECT,
         )
 
+    @without_frames
     def _ask(self, call: Call, read: Read[T], about: str, *, creates: bool = False) -> T:
-        outcome = self._understood(call, read, about, creates)
-        if isinstance(outcome, EmbeddingError):
-            # Raised here and without the way it came: frames down there hold the key.
-            raise outcome.with_traceback(None)
-        return outcome
-
-    def _do(self, call: Call, about: str) -> None:
-        """A success is all there is to know."""
-        sent = self._sent(call, about, creates=False)
-        if isinstance(sent, EmbeddingError):
-            raise sent.with_traceback(None)
-        sent[0].release()
-
-    def _understood(
-        self, call: Call, read: Read[T], about: str, creates: bool
-    ) -> T | EmbeddingError:
-        sent = self._sent(call, about, creates)
-        if isinstance(sent, EmbeddingError):
-            return sent
-        answer, context = sent
+        answer, context = self._sent(call, about, creates)
         try:
             return read(_document(answer), context.shown)
         except BadReply as bad:
-            return errors.from_bad_batch_reply(bad, answer, context)
+            raise errors.from_bad_batch_reply(bad, answer, context) from None
         finally:
             answer.release()
 
-    def _opened(self, file: str, about: str) -> Source | EmbeddingError:
-        call = Call(
-            method="GET",
-            path=f"/files/{file}/content",
-            stream=True,
-            timeout=self._options.timeout,
-            patience=self._options.transfer_timeout,
-        )
-        sent = self._sent(call, about, creates=False)
-        if isinstance(sent, EmbeddingError):
-            return sent
-        answer, context = sent
-        if answer.download is None:
-            return errors.from_batch_answer(answer, context)
-        return Source(answer.download, context)
+    @without_frames
+    def _do(self, call: Call, about: str) -> None:
+        """A success is all there is to know."""
+        answer, _ = self._sent(call, about, creates=False)
+        answer.release()
 
-    def _sent(
-        self, call: Call, about: str, creates: bool
-    ) -> tuple[Answer, Context] | EmbeddingError:
+    def _sent(self, call: Call, about: str, creates: bool) -> tuple[Answer, Context]:
         key = self._session.key()
-        if isinstance(key, EmbeddingError):
-            return key
         context = Context(
             model=self._info.model,
             endpoint=self._info.endpoint,
@@ -409,11 +386,9 @@ class BatchCalls:
             key_print=self._key_print(key),
         )
         answer = self._session.send(call, key, context)
-        if isinstance(answer, EmbeddingError):
-            return answer
         if not 200 <= answer.status < 300:
             error = errors.from_batch_answer(answer, context)
-            return _about_its_input(error, answer) if creates else error
+            raise _about_its_input(error, answer) if creates else error
         return answer, context
 
     def _key_print(self, key: str | None) -> str:

@@ -12,7 +12,6 @@ from pydantic import SecretStr
 
 from embedcore.errors import (
     AuthenticationFailed,
-    EmbeddingError,
     InputRejected,
     PermissionDenied,
     ProviderError,
@@ -24,7 +23,7 @@ from embedcore.provider.types import EmbedReply, EmbedRequest, ModelInfo
 from embedcore_openai import models
 from embedcore_openai.encodings import encodings_of
 from embedcore_openai.options import KEY_VARIABLE, OpenAIOptions
-from embedcore_openai.session import OpenAIStartup, Session
+from embedcore_openai.session import OpenAIStartup, Session, without_frames
 from embedcore_openai.tokenizer import Cl100kTokenizer
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from embedcore.provider.types import Vectors
     from embedcore_openai.batch import OpenAIBatch
     from embedcore_openai.errors import Context
-    from embedcore_openai.http import Answer
+    from embedcore_openai.http import Answer, Call
 
 # Of the body of a refusal, for the names of fields in it.
 _READ_FOR_NAMES = 20_000
@@ -88,6 +87,7 @@ class OpenAIEmbedder:
         """Imports the SDK, builds the connections, connects."""
         return OpenAIStartup(self._info, self._session, exact=self._exact)
 
+    @without_frames
     def embed(self, request: EmbedRequest) -> EmbedReply:
         """Send one request. ``billed`` of what it raises follows the rules of ``errors``.
 
@@ -95,11 +95,22 @@ class OpenAIEmbedder:
         that is not Unicode, ``InputTooLong``, ``InvalidResponse`` and the errors under
         ``TransientProviderError`` and ``PermanentProviderError``. Does not retry.
         """
-        outcome = self._outcome(request)
-        if isinstance(outcome, EmbeddingError):
-            # Raised here and without the way it came: frames down there hold the key.
-            raise outcome.with_traceback(None)
-        return outcome
+        if not request.texts:
+            return self._nothing()
+        form = self._encodings.form_for(request.texts)
+        body = self._body(request.texts, form)
+        key = self._session.key()
+        context = self._context(request.texts, key)
+        answer = self._session.send(self._call(body, request), key, context)
+        try:
+            reply = self._read(answer, context, request.into)
+        except ProviderError as error:
+            error.again = self._otherwise(error, form, request.texts, answer)
+            raise
+        finally:
+            answer.release()
+        self._encodings.succeeded(form)
+        return reply
 
     def close(self) -> None:
         """Close the connections. A later ``embed`` opens new ones."""
@@ -136,30 +147,6 @@ class OpenAIEmbedder:
         # Options are never changed, and a callable among them may hold what cannot be copied.
         return copy.copy(self)
 
-    def _outcome(self, request: EmbedRequest) -> EmbedReply | EmbeddingError:
-        if not request.texts:
-            return self._nothing()
-        form = self._encodings.form_for(request.texts)
-        body = self._body(request.texts, form)
-        if isinstance(body, EmbeddingError):
-            return body
-        key = self._session.key()
-        if isinstance(key, EmbeddingError):
-            return key
-        context = self._context(request.texts, key)
-        answer = self._exchange(body, key, request, context)
-        if isinstance(answer, EmbeddingError):
-            return answer
-        try:
-            outcome = self._understood(answer, context, request.into)
-            if isinstance(outcome, ProviderError):
-                outcome.again = self._otherwise(outcome, form, request.texts, answer)
-        finally:
-            answer.release()
-        if isinstance(outcome, EmbedReply):
-            self._encodings.succeeded(form)
-        return outcome
-
     def _otherwise(
         self, error: ProviderError, form: str | None, texts: Sequence[str], answer: Answer
     ) -> str | None:
@@ -180,7 +167,7 @@ class OpenAIEmbedder:
         width = self._info.dimensions or 0
         return EmbedReply(vectors=np.empty((0, width), dtype=np.float32), tokens=0)
 
-    def _body(self, texts: Sequence[str], form: str | None) -> bytes | EmbeddingError:
+    def _body(self, texts: Sequence[str], form: str | None) -> bytes:
         from embedcore.provider import replies
 
         try:
@@ -192,11 +179,11 @@ class OpenAIEmbedder:
                 more=self._options.body,
             )
         except replies.NotUnicode as error:
-            return InputRejected(
+            raise InputRejected(
                 f"text {error.position} of the request is no valid Unicode (a lone surrogate)",
                 position=error.position,
                 reason="no valid Unicode",
-            )
+            ) from None
 
     def _context(self, texts: Sequence[str], key: str | None) -> Context:
         from embedcore_openai.errors import Context
@@ -215,9 +202,7 @@ class OpenAIEmbedder:
             server_errors_billed=self._options.server_errors_billed,
         )
 
-    def _exchange(
-        self, body: bytes, key: str | None, request: EmbedRequest, context: Context
-    ) -> Answer | EmbeddingError:
+    def _call(self, body: bytes, request: EmbedRequest) -> Call:
         from embedcore.provider import replies
         from embedcore_openai.http import Call
 
@@ -225,28 +210,22 @@ class OpenAIEmbedder:
         if request.timeout is not None:
             timeout = min(timeout, request.timeout)
         if not timeout > 0:
-            return ProviderUnavailable("no time is left for the request", billed="no")
+            raise ProviderUnavailable("no time is left for the request", billed="no")
         cap = replies.most_bytes(len(request.texts), self._info.dimensions)
-        call = Call(path="/embeddings", body=body, timeout=timeout, max_bytes=cap)
-        return self._session.send(call, key, context)
+        return Call(path="/embeddings", body=body, timeout=timeout, max_bytes=cap)
 
-    def _understood(
-        self, answer: Answer, context: Context, into: Vectors | None
-    ) -> EmbedReply | EmbeddingError:
+    def _read(self, answer: Answer, context: Context, into: Vectors | None) -> EmbedReply:
         from embedcore.provider import replies
 
-        try:
-            return replies.read(
-                answer.status,
-                answer.headers,
-                answer.body,
-                context,
-                dimensions=self._info.dimensions,
-                trust_order=bool(self._options.trust_order),
-                into=into,
-            )
-        except EmbeddingError as error:
-            return error
+        return replies.read(
+            answer.status,
+            answer.headers,
+            answer.body,
+            context,
+            dimensions=self._info.dimensions,
+            trust_order=bool(self._options.trust_order),
+            into=into,
+        )
 
 
 def _warn_of_what_can_be_read(options: OpenAIOptions) -> None:

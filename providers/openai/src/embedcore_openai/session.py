@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from dataclasses import replace
+from functools import wraps
 from importlib import import_module
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 from pydantic import SecretStr
 
@@ -26,12 +29,35 @@ if TYPE_CHECKING:
 
 _MOST_BYTES: Final = 1 << 20
 
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+
+def without_frames(method: Callable[Given, Result]) -> Callable[Given, Result]:
+    """The method, whose errors do not show the way they came: frames down there hold the key.
+
+    Nor does the error of which one was made, unless it is its cause.
+    """
+
+    @wraps(method)
+    def only_this_frame(*given: Given.args, **named: Given.kwargs) -> Result:
+        try:
+            return method(*given, **named)
+        except EmbeddingError as error:
+            failure = error
+        if failure.__cause__ is None:
+            failure.__context__ = None
+        # Outside of the handler, where it would become its own context.
+        raise failure.with_traceback(None)
+
+    return only_this_frame
+
 
 class Session:
     """Connections to one endpoint and the key for them. Shared freely between threads.
 
-    The SDK is imported, and a connection opened, by the first ``send``. Nothing here raises what
-    was returned instead: the frames on the way hold the key.
+    The SDK is imported, and a connection opened, by the first ``send``. The frames of what is
+    raised here hold the key: a method that others call is ``without_frames``.
     """
 
     def __init__(self, options: OpenAIOptions) -> None:
@@ -45,8 +71,12 @@ class Session:
         if transport is not None:
             transport.close()
 
-    def key(self) -> str | EmbeddingError | None:
-        """The key for one request; None where none is sent. Never raises: its frame has the key."""
+    def key(self) -> str | None:
+        """The key for one request; None where none is sent.
+
+        Raises ``AuthenticationFailed``, ``ConfigurationError`` and what a callable raises as one of
+        ours.
+        """
         if self._options.own_authentication:
             # The headers have one, and no other may go along.
             return None
@@ -54,22 +84,21 @@ class Session:
         if callable(given):
             try:
                 given = given()
-            except EmbeddingError as error:
-                return error
-            except Exception as error:  # noqa: BLE001 - it is the caller's own function
-                failure = AuthenticationFailed(
+            except EmbeddingError:
+                raise
+            except Exception as error:
+                raise AuthenticationFailed(
                     f"the callable given as api_key failed with {type(error).__name__}"
-                )
-                failure.__cause__ = error
-                return failure
+                ) from error
         key = given.get_secret_value() if isinstance(given, SecretStr) else given
         if key is not None and not isinstance(key, str):
-            return ConfigurationError(f"api_key gave a {type(key).__name__} instead of a string")
+            raise ConfigurationError(f"api_key gave a {type(key).__name__} instead of a string")
         if not key or not key.strip():
-            near = self._options.endpoint.reach != "public"
-            return None if near else _missing_key(self._options.base_url)
+            if self._options.endpoint.reach == "public":
+                raise _missing_key(self._options.base_url)
+            return None
         if not all("!" <= character <= "~" for character in key):
-            return ConfigurationError(
+            raise ConfigurationError(
                 "the API key contains white space, line breaks or characters beyond ASCII: "
                 f"copy it again, without a line end, into {KEY_VARIABLE}"
             )
@@ -80,47 +109,41 @@ class Session:
         values = [value.get_secret_value() for value in self._options.headers.values()]
         return [*values, key] if key else values
 
-    def prepare(self, context: Context) -> EmbeddingError | None:
+    def prepare(self, context: Context) -> Transport:
         """Import the SDK and build the connections; none is opened."""
         from embedcore_openai import errors
 
         try:
-            self._connected()
+            return self._connected()
         except Exception as error:  # noqa: BLE001 - a proxy's address, a certificate, a package
-            return errors.from_setup(error, context)
-        return None
+            raise errors.from_setup(error, context) from None
 
-    def connect(self, context: Context) -> EmbeddingError | None:
+    def connect(self, context: Context) -> None:
         """Open a connection, by a request that costs nothing and carries no key."""
         from embedcore_openai.http import Call
 
         call = Call(method="GET", path="/", timeout=self._options.timeout, max_bytes=_MOST_BYTES)
-        answer = self.send(call, None, context)
-        if isinstance(answer, InvalidResponse):
-            # It answered, and that was all that was asked.
-            return None
-        if isinstance(answer, EmbeddingError):
-            return answer
-        answer.release()
-        return None
+        # Any answer will do.
+        with contextlib.suppress(InvalidResponse):
+            self.send(call, None, context).release()
 
-    def send(self, call: Call, key: str | None, context: Context) -> Answer | EmbeddingError:
-        """Send one request, once. An HTTP answer of any status is an answer."""
+    def send(self, call: Call, key: str | None, context: Context) -> Answer:
+        """Send one request, once. An HTTP answer of any status is an answer.
+
+        Raises the error of an exchange without one.
+        """
         from embedcore_openai import errors
 
         sent = {name: value.get_secret_value() for name, value in self._options.headers.items()}
         if key is not None:
             sent["Authorization"] = f"Bearer {key}"
-        try:
-            transport = self._connected()
-        except Exception as error:  # noqa: BLE001 - a proxy's address, a certificate, a package
-            return errors.from_setup(error, context)
+        transport = self.prepare(context)
         if self._options.query:
             call = replace(call, query={**self._options.query, **call.query})
         try:
             return transport.send(call, sent)
-        except Exception as error:  # noqa: BLE001 - whatever it is, its frames hold the key
-            return errors.from_exception(error, context)
+        except Exception as error:  # noqa: BLE001 - of the SDK and of either HTTP library
+            raise errors.from_exception(error, context) from None
 
     def _connected(self) -> Transport:
         from embedcore_openai.http import Transport
@@ -163,17 +186,19 @@ class OpenAIStartup:
         self._session = session
         self._exact = exact
 
+    @without_frames
     def load(self) -> None:
         for name in _MODULES:
             import_module(name)
         if self._exact and vocabulary.present():
             for name in _ENGINES:
                 _import_if_sound(name)
-        self._raise(self._session.prepare(self._context()))
+        self._session.prepare(self._context())
 
+    @without_frames
     def connect(self) -> None:
         """One request without a key and without a body; any answer to it will do."""
-        self._raise(self._session.connect(self._context()))
+        self._session.connect(self._context())
 
     def _context(self) -> Context:
         from embedcore_openai.errors import Context
@@ -183,11 +208,6 @@ class OpenAIStartup:
             endpoint=self._info.endpoint,
             secrets=self._session.secrets(None),
         )
-
-    def _raise(self, failure: EmbeddingError | None) -> None:
-        if failure is not None:
-            # Raised here and without the way it came: frames down there hold the headers.
-            raise failure.with_traceback(None)
 
 
 def _import_if_sound(name: str) -> None:
