@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -55,7 +56,7 @@ def command(ctx: click.Context, model: str | None) -> None:
     choice = chosen(model)
     _, on = whether_on(choice)
     store = vector_store(choice)
-    there = store.path.exists()
+    there = os.path.lexists(store.path)
     found = Contents(cap=store.cap)
     if there:
         with closing(store):
@@ -202,7 +203,7 @@ def probing(screen: Screen, model: str | None, scope: str | None) -> int:
 def _there(screen: Screen, choice: Choice) -> Iterator[VectorStore | None]:
     """The store, to be closed after the block; None if there is no file, which is said."""
     store = vector_store(choice)
-    if not store.path.exists():
+    if not os.path.lexists(store.path):
         screen.json({"path": str(store.path), "exists": False})
         screen.result(f"nothing is kept yet in {shown_path(store.path)}")
         yield None
@@ -248,7 +249,7 @@ def _choice(model: str | None) -> tuple[Choice, str | None]:
 
 def _to_buy_again(config: Config, going: dict[str, int]) -> int | None:
     """By what the texts of these models cost on average, as the books say; None if they do not."""
-    if not (state_folder(config) / STATE_FILE).exists():
+    if not os.path.lexists(state_folder(config) / STATE_FILE):
         return None
     ledger = open_ledger(config, ())
     with closing(ledger.database):

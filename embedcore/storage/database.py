@@ -32,11 +32,14 @@ from embedcore.forksafe import Lock, keep_for_ever, process
 from embedcore.storage.crosscheck import held_differs
 from embedcore.storage.filesystem import (
     has_room,
+    in_the_way,
     is_mount_point,
     is_open_here,
     network_filesystem,
+    no_folder,
     other_names,
     place_once,
+    refused_access,
     size_of,
 )
 
@@ -119,6 +122,12 @@ def from_os_error(error: OSError, path: Path) -> StorageError:
     """Why a file could not be prepared, and what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return StorageFull(f"no room for {path}: free some disk space ({error.strerror})")
+    blocked = no_folder(path)
+    if blocked is not None:
+        return StorageError(
+            f"{path} cannot be written: {blocked} is no folder. Move it away, or set "
+            "EMBEDCORE_HOME to a folder of yours"
+        )
     return StorageReadOnly(
         f"{path} cannot be written ({error.strerror}): set EMBEDCORE_HOME to a folder of yours"
     )
@@ -136,7 +145,11 @@ def from_sqlite(error: sqlite3.Error, path: Path | None, contents: Contents) -> 
     if name == "SQLITE_READONLY_DBMOVED":
         return StorageCorrupt(f"{where} was deleted or replaced while it was open: restore it")
     if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
-        return StorageReadOnly(f"{where} cannot be written: check its permissions ({error})")
+        why = None if path is None else refused_access(path)
+        return StorageReadOnly(
+            f"{where} {why or 'cannot be written: check its permissions'} ({error}). Change that, "
+            "or set EMBEDCORE_HOME to a folder of yours"
+        )
     if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
         return damaged(error, path, contents)
     return StorageError(f"{where}: {error}")
@@ -157,6 +170,8 @@ def is_sound(connection: sqlite3.Connection) -> bool:
     except (driver().Error, UnicodeDecodeError):
         return False
 
+
+_LOGS: Final = ("-wal", "-shm", "-journal")
 
 # Under load from 64 processes SQLite's busy handler was seen to starve one of them for up to 40 s.
 BUSY_TIMEOUT_SECONDS = 60.0
@@ -351,15 +366,17 @@ class Database:
                     "allow_network_filesystem = true if only one machine uses it",
                     reason="network",
                 )
+            self._check_kinds(path)
             if self._expected is not None:
                 self._check_same(str(path), self._expected)
             self._check_what_is_there(path)
             if not path.exists():
                 place_once(path, self._fill)
-            # Looked at without being opened: to close a file drops every lock this process has on
-            # it, those of its other SQLite connections included.
-            if not os.access(path, os.R_OK | os.W_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            refused = refused_access(path)
+            if refused is not None and not os.access(path, os.R_OK | os.W_OK):
+                raise StorageReadOnly(
+                    f"{path} {refused}. Change that, or set EMBEDCORE_HOME to a folder of yours"
+                )
             if other_names(path) or is_mount_point(path):
                 raise self._several_names()
         except OSError as error:
@@ -389,6 +406,23 @@ class Database:
         found = {name: self._identity_now(name) for name in names}
         self._files = {name: known for name, known in found.items() if known is not None}
         self._expected = None
+
+    def _check_kinds(self, path: Path) -> None:
+        """Raise unless what is at the path, and at those of its logs, is a file or nothing."""
+        for one in (path, *(path.with_name(path.name + end) for end in _LOGS)):
+            wrong = in_the_way(one)
+            if wrong is None:
+                continue
+            if not os.path.exists(one):  # noqa: PTH110 - also for links in a circle
+                raise StorageCorrupt(
+                    f"{one} {wrong}. It is not recreated, since that would {self._contents.loss}. "
+                    "Restore the file, or delete the link to start with "
+                    f"{self._contents.without}"
+                )
+            raise StorageError(
+                f"{one} {wrong}, and {self._contents.what} needs a file of that name. Move it "
+                "away, or set EMBEDCORE_HOME to another folder"
+            )
 
     def _check_what_is_there(self, path: Path) -> None:
         # Files come into being whole: an empty one was cut off, and beside a missing one SQLite

@@ -1,14 +1,17 @@
-"""File-system checks: network file systems, locks, atomic replacement."""
+"""File-system checks: network file systems, what is at a path, atomic replacement."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import os
 import secrets
+import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 _NETWORK = frozenset(
     {"nfs", "nfs4", "cifs", "smb", "smb2", "smb3", "smbfs", "9p", "afs", "ceph", "lustre"}
@@ -67,6 +70,58 @@ def _unescape(path: str) -> str:
     for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
         path = path.replace(code, character)
     return path
+
+
+_OTHER_KINDS: Final = {
+    stat.S_IFDIR: "is a folder",
+    stat.S_IFIFO: "is a pipe",
+    stat.S_IFSOCK: "is a socket",
+    stat.S_IFCHR: "is a device",
+    stat.S_IFBLK: "is a device",
+}
+
+
+def in_the_way(path: Path) -> str | None:
+    """What is wrong with what is at a path where a file should be, as "is a folder".
+
+    None: there is a file, or nothing. Raises ``OSError`` where the system does not tell.
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        if not path.is_symlink():
+            return None
+        return f"is a link to {path.readlink()}, where there is nothing"
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return "is a link that leads back to itself"
+    return _OTHER_KINDS.get(stat.S_IFMT(found.st_mode))
+
+
+def refused_access(path: Path) -> str | None:
+    """What the system does not allow this user with a file, as "cannot be read"; None: nothing.
+
+    The file is not opened: to close it drops every lock that this process has on it.
+    """
+    folder = Path(os.path.realpath(path)).parent
+    if not os.access(path, os.F_OK):
+        return f"cannot be looked at: {folder} is closed to this user"
+    if not os.access(path, os.R_OK):
+        return "cannot be read by this user"
+    if not os.access(path, os.W_OK):
+        return "is read-only for this user"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"needs a log beside it, and {folder} is read-only for this user"
+    return None
+
+
+def no_folder(path: Path) -> Path | None:
+    """The nearest of the folders above a path that is there and is no folder; None: all are."""
+    for one in path.parents:
+        if os.path.lexists(one):
+            return None if one.is_dir() else one
+    return None
 
 
 def size_of(path: Path) -> int | None:

@@ -187,7 +187,8 @@ def test_a_folder_that_may_not_be_written(
     said = run_python(AS_NOBODY + TRY, path=path)
     assert said.startswith("StorageReadOnly |")
     assert str(path) in said
-    assert exists or "EMBEDCORE_HOME" in said
+    assert "EMBEDCORE_HOME" in said
+    assert not exists or f"{open_folder} is read-only for this user" in said
 
 
 @needs_other_user
@@ -197,7 +198,15 @@ def test_a_file_that_may_not_be_written(open_folder: Path, run_python: Callable[
     run_python("new_ledger().record('s', Amount(tokens=1))", path=path)
     open_folder.chmod(0o777)
     path.chmod(0o444)
-    assert run_python(AS_NOBODY + TRY, path=path).startswith("StorageReadOnly |")
+    said = run_python(AS_NOBODY + TRY, path=path)
+    assert said.startswith(f"StorageReadOnly | {path} is read-only for this user. Change that")
+    path.chmod(0o200)
+    said = run_python(AS_NOBODY + TRY, path=path)
+    assert said.startswith(f"StorageReadOnly | {path} cannot be read by this user")
+    path.chmod(0o666)
+    open_folder.chmod(0o600)
+    said = run_python(AS_NOBODY + TRY, path=path)
+    assert said.startswith(f"StorageReadOnly | {path} cannot be")
 
 
 @pytest.mark.fault(101)

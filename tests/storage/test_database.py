@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import os
 import pickle
+import socket
 import stat
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +22,7 @@ from embedcore.errors import (
     ConfigurationError,
     StorageBusy,
     StorageCorrupt,
+    StorageError,
     StorageTooNew,
     UnsafeStorage,
 )
@@ -500,6 +503,62 @@ def test_a_file_that_was_moved_and_linked_while_it_was_open_is_used_by_nobody(
     log.unlink(missing_ok=True)
     path.with_name("a.db-shm").unlink(missing_ok=True)
     OPENERS[what](path).open()
+
+
+def a_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        here = Path.cwd()
+        # Names of sockets are short.
+        os.chdir(path.parent)
+        made.bind(path.name)
+        os.chdir(here)
+
+
+WRONG_KINDS: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
+    "folder": (Path.mkdir, StorageError, "is a folder, and .* needs a file of that name"),
+    "pipe": (os.mkfifo, StorageError, "is a pipe, and"),
+    "socket": (a_socket, StorageError, "is a socket, and"),
+    "device": (lambda path: path.symlink_to("/dev/null"), StorageError, "is a device, and"),
+    "dangling": (
+        lambda path: path.symlink_to("gone.db"),
+        StorageCorrupt,
+        "is a link to gone.db, where there is nothing. .*delete the link",
+    ),
+    "circle": (
+        lambda path: path.symlink_to(path.name),
+        StorageCorrupt,
+        "is a link that leads back to itself",
+    ),
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="these are POSIX kinds")
+@pytest.mark.parametrize("end", ["", "-wal", "-shm", "-journal"])
+@pytest.mark.parametrize("kind", WRONG_KINDS)
+@pytest.mark.parametrize("what", OPENERS)
+def test_what_is_no_file_is_named_as_what_it_is(
+    tmp_path: Path, what: str, kind: str, end: str
+) -> None:
+    path = tmp_path / "a.db"
+    if end:
+        database = OPENERS[what](path)
+        database.open()
+        database.close()
+    wrong = path.with_name(f"a.db{end}")
+    make, error, said = WRONG_KINDS[kind]
+    make(wrong)
+    before = wrong.lstat()
+    with pytest.raises(StorageError, match=f"{wrong.name} {said}") as refused:
+        OPENERS[what](path).open()
+    assert type(refused.value) is error
+    assert wrong.lstat() == before
+    assert [one.name for one in tmp_path.iterdir() if one.name.startswith(".")] == []
+
+
+def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "state").touch()
+    with pytest.raises(StorageError, match=r"state is no folder\. Move it away"):
+        OPENERS["state"](tmp_path / "state" / "deeper" / "a.db").open()
 
 
 @pytest.mark.case("C5")

@@ -236,7 +236,7 @@ class _Reading:
 @contextmanager
 def batch_books(config: Config) -> Iterator[BatchBooks | None]:
     """The books of the state folder; None if there are none yet. Creates nothing."""
-    if not (state_folder(config) / STATE_FILE).exists():
+    if not os.path.lexists(state_folder(config) / STATE_FILE):
         yield None
         return
     ledger = open_ledger(config, ())
