@@ -298,7 +298,7 @@ def validated(settings: Mapping[str, Any], origin: str) -> Config:
 def policy_budget() -> tuple[str, Budget] | None:
     """The limits that the machine's administrator set, if any."""
     named = os.environ.get(POLICY_VARIABLE)
-    path = Path(named) if named else folders.site_config() / "policy.toml"
+    path = folders.in_full(named) if named else folders.site_config() / "policy.toml"
     if not named and not _is_there(path):
         return None
     return str(path), _valid(Policy, _read(path), str(path)).budget
@@ -311,7 +311,7 @@ def state_folder(config: Config) -> Path:
     """
     home = config.home or os.environ.get(HOME_VARIABLE)
     if home:
-        return folders.expanded(home)
+        return folders.in_full(home)
     found = folders.user_data()
     if found is None:
         raise ConfigurationError(
@@ -346,14 +346,14 @@ def _source(path: Path | str | None) -> _Source:
 
 
 def _named_source(name: str) -> _Source:
-    path = folders.expanded(name)
+    path = folders.in_full(name)
     table = _read(path)
     if path.name != PYPROJECT:
-        return _Source(origin=name, table=table)
+        return _Source(origin=str(path), table=table)
     own = _own_table(table)
     if own is None:
-        raise ConfigurationError(f"{name} has no table [tool.embedcore]")
-    return _Source(origin=f"{name}{_TABLE}", table=own)
+        raise ConfigurationError(f"{path} has no table [tool.embedcore]")
+    return _Source(origin=f"{path}{_TABLE}", table=own)
 
 
 def nearest_settings(places: Sequence[Path]) -> FoundFile | None:

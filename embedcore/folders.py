@@ -92,6 +92,21 @@ def expanded(path: Path | str) -> Path:
     )
 
 
+def in_full(path: Path | str) -> Path:
+    """The same, and what is relative below the working directory of this moment, so that it stays
+    the same path, in every message as well, when the program changes that.
+
+    Raises ``ConfigurationError`` also where there is no working directory.
+    """
+    found = expanded(path)
+    try:
+        return found.absolute()
+    except FileNotFoundError:
+        raise ConfigurationError(
+            f"{path}: the working directory does not exist any more: write the path in full"
+        ) from None
+
+
 def _of_user(find: Callable[..., str], variable: str) -> Path | None:
     # Without a home folder only an XDG variable can name one, and not every version of platformdirs
     # says that there is none.

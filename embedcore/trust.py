@@ -95,6 +95,8 @@ _ALLOWED: Final[Mapping[KeyPath, Permission]] = {
         )
     },
 }
+# What options say of prices.
+PRICES: Final = frozenset({"price", "batch_price"})
 LOWERED_KEYS: Final = tuple(key for key, how in _ALLOWED.items() if how is Permission.LOWERED)
 _TABLES: Final = frozenset(key[:depth] for key in _ALLOWED for depth in range(1, len(key))) | {
     ("profiles",),

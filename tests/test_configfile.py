@@ -5,6 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import pickle
+import subprocess
+import sys
 from decimal import Decimal
 from pathlib import Path
 
@@ -335,6 +338,46 @@ def test_a_folder_named_in_a_file_is_meant_from_there(monkeypatch):
     assert state_folder(Config.load("../moved.toml")) == Path.cwd() / "../state"
     monkeypatch.setenv("EMBEDCORE_HOME", "here")
     assert state_folder(Config.load()) == Path.cwd() / "here"
+
+
+@pytest.mark.parametrize("variable", ["EMBEDCORE_CONFIG", "EMBEDCORE_POLICY"])
+def test_a_relative_name_is_meant_from_the_working_directory_and_said_in_full(
+    monkeypatch, variable
+):
+    top = Path.cwd()
+    write(Path("named.toml"), "[budget]\ndaily_token_limit = 7")
+    (top / "below").mkdir()
+    monkeypatch.setenv(variable, "named.toml")
+    config = Config.load()
+    assert config.budget.daily_token_limit == 7
+    assert config.origins["budget.daily_token_limit"] == str(top / "named.toml")
+    monkeypatch.chdir("below")
+    for name in ("named.toml", "../named.toml"):
+        monkeypatch.setenv(variable, name)
+        if name.startswith(".."):
+            assert Config.load().budget.daily_token_limit == 7
+            write(top / "named.toml", "[budget]\nnonsense = 7")
+        with pytest.raises(ConfigurationError) as told:
+            Config.load()
+        assert str(Path.cwd() / name) in str(told.value)
+
+
+def test_a_child_elsewhere_is_told_which_file_it_looked_for(monkeypatch, tmp_path):
+    """What a program has read stays read; a process of its own looks from where it is."""
+    monkeypatch.delenv("EMBEDCORE_HOME")
+    write(Path("named.toml"), 'scope = "mine"\nhome = "state"')
+    monkeypatch.setenv("EMBEDCORE_CONFIG", "named.toml")
+    top, config = Path.cwd(), Config.load()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    code = "from embedcore import Config; print(Config.load().scope)"
+    for folder, said in ((top, "mine"), (elsewhere, str(elsewhere / "named.toml"))):
+        child = [sys.executable, "-c", code]
+        ran = subprocess.run(child, cwd=folder, capture_output=True, text=True, check=False)
+        assert said in ran.stdout + ran.stderr
+    monkeypatch.chdir(elsewhere)
+    assert state_folder(config) == top / "state"
+    assert state_folder(pickle.loads(pickle.dumps(config))) == top / "state"
 
 
 def test_a_home_may_begin_with_a_tilde(monkeypatch):

@@ -12,7 +12,7 @@ import click
 from embedcore.cli.options import Group, model_option, talking
 from embedcore.cli.screen import Screen
 from embedcore.cli.session import books, set_by
-from embedcore.cli.text import dollars, duration, facts, plural, table
+from embedcore.cli.text import dollars, duration, facts, plural
 from embedcore.config import Config
 from embedcore.storage import usage
 from embedcore.storage.amounts import ALL_SCOPES
@@ -56,7 +56,8 @@ def command(ctx: click.Context, model: str | None, scope: str | None) -> None:
             "  [budget]\n  daily_cost_limit = 5.00"
         )
         return
-    screen.result(table(_HEADS, [_row(one, config) for one in found], numbers={1, 2, 3, 4}))
+    rows = [_row(one, config) for one in found]
+    screen.table(_HEADS, rows, numbers={1, 2, 3, 4}, spare=("SET BY", "HELD"))
 
 
 @command.command(name="clock")

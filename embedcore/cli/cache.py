@@ -15,19 +15,30 @@ import click
 from embedcore.assembly import STATE_FILE, open_ledger, vector_store
 from embedcore.choice import Choice
 from embedcore.cli.doctor import chosen, whether_on
-from embedcore.cli.options import Group, age, model_option, quiet_option, scope_option, talking
+from embedcore.cli.estimate import agree, ask_above, estimated
+from embedcore.cli.options import (
+    Group,
+    age,
+    model_option,
+    quiet_option,
+    scope_option,
+    talking,
+    yes_option,
+)
 from embedcore.cli.process import FAILED, USAGE
 from embedcore.cli.progress import LINE_SECONDS
 from embedcore.cli.screen import Screen
 from embedcore.cli.session import opened
-from embedcore.cli.text import dollars, facts, plural, shown_path, size, table
+from embedcore.cli.text import dollars, facts, plural, shown_path, size
 from embedcore.config import Config, state_folder
 from embedcore.errors import ConfigurationError
+from embedcore.files.types import FilePlan
 from embedcore.policy.cache import PROBE_TEXT, probe
 from embedcore.storage import usage, vector_upkeep as housekeeping
 from embedcore.storage.vector_upkeep import Contents
 
 if TYPE_CHECKING:
+    from embedcore.client import EmbeddingClient
     from embedcore.storage.vectors import VectorStore
 
 
@@ -68,7 +79,7 @@ def command(ctx: click.Context, model: str | None) -> None:
     screen.result(facts(list(_lines(store, found, on, free, there))))
     if found.vectors:
         rows = [(name, f"{count:,}") for name, count in found.vectors.items()]
-        screen.result("\n" + table(("MODEL", "VECTORS"), rows, numbers={1}))
+        screen.table(("MODEL", "VECTORS"), rows, numbers={1}, title="\n")
 
 
 @command.command(name="where")
@@ -79,7 +90,7 @@ def where(screen: Screen, model: str | None) -> None:
     """The path of its file, whether or not it is there yet."""
     path = vector_store(chosen(model)).path
     screen.json({"path": str(path)})
-    screen.result(str(path))
+    screen.result(str(path), whole=True)
 
 
 @command.command(name="prune")
@@ -172,18 +183,27 @@ def verify(screen: Screen, model: str | None) -> int:
 @command.command(name="probe")
 @click.argument("model", required=False)
 @scope_option
+@yes_option
 @quiet_option
 @talking
 @click.pass_obj
-def probing(screen: Screen, model: str | None, scope: str | None) -> int:
+def probing(screen: Screen, model: str | None, scope: str | None, yes: bool) -> int:
     """Ask whether a provider has put another model behind a name.
 
-    Embeds one short text and compares it with the one of the first probe. Ends with 1
-    if it is another. It costs a few tokens, and the budget applies.
+    Embeds one short text, whatever is cached, and compares it with the one of the first probe. Ends
+    with 1 if it is another. The cost is shown first, and asked about as by other commands that pay.
     """
+    screen.buying = False
     with opened(model, scope) as ready:
         client = ready.client
+        estimate = estimated(ready, _plan_of_probe(client))
+        screen.info(estimate.text(ready, brief=True))
+        if not agree(screen, ready, estimate, yes=yes, ask_above=ask_above(ready)):
+            screen.error("Nothing was sent.")
+            return USAGE
+        screen.buying = True
         result = client.embed([PROBE_TEXT], cache=False)
+        screen.buying = None
         with closing(vector_store(chosen(model, ready.config))) as store:
             found = probe(store, client.info, client.fingerprint, result.vectors)
     screen.json({"model": ready.name, "cosine": found.cosine, "changed": found.changed})
@@ -197,6 +217,19 @@ def probing(screen: Screen, model: str | None, scope: str | None) -> int:
             f"not belong to those that are kept:\n  embedcore cache prune --model {ready.name}"
         )
     return FAILED if found.changed else 0
+
+
+def _plan_of_probe(client: EmbeddingClient) -> FilePlan:
+    """One text, which is never taken from the cache."""
+    plan = client.plan([PROBE_TEXT], cache=False)
+    return FilePlan(
+        rows=plan.rows,
+        to_embed=plan.to_embed,
+        tokens=plan.tokens,
+        exact=plan.exact,
+        picodollars=plan.picodollars,
+        requests=plan.requests,
+    )
 
 
 @contextmanager
@@ -274,4 +307,4 @@ def _agreed(screen: Screen, question: str, *, yes: bool) -> bool:
         return True
     if not screen.interactive:
         raise click.UsageError(f"{question} Without a terminal to ask: add --yes")
-    return click.confirm(f"{question} Go on?", err=True)
+    return screen.ask(f"{question} Go on?")

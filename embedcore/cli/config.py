@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from embedcore.cli.options import talking
 from embedcore.cli.screen import Screen
-from embedcore.cli.text import table, without_credentials
+from embedcore.cli.text import without_credentials
 from embedcore.config import Config, state_folder
 from embedcore.errors import ConfigurationError, EmbeddingError
 from embedcore.provider import registry
@@ -63,7 +63,7 @@ def command(screen: Screen, explain: bool) -> None:
         }
     )
     heads = ("SETTING", "VALUE", "TRUST", "SET BY") if explain else ("SETTING", "VALUE")
-    screen.result(table(heads, [_row(one)[: len(heads)] for one in settings]))
+    screen.table(heads, [_row(one)[: len(heads)] for one in settings])
     screen.result(f"\n{_NO_STATE if state is None else f'All state is in {state}'}")
 
 

@@ -109,7 +109,7 @@ def _show(screen: Screen, result: EmbeddingResult) -> None:
         }
     )
     for row in rows:
-        screen.result(json.dumps(row))
+        screen.result(json.dumps(row), whole=True)
     for said in dict.fromkeys(str(error) for error in result.errors.values()):
         screen.error(said)
     cut = tally(codes_of(result.cuts, list(result.cuts)))
@@ -195,7 +195,7 @@ class FileRun:
     def _agree(self, plan: FilePlan) -> bool:
         self._shown.pause()
         estimate = self.estimate = estimated(self._ready, plan, on_budget=self._on_budget)
-        self._screen.info(estimate.text(self._ready))
+        self._screen.info(estimate.text(self._ready, brief=True))
         agreed = agree(self._screen, self._ready, estimate, yes=self._yes, ask_above=self._above)
         self._screen.buying = agreed
         return agreed

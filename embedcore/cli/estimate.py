@@ -9,9 +9,10 @@ import click
 
 from embedcore.cli.session import books
 from embedcore.cli.text import dollars, facts, plural
+from embedcore.errors import TokenBudgetExceeded
 from embedcore.provider.types import PICODOLLARS_PER_DOLLAR
 from embedcore.storage import usage
-from embedcore.storage.amounts import Amount
+from embedcore.storage.amounts import ALL_SCOPES, Amount
 
 if TYPE_CHECKING:
     from embedcore.cli.screen import Screen
@@ -49,8 +50,8 @@ class Estimate:
             "limits_in_the_way": [str(refusal) for refusal in self.refusals],
         }
 
-    def text(self, opened: Session) -> str:
-        """For a person."""
+    def text(self, opened: Session, *, brief: bool = False) -> str:
+        """For a person. ``brief``: an error or a report will say in full what a limit refuses."""
         plan = self.plan
         pairs = [("model", opened.name), ("rows", rows_text(plan))]
         if plan.damaged:
@@ -67,7 +68,7 @@ class Estimate:
         then = {"raise": "refuse", "stop": "end it early", "wait": "make it wait"}
         for refusal in self.refusals:
             what = f"{verb} {then[self.on_budget]}"
-            pairs.append(("limit", f"{what}: {_without_advice(refusal)}"))
+            pairs.append(("limit", f"{what}: {limit_text(refusal, brief=brief)}"))
         return facts(pairs)
 
 
@@ -86,18 +87,24 @@ def estimated(
 
 
 def agree(
-    screen: Screen, opened: Session, estimate: Estimate, *, yes: bool, ask_above: int
+    screen: Screen,
+    opened: Session,
+    estimate: Estimate,
+    *,
+    yes: bool,
+    ask_above: int,
+    batch: bool = False,
 ) -> bool:
     """Whether to go on. Asks on a terminal; elsewhere what needs an answer is an error.
 
     ``ask_above``: picodollars. Asked as well: at a price that is not known, and where a limit will
     end the run before its end.
     """
-    reason = _reason(opened, estimate, ask_above)
+    reason = _reason(opened, estimate, ask_above, batch=batch)
     if yes or reason is None or not estimate.plan.to_embed:
         return True
     if screen.interactive:
-        return click.confirm(f"{reason} Go on?", err=True)
+        return screen.ask(f"{reason} Go on?")
     if estimate.is_refused:
         refusal = estimate.refusals[0]
         refusal.add_note(
@@ -113,7 +120,7 @@ def ask_above(opened: Session) -> int:
     return int(opened.config.confirm_above * PICODOLLARS_PER_DOLLAR)
 
 
-def _reason(opened: Session, estimate: Estimate, ask_above: int) -> str | None:
+def _reason(opened: Session, estimate: Estimate, ask_above: int, *, batch: bool) -> str | None:
     plan = estimate.plan
     if estimate.is_refused:
         return "A limit will stop this run; what is embedded until then is kept."
@@ -125,6 +132,13 @@ def _reason(opened: Session, estimate: Estimate, ask_above: int) -> str | None:
     if plan.picodollars > ask_above:
         up_to = "" if plan.exact else "up to "
         return f"This costs {up_to}{dollars(plan.picodollars)}."
+    known = opened.price_without_found
+    listed = 0 if known is None else known.picodollars(plan.tokens, batch=batch)
+    if listed > max(ask_above, plan.picodollars):
+        return (
+            f"This costs {dollars(listed)} by the provider's own price; {opened.config.file}, "
+            "which is not trusted, sets another one (embedcore trust)."
+        )
     return None
 
 
@@ -176,5 +190,12 @@ def _cost(plan: FilePlan, opened: Session) -> str:
     return f"{bound}{dollars(plan.picodollars)}{each}"
 
 
-def _without_advice(refusal: BudgetExceeded) -> str:
-    return str(refusal).removeprefix("not sent: ").partition(". Send less")[0]
+def limit_text(refusal: BudgetExceeded, *, brief: bool) -> str:
+    """Which limit it is, and unless ``brief`` what is left of it."""
+    if not brief:
+        return str(refusal).removeprefix("not sent: ").partition(". Send less")[0]
+    counted = isinstance(refusal, TokenBudgetExceeded)
+    limit = plural(refusal.limit, "token") if counted else dollars(refusal.limit)
+    period = "in total" if refusal.period == "total" else f"per {refusal.period}"
+    whom = "all scopes" if refusal.scope == ALL_SCOPES else f"scope {refusal.scope!r}"
+    return f"{limit} {period} for {whom}"

@@ -9,7 +9,6 @@ import click
 
 from embedcore.cli.options import talking
 from embedcore.cli.screen import Screen
-from embedcore.cli.text import table
 from embedcore.errors import EmbeddingError, PluginError, UnknownProvider
 from embedcore.provider import registry
 from embedcore.provider.known import how_to_install
@@ -39,7 +38,7 @@ def providers(screen: Screen) -> int:
     screen.json({"providers": [asdict(one) for one in found]})
     if found:
         heads = ("PROVIDER", "DISTRIBUTION", "VERSION", "STATE")
-        screen.result(table(heads, [_provider_row(one) for one in found]))
+        screen.table(heads, [_provider_row(one) for one in found])
     else:
         screen.result(nothing_installed())
     for one in found:
@@ -94,7 +93,8 @@ def command(screen: Screen, provider: str | None) -> None:
     found = [info for name in _providers(provider) for info in _models(screen, name)]
     screen.json({"models": [_fields(info) for info in found]})
     if found:
-        screen.result(table(_HEADS, [_row(info) for info in found], numbers={1, 2, 3, 4}))
+        rows = [_row(info) for info in found]
+        screen.table(_HEADS, rows, numbers={1, 2, 3, 4}, spare=("AS OF",))
     else:
         screen.result("no provider names its models in advance")
 

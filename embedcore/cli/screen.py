@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import TextIO
+from typing import Final, TextIO
 
-from embedcore.cli.text import command, printable, scrubbed
+from embedcore.cli.text import command, fitted, printable, scrubbed, table
+
+# What click puts behind a question.
+_ANSWER: Final = " [y/N]: y"
 
 
 class Screen:
@@ -42,10 +45,26 @@ class Screen:
         """Whether standard error can show something that moves."""
         return _is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
 
-    def result(self, text: str) -> None:
-        """A result for a person. Nothing with ``--json``. ``BrokenPipeError`` if nobody reads."""
+    def result(self, text: str, *, whole: bool = False) -> None:
+        """A result for a person. Nothing with ``--json``. ``BrokenPipeError`` if nobody reads.
+
+        On a terminal long lines are broken between words, unless it is to stay ``whole``.
+        """
         if not self.wants_json:
-            _write(f"{printable(text)}\n")
+            _write(f"{printable(text if whole else fitted(text, _columns(sys.stdout)))}\n")
+
+    def table(
+        self,
+        heads: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        *,
+        numbers: Collection[int] = (),
+        spare: Sequence[str] = (),
+        title: str = "",
+    ) -> None:
+        """A result as a table that fits the terminal. ``spare``: columns that may be left out."""
+        width = _columns(sys.stdout)
+        self.result(title + table(heads, rows, numbers=numbers, width=width, spare=spare))
 
     def json(self, result: Mapping[str, object]) -> None:
         """The result for a machine, with ``--json``: one object on standard output."""
@@ -56,11 +75,20 @@ class Screen:
     def info(self, text: str) -> None:
         """What a person should know meanwhile. Nothing with ``--quiet``."""
         if not self.quiet:
-            self._err(printable(text))
+            self._err(fitted(printable(text), _columns(sys.stderr)))
 
-    def error(self, text: str) -> None:
-        """What must be said in any case."""
-        self._err(printable(scrubbed(text)))
+    def error(self, text: str, *, whole: bool = False) -> None:
+        """What must be said in any case. ``whole``: its lines stay as they are."""
+        text = printable(scrubbed(text))
+        self._err(text if whole else fitted(text, _columns(sys.stderr)))
+
+    def ask(self, question: str) -> bool:
+        """Whether the person at the terminal says yes. No is the default."""
+        import click
+
+        width = _columns(sys.stderr)
+        room = None if width is None else max(width - len(_ANSWER), 1)
+        return click.confirm(fitted(printable(question), room), err=True)
 
     def fail(self, error: BaseException, message: str) -> None:
         """The one message of an error that ends the command."""
@@ -106,7 +134,7 @@ class Screen:
         if self.verbose:
             import traceback
 
-            self.error("".join(traceback.format_exception(error)))
+            self.error("".join(traceback.format_exception(error)), whole=True)
 
 
 def _described(error: BaseException, message: str) -> dict[str, object]:
@@ -117,6 +145,19 @@ def _described(error: BaseException, message: str) -> dict[str, object]:
         "retryable": bool(getattr(error, "retryable", False)),
         "billed": getattr(error, "billed", "no"),
     }
+
+
+def _columns(stream: TextIO | None) -> int | None:
+    """How wide the terminal is; None: it is none, or does not say. Nothing is fitted for a file."""
+    if stream is None or not _is_terminal(stream):
+        return None
+    said = os.environ.get("COLUMNS", "")
+    if said.isdecimal() and int(said):
+        return int(said)
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or None
+    except (OSError, ValueError):
+        return None
 
 
 def _is_terminal(stream: TextIO | None) -> bool:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from embedcore.assembly import open_ledger
+from embedcore.assembly import create_embedder, open_ledger
+from embedcore.choice import choose
 from embedcore.client import EmbeddingClient
 from embedcore.config import Config
 from embedcore.errors import StorageError
 from embedcore.settings import Limits, Profile
 from embedcore.storage.amounts import ALL_SCOPES
+from embedcore.trust import PRICES
 
 if TYPE_CHECKING:
     from embedcore.events import Observer
+    from embedcore.provider.types import Price
     from embedcore.storage.amounts import Limit
     from embedcore.storage.ledger import Ledger
 
@@ -30,10 +33,27 @@ class Session:
     config: Config
     profile: Profile
     client: EmbeddingClient
+    model: str | None
 
     @property
     def name(self) -> str:
         return f"{self.client.provider}:{self.client.model}"
+
+    @property
+    def price_without_found(self) -> Price | None:
+        """The price where no settings file that was only found says one; None: nobody else does.
+
+        Such a file may set a price, which must not keep the question about money from being asked.
+        """
+        config = self.config
+        if config.standing != "found":
+            return None
+        choice = choose(
+            self.model, config=_without_prices(config), scope=self.client.scope, options={}
+        )
+        embedder, *_ = create_embedder(choice)
+        with closing(embedder):
+            return embedder.info.price
 
     @property
     def limits(self) -> tuple[Limit, ...]:
@@ -43,6 +63,20 @@ class Session:
         return self.config.limits(self.profile, self.client.scope)
 
 
+def _without_prices(config: Config) -> Config:
+    """The same settings without what they say of prices."""
+
+    def unpriced(options: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in options.items() if name not in PRICES}
+
+    profiles = {
+        name: one.model_copy(update={"options": unpriced(one.options)})
+        for name, one in config.profiles.items()
+    }
+    options = {name: unpriced(one) for name, one in config.options.items()}
+    return config.model_copy(update={"options": options, "profiles": profiles})
+
+
 @contextmanager
 def opened(
     model: str | None, scope: str | None, observers: Sequence[Observer] = ()
@@ -50,7 +84,7 @@ def opened(
     """A client for the length of the block."""
     config = Config.load()
     with EmbeddingClient(model, config=config, scope=scope, observers=observers) as client:
-        yield Session(config=config, profile=config.profile(model), client=client)
+        yield Session(config=config, profile=config.profile(model), client=client, model=model)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from embedcore.files.types import Origin
 
 _LINES = 3
+_LONGEST_ID = 1000
 _NARROWEST, _WIDEST = 40, 100
 
 
@@ -121,7 +122,7 @@ def _text(question: str, hits: Sequence[Hit], *, name_question: bool) -> str:
     width = min(max(shutil.get_terminal_size().columns, _NARROWEST), _WIDEST)
     lines = [one_line(question, width)] if name_question else []
     for number, hit in enumerate(hits, 1):
-        lines.append(f"{number:>2}. {hit.score:.4f}  {one_line(hit.id, width - 14)}")
+        lines.append(f"{number:>2}. {hit.score:.4f}  {one_line(hit.id, _LONGEST_ID)}")
         if hit.text is not None:
             lines.append(wrapped(hit.text, width=width, lines=_LINES, indent="    "))
     if not hits:

@@ -26,6 +26,11 @@ _SEQUENCES = re.compile(
 # What is left of C0 and C1, and the marks that reorder text, so that it reads as something else.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
+_GAP: Final = "  "
+# What is to be pasted into a shell has lines of its own, indented.
+_COMMAND = re.compile(r"\s+(?:(?:embedcore|pip|uv|sqlite3|find|export) |[A-Z_]+=)")
+# "name  " before what belongs to it, as ``facts`` writes it.
+_LABEL = re.compile(r"\s*(?:\S+ )*\S+\s{2,}(?=\S)|\s*(?=\S)")
 _UNUSUAL = re.compile(
     r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
 )
@@ -146,19 +151,97 @@ def _byte(byte: int) -> str:
 
 
 def table(
-    heads: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Collection[int] = ()
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    numbers: Collection[int] = (),
+    width: int | None = None,
+    spare: Sequence[str] = (),
 ) -> str:
-    """Aligned columns; those at the places in ``numbers`` to the right."""
-    every = [tuple(heads), *(tuple(printable(cell) for cell in row) for row in rows)]
-    widths = [max(len(row[column]) for row in every) for column in range(len(heads))]
-    lines = []
-    for row in every:
-        cells = [
-            cell.rjust(width) if column in numbers else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    """Aligned columns; those at the places in ``numbers`` to the right. No cell is ever cut.
+
+    Where ``width`` is too small, the columns named in ``spare`` are left out, one after the other.
+    Where that is not enough, a row that is too wide has a line for each of its cells instead, and
+    so has every row if most of them would.
+    """
+    cells = [tuple(printable(cell) for cell in row) for row in rows]
+    kept = list(range(len(heads)))
+    for head in (None, *spare):
+        kept = [column for column in kept if heads[column] != head]
+        lines = [[row[column] for column in kept] for row in [heads, *cells]]
+        if width is None or _total(_widths(lines)) <= width:
+            return "\n".join(_aligned(lines, [column in numbers for column in kept]))
+    assert width is not None  # noqa: S101 - else the first of them was right
+    return _with_blocks([heads, *cells], [column in numbers for column in range(len(heads))], width)
+
+
+def _widths(lines: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*lines, strict=True)]
+
+
+def _total(widths: Sequence[int]) -> int:
+    return sum(widths) + len(_GAP) * (len(widths) - 1)
+
+
+def _aligned(lines: Sequence[Sequence[str]], right: Sequence[bool]) -> list[str]:
+    widths = _widths(lines)
+    return [
+        _GAP.join(
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(line, widths, right, strict=True)
+        ).rstrip()
+        for line in lines
+    ]
+
+
+def _with_blocks(lines: Sequence[Sequence[str]], right: Sequence[bool], width: int) -> str:
+    """The rows that fit as a table, and in their places those that do not, a line for each cell."""
+    fitting = set(range(len(lines)))
+    while len(fitting) > 1 and _total(widths := _widths([lines[i] for i in fitting])) > width:
+        fitting.discard(max((i for i in fitting if i), key=lambda i: sum(map(len, lines[i]))))
+    heads = lines[0]
+    if len(fitting) <= len(lines) // 2 + 1 or _total(widths) > width:
+        blocks = [_block(heads, line, "") for line in lines[1:]]
+        return "\n\n".join(blocks)
+    there = dict(
+        zip(sorted(fitting), _aligned([lines[i] for i in sorted(fitting)], right), strict=True)
+    )
+    return "\n".join(
+        there[i] if i in there else f"{line[0]}\n{_block(heads[1:], line[1:], '  ')}"
+        for i, line in enumerate(lines)
+    )
+
+
+def _block(heads: Sequence[str], line: Sequence[str], indent: str) -> str:
+    pairs = [(head, cell) for head, cell in zip(heads, line, strict=True) if cell]
+    return facts(pairs, indent=indent)
+
+
+def fitted(text: str, width: int | None) -> str:
+    """Lines that are too long, broken between words. A word that is too long stays whole, so that
+    it can be copied, and so does a line that is a command. None: as it is."""
+    if width is None:
+        return text
+    return "\n".join(_fitted_line(line, width) for line in text.split("\n"))
+
+
+def _fitted_line(line: str, width: int) -> str:
+    if len(line) <= width or _COMMAND.match(line):
+        return line
+    label = _LABEL.match(line)
+    indent = 0 if label is None else len(label[0])
+    longest = max(map(len, line[indent:].split()), default=0)
+    if indent > width // 2 or indent + longest > width:
+        indent = min(len(line) - len(line.lstrip()) + 2, width // 2)
+    return textwrap.fill(
+        line,
+        width,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+        replace_whitespace=False,
+        expand_tabs=False,
+    )
 
 
 def facts(pairs: Sequence[tuple[str, str]], *, indent: str = "") -> str:

@@ -13,7 +13,7 @@ from embedcore.cli.config import shown_value
 from embedcore.cli.options import talking
 from embedcore.cli.process import FAILED, OK, USAGE
 from embedcore.cli.screen import Screen
-from embedcore.cli.text import facts, plural, shown_path, table
+from embedcore.cli.text import facts, plural, shown_path
 from embedcore.config import (
     CONFIG_VARIABLE,
     FILE_NAME,
@@ -40,6 +40,7 @@ from embedcore.trust import (
     standing_of,
 )
 
+_QUESTION: Final = "Trust this file to set them?"
 _ADDED: Final = {
     Permission.LOWERED: "more than by default",
     Permission.NO_OTHER_LIMIT: "while you set limits, too",
@@ -76,8 +77,8 @@ def _trust(screen: Screen, path: Path, *, yes: bool) -> int:
     sha256 = digest(asked)
     already = bool(asked) and standing_of(found, asked, records()) == "trusted"
     if asked:
-        screen.result(f"{shown_path(path)} sets:\n{_table(found, config, asked)}")
-    agreed = already or not asked or yes or (screen.interactive and _agreed())
+        _show(screen, found, config, asked)
+    agreed = already or not asked or yes or (screen.interactive and screen.ask(_QUESTION))
     if agreed and asked and not already:
         records().add(Record(path=path, sha256=sha256, keys=tuple(one.key for one in asked)))
     screen.json(
@@ -120,10 +121,6 @@ def _read(path: Path) -> FoundFile:
     return found
 
 
-def _agreed() -> bool:
-    return click.confirm("Trust this file to set them?", err=True)
-
-
 def _described(found: FoundFile, config: Config, entry: Entry) -> dict[str, Any]:
     return {
         "setting": entry.key,
@@ -133,13 +130,14 @@ def _described(found: FoundFile, config: Config, entry: Entry) -> dict[str, Any]
     }
 
 
-def _table(found: FoundFile, config: Config, asked: list[Entry]) -> str:
+def _show(screen: Screen, found: FoundFile, config: Config, asked: list[Entry]) -> None:
     rows = []
     for entry in asked:
         added = _ADDED.get(entry.permission) if entry.permission else None
         value = shown_value(config, entry.path, entry.value) or ""
         rows.append((str(found.line_of(entry.path)), entry.key, value, added or ""))
-    return table(("LINE", "SETTING", "VALUE", "WHAT TRUST ADDS"), rows, numbers={0})
+    screen.result(f"{shown_path(found.path)} sets:")
+    screen.table(("LINE", "SETTING", "VALUE", "WHAT TRUST ADDS"), rows, numbers={0})
 
 
 def _list(screen: Screen) -> int:

@@ -10,7 +10,7 @@ import click
 from embedcore.cli.options import talking
 from embedcore.cli.screen import Screen
 from embedcore.cli.session import books
-from embedcore.cli.text import dollars, plural, table
+from embedcore.cli.text import dollars, plural
 from embedcore.config import Config
 from embedcore.storage import usage
 from embedcore.storage.amounts import ALL_SCOPES
@@ -20,7 +20,17 @@ if TYPE_CHECKING:
     from embedcore.storage.usage import ModelUsage, Usage
 
 _PERIODS = {"day": "today", "month": "this month", "total": "in total"}
-_AUDIT_HEADS = ("SENT (UTC)", "STATE", "MODEL", "SCOPE", "INPUTS", "TOKENS", "COST", "REQUEST", "")
+_AUDIT_HEADS = (
+    "SENT (UTC)",
+    "STATE",
+    "MODEL",
+    "SCOPE",
+    "INPUTS",
+    "TOKENS",
+    "COST",
+    "REQUEST",
+    "NOTE",
+)
 
 
 @click.command(name="usage")
@@ -78,7 +88,7 @@ def _show_windows(screen: Screen, windows: Sequence[Usage], zone: str) -> None:
         )
         for one in windows
     ]
-    screen.result(table(heads, rows, numbers={2, 3, 4, 5}))
+    screen.table(heads, rows, numbers={2, 3, 4, 5}, spare=("RESERVED", "REQUESTS"))
     screen.result(f"days and months begin at midnight in {zone}")
 
 
@@ -102,7 +112,7 @@ def _show_models(screen: Screen, models: Sequence[ModelUsage]) -> None:
         )
         for number, one in enumerate(models)
     ]
-    screen.result(table(heads, rows, numbers=range(2, len(heads))))
+    screen.table(heads, rows, numbers=range(2, len(heads)), spare=("REQUESTS",))
 
 
 def _both(amount: Amount) -> str:
@@ -130,7 +140,17 @@ def _show_audit(screen: Screen, attempts: Sequence[dict[str, Any]]) -> None:
         )
         for row in attempts
     ]
-    screen.result(table(_AUDIT_HEADS, rows, numbers={4, 5, 6}) if rows else "nothing was sent yet")
+    if not rows:
+        screen.result("nothing was sent yet")
+        return
+    # What is the same in all rows, or in none, says least.
+    spare = [
+        *(("SCOPE",) if len({row[3] for row in rows}) == 1 else ()),
+        *(("NOTE",) if not any(row[8] for row in rows) else ()),
+        "REQUEST",
+        "INPUTS",
+    ]
+    screen.table(_AUDIT_HEADS, rows, numbers={4, 5, 6}, spare=spare)
 
 
 def _actual(row: dict[str, Any], what: str) -> int:

@@ -99,8 +99,7 @@ def write_output(
     it is until the new one is complete and on the disk, and for ever if that had no row. Raises
     ``StorageError``, and ``InputRejected`` if the input is not the one that was scanned.
     """
-    numbers = journal.index().find(scan.digests)
-    numbers[scan.empty] = -1
+    numbers = _records_of(scan, journal)
     missing = int((numbers < 0).sum())
     layout = Layout(
         origin=journal.origin,
@@ -125,6 +124,32 @@ def write_output(
         failed=missing - not_done,
         not_done=not_done,
     )
+
+
+def write_list(
+    target: Target,
+    inputs: Inputs,
+    scan: Scan,
+    journal: Journal,
+    reasons: Mapping[bytes, str],
+    *,
+    stopped: str,
+) -> Written:
+    """List the rows without a vector, and why, where the output stays as it is. Raises as above."""
+    numbers = _records_of(scan, journal)
+    not_done = 0
+    with storage_errors(target.failed), replacing(target.failed) as (listed,):
+        for rows in blocks(all_rows(inputs, scan), max_rows=_ROWS_AT_ONCE):
+            start, end = rows[0].position, rows[0].position + len(rows)
+            not_done += _write_missing(listed, rows, numbers[start:end], reasons, stopped)
+    return Written(failed=int((numbers < 0).sum()) - not_done, not_done=not_done)
+
+
+def _records_of(scan: Scan, journal: Journal) -> NDArray[np.intp]:
+    """For each row the number of its record, -1 where it has none."""
+    numbers = journal.index().find(scan.digests)
+    numbers[scan.empty] = -1
+    return numbers
 
 
 def _write_block(

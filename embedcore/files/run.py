@@ -33,7 +33,7 @@ from embedcore.files.cuts import codes_of
 from embedcore.files.disk import display
 from embedcore.files.inputs import Inputs
 from embedcore.files.journal import Journal
-from embedcore.files.output import Written, stays, write_output
+from embedcore.files.output import Written, stays, write_list, write_output
 from embedcore.files.resume import Bought, Target, require_free_names
 from embedcore.files.scan import Scan, blocks, rows_at, scan
 from embedcore.files.types import (
@@ -357,10 +357,11 @@ def embed_files(
             _embed_missing(purchase, rows, found, journal, block, told)
             stopped, embedded = purchase.stopped_at, _embedded(found, journal)
             if stopped is not None and not purchase.arrived:
+                reasons, why = purchase.reasons, stopped.reason
+                left_out = write_list(target, rows, found, journal, reasons, stopped=why)
                 return replace(
-                    _report(target, found, purchase, Written(), embedded),
+                    _report(target, found, purchase, left_out, embedded),
                     damaged=bought.damaged,
-                    not_done=found.rows - int(found.empty.sum()) - _rows_with(found, journal),
                     seconds=time.monotonic() - started,
                     unchanged=True,
                 )

@@ -320,3 +320,21 @@ def test_doctor_says_when_it_is_on_a_network_file_system(
 )
 def test_sizes_are_in_thousands(in_bytes, shown):
     assert size(int(in_bytes)) == shown
+
+
+def test_a_probe_says_first_what_it_costs_and_asks(cli, server, monkeypatch):
+    shown = cli("cache", "probe")
+    assert shown.code == 0
+    assert "1 text" in shown.err
+    assert "cost" in shown.err
+    sent = server.meter.requests
+    monkeypatch.setenv("EMBEDCORE_CONFIRM_ABOVE", "0")
+    asked = cli("cache", "probe")
+    assert asked.code == 2
+    assert "say --yes" in asked.err
+    unknown = cli("cache", "probe", "a-model-of-my-own")
+    assert "price" in unknown.err
+    assert unknown.code == 2
+    assert server.meter.requests == sent
+    assert cli("cache", "probe", "--yes").code == 0
+    assert server.meter.requests == sent + 1

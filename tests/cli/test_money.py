@@ -103,6 +103,66 @@ def test_a_limit_in_the_way_is_shown_and_refused_before_anything_is_sent(
     assert server.meter.requests == 0
 
 
+@pytest.mark.fault(95)
+@pytest.mark.parametrize("given", [[], ["--yes"], ["--json"]])
+@pytest.mark.parametrize(
+    ("name", "value", "limit"),
+    [
+        ("EMBEDCORE_DAILY_TOKEN_LIMIT", "300", "300 tokens per day for scope 'default'"),
+        ("EMBEDCORE_ALL_SCOPES_TOTAL_COST_LIMIT", "0.000001", "$0.0000010 in total for all scopes"),
+    ],
+)
+def test_a_limit_is_explained_once(cli, server, texts_file, monkeypatch, given, name, value, limit):
+    monkeypatch.setenv(name, value)
+    run = cli("embed", str(texts_file(200)), "-o", "out.npy", *given)
+    assert run.code == 3
+    assert f"limit     will refuse: {limit}\n" in run.err
+    assert run.err.count("would be needed") == 1
+
+
+@pytest.mark.case("C11")
+def test_a_run_that_nothing_was_left_for_lists_its_rows_as_well(
+    cli, server, texts_file, monkeypatch
+):
+    monkeypatch.setenv("EMBEDCORE_DAILY_TOKEN_LIMIT", "30")
+    command = ["embed", str(texts_file(40)), "-o", "out.npy", "--on-budget", "stop", "--json"]
+    first = cli(*command)
+    assert first.code == 3
+    listed = Path("out.npy.failed.jsonl")
+    before = listed.read_bytes()
+    listed.unlink()
+    for again in (cli(*command), cli(*command)):
+        assert again.code == 3
+        assert again.json["unchanged"]
+        assert again.json["failed_path"] == first.json["failed_path"]
+        assert again.json["not_done"] == first.json["not_done"]
+        lines = [json.loads(line) for line in listed.read_bytes().splitlines()]
+        former = [json.loads(line) for line in before.splitlines()]
+        assert [one["position"] for one in lines] == [one["position"] for one in former]
+        assert all("not done: " in one["reason"] for one in lines)
+
+
+@pytest.mark.case("D3")
+@pytest.mark.parametrize("where", ["options.openai", "profiles.docs.options"])
+@pytest.mark.parametrize("command", [["embed", "-o", "out.npy"], ["batch", "submit"]])
+def test_a_found_file_cannot_keep_the_question_about_money_from_being_asked(
+    cli, server, texts_file, monkeypatch, where, command
+):
+    """It may say what its own server costs; the provider's table asks all the same."""
+    file = str(texts_file(50))
+    monkeypatch.setenv("EMBEDCORE_CONFIRM_ABOVE", "0.000001")
+    Path("embedcore.toml").write_text(
+        f'[profiles.docs]\nmodel = "text-embedding-3-small"\n[{where}]\nprice = 0\nbatch = true\n'
+    )
+    run = cli(*command, file, "-m", "docs")
+    assert run.code == 2
+    assert "by the provider's own price" in run.err
+    assert "embedcore trust" in run.err
+    assert server.meter.requests == 0
+    assert cli("trust", "embedcore.toml", "--yes").code == 0
+    assert cli(*command, file, "-m", "docs").code == 0
+
+
 def test_with_yes_the_ledger_still_refuses(cli, server, texts_file, monkeypatch):
     monkeypatch.setenv("EMBEDCORE_DAILY_TOKEN_LIMIT", "300")
     run = cli("embed", str(texts_file(200)), "-o", "out.npy", "--yes")

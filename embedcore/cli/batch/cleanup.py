@@ -87,7 +87,7 @@ def _agreed(screen: Screen, question: str, *, yes: bool) -> bool:
         return True
     if not screen.interactive:
         raise click.UsageError(f"{question} Without a terminal to ask: add --yes")
-    return click.confirm(f"{question} Go on?", err=True)
+    return screen.ask(f"{question} Go on?")
 
 
 _LONGEST = 500

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from embedcore.cli.batch.records import Clients, batch_books, books_of
 from embedcore.cli.process import BUDGET, FAILED, OK, TRY_AGAIN, code_of
-from embedcore.cli.text import command, dollars, duration, facts, one_line, plural, table, tokens
+from embedcore.cli.text import command, dollars, duration, facts, one_line, plural, tokens
 from embedcore.config import Config
 from embedcore.errors import EmbeddingError
 
@@ -229,7 +229,9 @@ def show_list(screen: Screen, *, everything: bool) -> None:
     shown = [one for one in reports if everything or _is_recent(one)]
     screen.json({"batches": [report_fields(one) for one in shown]})
     if shown:
-        screen.result(table(_HEADS, [_row(one) for one in shown], numbers={2, 3, 4, 5}))
+        rows = [_row(one) for one in shown]
+        spare = ("SUBMITTED (UTC)", "COST")
+        screen.table(_HEADS, rows, numbers={2, 3, 4, 5}, spare=spare)
     older = len(reports) - len(shown)
     if older:
         screen.info(f"{older:,} that ended over a week ago: --all shows them")

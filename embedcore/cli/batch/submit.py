@@ -26,7 +26,15 @@ from embedcore.cli.batch.status import (
     watch,
     watch_command,
 )
-from embedcore.cli.estimate import Estimate, agree, ask_above, estimated, rows_text, will_be_cut
+from embedcore.cli.estimate import (
+    Estimate,
+    agree,
+    ask_above,
+    estimated,
+    limit_text,
+    rows_text,
+    will_be_cut,
+)
 from embedcore.cli.process import OK, USAGE
 from embedcore.cli.progress import Shown
 from embedcore.cli.session import Session, opened
@@ -90,8 +98,9 @@ class BatchPlan:
             "joins": self.same,
         }
 
-    def text(self, ready: Session, estimate: Estimate, *, waits: bool) -> str:
-        """For a person. ``waits``: what is over a limit waits for budget."""
+    def text(self, ready: Session, estimate: Estimate, *, waits: bool, brief: bool) -> str:
+        """For a person. ``waits``: what is over a limit waits for budget. ``brief``: an error will
+        say in full what a limit refuses."""
         plan = self.plan
         pairs = [("model", f"{ready.name}, as a batch"), ("rows", rows_text(plan))]
         if self.same is not None:
@@ -107,8 +116,7 @@ class BatchPlan:
         verb = "will" if plan.exact else "may"
         then = f"{verb} make a part of it wait" if waits else f"{verb} refuse"
         for refusal in estimate.refusals:
-            reason = str(refusal).removeprefix("not sent: ").partition(". Send less")[0]
-            pairs.append(("limit", f"{then}: {reason}"))
+            pairs.append(("limit", f"{then}: {limit_text(refusal, brief=brief)}"))
         return facts(pairs)
 
     def _cost(self, ready: Session) -> str:
@@ -168,7 +176,8 @@ def submit_files(screen: Screen, wish: SubmitArguments) -> int:
             found = _scanned(ready, wish, inputs, shown)
             plan = _planned(ready, wish, inputs, found)
         estimate = estimated(ready, plan.at_least)
-        screen.info(plan.text(ready, estimate, waits=wish.on_budget == "wait"))
+        waits = wish.on_budget == "wait"
+        screen.info(plan.text(ready, estimate, waits=waits, brief=not wish.dry_run))
         if wish.dry_run:
             screen.json({"plan": plan.fields()})
             screen.info("Nothing was sent.")
@@ -259,7 +268,7 @@ def _same_rows(ready: Session, found: Scan) -> str | None:
 def _agreed(screen: Screen, ready: Session, wish: SubmitArguments, plan: BatchPlan) -> bool:
     """A limit that is in the way is left to the client: it knows what was bought before."""
     price = Estimate(plan=plan.at_most)
-    return agree(screen, ready, price, yes=wish.yes, ask_above=ask_above(ready))
+    return agree(screen, ready, price, yes=wish.yes, ask_above=ask_above(ready), batch=True)
 
 
 def _folder(ready: Session) -> Path:
