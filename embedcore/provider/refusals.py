@@ -279,6 +279,12 @@ def error_within(
     return error
 
 
+def error_told(status: int, body: ErrorBody, asked: Asked) -> EmbeddingError:
+    """The error that a refusal is, of which only the status and the body are known. What it cost
+    is not in it."""
+    return _error(understood(status, status, {}, body, asked))
+
+
 def error_body(headers: Mapping[str, str], body: bytes | memoryview) -> ErrorBody:
     """The error in a body, if it is no larger than one. ``headers`` by names in lower case."""
     if len(body) > _LARGEST_ERROR:

@@ -188,7 +188,9 @@ class BatchOutcome:
     ``tokens``: billed for this item, or None if that is not said. ``billed``: whether an item
     without a vector and without ``tokens`` cost anything. ``model``: the name that was answered
     with. ``retryable``: a new job may succeed with it. ``ran``: False if the job ended before it
-    came to this item, which does not count as a try. An ``id`` that no item has, such as "", is
+    came to this item, which does not count as a try. ``too_long``: whether it was refused for its
+    length; None: it may be. ``max_tokens``, ``text_tokens``: the limit and the length that the
+    refusal names, as hints. An ``id`` that no item has, such as "", is
     counted and belongs to nobody.
     """
 
@@ -201,6 +203,9 @@ class BatchOutcome:
     billed: Billed = "no"
     retryable: bool = False
     ran: bool = True
+    too_long: bool | None = None
+    max_tokens: int | None = None
+    text_tokens: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,6 +16,7 @@ from embedcore.errors import StorageCorrupt
 from embedcore.storage import grants as entries
 from embedcore.storage.calendar import MICROSECONDS
 from embedcore.storage.grants import is_free, myself
+from embedcore.storage.parts import Sent
 
 if TYPE_CHECKING:
     import sqlite3
@@ -244,6 +245,19 @@ class Drains:
                 (batch.id, after, stopped, most),
             ).fetchall()
 
+    def shortened(self, batch: BatchRecord) -> list[tuple[bytes, Sent]]:
+        """Of the texts that ``to_submit`` gives, those of which not all is sent."""
+        with self.database.read() as connection:
+            rows = connection.execute(
+                "SELECT i.key, i.characters_cut, i.sent_key, i.tokens_cut FROM wish w "
+                "JOIN item i ON i.id = w.item WHERE w.batch = ? AND i.state = 'open' "
+                "AND i.part IS NULL AND i.characters_cut IS NOT NULL ORDER BY w.item",
+                (batch.id,),
+            ).fetchall()
+        return [
+            (row[0], Sent(characters_cut=row[1], key=row[2], tokens_cut=row[3])) for row in rows
+        ]
+
     def settle_now(
         self,
         batch: BatchRecord,
@@ -367,12 +381,15 @@ class Batches(Pools, Drains):
             )
             if not known.rowcount:
                 raise StorageCorrupt(f"batch {batch.name} is not in the state file any more")
+            revived = "'stored', 'failed'" + (", 'lost'" if batch.resubmits_lost else "")
+            # What was sent shortened is tried whole again: the server may take more by now.
             connection.executemany(
                 "INSERT INTO item (pool, key, state, tokens, bytes) VALUES (?, ?, 'open', ?, ?) "
-                "ON CONFLICT DO NOTHING",
+                "ON CONFLICT DO UPDATE SET tokens = excluded.tokens, bytes = excluded.bytes, "
+                "characters_cut = NULL, sent_key = NULL, tokens_cut = NULL "
+                f"WHERE characters_cut IS NOT NULL AND part IS NULL AND state IN ({revived})",
                 [(batch.pool, one.key, one.tokens, one.in_bytes) for one in wanted],
             )
-            revived = "'stored', 'failed'" + (", 'lost'" if batch.resubmits_lost else "")
             for start in range(0, len(wanted), _KEYS_PER_QUERY):
                 keys = [one.key for one in wanted[start : start + _KEYS_PER_QUERY]]
                 these = f"pool = ? AND key IN ({','.join('?' * len(keys))})"

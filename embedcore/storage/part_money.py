@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,7 +12,7 @@ from embedcore.events import Settled
 from embedcore.storage import counters, grants as entries, ledger as outcomes
 from embedcore.storage.amounts import Amount, Attempt, Grant, Limit
 from embedcore.storage.batches import close_unwanted
-from embedcore.storage.parts import Part, Parts, change, in_flight
+from embedcore.storage.parts import Part, Parts, Sent, change, in_flight
 
 if TYPE_CHECKING:
     import sqlite3
@@ -179,13 +179,19 @@ class PartMoney:
             _end(connection, part, moment, trouble=None)
             return self._changed(before, _booked(connection, part))
 
-    def end(self, part: Part, ended: Ended, tried: Sequence[tuple[int, str]] = ()) -> list[Event]:
+    def end(
+        self,
+        part: Part,
+        ended: Ended,
+        tried: Sequence[tuple[int, str]] = (),
+        shorter: Mapping[int, Sent] | None = None,
+    ) -> list[Event]:
         """The remote job has ended and all that it had to give is stored.
 
         The money is settled, and every text without an outcome is to be submitted again, or has
         failed. ``tried``: those with an error that a new job may not have, and why; they count one
-        more try in any case. Returns what observers are told once it is committed. Raises
-        ``Superseded``.
+        more try in any case. ``shorter``: what is sent of some of these from now on. Returns what
+        observers are told once it is committed. Raises ``Superseded``.
         """
         with self.jobs.step(part) as (connection, moment):
             before = _booked(connection, part)
@@ -218,6 +224,22 @@ class PartMoney:
                 "UPDATE item SET state = 'failed', reason = coalesce(reason, ?) "
                 f"{mine} AND tries >= ?",
                 (reason, part.id, ended.most_tries),
+            )
+            connection.executemany(
+                "UPDATE item SET characters_cut = ?, sent_key = ?, tokens = ?, bytes = ?, "
+                f"tokens_cut = ? WHERE id = ? AND {mine[6:]}",
+                [
+                    (
+                        one.characters_cut,
+                        one.key,
+                        one.tokens,
+                        one.in_bytes,
+                        one.tokens_cut,
+                        item,
+                        part.id,
+                    )
+                    for item, one in (shorter or {}).items()
+                ],
             )
             if ended.stopped:
                 connection.execute(
@@ -312,7 +334,8 @@ def _amount(part: Part) -> Amount:
 def _remember_unread(connection: sqlite3.Connection, part: Part, unbelieved: Sequence[int]) -> None:
     """What was paid for and has no vector can be read again, as long as the provider has it."""
     connection.execute(
-        "INSERT INTO unread (part, ordinal, key) SELECT part, ordinal, key FROM item "
+        "INSERT INTO unread (part, ordinal, key, sent_key) "
+        "SELECT part, ordinal, key, sent_key FROM item "
         "WHERE part = ? AND (state = 'lost' OR (state = 'failed' AND id IN "
         "(SELECT value FROM json_each(?)))) ON CONFLICT DO NOTHING",
         (part.id, json.dumps(unbelieved)),

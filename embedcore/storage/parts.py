@@ -7,11 +7,12 @@ who lost the part to another process changes nothing any more.
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 from embedcore.storage.amounts import Amount
 from embedcore.storage.calendar import MICROSECONDS
@@ -142,6 +143,45 @@ class Spent:
     reported: bool
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sent:
+    """What is sent of a text that was refused whole: how much less, with the cache's key, the
+    tokens and the bytes of the rest. ``tokens_cut``: None where they are not counted."""
+
+    characters_cut: int
+    key: bytes
+    tokens: int = 0
+    in_bytes: int = 0
+    tokens_cut: int | None = None
+
+    def part_of(self, text: str) -> str:
+        """What is sent of the whole text."""
+        return text[: len(text) - self.characters_cut]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refused:
+    """A text of a part that was refused: its item, its key, the jobs that it was in before, and
+    how much of it was not sent (None: all was), with the reason of then."""
+
+    item: int
+    key: bytes
+    tries: int
+    characters_cut: int | None
+    reason: str | None
+
+
+class Unread(NamedTuple):
+    """A text of a part that has no vector of it. ``sent_key``: of what was sent, if that was not
+    all; ``characters_cut`` and ``tokens_cut`` as in ``Sent``, where they are still known."""
+
+    ordinal: int
+    key: bytes
+    sent_key: bytes | None
+    characters_cut: int | None
+    tokens_cut: int | None
+
+
 class Superseded(Exception):
     """Another process owns the part by now: whoever meets this leaves it alone."""
 
@@ -264,6 +304,40 @@ class Parts:
                 "SELECT ordinal, id, key, tokens FROM item WHERE part = ? ORDER BY ordinal",
                 (part.id,),
             ).fetchall()
+
+    def shortened(self, part: Part) -> dict[int, Sent]:
+        """The texts in a part of which not all is sent, by their ids."""
+        with self.database.read() as connection:
+            rows = connection.execute(
+                "SELECT id, characters_cut, sent_key, tokens_cut FROM item "
+                "WHERE part = ? AND characters_cut IS NOT NULL",
+                (part.id,),
+            ).fetchall()
+        return {row[0]: Sent(characters_cut=row[1], key=row[2], tokens_cut=row[3]) for row in rows}
+
+    def refused(self, part: Part, ids: Sequence[int]) -> list[Refused]:
+        """What is known of these texts of a part."""
+        with self.database.read() as connection:
+            rows = connection.execute(
+                "SELECT id, key, tries, characters_cut, reason FROM item "
+                "WHERE part = ? AND state = 'open' "
+                "AND id IN (SELECT value FROM json_each(?)) ORDER BY id",
+                (part.id, json.dumps(list(ids))),
+            ).fetchall()
+        return [
+            Refused(item=row[0], key=row[1], tries=row[2], characters_cut=row[3], reason=row[4])
+            for row in rows
+        ]
+
+    def batches_of(self, pool: int, key: bytes) -> list[int]:
+        """The batches that wish for a text of a pool, ended ones with them."""
+        with self.database.read() as connection:
+            rows = connection.execute(
+                "SELECT w.batch FROM item i JOIN wish w ON w.item = i.id "
+                "WHERE i.pool = ? AND i.key = ? ORDER BY w.batch",
+                (pool, key),
+            ).fetchall()
+        return [identity for (identity,) in rows]
 
     def stored(self, part: Part) -> frozenset[int]:
         """The ids of its texts that have their vector already."""
@@ -389,12 +463,17 @@ class Parts:
             ).fetchall()
         return [read_part(row) for row in rows]
 
-    def unread_items(self, part: Part) -> list[tuple[int, bytes]]:
-        """Ordinal and key of such texts of a part, by ordinal."""
+    def unread_items(self, part: Part) -> list[Unread]:
+        """Such texts of a part, by ordinal."""
         with self.database.read() as connection:
-            return connection.execute(
-                "SELECT ordinal, key FROM unread WHERE part = ? ORDER BY ordinal", (part.id,)
+            rows = connection.execute(
+                "SELECT u.ordinal, u.key, u.sent_key, i.characters_cut, i.tokens_cut "
+                "FROM unread u "
+                "LEFT JOIN item i ON i.pool = ? AND i.key = u.key AND i.sent_key = u.sent_key "
+                "WHERE u.part = ? ORDER BY u.ordinal",
+                (part.pool, part.id),
             ).fetchall()
+        return [Unread(*row) for row in rows]
 
     def was_read(self, part: Part, ordinals: Sequence[int]) -> None:
         """The vectors of these came after all, and are in the store. Batches that ended without

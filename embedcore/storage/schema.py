@@ -339,8 +339,8 @@ _OWNERS = (
 _PROOFS = (
     "ALTER TABLE part ADD COLUMN missing INTEGER",
     "ALTER TABLE item ADD COLUMN paid INTEGER NOT NULL DEFAULT 0 CHECK (paid IN (0, 1))",
-    # So much of it is sent; under that key is its vector then; and so many tokens less.
-    "ALTER TABLE item ADD COLUMN kept INTEGER CHECK (kept > 0)",
+    # So much less of it is sent, in characters and tokens; under that key is its vector then.
+    "ALTER TABLE item ADD COLUMN characters_cut INTEGER CHECK (characters_cut > 0)",
     "ALTER TABLE item ADD COLUMN sent_key BLOB CHECK (length(sent_key) = 32)",
     "ALTER TABLE item ADD COLUMN tokens_cut INTEGER",
     "ALTER TABLE unread ADD COLUMN sent_key BLOB CHECK (length(sent_key) = 32)",

@@ -278,7 +278,7 @@ def test_an_older_file_tells_what_was_paid_for_and_lost(tmp_path: Path) -> None:
     old.conn.commit()
     old.close()
     with Database(path, STATE, version=STATE_VERSION).read() as connection:
-        rows = connection.execute("SELECT key, paid, kept, sent_key FROM item").fetchall()
+        rows = connection.execute("SELECT key, paid, characters_cut, sent_key FROM item").fetchall()
         (missing,) = connection.execute("SELECT missing FROM part").fetchone()
     assert missing is None
     found = {key: paid for key, paid, *rest in rows if rest == [None, None]}

@@ -51,7 +51,7 @@ SAID_BY_OTHERS = {
 }
 ONLY_SHOWN = {
     *("batch.drained_tokens", "batch.drained_cost", "item.tokens", "item.bytes"),
-    *("item.kept", "item.tokens_cut"),
+    *("item.characters_cut", "item.tokens_cut"),
 }
 ATTEMPTS_AT_IT = {"part.looks", "part.tries", "part.epoch", "item.tries"}
 COUNT_NOTHING = IDENTITIES | TIMES | FLAGS | SAID_BY_OTHERS | ONLY_SHOWN | ATTEMPTS_AT_IT

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from embedcore.errors import EmbeddingError, StorageError
 from embedcore.events import BoundViolated, Event
-from embedcore.policy.immediate.shortening import way_to_cut
+from embedcore.policy.batch.shorter import note_cuts
+from embedcore.policy.immediate.shortening import may_be_cut, way_to_cut
 from embedcore.policy.reply_checks import wrong_model
 from embedcore.storage.cutting import priced
 from embedcore.storage.keys import Origin
-from embedcore.storage.parts import Superseded
+from embedcore.storage.parts import Sent, Superseded
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -145,6 +146,7 @@ class Found:
     - ``billed_in_vain``: lines that failed, may pass in another job, and were billed.
     - ``refused``: id of a text and the provider's reason; ``unbelieved``: the same of those whose
       vector came and cannot be used; ``retry``: of those that another job may do.
+    - ``long``: of the refused ones those that may be too long, with their lines.
     - ``without_line``: of each text that no line spoke of, the tokens held for it.
     - ``broken``: what ended the reading before its end.
     """
@@ -163,6 +165,7 @@ class Found:
     refused: list[tuple[int, str]] = field(default_factory=list)
     unbelieved: list[tuple[int, str]] = field(default_factory=list)
     retry: list[tuple[int, str]] = field(default_factory=list)
+    long: dict[int, BatchOutcome] = field(default_factory=dict)
     without_line: list[int] = field(default_factory=list)
     broken: EmbeddingError | None = None
 
@@ -231,12 +234,22 @@ class Collector:
         until there is room. Raises ``Superseded``; what ``results`` raises is in ``broken``.
         """
         jobs = self._context.jobs
+        sent, rows = jobs.shortened(part), jobs.items(part)
+        cut = {one: (key, sent[one]) for _, one, key, _ in rows if one in sent}
+
+        def keep(ids: list[int]) -> None:
+            note_cuts(self._context, part.pool, [cut[one] for one in ids if one in cut])
+            jobs.store(part, ids)
+
         reading = _Reading(
             self._context,
             part,
-            jobs.items(part),
+            [
+                (ordinal, one, sent[one].key if one in sent else key, held)
+                for ordinal, one, key, held in rows
+            ],
             before=jobs.stored(part),
-            keep=lambda ids: jobs.store(part, ids),
+            keep=keep,
         )
         return self._read(reading, part)
 
@@ -247,12 +260,25 @@ class Collector:
         reading = _Reading(
             self._context,
             part,
-            [(ordinal, ordinal, key, 0) for ordinal, key in rows],
+            [(row.ordinal, row.ordinal, row.sent_key or row.key, 0) for row in rows],
             keep=came.extend,
         )
         found = self._read(reading, part)
-        useless = {ordinal for ordinal, _ in found.unbelieved}
-        self._context.jobs.was_read(part, [one for one in came if one not in useless])
+        useful = set(came) - {ordinal for ordinal, _ in found.unbelieved}
+        cut = [
+            (
+                row.key,
+                Sent(
+                    characters_cut=row.characters_cut or 0,
+                    key=row.sent_key,
+                    tokens_cut=row.tokens_cut,
+                ),
+            )
+            for row in rows
+            if row.sent_key is not None and row.ordinal in useful
+        ]
+        note_cuts(self._context, part.pool, cut)
+        self._context.jobs.was_read(part, [one for one in came if one in useful])
         return found
 
     def _read(self, reading: _Reading, part: Part) -> Found:
@@ -320,6 +346,7 @@ class _Reading:
         self._counted: set[int] = set()
         self._bad: dict[int, str] = {}
         self._refused: dict[int, str] = {}
+        self._long: dict[int, BatchOutcome] = {}
         self._retry: dict[int, str] = {}
         info = context.engine.info
         self._found = Found(provider=info.provider, model=info.model)
@@ -366,7 +393,10 @@ class _Reading:
                 reason += "; and it was billed"
             self._retry[place] = reason
         else:
-            self._refused[place] = reason + way_to_cut(self._context.engine, self._held[place])
+            engine, held, known = self._context.engine, self._held[place], outcome.too_long
+            self._refused[place] = reason + way_to_cut(engine, held, known)
+            if may_be_cut(engine, held, known) and place not in self._done:
+                self._long[place] = outcome
 
     def _count(self, place: int, outcome: BatchOutcome, *, billed: bool) -> None:
         """What a line cost; a text is billed once, however many lines it has."""
@@ -423,6 +453,12 @@ class _Reading:
         found, good = self._found, self._good()
         # A vector outdoes an error line for the same text, whichever came first.
         found.refused = self._named(self._refused, without=good | self._bad.keys())
+        refused = {one for one, _ in found.refused}
+        found.long = {
+            self._ids[place]: line
+            for place, line in self._long.items()
+            if self._ids[place] in refused
+        }
         found.unbelieved = self._named(self._bad, without=())
         found.retry = self._named(
             self._retry, without=good | self._bad.keys() | self._refused.keys()

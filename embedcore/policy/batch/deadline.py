@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from embedcore.errors import BudgetExceeded, EmbeddingError, TransientProviderError
+from embedcore.policy.batch.shorter import note_cuts
 from embedcore.policy.immediate.recipe import embed_now
 from embedcore.policy.planning import priced
 from embedcore.storage.amounts import Amount
@@ -155,7 +156,13 @@ def take_what_is_there(context: BatchContext, batch: BatchRecord) -> bool:
             context.store.keep(there, context.keep_until())
             context.batches.settle_now(batch, stored=list(there))
             found = True
-    return found
+    shortened = context.batches.shortened(batch)
+    there = context.stored([sent.key for _, sent in shortened])
+    if cut := [(key, sent) for key, sent in shortened if sent.key in there]:
+        context.store.keep(there, context.keep_until())
+        note_cuts(context, batch.pool, cut)
+        context.batches.settle_now(batch, stored=[key for key, _ in cut])
+    return found or bool(cut)
 
 
 def drain(context: BatchContext, batch: BatchRecord, problems: list[EmbeddingError]) -> bool:

@@ -18,6 +18,7 @@ from embedcore.errors import (
 )
 from embedcore.events import BatchStopped
 from embedcore.policy.batch.collect import Collector
+from embedcore.policy.batch.shorter import Shortener
 from embedcore.policy.immediate.shortening import way_to_cut
 from embedcore.storage.calendar import MICROSECONDS, as_datetime
 from embedcore.storage.part_money import Ended
@@ -50,6 +51,7 @@ class Ending:
         self._engine = context.engine
         self._jobs, self._steps = context.jobs, context.steps
         self._collector = Collector(context)
+        self._shortener = Shortener(context)
 
     def collected(self, part: Part, status: BatchStatus) -> Part:
         """Store what came, settle the money, and free what must be submitted again.
@@ -62,13 +64,14 @@ class Ending:
         if (since := self._waits_since(part, status, found)) is not None:
             return self._look_again(part, status, found, since)
         self._warn(part, status, found)
+        shorter = self._shortener.take(part, found)
         self._jobs.fail(part, [*found.refused, *found.unbelieved])
         refused = self._note_refusals(part, status)
         waits = status.queue_full and not found.lines
         if waits:
             waits = self._queue_full(part, status)
         # Where the whole job is at fault, that it names some texts as well leads nowhere.
-        progress = bool(found.stored or (refused and "" not in status.errors))
+        progress = bool(found.stored or shorter or (refused and "" not in status.errors))
         cancelled = status.state == "cancelled"
         paid, again = found.may_be_paid(status, part), self.resubmits_lost(part)
         actual = self._cost(part, status, found)
@@ -87,7 +90,9 @@ class Ending:
             most_tries=self._context.settings.attempts,
         )
         waiting = self._jobs.wanted_by(part) if ended.stopped else []
-        self._context.tell(*found.events(part, actual), *self._steps.end(part, ended, found.retry))
+        self._context.tell(
+            *found.events(part, actual), *self._steps.end(part, ended, found.retry, shorter)
+        )
         self._tell_of_stop(part, waiting)
         return replace(part, state="done")
 

@@ -218,19 +218,20 @@ class Asker:
         if batch is None:
             raise StorageCorrupt(f"part {part.id} belongs to no batch any more")
         manifest, items = context.manifest(batch), self._jobs.items(part)
+        sent = self._jobs.shortened(part)
         renewed = self._engine.monotonic()
         try:
             for start in range(0, len(items), _TEXTS_PER_READ):
                 some = items[start : start + _TEXTS_PER_READ]
                 texts = manifest.texts([key for _, _, key, _ in some])
-                for ordinal, _, key, _ in some:
+                for ordinal, item, key, _ in some:
                     if key not in texts:
                         raise StorageCorrupt(
                             f"{manifest.path} lacks a text of batch {batch.name}: submit it again"
                         )
                     yield BatchItem(
                         id=part.item_id(ordinal),
-                        text=texts[key],
+                        text=sent[item].part_of(texts[key]) if item in sent else texts[key],
                         input_type=part.input_type or None,
                     )
                 if self._engine.monotonic() - renewed > _RENEW_SECONDS:

@@ -194,22 +194,93 @@ def may_be_length(call: Call, index: int, error: EmbeddingError) -> bool:
     return prepared.sizes[index] * engine.info.tokens_per_byte > limit
 
 
-def way_to_cut(engine: Engine, tokens: int) -> str:
-    """What a line of a batch that was refused is told beside its reason, if it may be too long.
-
-    ``tokens``: its count, or the bound that was held for it. A job does not send it once more,
-    shortened: each try may take a day, and only the server knows what fits.
-    """
+def may_be_cut(engine: Engine, tokens: int, too_long: bool | None) -> bool:
+    """The same for a line of a batch that was refused. ``tokens``: its count, or the bound that was
+    held for it. ``too_long``: what is known of the reason; None: nothing."""
     limit = engine.info.max_input_tokens
-    if engine.overlong == "reject" or limit is None:
-        return ""
-    long = tokens >= _NEAR_LIMIT * limit if engine.tokenizer.exact else tokens > limit
-    if not long:
+    if engine.overlong == "reject" or limit is None or too_long is not None:
+        return engine.overlong != "reject" and limit is not None and bool(too_long)
+    return tokens >= _NEAR_LIMIT * limit if engine.tokenizer.exact else tokens > limit
+
+
+def way_to_cut(engine: Engine, tokens: int, too_long: bool | None = None) -> str:
+    """What such a line is told beside its reason, in case that no job takes it shortened either."""
+    if not may_be_cut(engine, tokens, too_long):
         return ""
     return (
         "; if it is too long: embedded at once (embedcore embed, or strategy = "
         '"immediate"), it is cut to what the server takes'
     )
+
+
+class Guesses:
+    """What may fit of a text that was refused: by what refusals name, and by what is known of the
+    server. ``named_limit``: that of the last refusal that named one."""
+
+    def __init__(self, engine: Engine, text: str) -> None:
+        self.named_limit: int | None = None
+        self._engine = engine
+        self._text = text
+        self._limit = engine.info.max_input_tokens or 0
+
+    def fitting(self, error: EmbeddingError) -> Fitting:
+        """How the text is shortened that was refused for this."""
+        text, exact = self._text, self._engine.tokenizer.exact
+        size = utf8_length(text)
+        if isinstance(error, InputTooLong):
+            start = self.named(text, error) or self._expected(size)
+            least = size if exact else min(size, self._surely_fits())
+            floor = int(least * _LEAST)
+        elif exact:
+            start, floor = None, int(size * _LEAST_COUNTED)
+        else:
+            # What must fit by its bytes comes first: if that is refused too, it is no length.
+            floor = int(self._surely_fits() * _SURELY)
+            start = utf8_prefix(text, floor)
+        step = _COUNTED_STEP if exact else _STEP
+        if exact:
+            return Fitting(text, start=start, step=step, floor=floor, snap=self._counted)
+        return Fitting(text, start=start, step=step, floor=floor)
+
+    def _counted(self, prefix: str, refused: str) -> str:
+        """A beginning of whole tokens, with fewer of them than what was refused."""
+        tokenizer = self._engine.tokenizer
+        tokens, most = tokenizer.count([prefix, refused])
+        return tokenizer.prefix(self._text, min(tokens, most - 1))
+
+    def safest(self, error: EmbeddingError) -> str:
+        """What is most likely to fit, of all that would be tried."""
+        tokenizer = self._engine.tokenizer
+        if not tokenizer.exact:
+            return utf8_prefix(self._text, int(self._surely_fits() * _SURELY))
+        share = _LEAST if isinstance(error, InputTooLong) else _LEAST_COUNTED
+        return tokenizer.prefix(self._text, int(tokenizer.count([self._text])[0] * share))
+
+    def _surely_fits(self) -> int:
+        """UTF-8 bytes that cannot have more tokens than the limit."""
+        return max(self._limit // self._engine.info.tokens_per_byte, 1)
+
+    def _expected(self, size: int) -> str | None:
+        """What the last such text, or the bills so far, let expect to fit; None: nothing useful."""
+        if self._engine.tokenizer.exact:
+            return None
+        learned, sizes = self._engine.learned, self._engine.sizes
+        expected = sizes.longest_text or self._limit / max(learned.tokens_in(1), 1e-9)
+        return utf8_prefix(self._text, int(expected)) if expected < _STEP * size else None
+
+    def named(self, text: str, error: EmbeddingError) -> str | None:
+        """What the refusal of ``text`` says that would fit, if it says anything that can be."""
+        most, tokens = getattr(error, "max_tokens", None), getattr(error, "tokens", None)
+        if not most or most < 0:
+            return None
+        self.named_limit = most
+        if not tokens or tokens <= most:
+            return None
+        tokenizer = self._engine.tokenizer
+        if tokenizer.exact:
+            counted = tokenizer.count([text])[0]
+            return tokenizer.prefix(text, min(counted * most // tokens, counted - 1))
+        return utf8_prefix(text, int(utf8_length(text) * most / tokens * _SAFE))
 
 
 class Shortening:
@@ -236,9 +307,9 @@ class Shortening:
         self._text = call.prepared.texts[index]
         self._limit = call.engine.info.max_input_tokens or 0
         self._last: EmbeddingError = error
-        self._named_limit: int | None = None
         self._taken: _Taken | None = None
-        self._fitting = self._begin(error)
+        self._guesses = Guesses(call.engine, self._text)
+        self._fitting = self._guesses.fitting(error)
 
     def run(self) -> bool:
         """Whether the row has its vector now. Without one the text's own refusal stands.
@@ -258,56 +329,6 @@ class Shortening:
         finally:
             self._end()
         return self._taken is not None
-
-    def _begin(self, error: EmbeddingError) -> Fitting:
-        text, exact = self._text, self._engine.tokenizer.exact
-        size = utf8_length(text)
-        if isinstance(error, InputTooLong):
-            start = self._named(text, error) or self._expected(size)
-            least = size if exact else min(size, self._surely_fits())
-            floor = int(least * _LEAST)
-        elif exact:
-            start, floor = None, int(size * _LEAST_COUNTED)
-        else:
-            # What must fit by its bytes comes first: if that is refused too, it is no length.
-            floor = int(self._surely_fits() * _SURELY)
-            start = utf8_prefix(text, floor)
-        step = _COUNTED_STEP if exact else _STEP
-        if exact:
-            return Fitting(text, start=start, step=step, floor=floor, snap=self._counted)
-        return Fitting(text, start=start, step=step, floor=floor)
-
-    def _counted(self, prefix: str, refused: str) -> str:
-        """A beginning of whole tokens, with fewer of them than what was refused."""
-        tokenizer = self._engine.tokenizer
-        tokens, most = tokenizer.count([prefix, refused])
-        return tokenizer.prefix(self._text, min(tokens, most - 1))
-
-    def _surely_fits(self) -> int:
-        """UTF-8 bytes that cannot have more tokens than the limit."""
-        return max(self._limit // self._engine.info.tokens_per_byte, 1)
-
-    def _expected(self, size: int) -> str | None:
-        """What the last such text, or the bills so far, let expect to fit; None: nothing useful."""
-        if self._engine.tokenizer.exact:
-            return None
-        learned, sizes = self._engine.learned, self._engine.sizes
-        expected = sizes.longest_text or self._limit / max(learned.tokens_in(1), 1e-9)
-        return utf8_prefix(self._text, int(expected)) if expected < _STEP * size else None
-
-    def _named(self, text: str, error: EmbeddingError) -> str | None:
-        """What the refusal of ``text`` says that would fit, if it says anything that can be."""
-        most, tokens = getattr(error, "max_tokens", None), getattr(error, "tokens", None)
-        if not most or most < 0:
-            return None
-        self._named_limit = most
-        if not tokens or tokens <= most:
-            return None
-        tokenizer = self._engine.tokenizer
-        if tokenizer.exact:
-            counted = tokenizer.count([text])[0]
-            return tokenizer.prefix(text, min(counted * most // tokens, counted - 1))
-        return utf8_prefix(text, int(utf8_length(text) * most / tokens * _SAFE))
 
     def _try(self, prefix: str) -> bool:
         """Whether it goes on. A prefix that is cached is not sent."""
@@ -347,7 +368,7 @@ class Shortening:
             self.ending = error
             raise
         self._last = refusal
-        self._fitting.refused(prefix, self._named(prefix, refusal))
+        self._fitting.refused(prefix, self._guesses.named(prefix, refusal))
 
     def _took(self, prefix: str, vectors: Vectors, *, tokens: int | None, is_cached: bool) -> None:
         self._taken = _Taken(kept=prefix, vectors=vectors, is_cached=is_cached)
@@ -357,7 +378,7 @@ class Shortening:
     def _is_as_named(self, tokens: int | None) -> bool:
         """Whether it is as long as the refusal says, and that may be believed: the limit is the one
         that we know, and the bill says the same."""
-        named, limit = self._named_limit, self._limit
+        named, limit = self._guesses.named_limit, self._limit
         if named is None or abs(named - limit) > max(_SAME_LIMIT * limit, 1):
             return False
         # Words alone end nothing: a count in them may be of something else.

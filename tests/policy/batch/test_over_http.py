@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -428,3 +429,63 @@ def test_what_failed_for_the_moment_and_was_billed_is_in_the_books_and_bounded(
     assert used.held == Amount()
     assert job.status().usage.tokens == server.batches.meter.billed_tokens
     assert "1 texts failed for the moment and were billed all the same" in caplog.text
+
+
+# Too long
+
+
+@pytest.mark.case("A8")
+@pytest.mark.parametrize(
+    ("status", "message", "most"),
+    [
+        (400, "Invalid 'input[0]': maximum input length is 100 tokens.", 100),
+        (400, "maximum context length is 100 tokens, however you requested 400 tokens", 110),
+        (413, "the input is too long: at most 100 tokens are allowed", 100),
+        (422, "input text exceeds the context window", 400),
+    ],
+)
+@pytest.mark.parametrize("http", [True, False])
+def test_a_line_refused_for_its_length_is_shortened_for_the_next_job(
+    server: FakeOpenAI,
+    client_of: Callable[..., EmbeddingClient],
+    status: int,
+    message: str,
+    most: int,
+    http: bool,
+) -> None:
+    long = "word " * 400 + "THE END"
+    server.batches.fail_lines("THE END", status=status, message=message, http=http)
+    client = client_of()
+    job = look(server, client.submit_batch([long, *TEXTS]))
+    assert len(server.batches.jobs) == 2
+    result = job.result()
+    cut = result.tokens_cut[0]
+    assert cut is not None
+    assert 0.9 * most <= 402 - cut <= most
+    sent = json.loads(input_of(server, 1))["body"]["input"]
+    assert long.startswith(sent)
+    assert (result.vectors == vectors_of([sent, *TEXTS], 1536)).all()
+    ledger = client._engine.account.ledger
+    assert ledger is not None
+    used = usage.of_scope(ledger, "default", "total")
+    assert used.spent.tokens == server.batches.meter.billed_tokens
+    assert used.held == Amount()
+
+
+@pytest.mark.case("A8")
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (401, "the API key has expired"),
+        (402, "no credits left"),
+        (400, "encoding_format is not supported by this model"),
+    ],
+)
+def test_what_is_refused_for_another_reason_is_never_cut(
+    server: FakeOpenAI, client_of: Callable[..., EmbeddingClient], status: int, message: str
+) -> None:
+    long = "word " * 8_000
+    server.batches.fail_lines("word", status=status, message=message, times=1)
+    job = look(server, client_of().submit_batch([long, *TEXTS], on_error="keep"))
+    assert job.result(on_error="keep").ok.tolist() == [False] + [True] * 6
+    assert len(server.batches.jobs) == 1

@@ -342,6 +342,7 @@ class OpenAIBatch:
             shown=source.shown,
             errors_billed=self._options.batch_errors_billed,
             encoding=self._options.encoding_of_lines,
+            asked=source.asked,
         )
         try:
             while line := source.next_line():

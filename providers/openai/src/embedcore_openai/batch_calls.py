@@ -236,6 +236,11 @@ class Source:
         self.ends_midway = False
 
     @property
+    def asked(self) -> Context:
+        """What the job was, for judging what its lines say."""
+        return self._context
+
+    @property
     def delimited(self) -> bool:
         return self._download.delimited
 

@@ -15,10 +15,11 @@ import numpy as np
 import orjson
 import pybase64
 
-from embedcore.errors import Billed
+from embedcore.errors import Billed, InputTooLong, RequestRejected, RequestTooLarge
+from embedcore.provider import refusals
 from embedcore.provider.batchstates import batch_state
 from embedcore.provider.error_bodies import ErrorBody, error_in, tokens_in
-from embedcore.provider.refusals import says_quota
+from embedcore.provider.refusals import Asked, says_quota
 from embedcore.provider.replies import (
     NUMBERS,
     BadReply,
@@ -28,6 +29,7 @@ from embedcore.provider.replies import (
     strings_in,
     without_repetition,
 )
+from embedcore.provider.size_hints import SizeHints, size_hints
 from embedcore.provider.types import BatchOutcome, BatchStatus, FoundJob
 from embedcore_openai.encodings import advice
 
@@ -268,16 +270,28 @@ _PASSING: Final = _NEVER_RUN | {
 }
 
 
+# What a line had is not known here: a text of which no named length is too much.
+_ANY_TEXT: Final = "\0" * 200_000
+
+
 class LineReader:
     """Reads lines; one per download, from one thread.
 
     ``shown`` cleans what a server says for showing it. ``errors_billed``: whether a line that was
     answered with an error cost anything. ``encoding``: how the lines asked for their vectors.
+    ``asked``: what each line was, as far as they are alike.
     """
 
     def __init__(
-        self, *, shown: Callable[[str], str], errors_billed: Billed, encoding: str = "omit"
+        self,
+        *,
+        shown: Callable[[str], str],
+        errors_billed: Billed,
+        encoding: str = "omit",
+        asked: Asked | None = None,
     ) -> None:
+        self._asked = asked or Asked(model="", endpoint="")
+        self._length = lru_cache(maxsize=64)(self._judge_length)
         # Thousands of lines fail for the same reason.
         self._shown = lru_cache(maxsize=64)(shown)
         self._errors_billed = errors_billed
@@ -332,15 +346,29 @@ class LineReader:
         told = ": ".join(dict.fromkeys(filter(None, (said.code or said.kind, said.message))))
         reason = self._shown(told) or "no reason given"
         reason = f"{reason} (HTTP {status})" if status else reason
+        hint = advice(f"{told} {said.parameter}", self._encoding)
+        too_long, named = (False, SizeHints()) if hint else self._length(status, said)
         return BatchOutcome(
             id=item,
-            error=reason + advice(f"{told} {said.parameter}", self._encoding),
+            error=reason + hint,
+            too_long=too_long,
+            max_tokens=named.max_tokens,
+            text_tokens=named.tokens,
             code=self._shown(said.code or said.kind) or None,
             tokens=tokens_in(body.get("usage")),
             billed="no" if said.names & _NEVER_RUN else self._errors_billed,
             retryable=_may_pass(status, said),
             ran=not said.names & _NEVER_RUN,
         )
+
+    def _judge_length(self, status: int | None, said: ErrorBody) -> tuple[bool | None, SizeHints]:
+        """Whether a line was refused for its length (None: it may be), and what is named of it."""
+        error = refusals.error_told(status or 400, said, self._asked)
+        if isinstance(error, InputTooLong):
+            named = size_hints(said.message, (_ANY_TEXT,), self._asked.model)
+            return True, named or SizeHints()
+        may_be = isinstance(error, RequestRejected | RequestTooLarge)
+        return (None if may_be else False), SizeHints()
 
     def _model(self, body: dict[str, Any]) -> str | None:
         name = name_in(body.get("model"))
