@@ -1,4 +1,4 @@
-"""Text in, vectors out, from any provider, inside a budget, paying once."""
+"""Text to vectors, with the price first and a spending limit that holds."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING

@@ -85,7 +85,7 @@ def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 @verbose_option
 @click.pass_context
 def group(ctx: click.Context) -> None:
-    """Text in, vectors out, from any provider, inside a budget, paying once.
+    """Text to vectors, with the price first and a spending limit that holds.
 
     \b
       embedcore demo                          works offline, without a key

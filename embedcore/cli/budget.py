@@ -12,7 +12,7 @@ import click
 from embedcore.cli.options import Group, model_option, talking
 from embedcore.cli.screen import Screen
 from embedcore.cli.session import books, set_by
-from embedcore.cli.text import dollars, duration, facts, plural
+from embedcore.cli.text import dollars, duration, exact_dollars, facts, plural
 from embedcore.config import Config
 from embedcore.storage import usage
 from embedcore.storage.amounts import ALL_SCOPES
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # What the books do not write down again is not yet a clock that runs wrong.
 CLOCK_TOLERANCE_SECONDS = 60.0
-_HEADS = ("LIMIT", "OF", "SPENT", "HELD", "LEFT", "RESETS", "SET BY")
+_HEADS = ("LIMIT", "OF", "SPENT", "RESERVED", "LEFT", "RESETS", "SET BY")
 
 
 @click.group(cls=Group, name="budget", invoke_without_command=True)
@@ -57,7 +57,7 @@ def command(ctx: click.Context, model: str | None, scope: str | None) -> None:
         )
         return
     rows = [_row(one, config) for one in found]
-    screen.table(_HEADS, rows, numbers={1, 2, 3, 4}, spare=("SET BY", "HELD"))
+    screen.table(_HEADS, rows, numbers={1, 2, 3, 4}, spare=("SET BY", "RESERVED"))
 
 
 @command.command(name="clock")
@@ -149,15 +149,16 @@ def _amount(unit: Unit, amount: int) -> str:
 
 def _fields(used: Used, config: Config) -> dict[str, Any]:
     limit = used.limit
+    shown = int if limit.unit == "tokens" else exact_dollars
     return {
         "scope": limit.scope,
         "period": limit.period,
-        "unit": "tokens" if limit.unit == "tokens" else "picodollars",
-        "limit": limit.amount,
-        "spent": used.spent,
-        "reserved": used.held,
-        "reserved_for_queries": used.reserved,
-        "left": max(used.left, 0),
+        "unit": limit.unit,
+        "limit": shown(limit.amount),
+        "spent": shown(used.spent),
+        "reserved": shown(used.held),
+        "kept_for_queries": shown(used.reserved),
+        "left": shown(max(used.left, 0)),
         "resets_at": used.ends.isoformat() if used.ends else None,
         "set_by": set_by(limit, config),
     }

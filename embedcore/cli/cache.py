@@ -138,7 +138,7 @@ def prune(
         going = housekeeping.prunable(store, **rule)
         cost = _to_buy_again(choice.config, going)
         if not going or dry_run:
-            answer = {"deleted": 0, "prunable": going, "picodollars_to_buy_again": cost}
+            answer = {"deleted": 0, "prunable": going, "picodollars_to_embed_again": cost}
             screen.json(answer)
             screen.result(_what_goes(going, cost, down_to) if going else "nothing is to be pruned")
             return 0
@@ -148,7 +148,7 @@ def prune(
         deleted = housekeeping.prune(store, **rule)
         used = store.used
     screen.json(
-        {"deleted": deleted, "prunable": going, "picodollars_to_buy_again": cost, "used": used}
+        {"deleted": deleted, "prunable": going, "picodollars_to_embed_again": cost, "used": used}
     )
     screen.result(f"{plural(deleted, 'vector')} deleted; {size(used)} in use")
     return 0

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Final, TextIO
 
-from embedcore.cli.text import command, fitted, printable, scrubbed, table
+from embedcore.cli.text import command, fitted, in_dollars, printable, scrubbed, table
 
 # What click puts behind a question.
 _ANSWER: Final = " [y/N]: y"
@@ -67,10 +67,11 @@ class Screen:
         self.result(title + table(heads, rows, numbers=numbers, width=width, spare=spare))
 
     def json(self, result: Mapping[str, object]) -> None:
-        """The result for a machine, with ``--json``: one object on standard output."""
+        """The result for a machine, with ``--json``: one object on standard output, with money in
+        dollars."""
         if self.wants_json:
             self._answered = True
-            _write(json.dumps(result, default=str) + "\n")
+            _write(json.dumps(in_dollars(result), default=str) + "\n")
 
     def info(self, text: str) -> None:
         """What a person should know meanwhile. Nothing with ``--quiet``."""

@@ -75,6 +75,27 @@ def dollars(picodollars: int | None) -> str:
     return f"${rounded:.{_places(rounded)}f}"
 
 
+def exact_dollars(picodollars: int) -> str:
+    """Every digit, without a sign: how JSON has amounts of money."""
+    return f"{(Decimal(picodollars) / _PER_DOLLAR).normalize():f}"
+
+
+def in_dollars(answer: object) -> object:
+    """A result as JSON has it: ``spent_picodollars`` is ``spent_cost``, exact dollars as text."""
+    if isinstance(answer, Mapping):
+        return {
+            name.replace("picodollars", "cost"): (
+                exact_dollars(value)
+                if "picodollars" in name and value is not None
+                else in_dollars(value)
+            )
+            for name, value in answer.items()
+        }
+    if isinstance(answer, list | tuple):
+        return [in_dollars(one) for one in answer]
+    return answer
+
+
 def _places(amount: Decimal) -> int:
     return max(-amount.adjusted() + 1, _DIGITS_OF_CENTS)
 

@@ -10,7 +10,7 @@ import click
 from embedcore.cli.options import talking
 from embedcore.cli.screen import Screen
 from embedcore.cli.session import books
-from embedcore.cli.text import dollars, plural
+from embedcore.cli.text import dollars, exact_dollars, plural
 from embedcore.config import Config
 from embedcore.storage import usage
 from embedcore.storage.amounts import ALL_SCOPES
@@ -125,7 +125,7 @@ def _free(one: ModelUsage) -> str:
 
 
 def _show_audit(screen: Screen, attempts: Sequence[dict[str, Any]]) -> None:
-    screen.json({"attempts": list(attempts)})
+    screen.json({"attempts": [_attempt_fields(row) for row in attempts]})
     rows = [
         (
             (row["sent"] or "")[:19].replace("T", " "),
@@ -151,6 +151,11 @@ def _show_audit(screen: Screen, attempts: Sequence[dict[str, Any]]) -> None:
         "INPUTS",
     ]
     screen.table(_AUDIT_HEADS, rows, numbers={4, 5, 6}, spare=spare)
+
+
+def _attempt_fields(row: dict[str, Any]) -> dict[str, Any]:
+    costs = {name: row[name] for name in ("cost", "actual_cost")}
+    return row | {name: cost and exact_dollars(cost) for name, cost in costs.items()}
 
 
 def _actual(row: dict[str, Any], what: str) -> int:

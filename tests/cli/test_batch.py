@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 from embedcore.cli.batch import group as batch
-from embedcore.provider.types import PICODOLLARS_PER_DOLLAR
 from embedcore.testing import FakeOpenAI
 from embedcore.testing.openai.batch_settings import BatchSettings, Progress
 
@@ -69,7 +68,8 @@ def test_the_price_is_shown_first_and_nothing_sent(cli, server, texts_file):
     assert "Nothing was sent." in run.err
     plan = cli("batch", "submit", "texts.jsonl", "--dry-run", "--json").json["plan"]
     at_once = cli("embed", "texts.jsonl", "--dry-run", "--json").json["plan"]
-    assert plan["picodollars_at_once"] == at_once["picodollars"] == 2 * plan["picodollars"]
+    assert plan["cost_at_once"] == at_once["cost"]
+    assert Decimal(at_once["cost"]) == 2 * Decimal(plan["cost"])
     assert plan["tokens"] == at_once["tokens"]
     assert not server.requests
 
@@ -88,7 +88,7 @@ def test_what_is_stored_or_under_way_is_in_no_price(cli, server, texts_file, mon
     both = str(texts_file(40, "both.jsonl"))
     plan = cli("batch", "submit", both, "--dry-run", "--json").json["plan"]
     assert (plan["to_embed"], plan["cached"], plan["in_flight"]) == (0, 30, 10)
-    assert plan["picodollars"] == plan["picodollars_at_once"] == plan["tokens"] == 0
+    assert (plan["cost"], plan["cost_at_once"], plan["tokens"]) == ("0", "0", 0)
     assert "limit" not in cli("batch", "submit", both, "--dry-run").err
     jobs = len(server.batches.jobs)
     assert cli("batch", "submit", both).code == 0, "a limit does not refuse what costs nothing"
@@ -99,8 +99,8 @@ def test_what_is_stored_or_under_way_is_in_no_price(cli, server, texts_file, mon
 @pytest.mark.case("C10")
 def test_with_a_deadline_a_limit_refuses_what_fits_in_no_way(cli, server, texts_file, monkeypatch):
     plan = cli("batch", "submit", str(texts_file(30)), "--dry-run", "--json").json["plan"]
-    both = plan["picodollars"] + plan["picodollars_at_once"]
-    monkeypatch.setenv("EMBEDCORE_TOTAL_COST_LIMIT", f"{Decimal(both) / 2 / 10**12:f}")
+    both = Decimal(plan["cost"]) + Decimal(plan["cost_at_once"])
+    monkeypatch.setenv("EMBEDCORE_TOTAL_COST_LIMIT", f"{both / 2:f}")
     submit = ("batch", "submit", "texts.jsonl", "--deadline", "1h")
     assert "refuse" not in cli(*submit, "--dry-run").err
     assert cli(*submit).code == 0
@@ -131,14 +131,13 @@ def test_what_is_damaged_is_submitted_again(cli, server, submitted, texts_file):
 def test_what_is_charged_is_what_was_shown(cli, server, submitted):
     plan = cli("batch", "submit", "texts.jsonl", "--dry-run", "--json", "-m", SMALL).json["plan"]
     assert plan["joins"] == submitted
-    shown = cli("batch", "status", submitted, "--json").json["batches"][0]["reserved_picodollars"]
+    shown = cli("batch", "status", submitted, "--json").json["batches"][0]["reserved_cost"]
     finish(server)
     (done,) = cli("batch", "status", submitted, "--json").json["batches"]
     billed = server.batches.meter
-    price = Decimal("0.01") * PICODOLLARS_PER_DOLLAR / 10**6
-    assert done["picodollars"] == billed.billed_tokens * price
-    assert done["reserved_picodollars"] == 0
-    assert shown > 0
+    assert Decimal(done["cost"]) == billed.billed_tokens * Decimal("0.01") / 10**6
+    assert done["reserved_cost"] == "0"
+    assert Decimal(shown) > 0
     assert (billed.billed_texts.total(), server.meter.billed_texts.total()) == (30, 0)
 
 
@@ -197,7 +196,7 @@ def test_with_a_deadline_the_question_is_about_the_full_price(
     cli, server, texts_file, name_settings
 ):
     cost = cli("batch", "submit", str(texts_file(30)), "--dry-run", "--json").json["plan"]
-    between = Decimal(3 * cost["picodollars"] // 2) / PICODOLLARS_PER_DOLLAR
+    between = Decimal(cost["cost"]) * 3 / 2
     name_settings(f"confirm_above = {between:f}\n{OFFERED}")
     refused = cli("batch", "submit", "texts.jsonl", "--deadline", "6h")
     assert refused.code == 2
@@ -247,7 +246,7 @@ def test_without_a_row_there_is_nothing_to_submit(cli, server, name, content, mo
     assert (ran.code, ran.err) == (0, "")
     assert ran.out == "There is no row in what was named: nothing was submitted.\n"
     ran = cli("batch", "submit", name, "--json", *more)
-    assert (ran.code, ran.json["plan"]["rows"], ran.json["plan"]["picodollars"]) == (0, 0, 0)
+    assert (ran.code, ran.json["plan"]["rows"], ran.json["plan"]["cost"]) == (0, 0, "0")
     assert cli("batch", "list", "--json").json["batches"] == []
     assert server.batches.jobs == []
     ran = cli("batch", "submit", "-", *more)

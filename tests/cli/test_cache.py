@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -124,7 +125,7 @@ def test_on_a_terminal_it_asks(cli, terminal, bought, answer, left):
 
 def test_the_cost_of_buying_again_is_that_of_the_books(cli, server, bought):
     spent = {
-        one["model"]: one["spent_picodollars"]
+        one["model"]: Decimal(one["spent_cost"])
         for one in cli("usage", "--json").json["models"]
         if one["period"] == "total"
     }
@@ -132,7 +133,7 @@ def test_the_cost_of_buying_again_is_that_of_the_books(cli, server, bought):
     assert answer["prunable"] == {LARGE: 10, SMALL: 30}
     assert answer["deleted"] == 0
     expected = sum(spent.values())
-    assert expected * 0.95 <= answer["picodollars_to_buy_again"] <= expected
+    assert expected * Decimal("0.95") <= Decimal(answer["cost_to_embed_again"]) <= expected
     (bought.parent / "state.db").unlink()
     shown = cli("cache", "prune", "--dry-run", "--all")
     assert "what they would cost again is not known" in shown.out

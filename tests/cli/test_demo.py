@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,7 @@ def test_with_openai_the_price_is_shown_and_confirmed_first(cli, server):
     run = cli("demo", "--model", "openai:text-embedding-3-small", "--yes", "--json")
     assert run.code == 0, run.err
     assert run.json["embedded"] > 2_000
-    assert run.json["picodollars"] > 0
+    assert Decimal(run.json["cost"]) > 0
     bought = server.meter.snapshot()["billed_texts"]
     again = cli("demo", "--model", "openai:text-embedding-3-small")
     assert again.code == 0, "what was bought needs no answer"

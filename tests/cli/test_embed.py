@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,7 @@ def test_json_report_counts_everything(cli, server):
     assert report["truncated"] == 1
     assert report["tokens_cut"] >= 800
     assert report["failed_path"].endswith("out.jsonl.failed.jsonl")
-    assert report["picodollars"] == server.meter.billed_tokens * 20_000
+    assert Decimal(report["cost"]) == server.meter.billed_tokens * Decimal("0.00000002")
     shown = cli("embed", "in.jsonl", "-o", "other.jsonl", "--on-error", "keep").out
     assert "1 row cut to fit the model, by " in shown
     assert "1 row, listed in " in shown

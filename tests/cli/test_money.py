@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import sqlite3
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -179,7 +180,7 @@ def test_what_is_cached_costs_nothing_in_any_question(cli, server, dear, monkeyp
     monkeypatch.setenv("EMBEDCORE_DAILY_TOKEN_LIMIT", "1")
     monkeypatch.setenv("EMBEDCORE_TOTAL_COST_LIMIT", "0.0000000001")
     plan = cli("embed", dear, "--dry-run", "--json").json["plan"]
-    assert (plan["to_embed"], plan["cached"], plan["tokens"], plan["picodollars"]) == (0, 100, 0, 0)
+    assert (plan["to_embed"], plan["cached"], plan["tokens"], plan["cost"]) == (0, 100, 0, "0")
     assert plan["limits_in_the_way"] == []
     shown = cli("embed", dear, "-o", "another.jsonl", "--dry-run").out
     assert "100 cached" in shown
@@ -283,7 +284,7 @@ def test_usage_says_what_the_meter_says(cli, server, texts_file):
     report = cli("usage", "--json").json
     day = {one["scope"]: one for one in report["scopes"] if one["period"] == "day"}
     assert day["*"]["spent_tokens"] == server.meter.billed_tokens
-    assert day["*"]["spent_picodollars"] == server.meter.billed_tokens * 20_000
+    assert Decimal(day["*"]["spent_cost"]) == server.meter.billed_tokens * Decimal("0.00000002")
     assert day["*"]["requests"] == 2
     assert day["books"]["spent_tokens"] + day["web"]["spent_tokens"] == day["*"]["spent_tokens"]
     (model,) = [one for one in report["models"] if one["period"] == "day"]
@@ -335,7 +336,7 @@ def test_budget_shows_limits_with_their_layers(cli, server, monkeypatch):
     assert day["spent"] == server.meter.billed_tokens
     assert day["left"] == 4000 - server.meter.billed_tokens
     assert day["resets_at"]
-    total = found["default", "total", "picodollars"]
+    total = found["default", "total", "cost"]
     assert total["set_by"].endswith("embedcore.toml")
     assert total["resets_at"] is None
     assert found["*", "month", "tokens"]["limit"] == 9000
