@@ -21,7 +21,6 @@ from embedcore.storage.parts import Sent
 if TYPE_CHECKING:
     import sqlite3
 
-    from embedcore.storage.database import Database
     from embedcore.storage.ledger import Ledger
 
 
@@ -107,14 +106,15 @@ class Counts:
 def counts_in(connection: sqlite3.Connection, batch: BatchRecord) -> Counts:
     """As ``Batches.counts``, inside a transaction."""
     row = connection.execute(
-        "SELECT coalesce(sum(i.state = 'open' AND i.part IS NULL AND NOT i.stopped), 0), "
-        "coalesce(sum(i.state = 'open' AND i.part IS NOT NULL), 0), "
-        "coalesce(sum(i.state = 'stored'), 0), coalesce(sum(i.state IN ('failed', 'lost')), 0), "
-        "coalesce(sum(i.state = 'open' AND i.part IS NULL AND i.stopped), 0) "
+        "SELECT coalesce(sum(i.state = 'open' AND i.part IS NULL AND NOT i.stopped), 0) "
+        "AS to_submit, coalesce(sum(i.state = 'open' AND i.part IS NOT NULL), 0) AS in_flight, "
+        "coalesce(sum(i.state = 'stored'), 0) AS stored, "
+        "coalesce(sum(i.state IN ('failed', 'lost')), 0) AS failed, "
+        "coalesce(sum(i.state = 'open' AND i.part IS NULL AND i.stopped), 0) AS stopped "
         "FROM wish w JOIN item i ON i.id = w.item WHERE w.batch = ?",
         (batch.id,),
     ).fetchone()
-    return Counts(to_submit=row[0], in_flight=row[1], stored=row[2], failed=row[3], stopped=row[4])
+    return Counts(**dict(row))
 
 
 def drop_batch(connection: sqlite3.Connection, identity: int) -> None:
@@ -126,7 +126,7 @@ def drop_batch(connection: sqlite3.Connection, identity: int) -> None:
     # Another batch may get its number.
     connection.execute("UPDATE part SET batch = NULL WHERE batch = ?", (identity,))
     connection.execute("DELETE FROM batch WHERE id = ?", (identity,))
-    drop_unwanted(connection, row[0])
+    drop_unwanted(connection, row["pool"])
 
 
 def release_money(connection: sqlite3.Connection, identity: int) -> None:
@@ -171,10 +171,21 @@ def close_unwanted(connection: sqlite3.Connection, these: str, value: int) -> No
     )
 
 
-class Pools:
-    """What ``Batches`` adds to itself for the table ``pool``."""
+_PREPARING_SECONDS: Final = 86_400
+_KEYS_PER_QUERY: Final = 500
+_FLAGS: Final = ("resubmits_lost", "draining")
+_COLUMNS: Final = (
+    "id, name, pool, input_type, asked_as, state, rows, texts, reused, stored, failed, "
+    'resubmits_lost, deadline, draining, "grant", blocked, retry, created, ended'
+)
 
-    database: Database
+
+class Batches:
+    """What was asked for, over the tables ``pool``, ``batch``, ``item`` and ``wish``."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.database = ledger.database
 
     def pool(
         self, *, scope: str, model: str, fingerprint: str, endpoint: str, account: str
@@ -192,7 +203,7 @@ class Pools:
                 "scope = ? AND model = ? AND fingerprint = ? AND endpoint = ? AND account = ?",
                 name,
             ).fetchone()
-        return _pool(row)
+        return BatchAccount(**dict(row))
 
     def pool_of(self, batch: BatchRecord) -> BatchAccount:
         with self.database.read() as connection:
@@ -202,106 +213,7 @@ class Pools:
             ).fetchone()
         if row is None:
             raise StorageCorrupt(f"the pool of batch {batch.name} is not in the state file")
-        return _pool(row)
-
-
-def _pool(row: Sequence[object]) -> BatchAccount:
-    names = ("id", "scope", "model", "fingerprint", "endpoint", "account")
-    return BatchAccount(**dict(zip(names, row, strict=True)))  # type: ignore[arg-type]
-
-
-class Drains:
-    """What ``Batches`` adds to itself for them."""
-
-    database: Database
-
-    def drain(self, batch: BatchRecord) -> None:
-        """From now on nothing of it is put into a job; its jobs are wanted by it no more."""
-        with self.database.transaction() as connection:
-            connection.execute("UPDATE batch SET draining = 1 WHERE id = ?", (batch.id,))
-
-    def open_tokens(self, batch: BatchRecord) -> int:
-        """Tokens of the texts that have no outcome yet, and wait for no person."""
-        with self.database.read() as connection:
-            row = connection.execute(
-                "SELECT coalesce(sum(i.tokens), 0) FROM wish w JOIN item i ON i.id = w.item "
-                "WHERE w.batch = ? AND i.state = 'open' AND NOT i.stopped",
-                (batch.id,),
-            ).fetchone()
-        return int(row[0])
-
-    def to_submit(
-        self, batch: BatchRecord, most: int, *, after: int = 0, stopped: bool = False
-    ) -> list[tuple[int, bytes]]:
-        """Id and key of texts that are in no job and have no outcome, by ascending id.
-
-        ``stopped``: those too that wait for a person.
-        """
-        with self.database.read() as connection:
-            return connection.execute(
-                "SELECT i.id, i.key FROM wish w JOIN item i ON i.id = w.item WHERE w.batch = ? "
-                "AND w.item > ? AND i.state = 'open' AND i.part IS NULL AND i.stopped <= ? "
-                "ORDER BY w.item LIMIT ?",
-                (batch.id, after, stopped, most),
-            ).fetchall()
-
-    def shortened(self, batch: BatchRecord) -> list[tuple[bytes, Sent]]:
-        """Of the texts that ``to_submit`` gives, those of which not all is sent."""
-        with self.database.read() as connection:
-            rows = connection.execute(
-                "SELECT i.key, i.characters_cut, i.sent_key, i.tokens_cut FROM wish w "
-                "JOIN item i ON i.id = w.item WHERE w.batch = ? AND i.state = 'open' "
-                "AND i.part IS NULL AND i.characters_cut IS NOT NULL ORDER BY w.item",
-                (batch.id,),
-            ).fetchall()
-        return [
-            (row[0], Sent(characters_cut=row[1], key=row[2], tokens_cut=row[3])) for row in rows
-        ]
-
-    def settle_now(
-        self,
-        batch: BatchRecord,
-        *,
-        stored: Sequence[bytes] = (),
-        failed: Sequence[tuple[bytes, str]] = (),
-        most_tries: int = 1,
-        tokens: int = 0,
-        picodollars: int = 0,
-    ) -> None:
-        """These were bought outside of any job, or found; those could not be, and why."""
-        mine = "WHERE pool = ? AND key = ? AND part IS NULL AND state = 'open'"
-        with self.database.transaction() as connection:
-            connection.executemany(
-                f"UPDATE item SET state = 'stored', reason = NULL, stopped = 0, paid = 0 {mine}",
-                [(batch.pool, key) for key in stored],
-            )
-            connection.executemany(
-                "UPDATE item SET tries = tries + 1, reason = ?, "
-                f"state = iif(tries + 1 >= ?, 'failed', 'open') {mine}",
-                [(reason, most_tries, batch.pool, key) for key, reason in failed],
-            )
-            connection.execute(
-                "UPDATE batch SET drained_tokens = drained_tokens + ?, "
-                "drained_cost = drained_cost + ? WHERE id = ?",
-                (tokens, picodollars, batch.id),
-            )
-
-
-_PREPARING_SECONDS: Final = 86_400
-_KEYS_PER_QUERY: Final = 500
-_FLAGS: Final = ("resubmits_lost", "draining")
-_COLUMNS: Final = (
-    "id, name, pool, input_type, asked_as, state, rows, texts, reused, stored, failed, "
-    'resubmits_lost, deadline, draining, "grant", blocked, retry, created, ended'
-)
-
-
-class Batches(Pools, Drains):
-    """What was asked for, over the tables ``pool``, ``batch``, ``item`` and ``wish``."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
-        self.database = ledger.database
+        return BatchAccount(**dict(row))
 
     def begin(
         self,
@@ -569,14 +481,92 @@ class Batches(Pools, Drains):
                 (batch.id,),
             ).rowcount
 
+    def drain(self, batch: BatchRecord) -> None:
+        """From now on nothing of it is put into a job; its jobs are wanted by it no more."""
+        with self.database.transaction() as connection:
+            connection.execute("UPDATE batch SET draining = 1 WHERE id = ?", (batch.id,))
+
+    def open_tokens(self, batch: BatchRecord) -> int:
+        """Tokens of the texts that have no outcome yet, and wait for no person."""
+        with self.database.read() as connection:
+            row = connection.execute(
+                "SELECT coalesce(sum(i.tokens), 0) FROM wish w JOIN item i ON i.id = w.item "
+                "WHERE w.batch = ? AND i.state = 'open' AND NOT i.stopped",
+                (batch.id,),
+            ).fetchone()
+        return int(row[0])
+
+    def to_submit(
+        self, batch: BatchRecord, most: int, *, after: int = 0, stopped: bool = False
+    ) -> list[tuple[int, bytes]]:
+        """Id and key of texts that are in no job and have no outcome, by ascending id.
+
+        ``stopped``: those too that wait for a person.
+        """
+        with self.database.read() as connection:
+            return connection.execute(
+                "SELECT i.id, i.key FROM wish w JOIN item i ON i.id = w.item WHERE w.batch = ? "
+                "AND w.item > ? AND i.state = 'open' AND i.part IS NULL AND i.stopped <= ? "
+                "ORDER BY w.item LIMIT ?",
+                (batch.id, after, stopped, most),
+            ).fetchall()
+
+    def shortened(self, batch: BatchRecord) -> list[tuple[bytes, Sent]]:
+        """Of the texts that ``to_submit`` gives, those of which not all is sent."""
+        with self.database.read() as connection:
+            rows = connection.execute(
+                "SELECT i.key, i.characters_cut, i.sent_key, i.tokens_cut FROM wish w "
+                "JOIN item i ON i.id = w.item WHERE w.batch = ? AND i.state = 'open' "
+                "AND i.part IS NULL AND i.characters_cut IS NOT NULL ORDER BY w.item",
+                (batch.id,),
+            ).fetchall()
+        return [
+            (
+                row["key"],
+                Sent(
+                    characters_cut=row["characters_cut"],
+                    key=row["sent_key"],
+                    tokens_cut=row["tokens_cut"],
+                ),
+            )
+            for row in rows
+        ]
+
+    def settle_now(
+        self,
+        batch: BatchRecord,
+        *,
+        stored: Sequence[bytes] = (),
+        failed: Sequence[tuple[bytes, str]] = (),
+        most_tries: int = 1,
+        tokens: int = 0,
+        picodollars: int = 0,
+    ) -> None:
+        """These were bought outside of any job, or found; those could not be, and why."""
+        mine = "WHERE pool = ? AND key = ? AND part IS NULL AND state = 'open'"
+        with self.database.transaction() as connection:
+            connection.executemany(
+                f"UPDATE item SET state = 'stored', reason = NULL, stopped = 0, paid = 0 {mine}",
+                [(batch.pool, key) for key in stored],
+            )
+            connection.executemany(
+                "UPDATE item SET tries = tries + 1, reason = ?, "
+                f"state = iif(tries + 1 >= ?, 'failed', 'open') {mine}",
+                [(reason, most_tries, batch.pool, key) for key, reason in failed],
+            )
+            connection.execute(
+                "UPDATE batch SET drained_tokens = drained_tokens + ?, "
+                "drained_cost = drained_cost + ? WHERE id = ?",
+                (tokens, picodollars, batch.id),
+            )
+
     def _read(
         self, connection: sqlite3.Connection, condition: str, *values: object
     ) -> list[BatchRecord]:
         rows = connection.execute(
             f"SELECT {_COLUMNS} FROM batch WHERE {condition} ORDER BY id", values
         ).fetchall()
-        names = [name.strip(' "') for name in _COLUMNS.split(",")]
-        records = [dict(zip(names, row, strict=True)) for row in rows]
         return [
-            BatchRecord(**{**one, **{name: bool(one[name]) for name in _FLAGS}}) for one in records
+            BatchRecord(**{**dict(row), **{name: bool(row[name]) for name in _FLAGS}})
+            for row in rows
         ]

@@ -237,7 +237,7 @@ def used(connection: sqlite3.Connection, windows: str, grant: Grant, moment: Mom
     if not grant.limits:
         return []
     rows = {
-        row[0]: row
+        row["id"]: row
         for row in connection.execute(
             "SELECT id, tokens_spent, tokens_held, cost_spent, cost_held FROM window"
             f" WHERE id IN ({windows})"
@@ -247,8 +247,7 @@ def used(connection: sqlite3.Connection, windows: str, grant: Grant, moment: Mom
     found = []
     for limit in grant.limits:
         window = every[_place(limit)]
-        first = 1 if limit.unit == "tokens" else 3
-        spent, held = rows[window][first : first + 2]
+        spent, held = rows[window][f"{limit.unit}_spent"], rows[window][f"{limit.unit}_held"]
         bulk = grant.lane != "query"
         found.append(
             Used(
@@ -329,7 +328,7 @@ def read_moment(
     row = connection.execute("SELECT clock, zone FROM book").fetchone()
     if row is None:
         return None
-    latest, zone = row
+    latest, zone = row["clock"], row["zone"]
     if wanted_zone not in (None, zone):
         raise ConfigurationError(
             f"timezone = {wanted_zone!r}, but the ledger has counted its days in {zone!r} since "

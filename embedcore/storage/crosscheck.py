@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from embedcore.storage import grants as entries
 from embedcore.storage.amounts import ALL_SCOPES, Amount, exact_dollars
@@ -176,10 +176,10 @@ def _add_group(
 
 def _held_sums(connection: sqlite3.Connection) -> Sums:
     sums = _sums()
-    for windows, *amounts in connection.execute(_OPEN):
-        for window in _ids(windows):
-            for name, amount in zip(_HELD, amounts, strict=True):
-                sums[window][name] += amount
+    for row in connection.execute(_OPEN):
+        for window in _ids(row["windows"]):
+            sums[window]["tokens_held"] += row["tokens"]
+            sums[window]["cost_held"] += row["cost"]
     return sums
 
 
@@ -203,21 +203,22 @@ def _days(windows: str) -> tuple[int, int]:
 
 
 def _compare(
-    rows: Iterable[Sequence[Any]], names: Sequence[str], sums: Sums, unsure: Sums
+    rows: Iterable[sqlite3.Row], names: Sequence[str], sums: Sums, unsure: Sums
 ) -> Iterator[Difference]:
     missing = set(sums)
-    for window, scope, lane, period, start, *values in rows:
+    for row in rows:
+        window = row["id"]
         missing.discard(window)
-        for name, counted in zip(names, values, strict=True):
-            entered = sums[window][name]
+        for name in names:
+            counted, entered = row[name], sums[window][name]
             most = entered + unsure[window][name]
             if not entered <= counted <= most:
                 yield Difference(
                     window=window,
-                    scope=scope,
-                    lane=lane,
-                    period=period,
-                    start=start,
+                    scope=row["scope"],
+                    lane=row["lane"],
+                    period=row["period"],
+                    start=row["start"],
                     counter=name,
                     counted=counted,
                     entered=entered,

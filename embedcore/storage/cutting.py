@@ -191,15 +191,15 @@ class Cutter:
         chosen: list[tuple[int, int, int]] = []
         tokens = in_bytes = 0
         for row in rows:
-            tokens += row[1] + cut.overhead
-            in_bytes += row[2]
+            tokens += row["tokens"] + cut.overhead
+            in_bytes += row["bytes"]
             too_much = (cut.tokens is not None and tokens > cut.tokens) or (
                 cut.in_bytes is not None and in_bytes > cut.in_bytes
             )
             if too_much and chosen:
                 rows.close()
                 break
-            chosen.append(row)
+            chosen.append(tuple(row))
         return chosen
 
     def _take(
@@ -259,6 +259,6 @@ class Cutter:
 
     def _close_spare(self, connection: sqlite3.Connection, batch: BatchRecord) -> None:
         row = connection.execute('SELECT "grant" FROM batch WHERE id = ?', (batch.id,)).fetchone()
-        if row is not None and row[0] is not None:
-            entries.close_grant(connection, row[0])
+        if row is not None and row["grant"] is not None:
+            entries.close_grant(connection, row["grant"])
             connection.execute('UPDATE batch SET "grant" = NULL WHERE id = ?', (batch.id,))

@@ -166,7 +166,7 @@ def damaged(error: Exception, path: Path | None, contents: Contents) -> StorageC
 def is_sound(connection: sqlite3.Connection) -> bool:
     """Whether SQLite finds no damage; takes as long as reading the whole file."""
     try:
-        return bool(connection.execute("PRAGMA quick_check(1)").fetchone() == ("ok",))
+        return bool(connection.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok")
     except (driver().Error, UnicodeDecodeError):
         return False
 
@@ -344,6 +344,8 @@ class Database:
                     target, timeout=self._timeout, isolation_level=None, check_same_thread=False
                 )
                 try:
+                    # Columns are read by their names.
+                    connection.row_factory = driver().Row
                     self._configure(connection)
                     self._migrate(connection)
                     self._compare(connection)
@@ -450,6 +452,7 @@ class Database:
     def _fill(self, draft: Path) -> None:
         connection: sqlite3.Connection = driver().connect(draft, isolation_level=None)
         try:
+            connection.row_factory = driver().Row
             connection.execute("PRAGMA synchronous=FULL")
             for pragma in self._at_creation:
                 connection.execute(f"PRAGMA {pragma}")

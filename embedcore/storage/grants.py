@@ -191,7 +191,9 @@ def rest_of(connection: sqlite3.Connection, grant: Grant) -> tuple[str, Amount] 
     row = connection.execute(
         'SELECT windows, tokens, cost FROM "grant" WHERE id = ? AND lease IS NOT NULL', (grant.id,)
     ).fetchone()
-    return None if row is None else (row[0], Amount(tokens=row[1], cost=row[2]))
+    if row is None:
+        return None
+    return row["windows"], Amount(tokens=row["tokens"], cost=row["cost"])
 
 
 def move(connection: sqlite3.Connection, grant: Grant, windows: str) -> None:
@@ -231,8 +233,9 @@ def close_grant(connection: sqlite3.Connection, identity: int) -> None:
     row = connection.execute(
         'DELETE FROM "grant" WHERE id = ? RETURNING windows, tokens, cost', (identity,)
     ).fetchone()
-    if row is not None and (row[1] or row[2]):
-        counters.release(connection, row[0], Amount(tokens=row[1], cost=row[2]))
+    if row is not None and (row["tokens"] or row["cost"]):
+        left = Amount(tokens=row["tokens"], cost=row["cost"])
+        counters.release(connection, row["windows"], left)
 
 
 def open_attempt(
@@ -272,14 +275,14 @@ class Entered(NamedTuple):
 
 def entered(connection: sqlite3.Connection, attempt: Attempt) -> Entered:
     row = connection.execute(
-        "SELECT state, windows, generation, coalesce(actual_tokens, 0), coalesce(actual_cost, 0)"
-        " FROM attempt WHERE id = ?",
+        "SELECT state, windows, generation, coalesce(actual_tokens, 0) AS tokens,"
+        " coalesce(actual_cost, 0) AS cost FROM attempt WHERE id = ?",
         (attempt.id,),
     ).fetchone()
     if row is None:
         raise StorageCorrupt(f"attempt {attempt.id} is not in the ledger: was the file replaced?")
-    state, windows, generation, tokens, cost = row
-    return Entered(state, windows, generation, Amount(tokens=tokens, cost=cost))
+    amount = Amount(tokens=row["tokens"], cost=row["cost"])
+    return Entered(row["state"], row["windows"], row["generation"], amount)
 
 
 def mark(

@@ -47,7 +47,7 @@ def _file(connection: sqlite3.Connection) -> Iterator[str]:
 def _windows(connection: sqlite3.Connection) -> Iterator[str]:
     """Whether what is counted together belongs together."""
     known = {
-        row[0]: row[1:]
+        row["id"]: (row["scope"], row["lane"], row["period"], row["start"])
         for row in connection.execute("SELECT id, scope, lane, period, start FROM window")
     }
     named = connection.execute(

@@ -318,13 +318,14 @@ class _Booked(NamedTuple):
 
 def _booked(connection: sqlite3.Connection, part: Part) -> _Booked:
     row = connection.execute(
-        "SELECT actual_tokens, actual_cost, state = 'charged' FROM attempt "
+        "SELECT actual_tokens, actual_cost, state FROM attempt "
         "WHERE id = ? AND state IN ('settled', 'charged')",
         (part.attempt,),
     ).fetchone()
     if row is None:
         return _Booked(Amount(), False)
-    return _Booked(Amount(tokens=row[0], cost=row[1]), bool(row[2]))
+    amount = Amount(tokens=row["actual_tokens"], cost=row["actual_cost"])
+    return _Booked(amount, row["state"] == "charged")
 
 
 def _amount(part: Part) -> Amount:

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
 from embedcore.storage.amounts import Amount
 from embedcore.storage.calendar import MICROSECONDS
@@ -186,9 +186,8 @@ class Superseded(Exception):
     """Another process owns the part by now: whoever meets this leaves it alone."""
 
 
-def read_part(row: Sequence[object]) -> Part:
-    found: dict[str, Any] = dict(zip(_NAMES, row, strict=True))
-    return Part(**{**found, "cancelled": bool(found["cancelled"])})
+def read_part(row: sqlite3.Row) -> Part:
+    return Part(**{**dict(row), "cancelled": bool(row["cancelled"])})
 
 
 LEASE_SECONDS: Final = 120.0
@@ -257,7 +256,7 @@ class Parts:
             row = connection.execute(
                 "SELECT owner, lease FROM part WHERE id = ? AND state <> 'done'", (part.id,)
             ).fetchone()
-            if row is None or not is_free(row[0], row[1], now):
+            if row is None or not is_free(row["owner"], row["lease"], now):
                 return None
             row = connection.execute(
                 "UPDATE part SET owner = ?, lease = ?, epoch = epoch + 1 WHERE id = ? "
@@ -313,7 +312,14 @@ class Parts:
                 "WHERE part = ? AND characters_cut IS NOT NULL",
                 (part.id,),
             ).fetchall()
-        return {row[0]: Sent(characters_cut=row[1], key=row[2], tokens_cut=row[3]) for row in rows}
+        return {
+            row["id"]: Sent(
+                characters_cut=row["characters_cut"],
+                key=row["sent_key"],
+                tokens_cut=row["tokens_cut"],
+            )
+            for row in rows
+        }
 
     def refused(self, part: Part, ids: Sequence[int]) -> list[Refused]:
         """What is known of these texts of a part."""
@@ -325,7 +331,13 @@ class Parts:
                 (part.id, json.dumps(list(ids))),
             ).fetchall()
         return [
-            Refused(item=row[0], key=row[1], tries=row[2], characters_cut=row[3], reason=row[4])
+            Refused(
+                item=row["id"],
+                key=row["key"],
+                tries=row["tries"],
+                characters_cut=row["characters_cut"],
+                reason=row["reason"],
+            )
             for row in rows
         ]
 
@@ -393,11 +405,12 @@ class Parts:
         now = self.now()
         with self.database.read() as connection:
             row = connection.execute(
-                "SELECT min(iif(queue_until + ? > ?, queue, NULL)), max(queue_until), "
-                "max(refusals) FROM pool WHERE model = ? AND endpoint = ? AND account = ?",
+                "SELECT min(iif(queue_until + ? > ?, queue, NULL)) AS tokens, "
+                "max(queue_until) AS until, max(refusals) AS refusals FROM pool "
+                "WHERE model = ? AND endpoint = ? AND account = ?",
                 (_LEARNED, now, pool.model, pool.endpoint, pool.account),
             ).fetchone()
-        return Queue(limit=row[0], until=row[1] or 0, refusals=row[2] or 0)
+        return Queue(limit=row["tokens"], until=row["until"] or 0, refusals=row["refusals"] or 0)
 
     def queue_refused(self, pool: BatchAccount, *, limit: int | None, until: int) -> None:
         """A job was refused because too much was enqueued. ``limit``: what is allowed, if known."""
@@ -423,12 +436,13 @@ class Parts:
         mine = "SELECT attempt FROM part WHERE batch = ?1"
         with self.database.read() as connection:
             row = connection.execute(
-                "SELECT coalesce(sum(actual_tokens), 0), coalesce(sum(actual_cost), 0), "
-                "coalesce(sum(iif(state = 'charged', actual_tokens, 0)), 0), "
-                "coalesce(sum(iif(state = 'charged', actual_cost, 0)), 0), "
-                "coalesce(sum(iif(state = 'sent', tokens, 0)), 0), "
-                "coalesce(sum(iif(state = 'sent', cost, 0)), 0), "
-                "coalesce(min(iif(state IN ('settled', 'charged'), reported, 1)), 1) "
+                "SELECT coalesce(sum(actual_tokens), 0) AS tokens, "
+                "coalesce(sum(actual_cost), 0) AS cost, "
+                "coalesce(sum(iif(state = 'charged', actual_tokens, 0)), 0) AS charged_tokens, "
+                "coalesce(sum(iif(state = 'charged', actual_cost, 0)), 0) AS charged_cost, "
+                "coalesce(sum(iif(state = 'sent', tokens, 0)), 0) AS sent_tokens, "
+                "coalesce(sum(iif(state = 'sent', cost, 0)), 0) AS sent_cost, "
+                "coalesce(min(iif(state IN ('settled', 'charged'), reported, 1)), 1) AS reported "
                 f"FROM attempt WHERE id IN ({mine})",
                 (batch.id,),
             ).fetchone()
@@ -436,16 +450,22 @@ class Parts:
                 "SELECT drained_tokens, drained_cost FROM batch WHERE id = ?", (batch.id,)
             ).fetchone()
             left = connection.execute(
-                'SELECT coalesce(sum(tokens), 0), coalesce(sum(cost), 0) FROM "grant" WHERE id IN '
+                "SELECT coalesce(sum(tokens), 0) AS tokens, coalesce(sum(cost), 0) AS cost "
+                'FROM "grant" WHERE id IN '
                 '(SELECT "grant" FROM part WHERE batch = ?1 '
                 'UNION SELECT "grant" FROM batch WHERE id = ?1)',
                 (batch.id,),
             ).fetchone()
         return Spent(
-            actual=Amount(tokens=row[0] + drained[0], cost=row[1] + drained[1]),
-            unconfirmed=Amount(tokens=row[2], cost=row[3]),
-            held=Amount(tokens=row[4] + left[0], cost=row[5] + left[1]),
-            reported=bool(row[6]),
+            actual=Amount(
+                tokens=row["tokens"] + drained["drained_tokens"],
+                cost=row["cost"] + drained["drained_cost"],
+            ),
+            unconfirmed=Amount(tokens=row["charged_tokens"], cost=row["charged_cost"]),
+            held=Amount(
+                tokens=row["sent_tokens"] + left["tokens"], cost=row["sent_cost"] + left["cost"]
+            ),
+            reported=bool(row["reported"]),
         )
 
     def unread(self, batch: BatchRecord, *, lost: bool = False) -> list[Part]:
@@ -514,12 +534,13 @@ def in_flight(connection: sqlite3.Connection, pool: BatchAccount) -> tuple[int, 
     """As ``Parts.in_flight``, inside a transaction."""
     # Scopes share what the provider allows; so do the ways to make vectors with one model.
     row = connection.execute(
-        "SELECT count(*), coalesce(sum(p.tokens), 0) FROM part p JOIN pool q ON q.id = p.pool "
+        "SELECT count(*) AS parts, coalesce(sum(p.tokens), 0) AS tokens FROM part p "
+        "JOIN pool q ON q.id = p.pool "
         "WHERE q.model = ? AND q.endpoint = ? AND q.account = ? "
         f"AND p.state IN ({','.join('?' * len(ACTIVE))})",
         (pool.model, pool.endpoint, pool.account, *ACTIVE),
     ).fetchone()
-    return row[0], row[1]
+    return row["parts"], row["tokens"]
 
 
 def change(connection: sqlite3.Connection, part: Part, **changes: object) -> Part:

@@ -16,6 +16,8 @@ from embedcore.storage.amounts import Amount, Grant, Lane, Limit
 from embedcore.storage.calendar import MICROSECONDS, PERIODS, Period, window_start, zone_named
 
 if TYPE_CHECKING:
+    import sqlite3
+
     from embedcore.storage.counters import Moment, Used
     from embedcore.storage.database import Database
     from embedcore.storage.ledger import Ledger
@@ -77,7 +79,7 @@ def of_scope(ledger: Ledger, scope: str, period: Period = "day") -> Usage:
         return found[0]
     moment = ledger.moment()
     start = window_start(period, moment.now, moment.zone)
-    return _usage(period, start, (scope, 0, 0, 0, 0, 0))
+    return Usage(scope=scope, period=period, start=start, spent=Amount(), held=Amount(), requests=0)
 
 
 def by_model(ledger: Ledger) -> list[ModelUsage]:
@@ -92,12 +94,13 @@ def by_model(ledger: Ledger) -> list[ModelUsage]:
 
 
 _BY_MODEL = """
-SELECT model, sum(actual_tokens), sum(actual_cost),
-       sum(iif(state = 'charged', actual_tokens, 0)), sum(iif(state = 'charged', actual_cost, 0)),
-       sum(iif(state = 'settled' AND NOT reported, actual_tokens, 0)),
-       sum(iif(state = 'settled' AND NOT reported, actual_cost, 0)),
-       sum(iif(by_status, tokens, 0)), sum(iif(by_status, cost, 0)),
-       count(*), sum(by_status)
+SELECT model, sum(actual_tokens) AS spent_tokens, sum(actual_cost) AS spent_cost,
+       sum(iif(state = 'charged', actual_tokens, 0)) AS charged_tokens,
+       sum(iif(state = 'charged', actual_cost, 0)) AS charged_cost,
+       sum(iif(state = 'settled' AND NOT reported, actual_tokens, 0)) AS estimated_tokens,
+       sum(iif(state = 'settled' AND NOT reported, actual_cost, 0)) AS estimated_cost,
+       sum(iif(by_status, tokens, 0)) AS free_tokens, sum(iif(by_status, cost, 0)) AS free_cost,
+       count(*) AS requests, sum(by_status) AS free_requests
 FROM attempt
 WHERE sent >= ? AND state IN ('sent', 'settled', 'charged', 'returned', 'recorded')
 GROUP BY model ORDER BY model"""
@@ -135,27 +138,27 @@ def audit(ledger: Ledger, *, last: int | None = None) -> list[dict[str, Any]]:
     return rows[::-1]
 
 
-def _usage(period: Period, start: str, row: Sequence[Any]) -> Usage:
+def _usage(period: Period, start: str, row: sqlite3.Row) -> Usage:
     return Usage(
-        scope=row[0],
+        scope=row["scope"],
         period=period,
         start=start,
-        spent=Amount(tokens=row[1], cost=row[2]),
-        held=Amount(tokens=row[3], cost=row[4]),
-        requests=row[5],
+        spent=Amount(tokens=row["tokens_spent"], cost=row["cost_spent"]),
+        held=Amount(tokens=row["tokens_held"], cost=row["cost_held"]),
+        requests=row["requests"],
     )
 
 
-def _model_usage(period: Period, row: Sequence[Any]) -> ModelUsage:
+def _model_usage(period: Period, row: sqlite3.Row) -> ModelUsage:
     return ModelUsage(
-        model=row[0],
+        model=row["model"],
         period=period,
-        spent=Amount(tokens=row[1] or 0, cost=row[2] or 0),
-        unconfirmed=Amount(tokens=row[3], cost=row[4]),
-        estimated=Amount(tokens=row[5] or 0, cost=row[6] or 0),
-        free_by_status=Amount(tokens=row[7], cost=row[8]),
-        requests=row[9],
-        free_by_status_requests=row[10],
+        spent=Amount(tokens=row["spent_tokens"] or 0, cost=row["spent_cost"] or 0),
+        unconfirmed=Amount(tokens=row["charged_tokens"], cost=row["charged_cost"]),
+        estimated=Amount(tokens=row["estimated_tokens"] or 0, cost=row["estimated_cost"] or 0),
+        free_by_status=Amount(tokens=row["free_tokens"], cost=row["free_cost"]),
+        requests=row["requests"],
+        free_by_status_requests=row["free_requests"],
     )
 
 

@@ -192,7 +192,7 @@ class Scene:
         ledger = self.ledger()
         try:
             with ledger.database.read() as connection:
-                found: list[tuple[Any, ...]] = connection.execute(statement).fetchall()
+                found = [tuple(row) for row in connection.execute(statement)]
         finally:
             ledger.database.close()
         return found

@@ -114,7 +114,7 @@ def books(home: Path) -> dict[str, int]:
     try:
         found = usage.of_scope(ledger, "default", "total")
         with database.read() as connection:
-            assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+            assert connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
     finally:
         database.close()
     return {"spent": found.spent.tokens, "held": found.held.tokens, "requests": found.requests}

@@ -230,9 +230,9 @@ import resource
 PART = Amount(tokens=10)
 def total():
     with ledger.database.read() as connection:
-        return connection.execute(
+        return tuple(connection.execute(
             "SELECT tokens_spent, tokens_held FROM window WHERE scope = 's' AND period = 'day'"
-        ).fetchone()
+        ).fetchone())
 def largest_file(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 def largest_is_here():

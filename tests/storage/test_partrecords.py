@@ -111,5 +111,7 @@ def test_parts_of_before_keep_the_form_of_their_ids(tmp_path: Path) -> None:
     assert cancelling.cancelled, "who asked for it was not written down: it was embedcore"
     with ledger.database.read() as connection:
         sizes = connection.execute("SELECT bytes, stopped FROM item ORDER BY id").fetchall()
-    assert sizes == [(100, 0), (122, 0)], "the ids that are still to be given are longer"
+    assert [*map(tuple, sizes)] == [(100, 0), (122, 0)], (
+        "the ids that are still to be given are longer"
+    )
     ledger.database.close()

@@ -183,7 +183,7 @@ while True:
     assert {row["state"] for row in rows} <= {"charged", "returned", "settled"}
     assert rows
     with ledger.database.read() as connection:
-        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
 
 
 DYING = """

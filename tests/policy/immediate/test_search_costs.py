@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from embedcore.errors import EmbeddingError, ProviderUnavailable, RequestRejected, RequestTooLarge
+from embedcore.errors import ProviderUnavailable, RequestRejected, RequestTooLarge
 from embedcore.policy.cache import PROBE_TEXT
 from embedcore.policy.retry import RetryQuota
-from embedcore.provider.tokens import EstimatingTokenizer
 from embedcore.settings import RetrySettings
-from embedcore.testing import FakeEmbedder, tokens_of
-from embedcore.testing.fakes.embedder import FAKE_INFO, FakeTokenizer
+from embedcore.testing import FakeEmbedder
+from embedcore.testing.fakes.embedder import FAKE_INFO
 
 LONG = 60.0
 UNKNOWN = replace(
@@ -183,69 +182,3 @@ def test_a_number_in_a_refusal_that_is_wrong_costs_no_more_than_none(
     searches = 2 * math.ceil(math.log2(32)) * threads
     assert needed[takes] <= needed[None] + 1 + 2 * threads, needed
     assert needed[named] <= max(needed[None], 2 * math.ceil(count / takes)) + searches, needed
-
-
-@pytest.mark.case("A3")
-@pytest.mark.case("A7")
-@settings(max_examples=150, deadline=None)
-@given(
-    sizes=st.lists(st.integers(0, 60), min_size=2, max_size=16),
-    proven=st.booleans(),
-    transient=st.booleans(),
-    exact=st.booleans(),
-    on_error=st.sampled_from(["keep", "raise"]),
-)
-def test_where_all_is_charged_and_nothing_passes_a_search_stays_within_its_bound(
-    desk, sizes, proven, transient, exact, on_error
-):
-    """Twice the amount of the request with which it began, our own sentence included. What is left
-    fails for the reason of that request."""
-    rows = [f"{row} {'w' * size}" for row, size in enumerate(sizes)]
-
-    def script(request, number):
-        if tuple(request.texts) == ("warm up",):
-            return None
-        first = tuple(request.texts) == tuple(rows)
-        message = "the first reason" if first else "another reason"
-        kind, status = (ProviderUnavailable, 500) if transient else (RequestRejected, 400)
-        return kind(message, status=status, billed="unknown")
-
-    tokenizer = FakeTokenizer() if exact else EstimatingTokenizer()
-    with desk(FakeEmbedder(info=UNKNOWN, tokenizer=tokenizer, script=script), retry=RETRY) as one:
-        if proven:
-            one.embed(["warm up"])
-        try:
-            errors = list(one.embed(rows, on_error=on_error).errors.values())
-        except EmbeddingError as error:
-            errors = [error]
-        calls = one.embedder.calls[int(proven) :]
-        first = sum(call.texts == tuple(rows) for call in calls)
-        assert all(call.texts == tuple(rows) for call in calls[:first])
-        charged = sum(
-            tokens_of(PROBE_TEXT)
-            if exact and call.texts == (PROBE_TEXT,)
-            else sum(map(len, call.texts))
-            for call in calls[first:]
-        )
-        assert charged <= 2 * sum(map(len, rows))
-        assert sum(call.texts == (PROBE_TEXT,) for call in calls) <= 1
-        for error in errors:
-            assert "reason" in str(error)
-            if "not found out" in str(error):
-                assert "the first reason" in str(error)
-                assert error.position is None
-        one.check(certain=False)
-
-
-@pytest.mark.case("A7")
-@pytest.mark.parametrize(("texts", "sentences"), [(["ab", "cd"], 0), (["ab" * 20, "cd" * 20], 1)])
-def test_our_sentence_is_sent_only_where_what_may_be_charged_allows_it(desk, texts, sentences):
-    """Without it two texts that failed alike, each alone, must do."""
-
-    def script(request, number):
-        return RequestRejected("no", status=400, billed="unknown")
-
-    with desk(FakeEmbedder(info=UNKNOWN, script=script), retry=RETRY) as one:
-        with pytest.raises(RequestRejected, match="no text's fault"):
-            one.embed(texts, on_error="keep")
-        assert [call.texts for call in one.embedder.calls].count((PROBE_TEXT,)) == sentences

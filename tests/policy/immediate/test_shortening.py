@@ -18,7 +18,6 @@ from embedcore.errors import (
 )
 from embedcore.provider.tokens import EstimatingTokenizer
 from embedcore.settings import RetrySettings
-from embedcore.storage.amounts import Amount
 from embedcore.testing import FakeClock, FakeEmbedder, tokens_of
 from embedcore.testing.fakes.embedder import FAKE_INFO, FakeTokenizer, Outcome
 from tests.policy.immediate.test_fitting import UNITS, longest
@@ -454,30 +453,3 @@ def test_refusals_of_the_budget_are_said_as_bounds(desk):
         pytest.raises(BudgetExceeded, match="not sent: 93 tokens would be needed"),
     ):
         one.embed([WORDS * 10])
-
-
-@pytest.mark.case("A9")
-def test_longer_beginnings_do_not_take_the_money_of_other_texts(desk):
-    """Once one has passed, its share of what was reserved is spent: the next needs new money."""
-    long, other = "x" * 4000, "y" * 3000
-    embedder = loose(
-        limit=3000,
-        measure=len,
-        refusal=lambda units: InputTooLong("too long", max_tokens=1500, tokens=4000, billed="no"),
-        info=replace(INFO, max_input_tokens=3000, max_texts_per_request=1),
-    )
-    script, daily = embedder._script, len(long) + len(other)
-
-    def others_spend_what_is_left(request, number):
-        used = one.used
-        left = daily - used.spent.tokens - used.held.tokens
-        one.ledger.record("default", Amount(tokens=left))
-        return script(request, number)
-
-    embedder._script = others_spend_what_is_left
-    with desk(embedder, daily=daily, wait=0.0, threads=1) as one:
-        result = one.embed([long, other])
-        assert result.ok.all()
-        one.right(result, [kept_of(long, result.outcomes[0]), other])
-        assert one.spent <= daily
-        assert one.used.held == Amount()
