@@ -603,6 +603,24 @@ def test_odd_entries_prove_no_absence_where_they_may_be_ours(api: Api, batch_of:
             assert found({**odd, "created_at": job(9, age=30)["created_at"]}, job(7)) == []
 
 
+@pytest.mark.fault(78)
+def test_a_page_that_is_refused_takes_nothing_from_those_before(
+    api: Api, batch_of: BatchOf
+) -> None:
+    def page(asked: Any) -> Any:
+        if "after" in asked.query:
+            return (400, saying("no such cursor"))
+        return {"data": [*entries, {"id": "batch_x"}], "has_more": False}
+
+    api.routes["GET /v1/batches"] = page
+    entries = [job(1, metadata={"embedcore": KEY})]
+    (found,) = batch_of().find(key=KEY, input_ref="file-1", since=NOW)
+    assert found.id == "batch_1"
+    entries = [job(1)]
+    with pytest.raises(RequestRejected):
+        batch_of().find(key=KEY, input_ref="file-1", since=NOW)
+
+
 @pytest.mark.parametrize("odd", [None, 3, {}, {"id": "../x", "filename": f"embedcore-{KEY}.jsonl"}])
 def test_an_odd_entry_of_the_list_of_files_hides_none(
     api: Api, batch_of: BatchOf, odd: Any

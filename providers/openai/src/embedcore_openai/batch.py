@@ -193,7 +193,7 @@ class OpenAIBatch:
                 # A whole page of it: some lists are not quite in order.
                 if order.has_passed and all(time is None or time < first for time in times):
                     break
-        except InvalidResponse:
+        except (InvalidResponse, RequestRejected):
             # From a part of a list follows what is in it, and nothing else.
             if not found:
                 raise
