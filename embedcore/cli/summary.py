@@ -77,14 +77,13 @@ def report_text(report: RunReport, ready: Session, path: Path) -> str:
     rows = report.rows - report.failed - report.not_done
     width = ready.client.dimensions
     shape = f"{plural(rows, 'vector')} of {width} dimensions" if width else plural(rows, "vector")
-    return "\n".join(
-        [
-            f"{shown_path(path)}: {shape} by {ready.name}",
-            facts(list(_lines(report, ready.client.info)), indent="  "),
-            "Ask it something:",
-            f"  {next_command(path)}",
-        ]
-    )
+    lines = [
+        f"{shown_path(path)}: {shape} by {ready.name}",
+        facts(list(_lines(report, ready.client.info)), indent="  "),
+    ]
+    if rows:
+        lines += ["Ask it something:", f"  {next_command(path)}"]
+    return "\n".join(lines)
 
 
 def next_command(path: Path) -> str:
@@ -140,6 +139,8 @@ def _lines(report: RunReport, info: ModelInfo) -> Iterator[tuple[str, str]]:
     if report.failed and report.failed_path is not None:
         listed = shown_path(report.failed_path)
         yield "failed", f"{plural(report.failed, 'row')}, listed in {listed}"
+        if report.reason is not None:
+            yield "", one_line(report.reason, 500)
     if report.journaled:
         texts = plural(report.journaled, "vector")
         yield "journal", f"{texts} of texts that are not in this input stay beside the output"

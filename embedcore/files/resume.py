@@ -95,7 +95,8 @@ class Target:
         except (OSError, RuntimeError) as error:
             raise ConfigurationError(f"{display(output)} leads nowhere: {error}") from None
         if path.exists() and not path.is_file():
-            raise ConfigurationError(f"{display(output)} is not a file that can be replaced")
+            kind = "a folder" if path.is_dir() else "no regular file"
+            raise ConfigurationError(f"{display(output)} is {kind}: choose another output")
         if not path.parent.is_dir():
             raise ConfigurationError(f"{display(path.parent)}: there is no such folder; create it")
         target = cls(path=path, format=output_format(path))

@@ -484,6 +484,7 @@ def _report(
 ) -> RunReport:
     empty = int(found.empty.sum())
     texts = len(found.firsts)
+    reasons = set(purchase.reasons.values())
     return RunReport(
         output=target.path,
         rows=found.rows,
@@ -498,6 +499,7 @@ def _report(
         failed=written.failed,
         not_done=written.not_done,
         failed_path=target.failed if written.failed or written.not_done else None,
+        reason=reasons.pop() if len(reasons) == 1 and not empty else None,
         stopped_at=purchase.stopped_at,
         usage=purchase.usage,
     )

@@ -211,7 +211,8 @@ class RunReport:
     by how much the ``truncated`` ones were cut in all; ``characters_cut``: those whose tokens
     nobody counted. ``damaged``: rows of the output as it was that were not believed; their texts
     were embedded anew, as far as they are in the input. ``failed_path`` lists the rows that failed
-    or were not done, if any. ``stopped_at``: where the budget ended the run. ``declined``:
+    or were not done, if any; ``reason``: why, where all that failed did so for one reason, such as
+    a network that is away. ``stopped_at``: where the budget ended the run. ``declined``:
     ``on_plan`` answered False; nothing was sent or written. ``unchanged``: there was nothing to
     write, and the output is as it was. ``journaled``: vectors of an earlier run whose texts are not
     in this input; they stay in the journal.
@@ -231,6 +232,7 @@ class RunReport:
     failed: int = 0
     not_done: int = 0
     failed_path: Path | None = None
+    reason: str | None = None
     stopped_at: StoppedRow | None = None
     usage: Spending = field(default_factory=Spending)
     seconds: float = 0.0

@@ -290,3 +290,15 @@ def test_a_closed_standard_input_is_said(
     monkeypatch.setattr("sys.stdin", None)
     assert main(["embed", "-", "-m", "hashing:8", "-o", str(tmp_path / "o.npy")]) == 2
     assert "standard input is closed" in capsys.readouterr().err
+
+
+def test_a_network_that_is_away_is_said_once_where_rows_are_kept(cli, texts_file, monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-nothing-listens-there")
+    Path("embedcore.toml").write_text("[retry]\nattempts = 1\n")
+    command = ["embed", str(texts_file(5)), "-o", "out.npy", "--on-error", "keep"]
+    run = cli(*command)
+    assert run.code == 1
+    assert (run.out + run.err).count("cannot be reached") == 1
+    assert "Ask it" not in run.out
+    assert "cannot be reached" in cli(*command, "--json").json["reason"]
