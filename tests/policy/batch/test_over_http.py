@@ -489,3 +489,40 @@ def test_what_is_refused_for_another_reason_is_never_cut(
     job = look(server, client_of().submit_batch([long, *TEXTS], on_error="keep"))
     assert job.result(on_error="keep").ok.tolist() == [False] + [True] * 6
     assert len(server.batches.jobs) == 1
+
+
+# What one look does not find
+
+
+@pytest.mark.case("E3")
+@pytest.mark.parametrize("status", [404, 410])
+@pytest.mark.parametrize("times", [1, 5])
+def test_a_job_that_a_server_does_not_find_for_a_while_is_not_bought_again(
+    server: FakeOpenAI, client_of: Callable[..., EmbeddingClient], status: int, times: int
+) -> None:
+    server.faults.when(path="GET /v1/batches/{id}", mode="status", status=status, times=times)
+    job = look(server, client_of().submit_batch(TEXTS, resubmit_lost=True))
+    assert right(job, TEXTS)
+    assert len(server.batches.jobs) == 1
+    assert server.batches.meter.billed_twice == {}
+
+
+@pytest.mark.fault(78)
+@pytest.mark.parametrize("odd", [None, 3, [], {}, "x", {"id": None, "metadata": {"by": "others"}}])
+def test_a_lost_job_is_found_beside_entries_that_cannot_be_used(
+    server: FakeOpenAI,
+    client_of: Callable[..., EmbeddingClient],
+    monkeypatch: pytest.MonkeyPatch,
+    odd: Any,
+) -> None:
+    listed = server.batches.batches
+
+    def batches(**how: Any) -> Any:
+        page = listed(**how)
+        return {**page, "data": [odd, *page["data"], odd]}
+
+    monkeypatch.setattr(server.batches, "batches", batches)
+    server.faults.push("reset_billed", path="POST /v1/batches")
+    job = look(server, client_of().submit_batch(TEXTS))
+    assert right(job, TEXTS)
+    assert len(server.batches.jobs) == 1
