@@ -337,6 +337,9 @@ def normal(transcript: str) -> list[str]:
     """Without what differs from run to run; blank lines do not count."""
     lines: list[str] = []
     commands, interrupted = 0, "^C" in transcript
+    # Where this line is broken depends on the length of the folder's name.
+    kept = re.compile(r"vectors are kept in.*?is embedded", re.DOTALL)
+    transcript = kept.sub(lambda found: " ".join(found[0].split()), transcript)
     for line in filter(str.strip, transcript.splitlines()):
         commands += line.startswith("$ embedcore")
         # The bar may be drawn once more over what the terminal made of Ctrl-C.
