@@ -22,7 +22,7 @@ from embedcore.policy.immediate.call import OnBudget
 from embedcore.policy.immediate.recipe import check_on_budget, check_on_error, embed_now
 from embedcore.policy.result import EmbeddingResult, OnArrival, listed
 from embedcore.policy.stream.asyncstream import AsyncEmbeddingStream
-from embedcore.policy.stream.pipeline import OnError, Pipeline, check_stream
+from embedcore.policy.stream.pipeline import LoopSignal, OnError, Pipeline, check_stream
 from embedcore.policy.stream.rows import RowReader
 from embedcore.policy.stream.stream import EmbeddingStream
 from embedcore.provider import registry
@@ -274,19 +274,19 @@ class EmbeddingClient:
         """``embed_iter`` for ``async for``; ``rows`` may be an asynchronous iterable as well."""
         check_stream(on_error, on_budget, block_size)
 
-        def pipeline(on_ready: Callable[[], None]) -> Pipeline:
-            return Pipeline(
-                self._running.for_call(progress=progress, cache=cache),
-                input_type=input_type,
-                on_error=on_error,
-                on_budget=on_budget,
-                block_rows=block_size,
-                total=len(rows) if isinstance(rows, Sized) else None,
-                on_ready=on_ready,
-            )
-
+        signal = LoopSignal()
+        pipeline = Pipeline(
+            self._running.for_call(progress=progress, cache=cache),
+            input_type=input_type,
+            on_error=on_error,
+            on_budget=on_budget,
+            block_rows=block_size,
+            total=len(rows) if isinstance(rows, Sized) else None,
+            signal=signal,
+        )
         return AsyncEmbeddingStream(
             pipeline,
+            signal,
             rows,
             RowReader(text=text, key=key),
             on_error=on_error,

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import weakref
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
     AsyncIterator,
-    Callable,
     Generator,
     Iterable,
     Iterator,
@@ -23,34 +21,11 @@ from embedcore.policy.stream.rows import Block, RowReader
 from embedcore.policy.stream.stream import FLUSH_SECONDS, RowBuffer, StreamEnd, StreamEndView
 
 if TYPE_CHECKING:
-    from embedcore.policy.stream.pipeline import OnError, Pipeline
+    from embedcore.policy.stream.pipeline import LoopSignal, OnError, Pipeline
 
 
 # So long is read at a stretch; then other tasks have their turn.
 _READ_SECONDS: Final = 0.01
-
-
-class LoopSignal:
-    """Rung in any thread, heard in the event loop."""
-
-    def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._event = asyncio.Event()
-
-    def ring(self) -> None:
-        loop = self._loop
-        # A loop that is closed has nobody who listens.
-        with contextlib.suppress(RuntimeError):
-            if loop is not None:
-                loop.call_soon_threadsafe(self._event.set)
-
-    def listen(self) -> None:
-        """What rings from now on is heard by ``wait``."""
-        self._loop = asyncio.get_running_loop()
-        self._event.clear()
-
-    async def wait(self) -> None:
-        await self._event.wait()
 
 
 class AsyncEmbeddingStream(StreamEndView, AsyncIterator[Block]):
@@ -64,7 +39,8 @@ class AsyncEmbeddingStream(StreamEndView, AsyncIterator[Block]):
 
     def __init__(
         self,
-        pipeline: Callable[[Callable[[], None]], Pipeline],
+        pipeline: Pipeline,
+        signal: LoopSignal,
         source: Iterable[Any] | AsyncIterable[Any],
         reader: RowReader,
         *,
@@ -72,14 +48,14 @@ class AsyncEmbeddingStream(StreamEndView, AsyncIterator[Block]):
         on_budget: OnBudget,
         flush_seconds: float = FLUSH_SECONDS,
     ) -> None:
-        self._signal = LoopSignal()
+        self._pipeline = pipeline
+        self._signal = signal
         self._plain: Iterator[Any] | None = None
         self._paused: AsyncIterator[Any] | None = None
         if isinstance(source, AsyncIterable):
             self._paused = aiter(source)
         else:
             self._plain = iter(reader.elements(source))
-        self._pipeline = pipeline(self._signal.ring)
         self._buffer = RowBuffer(self._pipeline, reader, on_error, flush_seconds=flush_seconds)
         self._stream_end = StreamEnd(self._pipeline, on_budget)
         self._busy = asyncio.Lock()

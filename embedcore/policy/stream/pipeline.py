@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
+import contextlib
 import contextvars
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
@@ -165,11 +167,34 @@ def check_stream(on_error: str, on_budget: str, block_size: int | None) -> None:
         raise ConfigurationError(f"block_size = {block_size} must be at least 1 row")
 
 
+class LoopSignal:
+    """Rung in any thread when there may be something to give, heard in an event loop."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._event = asyncio.Event()
+
+    def ring(self) -> None:
+        loop = self._loop
+        # A loop that is closed hears nothing.
+        with contextlib.suppress(RuntimeError):
+            if loop is not None:
+                loop.call_soon_threadsafe(self._event.set)
+
+    def listen(self) -> None:
+        """What rings from now on is heard by ``wait``."""
+        self._loop = asyncio.get_running_loop()
+        self._event.clear()
+
+    async def wait(self) -> None:
+        await self._event.wait()
+
+
 class Pipeline:
     """Embeds blocks of rows, as many at once as keep every request slot of the client busy.
 
-    ``block_rows``: rows of one block; ``ahead``: blocks that may be under way. ``on_ready`` is
-    called, in any thread, when there may be something to give. ``monotonic`` is the engine's clock.
+    ``block_rows``: rows of one block; ``ahead``: blocks that may be under way. ``signal`` is
+    rung when there may be something to give. ``monotonic`` is the engine's clock.
     """
 
     def __init__(
@@ -181,7 +206,7 @@ class Pipeline:
         on_budget: OnBudget,
         block_rows: int | None,
         total: int | None,
-        on_ready: Callable[[], None] = lambda: None,
+        signal: LoopSignal | None = None,
     ) -> None:
         per_request = engine.info.best_texts_per_request or engine.info.max_texts_per_request
         self.block_rows = block_rows or min(_REQUESTS_PER_BLOCK * per_request, _MOST_ROWS)
@@ -192,7 +217,7 @@ class Pipeline:
         self._input_type = input_type
         self._on_error = on_error
         self._on_budget = on_budget
-        self._on_ready = on_ready
+        self._signal = signal
         self._threads = Pool(self.ahead)
         # What is traced in those threads belongs to the caller's trace.
         self._context = contextvars.copy_context()
@@ -298,7 +323,7 @@ class Pipeline:
             self._needs_no_more_money(task)
             self._engine.observe(self._progress.finished(task))
         task.finish()
-        self._on_ready()
+        self._ring()
 
     def _embed(self, task: BlockTask) -> None:
         end = len(task.rows)
@@ -351,9 +376,13 @@ class Pipeline:
         if task.results:
             # It takes a while until there is more than the block has by now.
             task.ready.set()
-            self._on_ready()
+            self._ring()
         pause = Pause(task.stop, self._engine.wait_for)
         await_budget(account, error, self._engine.observe, pause)
+
+    def _ring(self) -> None:
+        if self._signal is not None:
+            self._signal.ring()
 
     def _wait_for_turn(self, task: BlockTask) -> bool:
         """Money is held in the order of the stream: a small block must not take what the large
