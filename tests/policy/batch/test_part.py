@@ -196,6 +196,24 @@ def test_a_job_that_is_not_found_for_a_while_is_bought_once(
     batch_desk.check_money()
 
 
+@pytest.mark.case("E3")
+@pytest.mark.fault(71)
+def test_a_job_that_the_list_does_not_have_either_is_looked_for_all_through_the_grace(
+    batch_desk: Any,
+) -> None:
+    job = batch_desk.submit(TEXTS, resubmit_lost=True)
+    (remote,) = batch_desk.jobs
+    remote.gone = True
+    for _ in range(8):
+        job.advance(asked=True)
+        batch_desk.clock.advance(70)
+    remote.gone = False
+    batch_desk.work(job)
+    assert len(batch_desk.jobs) == 1
+    batch_desk.check(job, TEXTS)
+    batch_desk.check_money()
+
+
 @pytest.mark.fault(71)
 def test_each_time_that_it_is_found_the_looking_begins_anew(batch_desk: Any) -> None:
     job = batch_desk.submit(TEXTS, resubmit_lost=True)
