@@ -317,7 +317,7 @@ def test_what_is_held_settled_and_refused_names_the_model(connect, telemetry):
     client.embed_texts(["one text"])
     with pytest.raises(TokenBudgetExceeded):
         client.embed_texts(["many words of which there are far too many for it"])
-    for name in ("held", "settled", "cost", "refused"):
+    for name in ("reserved", "settled", "cost", "refused"):
         points = telemetry.read()[f"embedcore.budget.{name}"]
         for point in points:
             assert point.attributes["gen_ai.provider.name"] == "openai"

@@ -40,7 +40,7 @@ BANNED = {
     r"uncertain": "unconfirmed",
     r"gates?": "rate limit",
     r"shel(f|ves)": "cache",
-    r"stores? of (bought )?vectors": "cache",
+    r"the store|stores? of (bought )?vectors": "the cache, or the vector store",
     r"books": "usage, state file",
     r"offices?": "batch",
     r"strays?": "job",

@@ -190,7 +190,7 @@ def _write_block(
         return
     if not block.ok[places].all():
         raise StorageError(
-            "a vector that was there a moment ago is gone: the store was pruned, or it was damaged "
+            "a vector that was there a moment ago is gone: the cache was pruned, or it was damaged "
             "and deleted. Run the same again, and submit what is listed as failed"
         )
     cuts = codes_of(block.cuts, places.tolist())

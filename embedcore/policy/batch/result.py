@@ -195,7 +195,7 @@ class _Reader:
             "cancelled": "the batch was cancelled before it had a result",
             "abandoned": "the batch was forgotten before it had a result",
         }
-        gone = "its vector is not in the store any more; submit it again"
+        gone = "its vector is not cached any more; submit it again"
         reason = ended.get(self._batch.state, gone)
         return _located(ProviderError(f"{name}: {reason}", billed="unknown"), number)
 

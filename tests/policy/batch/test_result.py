@@ -84,7 +84,7 @@ def test_a_vector_that_was_pruned_is_a_reason_and_is_bought_again_only_if_asked(
     connection.close()
     (gone,) = np.flatnonzero(~job.result(on_error="keep").ok).tolist()
     result = batch_desk.check(job, texts, without=[gone])
-    assert "not in the store any more; submit it again" in str(result.errors[gone])
+    assert "not cached any more; submit it again" in str(result.errors[gone])
     assert len(batch_desk.jobs) == 1
     again = batch_desk.work(batch_desk.submit(texts))
     batch_desk.check(again, texts)
