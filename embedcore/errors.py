@@ -8,7 +8,7 @@ EmbeddingError                   .retryable  .billed  .position  .partial  .budg
 │   └── InputTooLong                 overlong = "reject", or the server disagrees with our count
 ├── BudgetExceeded                 .limit .spent .held .asked .resets_at .never_fits
 │   ├── TokenBudgetExceeded          amounts in tokens
-│   └── CostBudgetExceeded           amounts in picodollars
+│   └── CostBudgetExceeded           amounts in US dollars
 ├── ProviderError                  the remote side
 │   ├── TransientProviderError       .retry_after .limits; trying again may help
 │   │   ├── RateLimited
@@ -46,6 +46,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
+    from decimal import Decimal
+
     from embedcore.policy.result import EmbeddingResult
     from embedcore.provider.types import RateLimits
 
@@ -175,10 +177,10 @@ class BudgetExceeded(EmbeddingError):
         self,
         message: str,
         *,
-        limit: int = 0,
-        spent: int = 0,
-        held: int = 0,
-        asked: int = 0,
+        limit: int | Decimal = 0,
+        spent: int | Decimal = 0,
+        held: int | Decimal = 0,
+        asked: int | Decimal = 0,
         resets_at: datetime | None = None,
         never_fits: bool = False,
         period: str = "day",
@@ -199,9 +201,19 @@ class BudgetExceeded(EmbeddingError):
 class TokenBudgetExceeded(BudgetExceeded):
     """A limit in tokens."""
 
+    limit: int
+    spent: int
+    held: int
+    asked: int
+
 
 class CostBudgetExceeded(BudgetExceeded):
-    """A limit in money; amounts in picodollars (10⁻¹² US dollars)."""
+    """A limit in money; amounts in US dollars, as ``Decimal``."""
+
+    limit: Decimal
+    spent: Decimal
+    held: Decimal
+    asked: Decimal
 
 
 class ProviderError(EmbeddingError):

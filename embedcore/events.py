@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import TypeAlias
 
 
@@ -97,7 +98,7 @@ class Reserved:
 
     scope: str
     tokens: int
-    picodollars: int
+    cost: Decimal
     provider: str = ""
     model: str = ""
 
@@ -113,7 +114,7 @@ class Settled:
 
     scope: str
     tokens: int
-    picodollars: int
+    cost: Decimal
     unconfirmed: bool
     provider: str = ""
     model: str = ""
@@ -147,8 +148,8 @@ class LimitNear:
     scope: str
     period: str
     unit: str
-    used: int
-    limit: int
+    used: int | Decimal
+    limit: int | Decimal
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,7 +185,7 @@ class BatchDuplicate:
     job: str
     scope: str
     tokens: int
-    picodollars: int
+    cost: Decimal
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -216,7 +217,7 @@ class Progress:
     done: int
     total: int | None
     tokens: int
-    picodollars: int
+    cost: Decimal
     exact: bool = True
 
 

@@ -8,9 +8,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from functools import singledispatch
 from typing import Any, Final, TextIO
 
+from embedcore import money
 from embedcore.events import (
     BatchChanged,
     BatchDuplicate,
@@ -35,7 +37,6 @@ from embedcore.provider.registry import notify
 
 logger = logging.getLogger("embedcore")
 
-_PICODOLLARS: Final = 10**12
 _LINE_SECONDS: Final = 0.2
 _LOG_SECONDS: Final = 10.0
 
@@ -159,7 +160,7 @@ def _(event: BatchDuplicate) -> None:
         "Batch %s: created twice, or after it was given up; told to stop. %s, %s count as spent",
         event.job,
         shown("tokens", event.tokens),
-        shown("cost", event.picodollars),
+        shown("cost", event.cost),
     )
 
 
@@ -183,9 +184,9 @@ def _(event: BatchWaits) -> None:
     logger.warning("batch %s waits until %s: %s", event.batch, until, event.message)
 
 
-def shown(unit: str, amount: int) -> str:
-    """An amount with its unit: tokens, or dollars from picodollars."""
-    return f"{amount:,} tokens" if unit == "tokens" else f"${amount / _PICODOLLARS:,.6f}"
+def shown(unit: str, amount: int | Decimal) -> str:
+    """An amount of tokens or of US dollars, with its unit."""
+    return f"{amount:,} tokens" if unit == "tokens" else money.shown(Decimal(amount))
 
 
 class ProgressLine:
@@ -224,7 +225,7 @@ class ProgressLine:
         line = (
             f"{event.done:,}{total} texts, {'' if event.exact else 'at most '}"
             f"{event.tokens:,} tokens, "
-            f"${event.picodollars / _PICODOLLARS:.4f}"
+            f"{money.shown(event.cost)}"
         )
         if self._screen is None:
             logger.info("%s", line)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
 
+from embedcore import money
 from embedcore.storage.amounts import ALL_SCOPES, Limit, Unit
 from embedcore.storage.calendar import PERIODS, Period
 
@@ -21,7 +22,6 @@ OnEmpty: TypeAlias = Literal["reject", "keep"]
 OnZero: TypeAlias = Literal["warn", "reject"]
 Strategy: TypeAlias = Literal["immediate", "batch", "auto"]
 
-_PICODOLLARS = 10**12
 _LARGEST_TOKENS = 10**15
 _LARGEST_DOLLARS = 10**6
 
@@ -65,7 +65,7 @@ class Limits(Table):
             tokens: int | None = getattr(self, f"{name}_token_limit")
             return tokens
         dollars: Decimal | None = getattr(self, f"{name}_cost_limit")
-        return None if dollars is None else int(dollars * _PICODOLLARS)
+        return None if dollars is None else money.in_picodollars(dollars)
 
     @property
     def has_limits(self) -> bool:

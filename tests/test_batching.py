@@ -14,6 +14,7 @@ import pytest
 from embedcore import ConfigurationError, EmbeddingClient
 from embedcore.errors import BatchEmbeddingFailed
 from embedcore.events import RequestSent
+from embedcore.money import in_dollars
 from embedcore.storage import batches
 from embedcore.testing import FakeEmbedder, vectors_of
 from embedcore.testing.fakes.batch import Crashed, batch_embedder
@@ -48,7 +49,7 @@ def test_one_call_returns_lists_in_order_for_the_price_of_a_batch(
     assert embedder.batch.service.meter.billed_twice == {}
     assert embedder.meter.billed_requests == 0
     (job,) = client.batch_jobs()
-    assert job.status().usage.picodollars == job.status().usage.tokens * 10_000
+    assert job.status().usage.cost == in_dollars(job.status().usage.tokens * 10_000)
 
 
 def test_the_same_call_again_is_free(client: Any, embedder: Any) -> None:

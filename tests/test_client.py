@@ -36,6 +36,7 @@ from embedcore import (
     UnknownProvider,
 )
 from embedcore.events import Progress, RequestFinished
+from embedcore.money import in_dollars
 from embedcore.provider.types import Price
 from embedcore.testing import FakeEmbedder, FakeOpenAI, vector_of, vectors_of
 from embedcore.testing.fakes.embedder import FAKE_INFO
@@ -384,7 +385,7 @@ def test_a_plan_sends_and_spends_nothing(client, fake):
     assert (plan.rows, plan.unique, plan.rejected, plan.requests) == (4, 2, 1, 1)
     assert plan.exact
     assert plan.tokens == 2
-    assert plan.picodollars == 2 * 20_000
+    assert plan.cost == in_dollars(2 * 20_000)
     assert fake.calls == []
     assert TokenTracker().get_usage_today()["requests"] == 0
 
@@ -918,7 +919,7 @@ def test_a_limit_in_money_refuses_a_model_without_a_price():
     assert fake.calls == []
     with EmbeddingClient(embedder=fake, config={"budget": {"daily_token_limit": 5}}) as client:
         result = client.embed(["a"])
-    assert (result.usage.tokens, result.usage.picodollars) == (1, 0)
+    assert (result.usage.tokens, result.usage.cost) == (1, 0)
 
 
 @pytest.mark.fault(126)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from pydantic import ValidationError
 
 from embedcore import Config, ConfigurationError, EmbeddingClient
 from embedcore.choice import as_config, choose
+from embedcore.money import in_dollars
 from embedcore.settings import DEFAULTS, Budget, Limits, Profile, RetrySettings, Rules, Settings
 from embedcore.storage.amounts import ALL_SCOPES
 
@@ -61,7 +61,7 @@ def in_force(config: Config, scope: str = "default", profile: Profile | None = N
     found = {}
     for limit in config.limits(profile or config.profile(None), scope):
         word = "token" if limit.unit == "tokens" else "cost"
-        amount = limit.amount if word == "token" else Decimal(limit.amount) / 10**12
+        amount = limit.amount if word == "token" else in_dollars(limit.amount)
         found[limit.scope, f"{names[limit.period]}_{word}_limit"] = amount
     return found
 

@@ -14,6 +14,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
+from decimal import Decimal
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -46,6 +47,7 @@ from embedcore.events import (
     Settled,
     Throttled,
 )
+from embedcore.money import in_dollars
 from embedcore.observers import ProgressLine, log, shown, with_progress
 from embedcore.testing import FakeEmbedder, FakeOpenAI
 from embedcore.testing.fakes.embedder import FAKE_INFO
@@ -118,7 +120,7 @@ EXAMPLES = [
     (
         LimitNear(scope="*", period="month", unit="cost", used=0, limit=0),
         logging.WARNING,
-        "scope *: 100 % of $0.000000 per month are used: $0.000000",
+        "scope *: 100 % of $0 per month are used: $0",
     ),
     (Refused(scope="s", message="nothing was sent"), logging.ERROR, "scope s: nothing was sent"),
     (
@@ -135,7 +137,7 @@ EXAMPLES = [
         "Batch batch_1: in_progress (2/5 complete)",
     ),
     (
-        BatchDuplicate(job="batch_1", scope="s", tokens=1000, picodollars=2 * 10**7),
+        BatchDuplicate(job="batch_1", scope="s", tokens=1000, cost=in_dollars(2 * 10**7)),
         logging.WARNING,
         "Batch batch_1: created twice, or after it was given up; told to stop. "
         "1,000 tokens, $0.000020 count as spent",
@@ -188,9 +190,9 @@ EXAMPLES = [
         "scope s: waiting for its budget until 2026-11-25 00:00:00+00:00: not sent",
     ),
     (RequestSent(provider="p", model="m", inputs=1, tokens=1, attempt=1), None, ""),
-    (Reserved(scope="s", tokens=1, picodollars=1), None, ""),
-    (Settled(scope="s", tokens=1, picodollars=1, unconfirmed=False), None, ""),
-    (Progress(done=1, total=2, tokens=3, picodollars=4), None, ""),
+    (Reserved(scope="s", tokens=1, cost=Decimal(1)), None, ""),
+    (Settled(scope="s", tokens=1, cost=Decimal(1), unconfirmed=False), None, ""),
+    (Progress(done=1, total=2, tokens=3, cost=Decimal(4)), None, ""),
 ]
 
 
@@ -210,7 +212,8 @@ def test_events_are_plain_frozen_values():
     for event, _, _ in EXAMPLES:
         fields = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
         assert all(
-            isinstance(value, str | int | float | datetime | None) for value in fields.values()
+            isinstance(value, str | int | float | datetime | Decimal | None)
+            for value in fields.values()
         )
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(event, next(iter(fields)), "other")
@@ -219,7 +222,7 @@ def test_events_are_plain_frozen_values():
 
 def test_amounts_have_a_unit():
     assert shown("tokens", 1234567) == "1,234,567 tokens"
-    assert shown("cost", 1_500_000_000_000) == "$1.500000"
+    assert shown("cost", Decimal("1.5")) == "$1.50"
 
 
 @pytest.fixture
@@ -391,13 +394,13 @@ def test_progress_on_a_terminal_is_one_line_written_over():
     stream, now = Terminal(), [0.0]
     line = ProgressLine(stream, monotonic=lambda: now[0])
     for done in (1, 2, 3):
-        line(Progress(done=done, total=4, tokens=done * 10, picodollars=done * 10**12))
+        line(Progress(done=done, total=4, tokens=done * 10, cost=Decimal(done)))
         now[0] += 0.15
-    line(Reserved(scope="s", tokens=1, picodollars=1))
-    line(Progress(done=4, total=4, tokens=4000, picodollars=2 * 10**12))
+    line(Reserved(scope="s", tokens=1, cost=Decimal(1)))
+    line(Progress(done=4, total=4, tokens=4000, cost=Decimal(2)))
     parts = stream.getvalue().split("\r")[1:]
     assert [part.split(" of")[0] for part in parts] == ["1", "3", "4"]
-    assert parts[-1] == "4 of 4 texts, 4,000 tokens, $2.0000\n"
+    assert parts[-1] == "4 of 4 texts, 4,000 tokens, $2.00\n"
 
 
 def test_progress_elsewhere_is_a_line_now_and_then(caplog):
@@ -405,7 +408,7 @@ def test_progress_elsewhere_is_a_line_now_and_then(caplog):
     line = ProgressLine(io.StringIO(), monotonic=lambda: now[0])
     with caplog.at_level(logging.INFO, logger="embedcore"):
         for done in range(1, 101):
-            line(Progress(done=done, total=100, tokens=done, picodollars=0))
+            line(Progress(done=done, total=100, tokens=done, cost=Decimal(0)))
             now[0] += 0.5
     assert len(caplog.records) == 6, "one every ten seconds, and the last"
 
@@ -449,9 +452,9 @@ def test_progress_in_a_notebook_is_one_line_written_over(monkeypatch):
 def test_a_shorter_line_covers_the_longer_one():
     stream = Terminal()
     line = ProgressLine(stream)
-    line(Progress(done=1, total=None, tokens=10**9, picodollars=0))
+    line(Progress(done=1, total=None, tokens=10**9, cost=Decimal(0)))
     line._next = 0.0
-    line(Progress(done=2, total=2, tokens=1, picodollars=0))
+    line(Progress(done=2, total=2, tokens=1, cost=Decimal(0)))
     first, last = stream.getvalue().split("\r")[1:]
     assert len(last.rstrip("\n")) == len(first)
 
@@ -471,8 +474,8 @@ def test_what_is_done_has_its_cost_in_it():
 def test_a_callable_is_told_of_progress_alone():
     told, heard = [], []
     observe = with_progress(told.append, heard.append)
-    progress = Progress(done=1, total=1, tokens=0, picodollars=0)
-    for event in (Reserved(scope="s", tokens=1, picodollars=1), progress):
+    progress = Progress(done=1, total=1, tokens=0, cost=Decimal(0))
+    for event in (Reserved(scope="s", tokens=1, cost=Decimal(1)), progress):
         observe(event)
     assert len(told) == 2
     assert heard == [progress]

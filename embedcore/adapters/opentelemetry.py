@@ -59,7 +59,6 @@ _LATEST: Final = "gen_ai_latest_experimental"
 _SECONDS: Final = [0.01 * 2**power for power in range(14)]
 _TOKENS: Final = [4**power for power in range(14)]
 _SCOPE: Final = "embedcore.scope"
-_PICODOLLARS: Final = 10**12
 _PORTS: Final = {"https": 443, "http": 80}
 
 
@@ -130,7 +129,7 @@ class OpenTelemetryObserver:
                 self._meter(event)
 
     def _charged(self, event: Settled) -> None:
-        cost = event.picodollars / _PICODOLLARS
+        cost = float(event.cost)
         if event.tokens < 0 or cost < 0:
             # A counter only goes up: what is taken back has its own.
             self._meter.corrected(-event.tokens, -cost, _paid(event))

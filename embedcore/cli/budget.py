@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from embedcore import money
 from embedcore.cli.options import Group, model_option, talking
 from embedcore.cli.screen import Screen
 from embedcore.cli.session import books, set_by
-from embedcore.cli.text import dollars, duration, exact_dollars, facts, plural
+from embedcore.cli.text import duration, facts, plural
 from embedcore.config import Config
 from embedcore.storage import usage
-from embedcore.storage.amounts import ALL_SCOPES
+from embedcore.storage.amounts import ALL_SCOPES, told
 from embedcore.storage.calendar import MICROSECONDS
 
 if TYPE_CHECKING:
     from embedcore.storage.amounts import Unit
     from embedcore.storage.counters import Used
+    from embedcore.storage.crosscheck import Difference
 
 # What the books do not write down again is not yet a clock that runs wrong.
 CLOCK_TOLERANCE_SECONDS = 60.0
@@ -51,7 +53,7 @@ def command(ctx: click.Context, model: str | None, scope: str | None) -> None:
     if not found:
         screen.result(
             f"no limit is set for scope {whose!r}; {today.spent.tokens:,} tokens "
-            f"({dollars(today.spent.cost)}) were spent today.\n"
+            f"({money.shown(today.spent.dollars)}) were spent today.\n"
             "Set one with EMBEDCORE_DAILY_TOKEN_LIMIT=1000000, or in embedcore.toml:\n"
             "  [budget]\n  daily_cost_limit = 5.00"
         )
@@ -110,7 +112,7 @@ def recount(screen: Screen, repair: bool) -> int:
     """
     with books(Config.load(), compare=False) as ledger:
         found = ledger.recount() if repair else ledger.differences()
-    screen.json({"differences": [asdict(one) for one in found], "repaired": repair})
+    screen.json({"differences": [_difference(one) for one in found], "repaired": repair})
     for one in found:
         screen.result(str(one))
     number = plural(len(found), "counter")
@@ -121,6 +123,12 @@ def recount(screen: Screen, repair: bool) -> int:
     else:
         screen.result(f"{number} differ: embedcore budget recount --repair sets them right")
     return int(bool(found) and not repair)
+
+
+def _difference(one: Difference) -> dict[str, Any]:
+    unit: Unit = "cost" if one.counter.startswith("cost") else "tokens"
+    numbers = {name: told(unit, getattr(one, name)) for name in ("counted", "entered", "at_most")}
+    return {**asdict(one), **numbers}
 
 
 def _utc(seconds: float) -> str:
@@ -144,21 +152,20 @@ def _row(used: Used, config: Config) -> tuple[str, ...]:
 
 
 def _amount(unit: Unit, amount: int) -> str:
-    return f"{amount:,}" if unit == "tokens" else dollars(amount)
+    return f"{amount:,}" if unit == "tokens" else money.shown(money.in_dollars(amount))
 
 
 def _fields(used: Used, config: Config) -> dict[str, Any]:
     limit = used.limit
-    shown = int if limit.unit == "tokens" else exact_dollars
     return {
         "scope": limit.scope,
         "period": limit.period,
         "unit": limit.unit,
-        "limit": shown(limit.amount),
-        "spent": shown(used.spent),
-        "reserved": shown(used.held),
-        "kept_for_queries": shown(used.reserved),
-        "left": shown(max(used.left, 0)),
+        "limit": told(limit.unit, limit.amount),
+        "spent": told(limit.unit, used.spent),
+        "reserved": told(limit.unit, used.held),
+        "kept_for_queries": told(limit.unit, used.reserved),
+        "left": told(limit.unit, max(used.left, 0)),
         "resets_at": used.ends.isoformat() if used.ends else None,
         "set_by": set_by(limit, config),
     }

@@ -8,14 +8,16 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from embedcore import money
 from embedcore.assembly import STATE_FILE, open_ledger, vector_store
 from embedcore.choice import Choice
 from embedcore.cli.doctor import chosen, whether_on
-from embedcore.cli.estimate import agree, ask_above, estimated
+from embedcore.cli.estimate import agree, estimated
 from embedcore.cli.options import (
     Group,
     age,
@@ -29,7 +31,7 @@ from embedcore.cli.process import FAILED, USAGE
 from embedcore.cli.progress import LINE_SECONDS
 from embedcore.cli.screen import Screen
 from embedcore.cli.session import opened
-from embedcore.cli.text import dollars, facts, plural, shown_path, size
+from embedcore.cli.text import facts, plural, shown_path, size
 from embedcore.config import Config, state_folder
 from embedcore.errors import ConfigurationError
 from embedcore.files.types import FilePlan
@@ -138,7 +140,7 @@ def prune(
         going = housekeeping.prunable(store, **rule)
         cost = _to_buy_again(choice.config, going)
         if not going or dry_run:
-            answer = {"deleted": 0, "prunable": going, "picodollars_to_embed_again": cost}
+            answer = {"deleted": 0, "prunable": going, "cost_to_embed_again": cost}
             screen.json(answer)
             screen.result(_what_goes(going, cost, down_to) if going else "nothing is to be pruned")
             return 0
@@ -147,9 +149,7 @@ def prune(
             return USAGE
         deleted = housekeeping.prune(store, **rule)
         used = store.used
-    screen.json(
-        {"deleted": deleted, "prunable": going, "picodollars_to_embed_again": cost, "used": used}
-    )
+    screen.json({"deleted": deleted, "prunable": going, "cost_to_embed_again": cost, "used": used})
     screen.result(f"{plural(deleted, 'vector')} deleted; {size(used)} in use")
     return 0
 
@@ -198,7 +198,7 @@ def probing(screen: Screen, model: str | None, scope: str | None, yes: bool) -> 
         client = ready.client
         estimate = estimated(ready, _plan_of_probe(client))
         screen.info(estimate.text(ready, brief=True))
-        if not agree(screen, ready, estimate, yes=yes, ask_above=ask_above(ready)):
+        if not agree(screen, ready, estimate, yes=yes, ask_above=ready.config.confirm_above):
             screen.error("Nothing was sent.")
             return USAGE
         screen.buying = True
@@ -227,7 +227,7 @@ def _plan_of_probe(client: EmbeddingClient) -> FilePlan:
         to_embed=plan.to_embed,
         tokens=plan.tokens,
         exact=plan.exact,
-        picodollars=plan.picodollars,
+        cost=plan.cost,
         requests=plan.requests,
     )
 
@@ -280,7 +280,7 @@ def _choice(model: str | None) -> tuple[Choice, str | None]:
     return choice, f"{choice.provider}:{choice.model}"
 
 
-def _to_buy_again(config: Config, going: dict[str, int]) -> int | None:
+def _to_buy_again(config: Config, going: dict[str, int]) -> Decimal | None:
     """By what the texts of these models cost on average, as the books say; None if they do not."""
     if not os.path.lexists(state_folder(config) / STATE_FILE):
         return None
@@ -289,15 +289,15 @@ def _to_buy_again(config: Config, going: dict[str, int]) -> int | None:
         each = usage.cost_of_texts(ledger)
     if any(model not in each for model in going):
         return None
-    return sum(count * each[model] for model, count in going.items())
+    return money.in_dollars(sum(count * each[model] for model, count in going.items()))
 
 
-def _what_goes(going: dict[str, int], cost: int | None, down_to: int | None) -> str:
+def _what_goes(going: dict[str, int], cost: Decimal | None, down_to: int | None) -> str:
     about = "about " if down_to is not None else ""
     price = (
         "what they would cost again is not known"
         if cost is None
-        else f"to embed them again would cost about {dollars(cost)}"
+        else f"to embed them again would cost about {money.shown(cost)}"
     )
     return f"{about}{plural(sum(going.values()), 'vector')} would be deleted; {price}."
 

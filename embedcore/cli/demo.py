@@ -13,11 +13,13 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import click
 
+from embedcore import money
 from embedcore.cli.embed import FileRun
 from embedcore.cli.options import model_option, scope_option, talking, yes_option
 from embedcore.cli.screen import Screen
@@ -25,7 +27,6 @@ from embedcore.cli.session import Session, opened
 from embedcore.cli.summary import RunTotals, next_command, report_fields
 from embedcore.cli.text import (
     command as shell_command,
-    dollars,
     duration,
     facts,
     one_line,
@@ -164,7 +165,7 @@ def _embedded(
         f"{len(rows):,} docstrings of the standard library of Python {platform.python_version()}, "
         f"embedded with {ready.name} ({where})"
     )
-    run = FileRun(screen, ready, tally, yes=yes, above=0)
+    run = FileRun(screen, ready, tally, yes=yes, above=Decimal(0))
     return run.run([rows], path)
 
 
@@ -208,7 +209,7 @@ def _facts(report: RunReport, path: Path, seconds: float) -> list[tuple[str, str
         made += f"; {report.reused:,} were embedded by an earlier run"
     return [
         ("embedded", made),
-        ("cost", dollars(report.usage.picodollars)),
+        ("cost", money.shown(report.usage.cost)),
         ("vectors", shown_path(path.resolve())),
         ("took", duration(seconds)),
     ]

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import click
 
+from embedcore import money
 from embedcore.assembly import STATE_FILE, create_embedder, keeps_vectors, open_ledger, vector_store
 from embedcore.choice import Choice, choose
 from embedcore.cli.budget import CLOCK_TOLERANCE_SECONDS
@@ -29,7 +30,7 @@ from embedcore.cli.config import environment_settings
 from embedcore.cli.models import Found, found_providers, nothing_installed
 from embedcore.cli.options import talking
 from embedcore.cli.screen import Screen
-from embedcore.cli.text import dollars, duration, facts, one_line, plural, size, without_credentials
+from embedcore.cli.text import duration, facts, one_line, plural, size, without_credentials
 from embedcore.cli.trust import record_state
 from embedcore.config import (
     CONFIG_VARIABLE,
@@ -347,11 +348,11 @@ def _batches(ledger: Ledger) -> Iterator[Finding]:
     found = [record for record in Batches(ledger).all() if not record.has_ended]
     if not found:
         return
-    held = sum(jobs.spent(record).held.cost for record in found)
+    held = money.in_dollars(sum(jobs.spent(record).held.cost for record in found))
     yield _state_finding(
         "batches",
-        f"{len(found):,} open, {dollars(held)} reserved for them: embedcore batch status --watch, "
-        "or embedcore batch resume in a cron job, continues them",
+        f"{len(found):,} open, {money.shown(held)} reserved for them: "
+        "embedcore batch status --watch, or embedcore batch resume in a cron job, continues them",
     )
     for record in found:
         troubles = [part.trouble for part in jobs.of_batch(record) if part.trouble]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from embedcore.cli.estimate import Estimate, agree, ask_above, estimated
+from embedcore import money
+from embedcore.cli.estimate import Estimate, agree, estimated
 from embedcore.cli.options import (
     id_option,
     input_format_option,
@@ -29,7 +31,7 @@ from embedcore.cli.progress import Shown
 from embedcore.cli.screen import Screen
 from embedcore.cli.session import Session, opened
 from embedcore.cli.summary import RunTotals, report_fields, report_text
-from embedcore.cli.text import amount_cut, dollars, perhaps_cut_text, plural, tokens
+from embedcore.cli.text import amount_cut, perhaps_cut_text, plural, tokens
 from embedcore.errors import InputRejected
 from embedcore.files.cuts import codes_of, tally
 from embedcore.files.run import embed_files, plan_files
@@ -57,7 +59,7 @@ def embed_literally(screen: Screen, wish: EmbedArguments) -> int:
             screen.json({"plan": estimate.fields(ready)})
             screen.result(estimate.text(ready))
             return 0
-        if not agree(screen, ready, estimate, yes=wish.yes, ask_above=ask_above(ready)):
+        if not agree(screen, ready, estimate, yes=wish.yes, ask_above=ready.config.confirm_above):
             screen.error("Nothing was sent.")
             return 2
         screen.buying = True
@@ -84,7 +86,7 @@ def _plan(ready: Session, wish: EmbedArguments) -> FilePlan:
         rejected=plan.rejected,
         tokens=plan.tokens,
         exact=plan.exact,
-        picodollars=plan.picodollars,
+        cost=plan.cost,
         requests=plan.requests,
         truncated=plan.truncated,
         perhaps_long=plan.perhaps_long,
@@ -119,7 +121,7 @@ def _show(screen: Screen, result: EmbeddingResult) -> None:
         screen.error(perhaps_cut_text(cut.unknown, "text"))
     if usage.tokens:
         requests = plural(usage.requests, "request")
-        cost = dollars(usage.picodollars)
+        cost = money.shown(usage.cost)
         screen.info(
             f"{result.model}: {tokens(usage.tokens, exact=usage.exact)} in {requests}, {cost}"
         )
@@ -129,12 +131,12 @@ def _cost_fields(result: EmbeddingResult) -> dict[str, Any]:
     usage = result.usage
     return {
         "tokens": usage.tokens,
-        "picodollars": usage.picodollars,
+        "cost": usage.cost,
         "requests": usage.requests,
         "unconfirmed_tokens": usage.unconfirmed_tokens,
-        "unconfirmed_picodollars": usage.unconfirmed_picodollars,
+        "unconfirmed_cost": usage.unconfirmed_cost,
         "free_by_status_tokens": usage.free_by_status_tokens,
-        "free_by_status_picodollars": usage.free_by_status_picodollars,
+        "free_by_status_cost": usage.free_by_status_cost,
         "free_by_status_requests": usage.free_by_status_requests,
     }
 
@@ -145,7 +147,7 @@ def _numbers(vector: NDArray[np.float32]) -> list[float]:
 
 
 class FileRun:
-    """One call of ``embed_files``. ``above``: ask before spending more picodollars than this."""
+    """One call of ``embed_files``. ``above``: ask before spending more US dollars than this."""
 
     def __init__(
         self,
@@ -154,7 +156,7 @@ class FileRun:
         tally: RunTotals,
         *,
         yes: bool,
-        above: int,
+        above: Decimal,
         on_budget: OnBudget = "raise",
     ) -> None:
         self._screen = screen
@@ -213,7 +215,7 @@ def run_files(screen: Screen, wish: EmbedArguments) -> int:
             ready,
             tally,
             yes=wish.yes,
-            above=ask_above(ready),
+            above=ready.config.confirm_above,
             on_budget=wish.on_budget,
         )
         report = run.run(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from embedcore import money
 from embedcore.cli.session import books
-from embedcore.cli.text import dollars, facts, plural
+from embedcore.cli.text import facts, plural
 from embedcore.errors import TokenBudgetExceeded
-from embedcore.provider.types import PICODOLLARS_PER_DOLLAR
 from embedcore.storage import usage
 from embedcore.storage.amounts import ALL_SCOPES, Amount
 
@@ -78,7 +79,7 @@ def estimated(
     """The plan beside the limits as they are now."""
     if not opened.limits or not plan.to_embed:
         return Estimate(plan=plan)
-    amount = Amount(tokens=plan.tokens, cost=plan.picodollars or 0)
+    amount = Amount(tokens=plan.tokens, cost=money.in_picodollars(plan.cost or Decimal(0)))
     with books(opened.config, opened.limits) as ledger:
         found = usage.limits_now(ledger, opened.client.scope, opened.limits, lane)
     tight = [used for used in found if amount.of(used.limit.unit) > used.left]
@@ -92,12 +93,12 @@ def agree(
     estimate: Estimate,
     *,
     yes: bool,
-    ask_above: int,
+    ask_above: Decimal,
     batch: bool = False,
 ) -> bool:
     """Whether to go on. Asks on a terminal; elsewhere what needs an answer is an error.
 
-    ``ask_above``: picodollars. Asked as well: at a price that is not known, and where a limit will
+    ``ask_above``: US dollars. Asked as well: at a price that is not known, and where a limit will
     end the run before its end.
     """
     reason = _reason(opened, estimate, ask_above, batch=batch)
@@ -115,28 +116,25 @@ def agree(
     raise NotConfirmed(f"{reason} Nothing was sent; say --yes to go on.")
 
 
-def ask_above(opened: Session) -> int:
-    """``confirm_above`` in picodollars."""
-    return int(opened.config.confirm_above * PICODOLLARS_PER_DOLLAR)
-
-
-def _reason(opened: Session, estimate: Estimate, ask_above: int, *, batch: bool) -> str | None:
+def _reason(opened: Session, estimate: Estimate, ask_above: Decimal, *, batch: bool) -> str | None:
     plan = estimate.plan
     if estimate.is_refused:
         return "A limit will stop this run; what is embedded until then is kept."
-    if plan.picodollars is None:
+    if plan.cost is None:
         return (
             f"The price of {opened.name} is not known (embedcore models lists those that are "
             "known; price = … in its options says it, 0 for a server of your own)."
         )
-    if plan.picodollars > ask_above:
+    if plan.cost > ask_above:
         up_to = "" if plan.exact else "up to "
-        return f"This costs {up_to}{dollars(plan.picodollars)}."
+        return f"This costs {up_to}{money.shown(plan.cost)}."
     known = opened.price_without_found
-    listed = 0 if known is None else known.picodollars(plan.tokens, batch=batch)
-    if listed > max(ask_above, plan.picodollars):
+    listed = Decimal(0)
+    if known is not None:
+        listed = money.in_dollars(known.picodollars(plan.tokens, batch=batch))
+    if listed > max(ask_above, plan.cost):
         return (
-            f"This costs {dollars(listed)} by the provider's own price; {opened.config.file}, "
+            f"This costs {money.shown(listed)} by the provider's own price; {opened.config.file}, "
             "which is not trusted, sets another one (embedcore trust)."
         )
     return None
@@ -182,20 +180,22 @@ def _work(plan: FilePlan) -> str:
 
 
 def _cost(plan: FilePlan, opened: Session) -> str:
-    if plan.picodollars is None:
+    if plan.cost is None:
         return "not known: the price of this model is not"
-    bound = "" if plan.exact or not plan.picodollars else "at most "
+    bound = "" if plan.exact or not plan.cost else "at most "
     price = opened.client.info.price
     each = f" (${price.immediate:f} per million tokens)" if price and not price.free else ""
-    return f"{bound}{dollars(plan.picodollars)}{each}"
+    return f"{bound}{money.shown(plan.cost)}{each}"
 
 
 def limit_text(refusal: BudgetExceeded, *, brief: bool) -> str:
     """Which limit it is, and unless ``brief`` what is left of it."""
     if not brief:
         return str(refusal).removeprefix("not sent: ").partition(". Send less")[0]
-    counted = isinstance(refusal, TokenBudgetExceeded)
-    limit = plural(refusal.limit, "token") if counted else dollars(refusal.limit)
+    if isinstance(refusal, TokenBudgetExceeded):
+        limit = plural(refusal.limit, "token")
+    else:
+        limit = money.shown(Decimal(refusal.limit))
     period = "in total" if refusal.period == "total" else f"per {refusal.period}"
     whom = "all scopes" if refusal.scope == ALL_SCOPES else f"scope {refusal.scope!r}"
     return f"{limit} {period} for {whom}"

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
-from embedcore.cli.text import dollars, duration, plural, tokens
+from embedcore import money
+from embedcore.cli.text import duration, plural, tokens
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress, TaskID
@@ -158,5 +159,5 @@ def _rows(told: FileProgress) -> str:
 def _spent(told: FileProgress) -> str:
     if not told.tokens:
         return ""
-    cost = f", {dollars(told.picodollars)}" if told.picodollars else ""
+    cost = f", {money.shown(told.cost)}" if told.cost else ""
     return f"{tokens(told.tokens, exact=told.exact)}{cost}"

@@ -7,9 +7,11 @@ import os
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from decimal import Decimal
 from typing import Final, TextIO
 
-from embedcore.cli.text import command, fitted, in_dollars, printable, scrubbed, table
+from embedcore import money
+from embedcore.cli.text import command, fitted, printable, scrubbed, table
 
 # What click puts behind a question.
 _ANSWER: Final = " [y/N]: y"
@@ -71,7 +73,7 @@ class Screen:
         dollars."""
         if self.wants_json:
             self._answered = True
-            _write(json.dumps(in_dollars(result), default=str) + "\n")
+            _write(json.dumps(result, default=_plain) + "\n")
 
     def info(self, text: str) -> None:
         """What a person should know meanwhile. Nothing with ``--quiet``."""
@@ -136,6 +138,11 @@ class Screen:
             import traceback
 
             self.error("".join(traceback.format_exception(error)), whole=True)
+
+
+def _plain(value: object) -> object:
+    """What JSON has no type for: money as exact US dollars, all as text."""
+    return money.exact(value) if isinstance(value, Decimal) else str(value)
 
 
 def _described(error: BaseException, message: str) -> dict[str, object]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from embedcore import money
 from embedcore.cli.estimate import damaged_text
 from embedcore.cli.text import (
     amount_cut,
     command,
-    dollars,
     duration,
     facts,
     one_line,
@@ -35,10 +36,10 @@ class RunTotals:
 
     def __init__(self) -> None:
         self.tokens = 0
-        self.picodollars = 0
+        self.cost = Decimal(0)
         self.exact = True
         self.unconfirmed_tokens = 0
-        self.unconfirmed_picodollars = 0
+        self.unconfirmed_cost = Decimal(0)
         self._lock = threading.Lock()
 
     def __call__(self, event: Event) -> None:
@@ -46,22 +47,22 @@ class RunTotals:
             return
         with self._lock:
             self.tokens += event.tokens
-            self.picodollars += event.picodollars
+            self.cost += event.cost
             self.exact = self.exact and event.exact
             if event.unconfirmed:
                 self.unconfirmed_tokens += event.tokens
-                self.unconfirmed_picodollars += event.picodollars
+                self.unconfirmed_cost += event.cost
 
     def text(self) -> str | None:
         """For a run that did not finish; None if nothing was spent."""
         if not self.tokens:
             return None
         spent = tokens(self.tokens, exact=self.exact)
-        said = f"Spent by this run: {spent}, {dollars(self.picodollars)}"
+        said = f"Spent by this run: {spent}, {money.shown(self.cost)}"
         if self.unconfirmed_tokens:
             said += (
                 f", of which {tokens(self.unconfirmed_tokens, exact=False)}, "
-                f"{dollars(self.unconfirmed_picodollars)}, for requests that brought no vectors "
+                f"{money.shown(self.unconfirmed_cost)}, for requests that brought no vectors "
                 "and may have been billed"
             )
         return f"{said}."
@@ -119,7 +120,7 @@ def _lines(report: RunReport, info: ModelInfo) -> Iterator[tuple[str, str]]:
             "billed",
             f"{plural(report.embedded, 'text')}, {tokens(usage.tokens, exact=usage.exact)} in "
             f"{plural(usage.requests, 'request')}, "
-            f"{dollars(usage.picodollars if info.price is not None else None)}",
+            f"{money.shown(usage.cost if info.price is not None else None)}",
         )
     else:
         yield "billed", "nothing: $0"
@@ -154,7 +155,7 @@ def _lines(report: RunReport, info: ModelInfo) -> Iterator[tuple[str, str]]:
         most = tokens(usage.unconfirmed_tokens, exact=False)
         yield (
             "unconfirmed",
-            f"{most}, {dollars(usage.unconfirmed_picodollars)} of the cost: for requests that "
+            f"{most}, {money.shown(usage.unconfirmed_cost)} of the cost: for requests that "
             "brought no vectors and may have been billed",
         )
     yield "took", duration(report.seconds)

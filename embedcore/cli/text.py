@@ -8,12 +8,9 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
-from decimal import Decimal
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
-_PER_DOLLAR: Final = 10**12
-_DIGITS_OF_CENTS: Final = 2
 _SHORTEST_SECRET: Final = 8
 
 # Whole sequences first, so that what they would have done does not stay behind as letters:
@@ -59,45 +56,6 @@ def wrapped(text: str, *, width: int, lines: int, indent: str) -> str:
         placeholder="…",
         break_on_hyphens=False,
     )
-
-
-def dollars(picodollars: int | None) -> str:
-    """US dollars: cents from one dollar on, below it enough digits to tell it from nothing."""
-    if picodollars is None:
-        return "at a price that is not known"
-    amount = Decimal(picodollars) / _PER_DOLLAR
-    if not picodollars:
-        return "$0"
-    if amount >= 1:
-        return f"${amount:,.2f}"
-    # Rounded first: 0.000996 has the digits of 0.0010, not of 0.00100.
-    rounded = round(amount, _places(amount))
-    return f"${rounded:.{_places(rounded)}f}"
-
-
-def exact_dollars(picodollars: int) -> str:
-    """Every digit, without a sign: how JSON has amounts of money."""
-    return f"{(Decimal(picodollars) / _PER_DOLLAR).normalize():f}"
-
-
-def in_dollars(answer: object) -> object:
-    """A result as JSON has it: ``spent_picodollars`` is ``spent_cost``, exact dollars as text."""
-    if isinstance(answer, Mapping):
-        return {
-            name.replace("picodollars", "cost"): (
-                exact_dollars(value)
-                if "picodollars" in name and value is not None
-                else in_dollars(value)
-            )
-            for name, value in answer.items()
-        }
-    if isinstance(answer, list | tuple):
-        return [in_dollars(one) for one in answer]
-    return answer
-
-
-def _places(amount: Decimal) -> int:
-    return max(-amount.adjusted() + 1, _DIGITS_OF_CENTS)
 
 
 def plural(count: int, singular: str, several: str | None = None) -> str:

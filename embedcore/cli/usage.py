@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from embedcore import money
 from embedcore.cli.options import talking
 from embedcore.cli.screen import Screen
 from embedcore.cli.session import books
-from embedcore.cli.text import dollars, exact_dollars, plural
+from embedcore.cli.text import plural
 from embedcore.config import Config
 from embedcore.storage import usage
 from embedcore.storage.amounts import ALL_SCOPES
@@ -82,7 +83,7 @@ def _show_windows(screen: Screen, windows: Sequence[Usage], zone: str) -> None:
             _PERIODS[one.period],
             "all scopes" if one.scope == ALL_SCOPES else one.scope,
             f"{one.spent.tokens:,}",
-            dollars(one.spent.cost),
+            money.shown(one.spent.dollars),
             f"{one.requests:,}",
             _both(one.held),
         )
@@ -106,7 +107,7 @@ def _show_models(screen: Screen, models: Sequence[ModelUsage]) -> None:
             _PERIODS[one.period],
             one.model or "(recorded by hand)",
             f"{one.spent.tokens:,}",
-            dollars(one.spent.cost),
+            money.shown(one.spent.dollars),
             f"{one.requests:,}",
             *(cells[number] for cells in said.values()),
         )
@@ -116,7 +117,11 @@ def _show_models(screen: Screen, models: Sequence[ModelUsage]) -> None:
 
 
 def _both(amount: Amount) -> str:
-    return f"{amount.tokens:,} ({dollars(amount.cost)})" if amount.tokens or amount.cost else "-"
+    return (
+        f"{amount.tokens:,} ({money.shown(amount.dollars)})"
+        if amount.tokens or amount.cost
+        else "-"
+    )
 
 
 def _free(one: ModelUsage) -> str:
@@ -134,7 +139,7 @@ def _show_audit(screen: Screen, attempts: Sequence[dict[str, Any]]) -> None:
             row["scope"],
             f"{row['inputs']:,}",
             f"{_actual(row, 'tokens'):,}",
-            dollars(_actual(row, "cost")),
+            money.shown(money.in_dollars(_actual(row, "cost"))),
             row["request_id"] or "-",
             row["note"] or "",
         )
@@ -155,7 +160,9 @@ def _show_audit(screen: Screen, attempts: Sequence[dict[str, Any]]) -> None:
 
 def _attempt_fields(row: dict[str, Any]) -> dict[str, Any]:
     costs = {name: row[name] for name in ("cost", "actual_cost")}
-    return row | {name: cost and exact_dollars(cost) for name, cost in costs.items()}
+    return row | {
+        name: None if cost is None else money.in_dollars(cost) for name, cost in costs.items()
+    }
 
 
 def _actual(row: dict[str, Any], what: str) -> int:
@@ -189,4 +196,4 @@ def _model_fields(one: ModelUsage) -> dict[str, Any]:
 
 
 def _money(name: str, amount: Amount) -> dict[str, Any]:
-    return {f"{name}_tokens": amount.tokens, f"{name}_picodollars": amount.cost}
+    return {f"{name}_tokens": amount.tokens, f"{name}_cost": amount.dollars}

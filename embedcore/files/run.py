@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from decimal import Decimal
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -128,7 +129,7 @@ def planned(
         to_embed=sum(one.to_embed for one in plans),
         tokens=sum(one.tokens for one in plans),
         exact=all(one.exact for one in plans),
-        picodollars=_total([one.picodollars for one in plans]),
+        cost=_total([one.cost for one in plans]),
         requests=sum(one.requests for one in plans),
         truncated=sum(one.truncated for one in plans),
         perhaps_long=sum(one.perhaps_long for one in plans),
@@ -137,8 +138,9 @@ def planned(
     return replace(plan, duplicates=plan.rows - plan.empty - plan.rejected - plan.texts)
 
 
-def _total(costs: Sequence[int | None]) -> int | None:
-    return None if None in costs else sum(cost or 0 for cost in costs)
+def _total(costs: Sequence[Decimal | None]) -> Decimal | None:
+    known = [cost for cost in costs if cost is not None]
+    return sum(known, Decimal(0)) if len(known) == len(costs) else None
 
 
 class Purchase:
@@ -400,7 +402,7 @@ def _embed_missing(
     done = 0
     for rows in blocks(rows_at(inputs, found, positions), max_rows=block):
         within = told.within(done, len(positions), purchase.usage)
-        within(Progress(done=0, total=len(rows), tokens=0, picodollars=0))
+        within(Progress(done=0, total=len(rows), tokens=0, cost=Decimal(0)))
         purchase.embed(rows, progress=within)
         done += len(rows)
         if purchase.stopped_at is not None:
@@ -437,9 +439,7 @@ class _Told:
         """Passes on the progress of one call of the client, which begins where ``done`` is."""
 
         def tell(progress: Progress) -> None:
-            now = Spending(
-                tokens=progress.tokens, picodollars=progress.picodollars, exact=progress.exact
-            )
+            now = Spending(tokens=progress.tokens, cost=progress.cost, exact=progress.exact)
             self.at("embedding", done + progress.done, total, usage + now)
 
         return tell
@@ -452,7 +452,7 @@ class _Told:
                     done=done,
                     total=total,
                     tokens=usage.tokens,
-                    picodollars=usage.picodollars,
+                    cost=usage.cost,
                     exact=usage.exact,
                 )
             )

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedcore import Spending
-from embedcore.provider.types import PICODOLLARS_PER_DOLLAR
 
 if TYPE_CHECKING:
     Vectors: TypeAlias = NDArray[np.float32]
@@ -137,10 +136,10 @@ class FilePlan:
     ``duplicates``: rows whose text an earlier row has; ``rejected``: texts that cannot be sent. Of
     the other distinct texts, ``reused`` are in the output or its journal, ``cached`` in the cache,
     ``in_flight`` in another batch (batches only), and ``to_embed`` must be paid for. ``tokens`` is
-    an upper bound unless ``exact``; ``picodollars`` None: the price is not known; ``truncated``:
-    texts that will be cut; ``perhaps_long``: texts that may be too long, which nobody can count:
-    they are cut only if the server refuses them. ``damaged``: rows of the output that cannot be
-    believed any more; what is needed of them is in ``to_embed``.
+    an upper bound unless ``exact``; ``cost``: US dollars, None if the price is not known;
+    ``truncated``: texts that will be cut; ``perhaps_long``: texts that may be too long, which
+    cannot be counted: they are cut only if the server refuses them. ``damaged``: rows of the output
+    that cannot be believed any more; what is needed of them is in ``to_embed``.
     """
 
     rows: int = 0
@@ -153,7 +152,7 @@ class FilePlan:
     to_embed: int = 0
     tokens: int = 0
     exact: bool = True
-    picodollars: int | None = 0
+    cost: Decimal | None = Decimal(0)
     requests: int = 0
     truncated: int = 0
     damaged: int = 0
@@ -163,13 +162,6 @@ class FilePlan:
     def texts(self) -> int:
         """Distinct texts that can be embedded."""
         return self.reused + self.cached + self.in_flight + self.to_embed
-
-    @property
-    def cost(self) -> Decimal | None:
-        """US dollars, or None where the price is not known."""
-        if self.picodollars is None:
-            return None
-        return Decimal(self.picodollars) / PICODOLLARS_PER_DOLLAR
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,7 +175,7 @@ class FileProgress:
     done: int = 0
     total: int = 0
     tokens: int = 0
-    picodollars: int = 0
+    cost: Decimal = Decimal(0)
     exact: bool = True
 
 

@@ -93,7 +93,7 @@ class Account:
         return Reserved(
             scope=self.scope,
             tokens=amount.tokens,
-            picodollars=amount.cost,
+            cost=amount.dollars,
             provider=self.provider,
             model=self.model,
         )
@@ -103,7 +103,7 @@ class Account:
         return Settled(
             scope=self.scope,
             tokens=amount.tokens,
-            picodollars=amount.cost,
+            cost=amount.dollars,
             unconfirmed=unconfirmed,
             exact=exact,
             provider=self.provider,
@@ -300,7 +300,7 @@ class CallBudget:
         with self._lock:
             self.spending += Spending(
                 free_by_status_tokens=amount.tokens,
-                free_by_status_picodollars=amount.cost,
+                free_by_status_cost=amount.dollars,
                 free_by_status_requests=1,
             )
 
@@ -322,9 +322,9 @@ class CallBudget:
         with self._lock:
             self.spending += Spending(
                 tokens=amount.tokens,
-                picodollars=amount.cost,
+                cost=amount.dollars,
                 unconfirmed_tokens=amount.tokens,
-                unconfirmed_picodollars=amount.cost,
+                unconfirmed_cost=amount.dollars,
                 exact=False,
             )
         near = self._account.ledger.charge(attempt, actual=amount, note=note, request_id=request_id)
@@ -370,7 +370,7 @@ class CallBudget:
 
     def _spent(self, actual: Amount, *, exact: bool) -> Amount:
         with self._lock:
-            self.spending += Spending(tokens=actual.tokens, picodollars=actual.cost, exact=exact)
+            self.spending += Spending(tokens=actual.tokens, cost=actual.dollars, exact=exact)
         return actual
 
     @property
@@ -443,7 +443,7 @@ class CallProgress:
                 done=done,
                 total=self._total,
                 tokens=spending.tokens,
-                picodollars=spending.picodollars,
+                cost=spending.cost,
                 exact=spending.exact,
             )
         )

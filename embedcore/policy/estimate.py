@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
+from embedcore import money
 from embedcore.errors import ConfigurationError
 from embedcore.policy.immediate.reuse import former_keys_of, keys_of, vector_width
 from embedcore.policy.texts import Prepared
@@ -28,7 +30,7 @@ class Plan:
       ``to_embed`` are sent. The rest (``in_flight``; plans of batches only) is under way in another
       batch.
     - ``tokens``: of what is sent; an upper bound unless ``exact``.
-    - ``picodollars``: None if the price is not known.
+    - ``cost``: in US dollars; None if the price is not known.
     """
 
     rows: int
@@ -38,7 +40,7 @@ class Plan:
     requests: int
     tokens: int
     exact: bool
-    picodollars: int | None
+    cost: Decimal | None
     cached: int = 0
     in_flight: int = 0
     to_embed: int = 0
@@ -78,7 +80,7 @@ def plan_now(
         requests=len(requests),
         tokens=tokens,
         exact=counted or not missing,
-        picodollars=None if price is None and missing else cost,
+        cost=None if price is None and missing else money.in_dollars(cost),
         cached=len(cached),
         in_flight=len(in_flight),
         to_embed=len(missing),

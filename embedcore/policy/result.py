@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, overload
 
+from embedcore import money
 from embedcore.errors import BudgetExceeded
-from embedcore.provider.types import PICODOLLARS_PER_DOLLAR
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,9 +23,9 @@ CutState: TypeAlias = Literal["no", "yes", "unknown"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spending:
-    """What a call cost. ``requests`` counts every attempt that was sent.
+    """What a call cost, in US dollars. ``requests`` counts every attempt that was sent.
 
-    ``tokens`` and ``picodollars`` include what is ``unconfirmed``: charged to the budget without
+    ``tokens`` and ``cost`` include what is ``unconfirmed``: charged to the budget without
     proof that the provider billed it. ``exact``: the provider named every figure itself.
 
     What is ``free_by_status`` is not in them: so many of the requests, for which so much was held,
@@ -33,27 +33,27 @@ class Spending:
     """
 
     tokens: int = 0
-    picodollars: int = 0
+    cost: Decimal = Decimal(0)
     requests: int = 0
     unconfirmed_tokens: int = 0
-    unconfirmed_picodollars: int = 0
+    unconfirmed_cost: Decimal = Decimal(0)
     free_by_status_tokens: int = 0
-    free_by_status_picodollars: int = 0
+    free_by_status_cost: Decimal = Decimal(0)
     free_by_status_requests: int = 0
     exact: bool = True
 
-    @property
-    def cost(self) -> Decimal:
-        """US dollars."""
-        return Decimal(self.picodollars) / PICODOLLARS_PER_DOLLAR
-
     def __add__(self, other: Spending) -> Spending:
-        amounts = {
-            one.name: getattr(self, one.name) + getattr(other, one.name)
-            for one in fields(self)
-            if one.name != "exact"
-        }
-        return Spending(**amounts, exact=self.exact and other.exact)
+        return Spending(
+            tokens=self.tokens + other.tokens,
+            cost=money.added(self.cost, other.cost),
+            requests=self.requests + other.requests,
+            unconfirmed_tokens=self.unconfirmed_tokens + other.unconfirmed_tokens,
+            unconfirmed_cost=money.added(self.unconfirmed_cost, other.unconfirmed_cost),
+            free_by_status_tokens=self.free_by_status_tokens + other.free_by_status_tokens,
+            free_by_status_cost=money.added(self.free_by_status_cost, other.free_by_status_cost),
+            free_by_status_requests=self.free_by_status_requests + other.free_by_status_requests,
+            exact=self.exact and other.exact,
+        )
 
 
 class TextCut(NamedTuple):

@@ -6,13 +6,13 @@ breaking a provider that exists. Importing this module loads neither numpy nor a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from embedcore import money
 from embedcore.errors import Billed
 
 if TYPE_CHECKING:
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Vectors: TypeAlias = NDArray[np.float32]
-
-PICODOLLARS_PER_DOLLAR = 10**12
-_TOKENS_PER_PRICE_UNIT = 10**6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +51,7 @@ class Price:
     def picodollars(self, tokens: int, *, batch: bool = False) -> int:
         """What ``tokens`` cost in picodollars, rounded up."""
         rate = self.batch if batch and self.batch is not None else self.immediate
-        return math.ceil(rate * tokens * PICODOLLARS_PER_DOLLAR / _TOKENS_PER_PRICE_UNIT)
+        return money.cost_of(tokens, rate)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final, Literal, TypeAlias
 
+from embedcore import money
 from embedcore.errors import BudgetExceeded, ConfigurationError
 from embedcore.storage.calendar import Period
 
@@ -15,11 +16,6 @@ Lane: TypeAlias = Literal["all", "query"]
 ALL_SCOPES: Final = "*"
 # What SQLite's integers hold; a sum beyond it fails as a whole (STRICT columns take no float).
 _LARGEST: Final = 2**63 - 1
-
-
-def exact_dollars(picodollars: int) -> str:
-    """Every digit of an amount, for messages in which two amounts are compared."""
-    return f"${Decimal(picodollars).scaleb(-12):,f}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,15 +28,30 @@ class Amount:
     def __post_init__(self) -> None:
         if not (0 <= self.tokens <= _LARGEST and 0 <= self.cost <= _LARGEST):
             raise ConfigurationError(
-                f"an amount of {self.tokens} tokens and {exact_dollars(self.cost)} cannot be "
+                f"an amount of {self.tokens} tokens and {money.shown_exactly(self.cost)} cannot be "
                 "right: check the texts' sizes and the model's price"
             )
+
+    @property
+    def dollars(self) -> Decimal:
+        """The cost in US dollars."""
+        return money.in_dollars(self.cost)
 
     def of(self, unit: Unit) -> int:
         return self.tokens if unit == "tokens" else self.cost
 
     def __add__(self, other: Amount) -> Amount:
         return Amount(tokens=self.tokens + other.tokens, cost=self.cost + other.cost)
+
+
+def told(unit: Unit, amount: int) -> int | Decimal:
+    """An amount as users are told it: tokens, or US dollars."""
+    return amount if unit == "tokens" else money.in_dollars(amount)
+
+
+def shown(unit: Unit, amount: int) -> str:
+    """The same with its unit."""
+    return f"{amount:,} tokens" if unit == "tokens" else money.shown(money.in_dollars(amount))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

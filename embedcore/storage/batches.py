@@ -540,7 +540,7 @@ class Batches:
         failed: Sequence[tuple[bytes, str]] = (),
         most_tries: int = 1,
         tokens: int = 0,
-        picodollars: int = 0,
+        cost: int = 0,
     ) -> None:
         """These were bought outside of any job, or found; those could not be, and why."""
         mine = "WHERE pool = ? AND key = ? AND part IS NULL AND state = 'open'"
@@ -557,7 +557,7 @@ class Batches:
             connection.execute(
                 "UPDATE batch SET drained_tokens = drained_tokens + ?, "
                 "drained_cost = drained_cost + ? WHERE id = ?",
-                (tokens, picodollars, batch.id),
+                (tokens, cost, batch.id),
             )
 
     def _read(

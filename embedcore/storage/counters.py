@@ -16,7 +16,15 @@ from embedcore.errors import (
     TokenBudgetExceeded,
 )
 from embedcore.events import LimitNear
-from embedcore.storage.amounts import ALL_SCOPES, Amount, Grant, Lane, Limit
+from embedcore.storage.amounts import (
+    ALL_SCOPES,
+    Amount,
+    Grant,
+    Lane,
+    Limit,
+    shown,
+    told,
+)
 from embedcore.storage.calendar import MICROSECONDS, PERIODS, window_end, window_start, zone_named
 
 if TYPE_CHECKING:
@@ -25,7 +33,6 @@ if TYPE_CHECKING:
 
 
 _WARN_PERCENT: Final = 90
-_PER_DOLLAR: Final = 10**12
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,13 +70,14 @@ class Used:
     def refusal(self, amount: Amount, *, is_bound: bool = False) -> BudgetExceeded:
         """``is_bound``: nobody counted what it costs, and it may be less."""
         limit, asked = self.limit, amount.of(self.limit.unit)
+        unit = limit.unit
         kind = TokenBudgetExceeded if limit.unit == "tokens" else CostBudgetExceeded
         return kind(
             self._message(asked, "up to " if is_bound else ""),
-            limit=limit.amount,
-            spent=self.spent,
-            held=self.held,
-            asked=asked,
+            limit=told(unit, limit.amount),
+            spent=told(unit, self.spent),
+            held=told(unit, self.held),
+            asked=told(unit, asked),
             resets_at=self.ends,
             never_fits=asked > self.most,
             period=limit.period,
@@ -77,7 +85,11 @@ class Used:
         )
 
     def _message(self, asked: int, up_to: str) -> str:
-        limit, show = self.limit, _shown[self.limit.unit]
+        limit = self.limit
+
+        def show(amount: int) -> str:
+            return shown(limit.unit, amount)
+
         whom = "all scopes" if limit.scope == ALL_SCOPES else f"scope {limit.scope!r}"
         period = "in total" if limit.period == "total" else f"per {limit.period}"
         kept = f", {show(self.reserved)} kept for queries" if self.reserved else ""
@@ -88,19 +100,6 @@ class Used:
             f"for {whom} {show(max(self.left, 0))} are left ({show(self.spent)} spent, "
             f"{show(self.held)} reserved{kept}); {when}. Send less, wait, or raise the limit"
         )
-
-
-def show_tokens(tokens: int) -> str:
-    return f"{tokens:,} tokens"
-
-
-def show_cost(picodollars: int) -> str:
-    """US dollars with enough digits to tell small amounts from nothing."""
-    dollars = picodollars / _PER_DOLLAR
-    return f"${dollars:,.2f}" if dollars >= 1 or not picodollars else f"${dollars:.6f}"
-
-
-_shown = {"tokens": show_tokens, "cost": show_cost}
 
 
 def ids(connection: sqlite3.Connection, scope: str, lane: Lane, moment: Moment) -> str:
@@ -296,8 +295,8 @@ def newly_near(
                     scope=limit.scope,
                     period=limit.period,
                     unit=limit.unit,
-                    used=found.spent,
-                    limit=limit.amount,
+                    used=told(limit.unit, found.spent),
+                    limit=told(limit.unit, limit.amount),
                 )
             )
     return near

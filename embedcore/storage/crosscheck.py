@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from embedcore import money
 from embedcore.storage import grants as entries
-from embedcore.storage.amounts import ALL_SCOPES, Amount, exact_dollars
+from embedcore.storage.amounts import ALL_SCOPES, Amount
 from embedcore.storage.calendar import PERIODS, Period, window_start
 
 if TYPE_CHECKING:
@@ -288,7 +289,7 @@ def _list(windows: Iterable[int]) -> str:
 
 
 def _shown(counter: str, number: int) -> str:
-    return exact_dollars(number) if counter.startswith("cost") else f"{number:,}"
+    return money.shown_exactly(number) if counter.startswith("cost") else f"{number:,}"
 
 
 def _sums() -> Sums:

@@ -10,8 +10,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from embedcore import money
 from embedcore.storage import counters, grants as admission, grants as entries
 from embedcore.storage.amounts import Amount, Grant, HeldLoosely, Limit
 from embedcore.storage.parts import COLUMNS, Part, new_key, read_part
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
     from embedcore.storage.batches import BatchAccount, BatchRecord
     from embedcore.storage.ledger import Ledger
-
-_PICODOLLARS: Final = 10**6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,8 +49,7 @@ class Cut:
 
 def priced(tokens: int, price: str | None) -> Amount:
     """Tokens at the price that was written down when they were held, rounded up."""
-    cost = Decimal(price or 0) * tokens * _PICODOLLARS
-    return Amount(tokens=tokens, cost=int(cost.to_integral_value(rounding="ROUND_CEILING")))
+    return Amount(tokens=tokens, cost=money.cost_of(tokens, Decimal(price or 0)))
 
 
 class Cutter:

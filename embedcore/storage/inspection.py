@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from embedcore import money
 from embedcore.storage import crosscheck
-from embedcore.storage.amounts import ALL_SCOPES, exact_dollars
+from embedcore.storage.amounts import ALL_SCOPES
 from embedcore.storage.calendar import PERIODS
 
 if TYPE_CHECKING:
@@ -148,8 +149,8 @@ def _parts(connection: sqlite3.Connection) -> Iterator[str]:
         elif amount != [left + sent, left_cost + sent_cost]:
             yield (
                 f"part {part} of a batch needs {amount[0]:,} tokens and "
-                f"{exact_dollars(amount[1])}, and {left + sent:,} and "
-                f"{exact_dollars(left_cost + sent_cost)} are reserved for it"
+                f"{money.shown_exactly(amount[1])}, and {left + sent:,} and "
+                f"{money.shown_exactly(left_cost + sent_cost)} are reserved for it"
             )
 
 

@@ -266,7 +266,7 @@ class PartMoney:
         return Settled(
             scope=self.pool.scope,
             tokens=sign * amount.tokens,
-            picodollars=sign * amount.cost,
+            cost=sign * amount.dollars,
             unconfirmed=unconfirmed,
             provider=provider,
             model=model,

@@ -9,6 +9,7 @@ import threading
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import get_args
 
 import pytest
@@ -349,7 +350,7 @@ def test_what_is_taken_back_has_a_counter_of_its_own(telemetry):
     told = {"scope": "s", "provider": "p", "model": "m"}
     for tokens, unconfirmed in ((9, True), (-9, True), (5, False)):
         telemetry.observer(
-            Settled(tokens=tokens, picodollars=tokens * 10**12, unconfirmed=unconfirmed, **told)
+            Settled(tokens=tokens, cost=Decimal(tokens), unconfirmed=unconfirmed, **told)
         )
     assert telemetry.total("embedcore.budget.settled") == 14
     assert telemetry.total("embedcore.budget.corrected") == 9
@@ -371,12 +372,12 @@ def test_every_event_reaches_it(telemetry):
         "changes": BatchChanged(
             job="j", status="completed", completed=2, failed=0, total=2, scope="s"
         ),
-        "duplicates": BatchDuplicate(job="j", scope="s", tokens=3, picodollars=4),
+        "duplicates": BatchDuplicate(job="j", scope="s", tokens=3, cost=Decimal(4)),
         "stopped": BatchStopped(batch="b", job="j", texts=6, scope="s"),
         "limits": LimitsLearned(
             endpoint="https://host/v1", model="m", requests_per_minute=60, tokens_per_minute=None
         ),
-        "progress": Progress(done=3, total=None, tokens=1, picodollars=1),
+        "progress": Progress(done=3, total=None, tokens=1, cost=Decimal(1)),
     }
     for event in events.values():
         telemetry.observer(event)

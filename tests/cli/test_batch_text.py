@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 
 import pytest
 
@@ -37,7 +38,7 @@ RUNNING = BatchReport(
     jobs=(),
     usage=Spending(),
     reserved_tokens=0,
-    reserved_picodollars=0,
+    reserved_cost=Decimal(0),
     created=datetime(2026, 11, 24, tzinfo=UTC),
     ended=None,
 )

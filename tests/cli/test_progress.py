@@ -11,11 +11,12 @@ from embedcore.cli.screen import Screen
 from embedcore.cli.summary import RunTotals
 from embedcore.events import RequestSent, Settled
 from embedcore.files.types import FileProgress
+from embedcore.money import in_dollars
 
 
 def told(done: int, stage: str = "embedding", total: int = 1000) -> FileProgress:
     return FileProgress(
-        stage=stage, done=done, total=total, tokens=done * 10, picodollars=done * 200_000
+        stage=stage, done=done, total=total, tokens=done * 10, cost=in_dollars(done * 200_000)
     )
 
 
@@ -61,8 +62,8 @@ def test_quiet_draws_nothing(screen):
 def test_the_tally_adds_up_from_any_thread():
     tally = RunTotals()
     assert tally.text() is None
-    settled = Settled(scope="s", tokens=3, picodollars=5, unconfirmed=False)
-    lost = Settled(scope="s", tokens=1, picodollars=2, unconfirmed=True)
+    settled = Settled(scope="s", tokens=3, cost=in_dollars(5), unconfirmed=False)
+    lost = Settled(scope="s", tokens=1, cost=in_dollars(2), unconfirmed=True)
 
     def work() -> None:
         for _ in range(500):
@@ -75,7 +76,7 @@ def test_the_tally_adds_up_from_any_thread():
         thread.start()
     for thread in threads:
         thread.join()
-    assert (tally.tokens, tally.picodollars) == (16_000, 28_000)
-    assert (tally.unconfirmed_tokens, tally.unconfirmed_picodollars) == (4_000, 8_000)
+    assert (tally.tokens, tally.cost) == (16_000, in_dollars(28_000))
+    assert (tally.unconfirmed_tokens, tally.unconfirmed_cost) == (4_000, in_dollars(8_000))
     assert "16,000 tokens" in str(tally.text())
     assert "4,000 tokens" in str(tally.text())

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-from decimal import Decimal
 
 import pytest
 from hypothesis import given, strategies as st
 
 from embedcore.cli.text import (
     command,
-    dollars,
     duration,
     one_line,
     plural,
@@ -68,22 +66,6 @@ def test_a_paragraph_keeps_within_its_width(text):
     assert len(lines) <= 3
     assert all(len(line) <= 40 for line in lines)
 
-
-@given(st.integers(0, 10**18))
-def test_dollars_are_never_shown_as_nothing(picodollars):
-    shown = Decimal(dollars(picodollars).removeprefix("$").replace(",", ""))
-    exact = Decimal(picodollars) / 10**12
-    assert (shown == 0) == (picodollars == 0)
-    assert abs(shown - exact) <= max(exact * Decimal("0.05"), Decimal("1e-14")) or exact >= 1
-    assert abs(shown - exact) <= Decimal("0.005") or exact < 1
-
-
-def test_amounts():
-    assert dollars(0) == "$0"
-    assert dollars(1_234_560_000_000_000) == "$1,234.56"
-    assert dollars(24_700_000_000) == "$0.025"
-    assert dollars(995_980_000) == "$0.0010", "the digits of what is shown, not of what was rounded"
-    assert "not known" in dollars(None)
     assert (plural(1, "row"), plural(1000, "row")) == ("1 row", "1,000 rows")
     assert [duration(s) for s in (0.34, 61, 7322)] == ["0.3 s", "1 min 1 s", "2 h 2 min"]
 

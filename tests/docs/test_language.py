@@ -64,7 +64,7 @@ _NO_MESSAGES = {
     "providers/hashing/src/embedcore_hashing/embedder.py",  # its English words
 }
 # States of batches and jobs as the state file has them, and what ``in_dollars`` turns to dollars.
-_NAMES = {"abandoned", "stray", "picodollars"}
+_NAMES = {"abandoned", "stray"}
 _COMMANDS = {"command", "group"}
 # What is put into a message: one word, that ends where it ends.
 _PLACE = "\u200bCode\u200b"

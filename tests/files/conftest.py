@@ -19,6 +19,7 @@ import pytest
 from embedcore import Arrival, EmbeddingResult, Plan, Spending, TextCut
 from embedcore.errors import EmbeddingError, InputRejected
 from embedcore.events import Progress
+from embedcore.money import in_dollars
 
 WIDTH = 6
 
@@ -73,8 +74,8 @@ class FakeClient:
         result = self._result(texts, reached)
         if callable(progress):
             usage = result.usage
-            tokens, money = usage.tokens, usage.picodollars
-            progress(Progress(done=reached, total=len(texts), tokens=tokens, picodollars=money))
+            tokens, cost = usage.tokens, usage.cost
+            progress(Progress(done=reached, total=len(texts), tokens=tokens, cost=cost))
         if on_arrival is not None:
             self._deliver(result, on_arrival)
         if stop is not None:
@@ -117,7 +118,7 @@ class FakeClient:
             vectors=vectors,
             ok=ok,
             reused=np.zeros(len(texts), dtype=bool),
-            usage=Spending(tokens=tokens, picodollars=tokens * 20_000, requests=1),
+            usage=Spending(tokens=tokens, cost=in_dollars(tokens * 20_000), requests=1),
             cuts=cuts,
             errors=errors,
         )
@@ -146,7 +147,7 @@ class FakeClient:
             requests=1,
             tokens=tokens,
             exact=False,
-            picodollars=tokens * 20_000,
+            cost=in_dollars(tokens * 20_000),
             to_embed=len(set(texts)),
         )
 

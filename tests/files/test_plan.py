@@ -64,11 +64,8 @@ def test_an_unknown_price_stays_unknown(client: Any, monkeypatch: pytest.MonkeyP
     from dataclasses import replace
 
     honest = client.plan
-    monkeypatch.setattr(
-        client, "plan", lambda texts, **options: replace(honest(texts), picodollars=None)
-    )
+    monkeypatch.setattr(client, "plan", lambda texts, **options: replace(honest(texts), cost=None))
     plan = plan_files(client, [iter(["a", "b"])], block=1)
-    assert plan.picodollars is None
     assert plan.cost is None
 
 

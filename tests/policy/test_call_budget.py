@@ -8,6 +8,7 @@ import pytest
 
 from embedcore.errors import ConfigurationError, OutcomeUnknown, RateLimited, TokenBudgetExceeded
 from embedcore.events import LimitNear, Refused, Reserved, Settled
+from embedcore.money import in_dollars
 from embedcore.policy.budget import Account, CallBudget
 from embedcore.policy.planning import PlannedRequest
 from embedcore.policy.threads import Pause, Stopped
@@ -301,7 +302,7 @@ def test_money_is_counted_in_picodollars_rounded_up(till):
     one = till(info=replace(INFO, price=Price(immediate="0.0000001")))
     one.open(3)
     one.budget.settle(one.send(3), 3, None)
-    assert one.budget.spending.picodollars == 1
+    assert one.budget.spending.cost == in_dollars(1)
     unpriced = CallBudget(
         Account(
             ledger=one.ledger,

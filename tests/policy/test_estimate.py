@@ -111,7 +111,7 @@ def test_the_plan_is_what_the_call_then_sends(two_kinds, data):
     assert plan.to_embed == sent_by(client, rows, input_type=asked, cache=cache)
     assert plan.tokens == meter.billed_tokens - spent
     assert plan.unique == plan.cached + plan.to_embed == len(set(rows))
-    assert (plan.picodollars == 0) == (plan.requests == 0) == (plan.to_embed == 0)
+    assert (plan.cost == 0) == (plan.requests == 0) == (plan.to_embed == 0)
 
 
 @pytest.mark.case("C9")
@@ -169,8 +169,8 @@ def test_no_limit_refuses_what_costs_nothing(shop):
     assert unpriced.embed(TEXTS).ok.all(), "nothing is sent, so that no price is needed"
     with pytest.raises(ConfigurationError, match="price"):
         unpriced.embed(["one more"])
-    assert unpriced.plan(TEXTS).picodollars == 0
-    assert unpriced.plan(["one more"]).picodollars is None
+    assert unpriced.plan(TEXTS).cost == 0
+    assert unpriced.plan(["one more"]).cost is None
 
 
 @pytest.mark.case("C9")
@@ -188,4 +188,4 @@ def test_a_cache_that_cannot_be_read_makes_nothing_free(shop, home):
 @pytest.mark.case("C9")
 def test_a_plan_of_a_model_that_costs_nothing_is_not_more_than_a_plan(shop):
     free = FakeEmbedder(info=replace(INFO, price=Price()))
-    assert shop(free).plan(TEXTS).picodollars == 0
+    assert shop(free).plan(TEXTS).cost == 0

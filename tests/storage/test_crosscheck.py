@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from embedcore.errors import StorageCorrupt
+from embedcore.money import shown_exactly
 from embedcore.storage import crosscheck, usage
-from embedcore.storage.amounts import Amount, exact_dollars
+from embedcore.storage.amounts import Amount
 from embedcore.storage.batches import BatchAccount, Batches, BatchRecord, Wanted
 from embedcore.storage.cutting import Cut, Cutter
 from embedcore.storage.database import SPENDING, Database, driver
@@ -269,8 +270,8 @@ def test_the_error_names_window_unit_and_both_amounts(file: File) -> None:
     message = str(error.value)
     for part in (
         "cost held of the queries of scope 't' in the month 2026-01",
-        f"the counter says {exact_dollars(held[0] + 1234567)}",
-        f"add up to {exact_dollars(held[0])}",
+        f"the counter says {shown_exactly(held[0] + 1234567)}",
+        f"add up to {shown_exactly(held[0])}",
         "Nothing was sent",
     ):
         assert part in message

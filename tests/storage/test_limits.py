@@ -108,7 +108,7 @@ def test_bulk_work_never_gets_the_share_of_queries(ledger: Ledger) -> None:
     with pytest.raises(TokenBudgetExceeded) as refused:
         ledger.hold("s", tokens(61), shared)
     assert refused.value.never_fits
-    assert "40 tokens reserved for queries" in str(refused.value)
+    assert "40 tokens kept for queries" in str(refused.value)
     ledger.hold("s", tokens(60), shared)
     query = ledger.hold_and_send("s", tokens(40), shared, lane="query")
     ledger.settle(query, tokens(40), close=True)

@@ -18,6 +18,7 @@ from embedcore import (
     Block,
     BudgetExceeded,
     Config,
+    CostBudgetExceeded,
     EmbeddingClient,
     EmbeddingError,
     EmbeddingResult,
@@ -27,6 +28,7 @@ from embedcore import (
     RowOutcome,
     Spending,
     StoppedAt,
+    TokenBudgetExceeded,
     TokenTracker,
 )
 from embedcore.events import Event, Progress
@@ -130,8 +132,12 @@ def functions() -> None:
 def failures(client: EmbeddingClient) -> None:
     try:
         client.embed_texts(["a"])
-    except BudgetExceeded as error:
+    except TokenBudgetExceeded as error:
         assert_type(error.limit, int)
+    except CostBudgetExceeded as error:
+        assert_type(error.limit, Decimal)
+    except BudgetExceeded as error:
+        assert_type(error.limit, int | Decimal)
         assert_type(error.resets_at, datetime | None)
     except RateLimited as error:
         assert_type(error.retry_after, float | None)

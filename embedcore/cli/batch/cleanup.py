@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from embedcore import money
 from embedcore.assembly import create_embedder
 from embedcore.choice import choose
 from embedcore.cli.batch.records import ENDINGS, Clients, batch_books, books_of, drop_note
@@ -24,7 +25,7 @@ from embedcore.cli.batch.status import (
     watch_command,
 )
 from embedcore.cli.process import OK, USAGE, code_of
-from embedcore.cli.text import dollars, facts, one_line, plural
+from embedcore.cli.text import facts, one_line, plural
 from embedcore.config import Config
 from embedcore.errors import ConfigurationError, EmbeddingError
 from embedcore.storage.calendar import MICROSECONDS
@@ -75,11 +76,11 @@ def _require_open(report: BatchReport) -> None:
 
 def _question(report: BatchReport) -> str:
     texts = plural(report.texts - report.stored - report.failed, "text")
-    money = ""
+    then = ""
     if report.reserved_tokens:
-        reserved = dollars(report.reserved_picodollars)
-        money = f" Of the {reserved} reserved for it, what may have been billed counts as spent."
-    return f"Batch {report.id} would end with {texts} without a vector.{money}"
+        reserved = money.shown(report.reserved_cost)
+        then = f" Of the {reserved} reserved for it, what may have been billed counts as spent."
+    return f"Batch {report.id} would end with {texts} without a vector.{then}"
 
 
 def _agreed(screen: Screen, question: str, *, yes: bool) -> bool:

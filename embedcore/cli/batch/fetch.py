@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 import click
 import numpy as np
 
+from embedcore import money
 from embedcore.cli.batch.records import Clients, Note, books_of, read_digests, same_files
 from embedcore.cli.batch.status import change_text, commonest, report_fields, watch_command
 from embedcore.cli.process import FAILED, OK, TRY_AGAIN
 from embedcore.cli.progress import Shown
 from embedcore.cli.summary import next_command
 from embedcore.cli.text import (
-    dollars,
     facts,
     one_line,
     perhaps_cut_text,
@@ -387,7 +387,7 @@ def _say(screen: Screen, wish: FetchWish, report: BatchReport, fetched: Fetched)
 
 def _facts(report: BatchReport, fetched: Fetched) -> Iterator[tuple[str, str]]:
     usage = report.usage
-    yield "cost", f"{dollars(usage.picodollars)} for {tokens(usage.tokens, exact=usage.exact)}"
+    yield "cost", f"{money.shown(usage.cost)} for {tokens(usage.tokens, exact=usage.exact)}"
     if fetched.truncated:
         yield "truncated", f"{plural(fetched.truncated, 'row')} cut to fit the model"
     if fetched.perhaps_cut:
@@ -404,5 +404,5 @@ def _facts(report: BatchReport, fetched: Fetched) -> Iterator[tuple[str, str]]:
     if usage.unconfirmed_tokens:
         yield (
             "unconfirmed",
-            f"{dollars(usage.unconfirmed_picodollars)} of the cost may not be billed",
+            f"{money.shown(usage.unconfirmed_cost)} of the cost may not be billed",
         )

@@ -8,9 +8,10 @@ from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+from embedcore import money
 from embedcore.cli.batch.records import Clients, batch_books, books_of
 from embedcore.cli.process import BUDGET, FAILED, OK, TRY_AGAIN, code_of
-from embedcore.cli.text import command, dollars, duration, facts, one_line, plural, tokens
+from embedcore.cli.text import command, duration, facts, one_line, plural, tokens
 from embedcore.config import Config
 from embedcore.errors import EmbeddingError
 
@@ -90,7 +91,7 @@ def change_text(report: BatchReport) -> str:
     else:
         parts += [f"{job.id or 'a job'} {_phase(job)}" for job in busy]
     if report.has_ended:
-        parts.append(dollars(report.usage.picodollars))
+        parts.append(money.shown(report.usage.cost))
     return f"{report.id}: {', '.join(parts)}"
 
 
@@ -199,11 +200,11 @@ def _phase(job: RemoteJob) -> str:
 
 def _cost(report: BatchReport) -> str:
     usage = report.usage
-    parts = [f"{dollars(usage.picodollars)} for {tokens(usage.tokens, exact=usage.exact)}"]
+    parts = [f"{money.shown(usage.cost)} for {tokens(usage.tokens, exact=usage.exact)}"]
     if report.reserved_tokens:
-        parts.append(f"{dollars(report.reserved_picodollars)} reserved")
+        parts.append(f"{money.shown(report.reserved_cost)} reserved")
     if usage.unconfirmed_tokens:
-        unconfirmed = dollars(usage.unconfirmed_picodollars)
+        unconfirmed = money.shown(usage.unconfirmed_cost)
         parts.append(f"of that {unconfirmed} unconfirmed: it may not have been billed")
     return "; ".join(parts)
 
@@ -251,7 +252,7 @@ def _row(report: BatchReport) -> tuple[str, ...]:
         f"{report.rows:,}",
         done,
         f"{report.failed:,}",
-        dollars(report.usage.picodollars + report.reserved_picodollars),
+        money.shown(report.usage.cost + report.reserved_cost),
         report.model,
         report.scope,
         f"{report.created:%Y-%m-%d %H:%M}",

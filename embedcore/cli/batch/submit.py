@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from embedcore import money
 from embedcore.assembly import BATCHES_FOLDER
 from embedcore.cli.batch.records import (
     CountedInputs,
@@ -29,7 +31,6 @@ from embedcore.cli.batch.status import (
 from embedcore.cli.estimate import (
     Estimate,
     agree,
-    ask_above,
     estimated,
     limit_text,
     rows_text,
@@ -38,7 +39,7 @@ from embedcore.cli.estimate import (
 from embedcore.cli.process import OK, USAGE
 from embedcore.cli.progress import Shown
 from embedcore.cli.session import Session, opened
-from embedcore.cli.text import command, dollars, facts, plural
+from embedcore.cli.text import command, facts, plural
 from embedcore.config import state_folder
 from embedcore.errors import BudgetExceeded, ConfigurationError, InputRejected
 from embedcore.files.run import DEFAULT_BLOCK, planned
@@ -61,22 +62,22 @@ class BatchPlan:
     """
 
     plan: FilePlan
-    at_once: int | None
+    at_once: Decimal | None
     same: str | None
     mixed: bool = False
 
     @property
     def at_most(self) -> FilePlan:
         """With the most that it may cost."""
-        return replace(self.plan, picodollars=self.at_once) if self.mixed else self.plan
+        return replace(self.plan, cost=self.at_once) if self.mixed else self.plan
 
     @property
     def at_least(self) -> FilePlan:
         """With the lower price of the ways that it may take: limits refuse what fits in none."""
-        prices = [one for one in (self.plan.picodollars, self.at_once) if one is not None]
+        prices = [one for one in (self.plan.cost, self.at_once) if one is not None]
         if not self.mixed or not prices:
             return self.plan
-        return replace(self.plan, picodollars=min(prices))
+        return replace(self.plan, cost=min(prices))
 
     def fields(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -93,8 +94,8 @@ class BatchPlan:
             "exact": plan.exact,
             "truncated": plan.truncated,
             "perhaps_long": plan.perhaps_long,
-            "picodollars": plan.picodollars,
-            "picodollars_at_once": self.at_once,
+            "cost": plan.cost,
+            "cost_at_once": self.at_once,
             "joins": self.same,
         }
 
@@ -121,18 +122,16 @@ class BatchPlan:
 
     def _cost(self, ready: Session) -> str:
         price = ready.client.info.price
-        if price is None or self.plan.picodollars is None:
+        if price is None or self.plan.cost is None:
             return "not known: the price of this model is not"
         if price.free:
             return "$0"
         if price.batch is None:
-            return (
-                f"at most {dollars(self.plan.picodollars)}: it has no price of its own for batches"
-            )
+            return f"at most {money.shown(self.plan.cost)}: it has no price of its own for batches"
         at_once = "if all is embedded at once, it" if self.mixed else "at once it"
         return (
-            f"at most {dollars(self.plan.picodollars)} (${price.batch:f} per million tokens); "
-            f"{at_once} would be {dollars(self.at_once)}"
+            f"at most {money.shown(self.plan.cost)} (${price.batch:f} per million tokens); "
+            f"{at_once} would be {money.shown(self.at_once)}"
         )
 
 
@@ -227,7 +226,7 @@ def _scanned(ready: Session, wish: SubmitArguments, inputs: Inputs, shown: Shown
 
 
 def _nothing(screen: Screen) -> int:
-    screen.json({"plan": BatchPlan(plan=FilePlan(), at_once=0, same=None).fields()})
+    screen.json({"plan": BatchPlan(plan=FilePlan(), at_once=Decimal(0), same=None).fields()})
     screen.result("There is no row in what was named: nothing was submitted.")
     return OK
 
@@ -246,11 +245,11 @@ def _planned(ready: Session, wish: SubmitArguments, inputs: Inputs, found: Scan)
     if same is not None:
         # In its jobs or about to be: the open batch has the money for all of it.
         under_way = plan.in_flight + plan.to_embed
-        plan = replace(plan, in_flight=under_way, to_embed=0, tokens=0, picodollars=0)
+        plan = replace(plan, in_flight=under_way, to_embed=0, tokens=0, cost=Decimal(0))
     price = ready.client.info.price
     return BatchPlan(
         plan=plan,
-        at_once=plan.picodollars if price is None else price.picodollars(plan.tokens),
+        at_once=plan.cost if price is None else money.in_dollars(price.picodollars(plan.tokens)),
         same=same,
         mixed=wish.deadline is not None,
     )
@@ -268,7 +267,9 @@ def _same_rows(ready: Session, found: Scan) -> str | None:
 def _agreed(screen: Screen, ready: Session, wish: SubmitArguments, plan: BatchPlan) -> bool:
     """A limit that is in the way is left to the client: it knows what was bought before."""
     price = Estimate(plan=plan.at_most)
-    return agree(screen, ready, price, yes=wish.yes, ask_above=ask_above(ready), batch=True)
+    return agree(
+        screen, ready, price, yes=wish.yes, ask_above=ready.config.confirm_above, batch=True
+    )
 
 
 def _folder(ready: Session) -> Path:

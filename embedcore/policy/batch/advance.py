@@ -237,7 +237,7 @@ def _tell_progress(context: BatchContext, batch: BatchRecord, counts: Counts) ->
             done=done_so_far(batch, counts, parts),
             total=batch.texts,
             tokens=spent.actual.tokens + spent.held.tokens,
-            picodollars=spent.actual.cost + spent.held.cost,
+            cost=(spent.actual + spent.held).dollars,
             exact=not spent.held.tokens or context.engine.tokenizer.exact,
         )
     )

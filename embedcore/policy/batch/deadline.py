@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from embedcore import money
 from embedcore.errors import BudgetExceeded, EmbeddingError, TransientProviderError
 from embedcore.policy.batch.shorter import note_cuts
 from embedcore.policy.immediate.recipe import embed_now
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("embedcore")
 
 _TEXTS_PER_CALL: Final = 4_096
-_PER_DOLLAR: Final = 10**12
 
 
 def choose_now(
@@ -50,15 +50,15 @@ def choose_now(
     reason = None
     if deadline is not None and deadline < settings.quickest:
         reason = f"a batch may take longer than the {deadline:.0f} s that are left"
-    elif texts <= settings.small_texts and (saved is None or saved < settings.worth):
-        little = "nothing that is known" if saved is None else f"only ${saved:.6f}"
+    elif texts <= settings.small_texts and (saved is None or float(saved) < settings.worth):
+        little = "nothing that is known" if saved is None else f"only {money.shown(saved)}"
         reason = f"a batch of so few texts ({texts:,}) would save {little}"
     if reason is None:
         until = ""
         if deadline is not None:
             begins = max(deadline - settings.drain_before, 0.0)
             until = f"; what is missing {begins:.0f} s from now is embedded at once"
-        saves = "" if saved is None else f", which saves ${saved:.4f}"
+        saves = "" if saved is None else f", which saves {money.shown(saved)}"
         logger.info("auto: %s texts go as a batch%s%s", f"{texts:,}", saves, until)
     else:
         logger.info("auto: embedded now, since %s", reason)
@@ -88,12 +88,11 @@ def _immediate_price(context: BatchContext) -> Decimal | None:
     return None if price is None else price.immediate
 
 
-def _saved(context: BatchContext, tokens: int) -> float | None:
+def _saved(context: BatchContext, tokens: int) -> Decimal | None:
     price = context.engine.info.price
     if price is None or price.batch is None:
         return None
-    both = (price.picodollars(tokens), price.picodollars(tokens, batch=True))
-    return (both[0] - both[1]) / _PER_DOLLAR
+    return money.in_dollars(price.picodollars(tokens) - price.picodollars(tokens, batch=True))
 
 
 def is_due(context: BatchContext, batch: BatchRecord) -> bool:
@@ -220,7 +219,7 @@ def _buy(
         failed=[*failed, *lost],
         most_tries=context.settings.attempts,
         tokens=result.usage.tokens,
-        picodollars=result.usage.picodollars,
+        cost=money.in_picodollars(result.usage.cost),
     )
 
 

@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from embedcore import money
 from embedcore.errors import (
     EmbeddingError,
     InputNotReady,
@@ -153,7 +154,7 @@ class Adopter:
                     job=job.id,
                     scope=self._context.pool.scope,
                     tokens=part.tokens,
-                    picodollars=part.cost,
+                    cost=money.in_dollars(part.cost),
                 )
             )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from embedcore.policy.batch import advance as recipe
@@ -53,7 +54,7 @@ class BatchReport:
       else cancelled at the provider: ``BatchJob.resubmit_cancelled`` sends them again.
     - ``done``: texts with an outcome, and those that the provider says are done.
     - ``blocked``: why nothing new is sent, or None.
-    - ``usage``: what it cost so far; ``reserved_tokens``, ``reserved_picodollars``: for what is
+    - ``usage``: what it cost so far; ``reserved_tokens``, ``reserved_cost``: for what is
       not settled.
     """
 
@@ -74,7 +75,7 @@ class BatchReport:
     jobs: tuple[RemoteJob, ...]
     usage: Spending
     reserved_tokens: int
-    reserved_picodollars: int
+    reserved_cost: Decimal
     created: datetime
     ended: datetime | None
 
@@ -109,14 +110,14 @@ def report_of(context: BatchContext, batch: BatchRecord) -> BatchReport:
         jobs=tuple(_remote(part) for part in parts if part.state != "done" or part.attempt),
         usage=Spending(
             tokens=spent.actual.tokens,
-            picodollars=spent.actual.cost,
+            cost=spent.actual.dollars,
             requests=sum(part.attempt is not None for part in parts),
             unconfirmed_tokens=spent.unconfirmed.tokens,
-            unconfirmed_picodollars=spent.unconfirmed.cost,
+            unconfirmed_cost=spent.unconfirmed.dollars,
             exact=spent.reported,
         ),
         reserved_tokens=spent.held.tokens,
-        reserved_picodollars=spent.held.cost,
+        reserved_cost=spent.held.dollars,
         created=as_datetime(batch.created),
         ended=None if batch.ended is None else as_datetime(batch.ended),
     )

@@ -11,9 +11,11 @@ import weakref
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
+from embedcore import money
 from embedcore.errors import ConfigurationError, EmbeddingError, InputRejected
 from embedcore.events import Event, Progress, Refused
 from embedcore.forksafe import process
@@ -412,7 +414,7 @@ class _StreamProgress:
 
     def __init__(self, total: int | None) -> None:
         self._lock = threading.Lock()
-        self._finished = Progress(done=0, total=total, tokens=0, picodollars=0)
+        self._finished = Progress(done=0, total=total, tokens=0, cost=Decimal(0))
         self._under_way: dict[int, Progress] = {}
 
     def of_all(self, task: BlockTask, event: Progress) -> Progress:
@@ -422,7 +424,7 @@ class _StreamProgress:
             event,
             done=task.finished + event.done,
             tokens=spent.tokens + event.tokens,
-            picodollars=spent.picodollars + event.picodollars,
+            cost=money.added(spent.cost, event.cost),
             exact=spent.exact and event.exact,
         )
         with self._lock:
@@ -436,7 +438,7 @@ class _StreamProgress:
             done=task.finished,
             total=None,
             tokens=spent.tokens,
-            picodollars=spent.picodollars,
+            cost=spent.cost,
             exact=spent.exact,
         )
         with self._lock:
@@ -456,7 +458,7 @@ def _plus(one: Progress, other: Progress) -> Progress:
         one,
         done=one.done + other.done,
         tokens=one.tokens + other.tokens,
-        picodollars=one.picodollars + other.picodollars,
+        cost=money.added(one.cost, other.cost),
         exact=one.exact and other.exact,
     )
 

@@ -133,7 +133,7 @@ class BatchDesk:
         """Observers were told of all that was spent, and on what."""
         settled = self.told(Settled)
         assert sum(one.tokens for one in settled) == spent.tokens
-        assert sum(one.picodollars for one in settled) == spent.cost
+        assert sum(one.cost for one in settled) == spent.dollars
         info = self.embedder.info
         names = {(one.provider, one.model) for one in [*settled, *self.told(Reserved)]}
         assert names <= {(info.provider, info.model)}

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from embedcore.errors import BudgetExceeded, TokenBudgetExceeded
 from embedcore.events import BatchChanged, BatchWaits, Progress
+from embedcore.money import in_dollars
 from embedcore.testing.openai.batches import BatchSettings, Progress as Pace
 
 batch_desk = run_path(str(Path(__file__).with_name("batch_desk.py")))["batch_desk"]
@@ -338,7 +339,7 @@ def test_progress_counts_texts_and_never_goes_back(batch_desk: Any) -> None:
     assert done == sorted(done)
     assert {0, 3, 6} <= set(done)
     assert {one.total for one in seen} == {6}
-    assert (seen[-1].tokens, seen[-1].picodollars) == (12, 120_000)
+    assert (seen[-1].tokens, seen[-1].cost) == (12, in_dollars(120_000))
 
 
 @pytest.mark.fault(91)

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from embedcore.errors import BudgetExceeded, ConfigurationError, ProviderUnavailable
 from embedcore.events import CacheProblem
+from embedcore.money import in_dollars
 from embedcore.policy.batch.deadline import choose_now
 from embedcore.provider.types import Price
 from embedcore.testing.fakes.embedder import FAKE_INFO
@@ -86,7 +87,7 @@ def test_small_work_is_done_when_it_is_submitted(priced: Any) -> None:
     priced.check(job, [*TEXTS, TEXTS[0]])
     assert bought_now(priced) == sorted(TEXTS)
     usage = job.status().usage
-    assert (usage.tokens, usage.picodollars) == (24, PRICED.price.picodollars(24))
+    assert (usage.tokens, usage.cost) == (24, in_dollars(PRICED.price.picodollars(24)))
 
 
 def test_the_configuration_may_say_so(priced: Any) -> None:

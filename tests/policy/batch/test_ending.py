@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from embedcore.errors import BatchEmbeddingFailed, ProviderUnavailable, RemoteGone
 from embedcore.events import BoundViolated
+from embedcore.money import in_dollars
 from embedcore.provider.types import BatchOutcome, Price
 from embedcore.storage.amounts import Amount
 from embedcore.testing import vectors_of
@@ -241,7 +242,7 @@ def test_the_money_is_settled_by_the_lines_or_by_what_the_job_says(
     job = batch_desk.work(batch_desk.submit(TEXTS))
     batch_desk.check(job, TEXTS)
     used = job.status().usage
-    assert (used.tokens, used.picodollars, used.exact) == (spent, spent * 10_000, exact)
+    assert (used.tokens, used.cost, used.exact) == (spent, in_dollars(spent * 10_000), exact)
     assert used.unconfirmed_tokens == 0
     assert batch_desk.spent().spent.tokens == spent
     assert batch_desk.spent().held == Amount()
@@ -255,7 +256,7 @@ def test_a_price_that_changes_meanwhile_changes_nothing(batch_desk: Any) -> None
     )
     job = batch_desk.client().batch_job(name)
     batch_desk.work(job)
-    assert job.status().usage.picodollars == 12 * 10_000
+    assert job.status().usage.cost == in_dollars(12 * 10_000)
 
 
 def test_a_bill_larger_than_what_was_held_is_booked_and_told(batch_desk: Any) -> None:

@@ -832,7 +832,7 @@ def test_a_plan_sends_and_spends_nothing_and_is_kept(desk):
         assert plan.requests == result.usage.requests == 3
         assert plan.exact
         assert plan.tokens == result.usage.tokens == one.spent
-        assert plan.picodollars == result.usage.picodollars
+        assert plan.cost == result.usage.cost
         bound = plan_now(one.engine, rows, exact=False)
         assert not bound.exact
         assert bound.tokens >= plan.tokens

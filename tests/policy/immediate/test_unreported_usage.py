@@ -104,7 +104,7 @@ def test_a_gateway_that_refuses_costs_nothing(server, connect, books, body):
     times = 2 if body in ("", "[]") or "<" in body else 0
     assert used.free_by_status_requests == times
     assert used.free_by_status_tokens == times * used.tokens
-    assert used.free_by_status_picodollars == times * used.picodollars
+    assert used.free_by_status_cost == times * used.cost
 
 
 @pytest.mark.case("C1")
