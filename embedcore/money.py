@@ -16,6 +16,9 @@ _DIGITS_OF_CENTS: Final = 2
 # The program's own context may have fewer digits than an amount.
 _EXACT: Final = Context(prec=60)
 
+# The exact sum of two amounts.
+added: Final = _EXACT.add
+
 
 def in_dollars(picodollars: int) -> Decimal:
     """An amount of ours in US dollars, exactly."""
@@ -30,14 +33,6 @@ def in_picodollars(dollars: Decimal) -> int:
 def cost_of(tokens: int, price: Decimal) -> int:
     """What tokens cost in picodollars, rounded up. ``price``: US dollars for a million of them."""
     return math.ceil(_EXACT.multiply(price, Decimal(tokens * (_PER_DOLLAR // _TOKENS_OF_A_PRICE))))
-
-
-def added(*amounts: Decimal) -> Decimal:
-    """Their sum, exactly."""
-    total = Decimal(0)
-    for amount in amounts:
-        total = _EXACT.add(total, amount)
-    return total
 
 
 def shown(dollars: Decimal | None) -> str:

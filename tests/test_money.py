@@ -6,6 +6,7 @@ import math
 import re
 from decimal import Decimal, localcontext
 from fractions import Fraction
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def test_the_precision_of_the_program_changes_no_amount(picodollars, others):
         context.prec = 3
         assert money.in_picodollars(money.in_dollars(picodollars)) == picodollars
         assert money.cost_of(123_456, Decimal("0.013")) == 123_456 * 13_000
-        total = money.added(*map(money.in_dollars, others))
+        total = reduce(money.added, map(money.in_dollars, others), Decimal(0))
     assert total == money.in_dollars(sum(others))
 
 

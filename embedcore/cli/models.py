@@ -137,10 +137,8 @@ def _fields(info: ModelInfo) -> dict[str, Any]:
     price = info.price
     known = (
         {
-            "dollars_per_million_tokens": float(price.immediate),
-            "dollars_per_million_tokens_in_batch": None
-            if price.batch is None
-            else float(price.batch),
+            "dollars_per_million_tokens": price.immediate,
+            "dollars_per_million_tokens_in_batch": price.batch,
             "as_of": price.as_of,
             "source": price.source or None,
         }
