@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from embedcore.errors import BudgetExceeded, EmbeddingError, PermanentProviderError
 from embedcore.events import BatchWaits, Progress
 from embedcore.policy.batch import deadline as draining
-from embedcore.policy.batch.part import PartWork
+from embedcore.policy.batch.part import PartWorker
 from embedcore.storage.amounts import HeldLoosely
 from embedcore.storage.calendar import MICROSECONDS
 from embedcore.storage.part_money import Ended
@@ -50,7 +50,7 @@ def advance(context: BatchContext, batch: BatchRecord, *, asked: bool = False) -
     Raises ``StorageError`` only: what the provider says is in ``problems`` and in the parts, and
     changes nothing that was written down.
     """
-    work = PartWork(context, asked=asked)
+    work = PartWorker(context, asked=asked)
     batch = context.batches.again(batch)
     if draining.is_due(context, batch):
         context.batches.drain(batch)
@@ -117,14 +117,14 @@ def _abandon(context: BatchContext, part: Part) -> None:
     context.tell(*context.steps.end(owned, ended))
 
 
-def _work_through(context: BatchContext, batch: BatchRecord, work: PartWork) -> bool:
+def _work_through(context: BatchContext, batch: BatchRecord, work: PartWorker) -> bool:
     changed = False
     mine = context.jobs.of_batch(batch)
     for part in mine:
         changed |= work.work(part)
     # Those of others may keep ours waiting, and who waits for them may be gone. What is wrong with
     # them is said in the log, and is no fault of this batch.
-    others, numbers = PartWork(context), {part.id for part in mine}
+    others, numbers = PartWorker(context), {part.id for part in mine}
     waits = any(part.state == "planned" for part in context.jobs.of_batch(batch))
     for part in context.jobs.live(context.pool):
         if part.id in numbers:
@@ -135,7 +135,7 @@ def _work_through(context: BatchContext, batch: BatchRecord, work: PartWork) -> 
     return changed
 
 
-def _plan(context: BatchContext, batch: BatchRecord, work: PartWork) -> bool:
+def _plan(context: BatchContext, batch: BatchRecord, work: PartWorker) -> bool:
     """Cut parts of what is still to be submitted, as far as there is money for it."""
     if batch.state != "open" or batch.draining or batch.retry > context.jobs.now():
         return False

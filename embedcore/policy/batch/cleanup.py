@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from embedcore.policy.batch.context import DAY_SECONDS, contexts_of
-from embedcore.policy.batch.part import PartWork
+from embedcore.policy.batch.part import PartWorker
 from embedcore.storage.calendar import MICROSECONDS
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def tidy(context: BatchContext) -> list[EmbeddingError]:
     """Do what is due for parts that no batch waits for any more, of earlier fingerprints too."""
     problems: list[EmbeddingError] = []
     for one in contexts_of(context):
-        work = PartWork(one)
+        work = PartWorker(one)
         for part in one.jobs.live(one.pool):
             if part.state in ("lost", "stray") or not one.jobs.is_wanted(part):
                 work.work(part)

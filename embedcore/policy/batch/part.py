@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from embedcore import money
 from embedcore.errors import (
@@ -53,128 +53,111 @@ _WATCH_SECONDS: Final = 3_600.0
 # The provider's clock and ours need not agree.
 _SKEW: Final = timedelta(hours=1)
 
-Call = Callable[[Callable[[], Any]], Any]
-
-
-class Adopter:
-    """Steps of a part whose ``create`` was sent and whose job is not known."""
-
-    def __init__(self, context: BatchContext, call: Call) -> None:
-        self._context = context
-        self._jobs, self._steps = context.jobs, context.steps
-        self._call = call
-
-    def look(self, part: Part) -> Part:
-        """State *creating*: adopt what is found; after two empty looks beyond the grace, fence."""
-        found = self._find(part)
-        if found:
-            return self.adopt(part, found)
-        settings, now = self._context.settings, self._jobs.now()
-        end = (part.asked or 0) + round(settings.grace * MICROSECONDS)
-        if now < end:
-            wait = min(settings.look_again, max((end - now) / MICROSECONDS, 0.0))
-            return self._jobs.note(part, next=self._context.later(wait), tries=0)
-        looks = part.looks + 1
-        if looks < _LOOKS:
-            later = self._context.later(settings.look_again)
-            return self._jobs.note(part, looks=looks, next=later, tries=0)
-        logger.warning(
-            "Batch part %d: no job of it appeared in %.0f s; its input is deleted, so none can",
-            part.id,
-            (now - (part.asked or 0)) / MICROSECONDS,
-        )
-        return self._jobs.note(part, state="fenced", looks=looks, next=0, tries=0)
-
-    def fence(self, part: Part) -> Part:
-        """State *fenced*: delete the input, look once more, and write the attempt off."""
-        self._call(lambda: self._context.strategy.discard(part.input or ""))
-        found = self._find(part)
-        if found:
-            return self.adopt(part, found)
-        note = "no job of it was found; it is charged, since a job may have been created"
-        near = self._steps.lose(part, next_at=self._context.later(_WATCH_SECONDS), note=note)
-        self._context.tell(*near)
-        return replace(part, state="lost")
-
-    def watch(self, part: Part) -> Part:
-        """State *lost*: its money is charged; corrected when nothing ever shows such a job."""
-        found = self._find(part)
-        if found:
-            self._stop_others(part, found)
-            self._tell_of_stray(part, found)
-            return self._jobs.note(part, state="stray", job=found[0].id, next=0, tries=0)
-        end = (part.asked or 0) + round(self._context.settings.watch * MICROSECONDS)
-        if self._jobs.now() < end:
-            return self._jobs.note(part, next=self._context.later(_WATCH_SECONDS), tries=0)
-        self._context.tell(*self._steps.clear(part))
-        return replace(part, state="done")
-
-    def _find(self, part: Part) -> list[FoundJob]:
-        since = datetime.fromtimestamp((part.asked or 0) / MICROSECONDS, UTC) - _SKEW
-        jobs: list[FoundJob] = self._call(
-            lambda: self._context.strategy.find(
-                key=part.key, input_ref=part.input or "", since=since
-            )
-        )
-        last = datetime.max.replace(tzinfo=UTC)
-        return sorted(jobs, key=lambda one: (one.created_at or last, one.id))
-
-    def listed(self, part: Part) -> list[FoundJob]:
-        """The jobs of it that the provider lists, but for those that were told to stop."""
-        stopped = part.jobs.split(",")
-        return [one for one in self._find(part) if one.id not in stopped]
-
-    def adopt(self, part: Part, found: list[FoundJob]) -> Part:
-        """The earliest is ours; every other one is cancelled, and what it may cost is spent."""
-        self._stop_others(part, found)
-        self._tell_of_stray(part, found[1:])
-        logger.info("Batch %s: found again as the job of part %d", found[0].id, part.id)
-        return self._jobs.note(
-            part,
-            state="submitted",
-            job=found[0].id,
-            missing=None,
-            tries=0,
-            next=0,
-            trouble=None,
-        )
-
-    def _stop_others(self, part: Part, found: list[FoundJob]) -> None:
-        for other in found[1:]:
-            # On the books before the call that may fail: it is certain to be there.
-            self._context.tell(*self._steps.charge_extra(part, other.id))
-            if other.state == "running":
-                with contextlib.suppress(RemoteGone):
-                    self._call(partial(self._context.strategy.cancel, other.id))
-
-    def _tell_of_stray(self, part: Part, jobs: list[FoundJob]) -> None:
-        for job in jobs:
-            self._context.tell(
-                BatchDuplicate(
-                    job=job.id,
-                    scope=self._context.pool.scope,
-                    tokens=part.tokens,
-                    cost=money.in_dollars(part.cost),
-                )
-            )
-
-
 _RENEW_SECONDS: Final = 20.0
 _TEXTS_PER_READ: Final = 1_000
 _MOST_CREATE_TRIES: Final = 5
+_OVERDUE_SECONDS: Final = 3_600.0
+_LOOKED_AT_WHEN_ASKED: Final = frozenset({"planned", "submitted", "collecting"})
+
+Got = TypeVar("Got")
 
 
-class Asker:
-    """Steps of a part of which no job was asked for. ``problems`` gets what a person must mend."""
+class PartWorker:
+    """Does whatever is due for parts. ``problems``: what a person or a longer wait must mend.
 
-    def __init__(self, context: BatchContext, call: Call, problems: list[EmbeddingError]) -> None:
+    ``asked``: somebody asks for it now, so what the provider should have by now is looked for again
+    at once.
+    """
+
+    def __init__(self, context: BatchContext, *, asked: bool = False) -> None:
         self._context = context
+        self._asked = asked
         self._engine = context.engine
         self._jobs, self._steps = context.jobs, context.steps
-        self._call = call
-        self._problems = problems
+        self.problems: list[EmbeddingError] = []
+        # What failed is not tried again in the same look.
+        self._failed: set[int] = set()
+        self._ending = Ending(context)
 
-    def ask(self, part: Part) -> Part:
+    def work(self, part: Part) -> bool:
+        """Do what is due for a part, if nobody else is. Returns whether anything changed.
+
+        Raises ``StorageError``.
+        """
+        if part.state == "done" or self._rests(part) or part.id in self._failed:
+            return False
+        owned = self._jobs.take(part)
+        if owned is None:
+            return False
+        try:
+            last: Part | None = None
+            current = owned
+            # What a step leads to is done at once, until it has to wait for somebody.
+            while last is None or (current.state != last.state and current.state != "done"):
+                last = current
+                current = self._step(current)
+                if current.since is not None:
+                    break
+            if current.tries > owned.tries or current.since is not None or current.missing:
+                self._failed.add(part.id)
+            return current.state != owned.state or current.status != owned.status
+        except Superseded:
+            return True
+        finally:
+            self._jobs.leave(owned)
+
+    def _rests(self, part: Part) -> bool:
+        """Whether nothing is to be done for it yet.
+
+        Our own pauses are for those who look all the time. Somebody who asks now has it looked at
+        now, unless the provider asked for a pause. Only looks for a job whose name was lost have
+        to lie apart: the list that they read may lag.
+        """
+        asked = self._asked and part.state in _LOOKED_AT_WHEN_ASKED
+        return (part.not_before if asked else part.next) > self._jobs.now()
+
+    def _step(self, part: Part) -> Part:
+        steps: dict[str, Callable[[Part], Part]] = {
+            "planned": self._planned,
+            "creating": self._creating,
+            "fenced": self._fenced,
+            "lost": self._lost,
+            "stray": self._stray,
+            "submitted": self._submitted,
+            "collecting": self._collecting,
+        }
+        try:
+            return steps[part.state](part)
+        except (Superseded, StorageError):
+            raise
+        except EmbeddingError as error:
+            return self._put_off(part, error)
+
+    def _call(self, call: Callable[[], Got]) -> Got:
+        """A remote call; whatever escapes it is an error of ours."""
+        try:
+            return call()
+        except (Superseded, StorageError):
+            raise
+        except Exception as error:  # noqa: BLE001 - a plugin may raise anything
+            raise self._engine.typed(error) from None
+
+    def _put_off(self, part: Part, error: EmbeddingError) -> Part:
+        """An error changes nothing but the time of the next try."""
+        logger.warning("Batch %s: %s", part.job or f"part {part.id}", error)
+        if not isinstance(error, TransientProviderError) or not error.retryable:
+            self.problems.append(error)
+        # What waiting does not mend is tried again by whoever asks next.
+        waits = isinstance(error, TransientProviderError)
+        return self._jobs.note(
+            part,
+            tries=part.tries + 1,
+            next=self._context.backoff(part.tries, error) if waits else 0,
+            not_before=self._context.not_before(error),
+            trouble=str(error),
+        )
+
+    def _planned(self, part: Part) -> Part:
         """State *planned*: upload its input and have its job created, if there is room for it."""
         context = self._context
         queue, limit = self._jobs.queue(context.pool), context.queue_tokens()
@@ -275,7 +258,7 @@ class Asker:
             )
         lasting = not isinstance(error, TransientProviderError)
         if lasting:
-            self._problems.append(error)
+            self.problems.append(error)
         # The input itself may be what is refused, or be gone.
         new_input = lasting or part.tries >= _MOST_CREATE_TRIES
         if new_input:
@@ -319,109 +302,99 @@ class Asker:
         self._context.tell(*self._steps.end(part, ended))
         return replace(part, state="done")
 
+    def _creating(self, part: Part) -> Part:
+        """State *creating*: adopt what is found; after two empty looks beyond the grace, fence."""
+        found = self._find(part)
+        if found:
+            return self._adopt(part, found)
+        settings, now = self._context.settings, self._jobs.now()
+        end = (part.asked or 0) + round(settings.grace * MICROSECONDS)
+        if now < end:
+            wait = min(settings.look_again, max((end - now) / MICROSECONDS, 0.0))
+            return self._jobs.note(part, next=self._context.later(wait), tries=0)
+        looks = part.looks + 1
+        if looks < _LOOKS:
+            later = self._context.later(settings.look_again)
+            return self._jobs.note(part, looks=looks, next=later, tries=0)
+        logger.warning(
+            "Batch part %d: no job of it appeared in %.0f s; its input is deleted, so none can",
+            part.id,
+            (now - (part.asked or 0)) / MICROSECONDS,
+        )
+        return self._jobs.note(part, state="fenced", looks=looks, next=0, tries=0)
 
-_OVERDUE_SECONDS: Final = 3_600.0
-_LOOKED_AT_WHEN_ASKED: Final = frozenset({"planned", "submitted", "collecting"})
+    def _fenced(self, part: Part) -> Part:
+        """State *fenced*: delete the input, look once more, and write the attempt off."""
+        self._call(lambda: self._context.strategy.discard(part.input or ""))
+        found = self._find(part)
+        if found:
+            return self._adopt(part, found)
+        note = "no job of it was found; it is charged, since a job may have been created"
+        near = self._steps.lose(part, next_at=self._context.later(_WATCH_SECONDS), note=note)
+        self._context.tell(*near)
+        return replace(part, state="lost")
 
-Got = TypeVar("Got")
+    def _lost(self, part: Part) -> Part:
+        """State *lost*: its money is charged; corrected when nothing ever shows such a job."""
+        found = self._find(part)
+        if found:
+            self._stop_others(part, found)
+            self._tell_of_stray(part, found)
+            return self._jobs.note(part, state="stray", job=found[0].id, next=0, tries=0)
+        end = (part.asked or 0) + round(self._context.settings.watch * MICROSECONDS)
+        if self._jobs.now() < end:
+            return self._jobs.note(part, next=self._context.later(_WATCH_SECONDS), tries=0)
+        self._context.tell(*self._steps.clear(part))
+        return replace(part, state="done")
 
+    def _find(self, part: Part) -> list[FoundJob]:
+        since = datetime.fromtimestamp((part.asked or 0) / MICROSECONDS, UTC) - _SKEW
+        jobs: list[FoundJob] = self._call(
+            lambda: self._context.strategy.find(
+                key=part.key, input_ref=part.input or "", since=since
+            )
+        )
+        last = datetime.max.replace(tzinfo=UTC)
+        return sorted(jobs, key=lambda one: (one.created_at or last, one.id))
 
-class PartWork:
-    """Does whatever is due for parts. ``problems``: what a person or a longer wait must mend.
+    def _listed(self, part: Part) -> list[FoundJob]:
+        """The jobs of it that the provider lists, but for those that were told to stop."""
+        stopped = part.jobs.split(",")
+        return [one for one in self._find(part) if one.id not in stopped]
 
-    ``asked``: somebody asks for it now, so what the provider should have by now is looked for again
-    at once.
-    """
-
-    def __init__(self, context: BatchContext, *, asked: bool = False) -> None:
-        self._context = context
-        self._asked = asked
-        self._engine = context.engine
-        self._jobs, self._steps = context.jobs, context.steps
-        self.problems: list[EmbeddingError] = []
-        # What failed is not tried again in the same look.
-        self._failed: set[int] = set()
-        self._adopter = Adopter(context, self._call)
-        self._ending = Ending(context)
-        self._asker = Asker(context, self._call, self.problems)
-
-    def work(self, part: Part) -> bool:
-        """Do what is due for a part, if nobody else is. Returns whether anything changed.
-
-        Raises ``StorageError``.
-        """
-        if part.state == "done" or self._rests(part) or part.id in self._failed:
-            return False
-        owned = self._jobs.take(part)
-        if owned is None:
-            return False
-        try:
-            last: Part | None = None
-            current = owned
-            # What a step leads to is done at once, until it has to wait for somebody.
-            while last is None or (current.state != last.state and current.state != "done"):
-                last = current
-                current = self._step(current)
-                if current.since is not None:
-                    break
-            if current.tries > owned.tries or current.since is not None or current.missing:
-                self._failed.add(part.id)
-            return current.state != owned.state or current.status != owned.status
-        except Superseded:
-            return True
-        finally:
-            self._jobs.leave(owned)
-
-    def _rests(self, part: Part) -> bool:
-        """Whether nothing is to be done for it yet.
-
-        Our own pauses are for those who look all the time. Somebody who asks now has it looked at
-        now, unless the provider asked for a pause. Only looks for a job whose name was lost have
-        to lie apart: the list that they read may lag.
-        """
-        asked = self._asked and part.state in _LOOKED_AT_WHEN_ASKED
-        return (part.not_before if asked else part.next) > self._jobs.now()
-
-    def _step(self, part: Part) -> Part:
-        steps: dict[str, Callable[[Part], Part]] = {
-            "planned": self._asker.ask,
-            "creating": self._adopter.look,
-            "fenced": self._adopter.fence,
-            "lost": self._adopter.watch,
-            "stray": self._stray,
-            "submitted": self._submitted,
-            "collecting": self._collecting,
-        }
-        try:
-            return steps[part.state](part)
-        except (Superseded, StorageError):
-            raise
-        except EmbeddingError as error:
-            return self._put_off(part, error)
-
-    def _call(self, call: Callable[[], Got]) -> Got:
-        """A remote call; whatever escapes it is an error of ours."""
-        try:
-            return call()
-        except (Superseded, StorageError):
-            raise
-        except Exception as error:  # noqa: BLE001 - a plugin may raise anything
-            raise self._engine.typed(error) from None
-
-    def _put_off(self, part: Part, error: EmbeddingError) -> Part:
-        """An error changes nothing but the time of the next try."""
-        logger.warning("Batch %s: %s", part.job or f"part {part.id}", error)
-        if not isinstance(error, TransientProviderError) or not error.retryable:
-            self.problems.append(error)
-        # What waiting does not mend is tried again by whoever asks next.
-        waits = isinstance(error, TransientProviderError)
+    def _adopt(self, part: Part, found: list[FoundJob]) -> Part:
+        """The earliest is ours; every other one is cancelled, and what it may cost is spent."""
+        self._stop_others(part, found)
+        self._tell_of_stray(part, found[1:])
+        logger.info("Batch %s: found again as the job of part %d", found[0].id, part.id)
         return self._jobs.note(
             part,
-            tries=part.tries + 1,
-            next=self._context.backoff(part.tries, error) if waits else 0,
-            not_before=self._context.not_before(error),
-            trouble=str(error),
+            state="submitted",
+            job=found[0].id,
+            missing=None,
+            tries=0,
+            next=0,
+            trouble=None,
         )
+
+    def _stop_others(self, part: Part, found: list[FoundJob]) -> None:
+        for other in found[1:]:
+            # On the books before the call that may fail: it is certain to be there.
+            self._context.tell(*self._steps.charge_extra(part, other.id))
+            if other.state == "running":
+                with contextlib.suppress(RemoteGone):
+                    self._call(partial(self._context.strategy.cancel, other.id))
+
+    def _tell_of_stray(self, part: Part, jobs: list[FoundJob]) -> None:
+        for job in jobs:
+            self._context.tell(
+                BatchDuplicate(
+                    job=job.id,
+                    scope=self._context.pool.scope,
+                    tokens=part.tokens,
+                    cost=money.in_dollars(part.cost),
+                )
+            )
 
     def _submitted(self, part: Part) -> Part:
         part, status = self._poll(part)
@@ -482,7 +455,7 @@ class PartWork:
             logger.info("Batch %s: %s", part.job, trouble)
             next_at = self._context.next_look(since, since + grace)
             return self._jobs.note(part, missing=since, next=next_at, tries=0, trouble=trouble)
-        listed = self._adopter.listed(part)
+        listed = self._listed(part)
         if part.job in {one.id for one in listed}:
             # Its name leads nowhere and it is there: that may pass.
             self._jobs.note(part, missing=now)
@@ -492,7 +465,7 @@ class PartWork:
         if listed and part.state == "stray":
             return self._jobs.note(part, job=listed[0].id, missing=None, next=0, tries=0)
         if listed:
-            return self._adopter.adopt(part, listed)
+            return self._adopt(part, listed)
         return self._gone(part, error)
 
     def _gone(self, part: Part, error: RemoteGone) -> Part:

@@ -15,7 +15,7 @@ from embedcore.errors import EmbeddingError, TransientProviderError
 from embedcore.policy.batch import collect as collecting
 from embedcore.policy.batch.collect import Found
 from embedcore.policy.batch.ending import Ending
-from embedcore.policy.batch.part import Adopter, PartWork
+from embedcore.policy.batch.part import PartWorker
 from embedcore.storage import (
     counters,
     grants as entries,
@@ -49,42 +49,42 @@ def mutant(
 # Looking for what was lost
 
 
-@mutant(Adopter, "look")
-def creates_again_without_looking(self: Adopter, part: Any) -> Any:
+@mutant(PartWorker, "_creating")
+def creates_again_without_looking(self: PartWorker, part: Any) -> Any:
     return self._steps.not_created(part, next_at=0, why="no answer", new_input=False)
 
 
-@mutant(Adopter, "look")
-def looks_only_once(self: Adopter, part: Any) -> Any:
+@mutant(PartWorker, "_creating")
+def looks_only_once(self: PartWorker, part: Any) -> Any:
     found = self._find(part)
     if found:
         return self.adopt(part, found)
     return self._steps.not_created(part, next_at=0, why="not found", new_input=True)
 
 
-@mutant(Adopter, "look")
-def waits_for_no_grace(self: Adopter, part: Any) -> Any:
+@mutant(PartWorker, "_creating")
+def waits_for_no_grace(self: PartWorker, part: Any) -> Any:
     found = self._find(part)
     if found:
         return self.adopt(part, found)
     return self._jobs.note(part, state="fenced", next=0, tries=0)
 
 
-@mutant(Adopter, "fence")
-def has_no_fence(self: Adopter, part: Any) -> Any:
+@mutant(PartWorker, "_fenced")
+def has_no_fence(self: PartWorker, part: Any) -> Any:
     self._steps.lose(part, next_at=self._context.later(3_600), note="charged")
     return replace(part, state="lost")
 
 
-@mutant(Adopter, "fence")
-def does_not_look_behind_the_fence(self: Adopter, part: Any) -> Any:
+@mutant(PartWorker, "_fenced")
+def does_not_look_behind_the_fence(self: PartWorker, part: Any) -> Any:
     self._call(lambda: self._context.strategy.discard(part.input or ""))
     self._steps.lose(part, next_at=self._context.later(3_600), note="charged")
     return replace(part, state="lost")
 
 
-@mutant(Adopter, "watch", "lost answers without fence")
-def never_looks_for_what_was_charged(self: Adopter, part: Any) -> Any:
+@mutant(PartWorker, "_lost", "lost answers without fence")
+def never_looks_for_what_was_charged(self: PartWorker, part: Any) -> Any:
     self._steps.clear(part)
     return replace(part, state="done")
 
@@ -101,11 +101,11 @@ def writes_nothing_down_before_it_creates(self: PartMoney, part: Any, room: Any)
 # Polling
 
 
-_polls = PartWork._poll
+_polls = PartWorker._poll
 
 
-@mutant(PartWork, "_poll", "everything")
-def drops_the_job_on_a_poll_error(self: PartWork, part: Any) -> Any:
+@mutant(PartWorker, "_poll", "everything")
+def drops_the_job_on_a_poll_error(self: PartWorker, part: Any) -> Any:
     try:
         return _polls(self, part)
     except EmbeddingError:
@@ -173,8 +173,8 @@ def sends_again_what_somebody_cancelled(
     return _ends(self, part, replace(ended, stopped=False), tried)
 
 
-@mutant(PartWork, "_cancelled", "everything")
-def forgets_that_it_cancelled_a_job(self: PartWork, part: Any) -> Any:
+@mutant(PartWorker, "_cancelled", "everything")
+def forgets_that_it_cancelled_a_job(self: PartWorker, part: Any) -> Any:
     self._call(lambda: self._context.strategy.cancel(part.job or ""))
     return part
 
