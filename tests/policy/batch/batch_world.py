@@ -690,7 +690,7 @@ class World:
 
     def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         with self.judge.read() as connection:
-            return list(connection.execute(query, values).fetchall())
+            return [tuple(row) for row in connection.execute(query, values)]
 
     def _names(self) -> list[str]:
         return [name for (name,) in self._rows("SELECT name FROM batch WHERE state <> 'preparing'")]
