@@ -401,7 +401,7 @@ class EmbeddingClient:
         ``strategy``: "batch"; "immediate", at once and at the full price; or "auto": at once what
         is not worth a batch or cannot wait for one, and the rest as a batch, of which what is
         missing shortly before the ``deadline`` (seconds from now) is embedded at once, if the
-        budget allows and somebody looks after it then. Default: as the configuration says.
+        budget allows and a program asks for it then. Default: as the configuration says.
 
         Raises ``BudgetExceeded``, ``InputRejected`` and ``StorageFull`` before anything is sent,
         and what the provider refuses for good; nothing of the batch is left then.
@@ -421,7 +421,7 @@ class EmbeddingClient:
         return self._submit(rows, how, progress=progress)
 
     def batch_jobs(self, *, ended: bool = True) -> list[BatchJob]:
-        """The batches of this model, scope and account, oldest first, whoever submitted them.
+        """The batches of this model, scope and account, oldest first, of every process.
 
         ``ended=False``: only those that are still open.
         """
@@ -508,7 +508,7 @@ class EmbeddingClient:
         return twin
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        # Settings are never changed; an embedder and an observer are somebody's, not a value.
+        # Settings are never changed; an embedder and an observer are the caller's objects.
         twin = memo[id(self)] = copy.copy(self)
         own = ("_choice", "_embedder", "_observers", "_opened")
         more = {name: value for name, value in self.__dict__.items() if name not in own}

@@ -388,7 +388,7 @@ def limits_beyond(places: Sequence[Path]) -> Path | None:
         try:
             found = nearest_settings([place])
         except ConfigurationError:
-            # Somebody else's: what cannot be read there is nobody's concern here.
+            # A file of another project: what cannot be read there is no concern here.
             continue
         if found is not None and any(map(_sets_a_limit, entries(found.table))):
             return found.path
@@ -467,7 +467,7 @@ def _environment() -> Iterator[tuple[str, Budget]]:
 
 
 def _check_spelling() -> None:
-    """A limit that is misspelt would not hold, and nobody would know."""
+    """A limit that is misspelt would not hold, and no message would say so."""
     for variable in unread_variables():
         near = nearest_variable(variable, cutoff=0.85)
         if near is not None:
@@ -539,7 +539,7 @@ def _absolute(folder: Path | None, origin: str) -> Path | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A file that is no found one: whoever named it answers for its owner."""
+    """A file that was named, not found: its owner is the business of the person who named it."""
     found = _read_or_problem(path)
     if isinstance(found, str):
         raise ConfigurationError(found)
@@ -547,7 +547,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _read_or_problem(path: Path) -> dict[str, Any] | str:
-    """Whoever raises the problem must not have the file's text in a frame."""
+    """The frame that raises the problem must not have the file's text."""
     try:
         found = parsed(path.read_bytes())
     except FileNotFoundError:

@@ -2,7 +2,7 @@
 
 A process need not have a home folder: a service without ``HOME``, a container under a number that
 is no user's, ``HOME`` set to nothing. Then there is no file of the user's and no place for state,
-and whoever needs one says so.
+and what needs one says so.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ else:
 class Lock(_RLock):
     """A lock that every fork takes first. Does not nest with itself: raises ``RuntimeError``.
 
-    Nobody may wait for a user's code, or for another process without an end, while holding it.
+    No thread may wait for a user's code, or for another process without an end, while holding it.
     Where one is taken inside another, the outer one is made first: a fork takes them in that order.
     """
 
@@ -291,7 +291,7 @@ def _take_all(fork: _Preparation, outer: set[Lock], until: float) -> None:
 
 def _wait_for_imports(until: float) -> None:
     """Python's locks on modules are held for ever in a child, too: there the import never ends."""
-    # Whoever gets on with it now leaves this thread alone for a few milliseconds afterwards.
+    # A thread that goes on with it now leaves this one alone for a few milliseconds afterwards.
     time.sleep(0)
     while _imports_go_on() and time.monotonic() < until:
         time.sleep(0.001)

@@ -319,7 +319,7 @@ def read_found(path: Path) -> FoundFile | None:
 
 
 def _looked_at(path: Path) -> FoundFile | str | None:
-    """The file, or what is wrong with it: whoever raises that must not have its text in a frame."""
+    """The file, or what is wrong with it: the frame that raises that must not have its text."""
     try:
         # A pipe would wait for a writer.
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -356,7 +356,7 @@ def parsed(content: bytes) -> tuple[str, dict[str, Any]] | str:
 
 
 def _owner_problem(path: Path, info: os.stat_result) -> str | None:
-    """Why a found file must not be used: somebody else could have written it."""
+    """Why a found file must not be used: another user could have written it."""
     if os.name != "posix":
         return None
     problem = owner_problem(info.st_uid, info.st_mode, user=os.geteuid())
@@ -366,7 +366,7 @@ def _owner_problem(path: Path, info: os.stat_result) -> str | None:
         if link.st_uid not in (0, os.geteuid()):
             problem = f"is a link that belongs to another user (uid {link.st_uid})"
     elif problem is None and not os.path.samestat(link, info):
-        # Whoever takes a link away after it was followed must not hide whose it was.
+        # To take a link away after it was followed must not hide whose it was.
         problem = "was replaced while it was read"
     if problem is None:
         return None

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class NotConfirmed(click.ClickException):
-    """Somebody has to agree, and nobody did."""
+    """A person has to agree, and none did."""
 
     exit_code = 2
 

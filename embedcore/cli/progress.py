@@ -100,7 +100,7 @@ class Lines:
         self._screen.info(f"{_VERBS[told.stage]}: {self._line(told, now)}")
 
     def pause(self) -> None:
-        """A line is in nobody's way."""
+        """A line alone is in no one's way."""
 
     def _line(self, told: FileProgress, now: float) -> str:
         if not told.total:

@@ -39,7 +39,7 @@ class Screen:
 
     @property
     def interactive(self) -> bool:
-        """Whether somebody is there to be asked."""
+        """Whether there is a person to be asked."""
         return _is_terminal(sys.stdin) and _is_terminal(sys.stderr)
 
     @property
@@ -48,7 +48,7 @@ class Screen:
         return _is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
 
     def result(self, text: str, *, whole: bool = False) -> None:
-        """A result for a person. Nothing with ``--json``. ``BrokenPipeError`` if nobody reads.
+        """A result for a person. Nothing with ``--json``. ``BrokenPipeError`` if no program reads.
 
         On a terminal long lines are broken between words, unless it is to stay ``whole``.
         """
@@ -127,7 +127,7 @@ class Screen:
             sys.stdout.flush()
 
     def abandon_output(self) -> None:
-        """Nobody reads: what is still buffered goes nowhere, instead of failing at exit."""
+        """No program reads: what is still buffered goes nowhere, instead of failing at exit."""
         with suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, sys.stdout.fileno())
@@ -182,7 +182,7 @@ def _write_error(text: str) -> None:
     # In one file or pipe (2>&1), what was said before stands before. A failure comes at the end.
     with suppress(OSError, ValueError, AttributeError):
         sys.stdout.flush()
-    # Nobody to talk to is no reason to lose what is being bought.
+    # That no one reads is no reason to lose what is being paid for.
     with suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()

@@ -41,7 +41,7 @@ class Session:
 
     @property
     def price_without_found(self) -> Price | None:
-        """The price where no settings file that was only found says one; None: nobody else does.
+        """The price where no settings file that was only found says one; None: nothing else does.
 
         Such a file may set a price, which must not keep the question about money from being asked.
         """

@@ -64,7 +64,7 @@ def plural(count: int, singular: str, several: str | None = None) -> str:
 
 
 def tokens(count: int, *, exact: bool = True) -> str:
-    """``1 token``, ``2,000 tokens``; "at most" before a figure that nobody has counted."""
+    """``1 token``, ``2,000 tokens``; "at most" before a figure that was not counted."""
     return ("" if exact else "at most ") + plural(count, "token")
 
 

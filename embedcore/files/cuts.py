@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from embedcore import TextCut
     from embedcore.files.types import JsonValue
 
-# Below: tokens, 0 for none. With this bit: characters, where nobody counted the tokens.
+# Below: tokens, 0 for none. With this bit: characters, where the tokens were not counted.
 _CHARACTERS: Final = 1 << 31
-# Nobody knows whether the server cut it.
+# It is not known whether the server cut it.
 UNKNOWN: Final = (1 << 32) - 1
 _MOST: Final = (1 << 31) - 2
 

@@ -3,7 +3,7 @@
 Texts lie in it: it is gone with the process, however that ends. POSIX files lose their name as soon
 as they are open, or never have one; Windows deletes the file when the last handle is closed.
 
-Whoever may write to a folder can put something else under their names: a link to another file, or
+Another user of a folder can put something else under their names: a link to another file, or
 a file of the user's own. What is not a plain file that embedcore wrote is never opened for writing,
 replaced or deleted, and stops a run before anything is paid for.
 """
@@ -85,7 +85,7 @@ def _translated(error: OSError, path: Path) -> StorageError:
 def opened_file(path: Path) -> BinaryIO:
     """A file open to be read, links followed. Raises ``OSError`` if it is none.
 
-    To open a pipe would wait for somebody who writes, and a device may never end.
+    To open a pipe would wait for a writer, and a device may never end.
     """
     descriptor = os.open(path, os.O_RDONLY | _WITHOUT_WAITING)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -95,7 +95,7 @@ def opened_file(path: Path) -> BinaryIO:
 
 
 def random_name(path: Path) -> str:
-    """A name beside ``path`` that nobody can have put there before; ``sweep`` knows it again."""
+    """A name beside ``path`` that no one can have used before; ``sweep`` knows it again."""
     return f"{_prefix_of(path)}{secrets.token_hex(_RANDOM_BYTES)}{_ENDING}"
 
 
@@ -248,7 +248,7 @@ class _Reader(io.RawIOBase):
         return size
 
 
-# A link is refused by the system, a pipe does not hold up whoever opens it, and no child inherits.
+# A link is refused by the system, to open a pipe does not wait, and no child inherits.
 _SAFELY: Final = (
     getattr(os, "O_NOFOLLOW", 0)
     | getattr(os, "O_NONBLOCK", 0)
@@ -321,7 +321,7 @@ def _problem(found: os.stat_result, path: Path) -> str | None:
 def _is_of_another(found: os.stat_result, path: Path) -> bool:
     if not hasattr(os, "geteuid") or found.st_uid == os.geteuid():
         return False
-    # Some file systems give everything that is made in them to one user, whoever made it.
+    # Some file systems give everything that is made in them to one user, not to its maker.
     probe = path.with_name(random_name(path))
     descriptor = os.open(probe, os.O_RDWR | os.O_CREAT | os.O_EXCL | _SAFELY, 0o600)
     try:

@@ -383,7 +383,7 @@ class Inputs:
                 for _, _, text, _ in _records(source)
             )
         except InputRejected:
-            # There is something, and whoever reads it will say where it is.
+            # There is something, and what reads it will say where it is.
             return False
 
     def _prepared(self, source: Source) -> _Input:
@@ -452,7 +452,7 @@ def _standard_input() -> BinaryIO:
 
 
 def _require_bytes(copy: Spool, name: str) -> None:
-    """A program that fails at once writes nothing into its pipe, and nobody is told but by this."""
+    """A program that fails at once writes nothing into its pipe; only this error tells of it."""
     if not copy.size:
         reason = "it ended without a single byte"
         raise InputRejected(

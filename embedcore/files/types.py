@@ -201,7 +201,7 @@ class RunReport:
     ``empty``, ``truncated``, ``perhaps_cut`` (accepted by the server whole, and perhaps longer than
     the model takes), ``failed`` (empty ones included) and ``not_done`` count rows. ``tokens_cut``:
     by how much the ``truncated`` ones were cut in all; ``characters_cut``: those whose tokens
-    nobody counted. ``damaged``: rows of the output as it was that were not believed; their texts
+    were not counted. ``damaged``: rows of the output as it was that were not believed; their texts
     were embedded anew, as far as they are in the input. ``failed_path`` lists the rows that failed
     or were not done, if any; ``reason``: why, where all that failed did so for one reason, such as
     a network that is away. ``stopped_at``: where the budget ended the run. ``declined``:

@@ -177,7 +177,7 @@ class CallBudget:
             self._hold(requests, loose=True, final=False, send_now=send_now)
         except TighterBoundNeeded:
             requests = plan(True)
-            self._hold_patiently(requests, loose=not exact, send_now=send_now)
+            self._hold_in_turn(requests, loose=not exact, send_now=send_now)
         return requests
 
     def send(self, amount: Amount, *, inputs: int, fresh: bool) -> Attempt | None:
@@ -377,7 +377,7 @@ class CallBudget:
     def _label(self) -> str:
         return f"{self._info.provider}:{self._info.model}"
 
-    def _hold_patiently(
+    def _hold_in_turn(
         self, requests: Sequence[PlannedRequest], *, loose: bool, send_now: bool
     ) -> None:
         """Hold the least that will do; wait while only loose bounds of others forbid it."""

@@ -59,7 +59,7 @@ class Follower:
         self._settle(indices, lost=False)
 
     def lost(self, indices: Sequence[int]) -> None:
-        """Whoever was buying them ended without them."""
+        """The call that was embedding them ended without them."""
         self._settle(indices, lost=True)
 
     def wait(self, pause: Callable[[float], None]) -> list[int]:
@@ -114,7 +114,7 @@ class InFlightKeys:
         return theirs
 
     def fulfil(self, keys: Sequence[bytes], vectors: Vectors, caller: Follower) -> None:
-        """Vector j is here for ``keys[j]``: whoever waits for it gets a copy."""
+        """Vector j is here for ``keys[j]``: every call that waits for it gets a copy."""
         for follower, (places, indices) in self._end(keys, caller).items():
             follower.arrived(indices, vectors[places])
 
@@ -126,7 +126,7 @@ class InFlightKeys:
     def _end(
         self, keys: Sequence[bytes], caller: Follower
     ) -> dict[Follower, tuple[list[int], list[int]]]:
-        """Whoever waits for any of them: the places in ``keys``, and its own indices for them."""
+        """Calls that wait for any of them: the places in ``keys``, and its own indices for them."""
         ended: dict[Follower, tuple[list[int], list[int]]] = {}
         with self._lock:
             for place, key in enumerate(keys):
@@ -184,7 +184,7 @@ class VectorCache:
         self._rests_until = {"get": 0.0, "put": 0.0}
 
     def pinned(self, keep_until: float) -> VectorCache:
-        """The same for vectors that somebody counts on until then."""
+        """The same for vectors that a batch counts on until then."""
         return VectorCache(
             self.store, observe=self._observe, monotonic=self._monotonic, keep_until=keep_until
         )

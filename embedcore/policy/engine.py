@@ -43,8 +43,8 @@ _WEIGHT: Final = 1_000_000
 _USED_BY_THREADS: Final = ("embedcore.storage.vector_format", "mmap", "numpy")
 
 
-def _nobody(_: Event) -> None:
-    """No one is told."""
+def _ignored(_: Event) -> None:
+    """There is no observer."""
 
 
 class Once:
@@ -165,7 +165,7 @@ class Engine:
     former: tuple[str, ...] = ()
     secrets: tuple[str, ...] = field(default=(), repr=False)
     no_key: str = ""
-    observe: Observer = _nobody
+    observe: Observer = _ignored
     lends_room: bool = False
     learned: Learned = field(default_factory=Learned)
     monotonic: Callable[[], float] = time.monotonic

@@ -24,8 +24,8 @@ class Plan:
     """What a call would do, without doing it.
 
     - ``rows``: all of them; ``rejected``: those that cannot be sent; ``truncated``: those whose
-      text will be cut; ``perhaps_long``: those that may be over the model's limit, which nobody can
-      count: they are sent whole, and cut only if the server refuses them.
+      text will be cut; ``perhaps_long``: those that may be over the model's limit and cannot be
+      counted: they are sent whole, and cut only if the server refuses them.
     - ``unique``: different texts, of which ``cached`` are in the cache and cost nothing, and
       ``to_embed`` are sent. The rest (``in_flight``; plans of batches only) is under way in another
       batch.

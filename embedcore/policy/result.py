@@ -59,7 +59,7 @@ class Spending:
 class TextCut(NamedTuple):
     """What was cut off the end of a text.
 
-    ``tokens``: how many, by an exact tokenizer; None: nobody counts them. ``characters``: how many,
+    ``tokens``: how many, by an exact tokenizer; None: not counted. ``characters``: how many,
     where the server's refusal led to the cut. Neither: whether anything was cut is not known. The
     text may be longer than the model takes, and its server accepted it.
     """
@@ -97,7 +97,7 @@ class CutViews:
 
     @property
     def characters_cut(self) -> Mapping[int, int]:
-        """Characters cut off; only rows that were cut, and whose tokens nobody counted."""
+        """Characters cut off; only rows that were cut, and whose tokens were not counted."""
         return {
             row: cut.characters
             for row, cut in self.cuts.items()
@@ -131,8 +131,8 @@ class RowOutcome:
 
     @property
     def cut(self) -> CutState:
-        """Whether the text was cut. "unknown": it may be longer than the model takes, nobody counts
-        its tokens, and the server accepted it."""
+        """Whether the text was cut. "unknown": it may be longer than the model takes, its tokens
+        were not counted, and the server accepted it."""
         if self.tokens_cut is None and self.characters_cut is None:
             return "unknown"
         return "yes" if self.tokens_cut or self.characters_cut else "no"

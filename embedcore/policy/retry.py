@@ -39,9 +39,9 @@ _MOST_NAMED_WAITS: Final = 20
 _MOST_WAYS: Final = 4
 # Times the attempts. Most limits are of a minute, many servers do not say when it is over, and a
 # refusal costs nothing; others share the limit, and take what becomes free in turns with us.
-_PATIENCE: Final = 5
+_MOST_UNSERVED: Final = 5
 # Times the attempts, where it may have been billed: an error inside a success.
-_PATIENCE_THAT_COSTS: Final = 2
+_MOST_CHARGED: Final = 2
 _LONGEST_JITTER: Final = 1.0
 _JITTER_SHARE: Final = 0.1
 # Far beyond the longest wait.
@@ -220,7 +220,7 @@ class Retrier:
             return True
         if isinstance(error, RateLimited):
             self._charged += error.billed != "no"
-            return self._charged >= self._settings.attempts * _PATIENCE_THAT_COSTS
+            return self._charged >= self._settings.attempts * _MOST_CHARGED
         return False
 
     def _is_last(self, error: TransientProviderError) -> bool:
@@ -243,7 +243,7 @@ class Retrier:
         served = self._served()
         self._unserved = 1 if served != self._served_before else self._unserved + 1
         self._served_before = served
-        hopeless = self._unserved >= self._settings.attempts * _PATIENCE
+        hopeless = self._unserved >= self._settings.attempts * _MOST_UNSERVED
         return hopeless or self._named_waits > _MOST_NAMED_WAITS
 
     def _is_too_late(self, wait: float) -> bool:

@@ -27,7 +27,7 @@ _TEXTUAL: Final = frozenset({"string", "large_string", "string_view", "null"})
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """What somebody must choose from who gave a mapping or a table: its keys or columns."""
+    """What a caller must choose from who gave a mapping or a table: its keys or columns."""
 
     names: tuple[Any, ...]
     variable: str

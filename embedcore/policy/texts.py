@@ -221,13 +221,13 @@ class Prepared:
 
     @property
     def perhaps_long_rows(self) -> int:
-        """Rows whose text may be over the model's limit, which nobody has counted."""
+        """Rows whose text may be over the model's limit, and was not counted."""
         long = self.perhaps_long
         return sum(index in long for index in self.taken.rows) if long else 0
 
     @property
     def perhaps_long(self) -> frozenset[int]:
-        """Texts that may be over the limit, which nobody has counted, of a server that was never
+        """Texts that may be over the limit, and were not counted, of a server that was never
         seen to refuse one."""
         return frozenset() if self._engine.sizes.refuses_long else self._long
 

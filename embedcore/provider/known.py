@@ -1,8 +1,8 @@
 """Known providers, and how each is installed.
 
-A command with the name of a package that nobody has registered would be an invitation: whoever
-registers it first is installed. So only what is in this repository is named, by its path, and
-packages of others that are on the list below.
+A command with the name of a package that is not registered would be an invitation: the package that
+is registered under it first is installed. So only what is in this repository is named, by its path,
+and packages of others that are on the list below.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ IN_REPOSITORY: Final = ("hashing", "openai")
 
 OF_OTHERS: Final[Mapping[str, str]] = {}
 """Provider → its distribution on the package index, for those that their authors have registered
-and that somebody here has looked at: a pull request adds a line."""
+and that were looked at here: a pull request adds a line."""
 
 _PAGE: Final = "docs/how-to/write-a-provider.md"
 
 
 def how_to_install(name: str) -> str:
-    """What somebody does who lacks this provider, as one sentence."""
+    """What to do where this provider is missing, as one sentence."""
     if name in IN_REPOSITORY:
         folder = Path(__file__).parents[2] / "providers" / name
         if (folder / "pyproject.toml").is_file():

@@ -188,7 +188,7 @@ class BatchOutcome:
     came to this item, which does not count as a try. ``too_long``: whether it was refused for its
     length; None: it may be. ``max_tokens``, ``text_tokens``: the limit and the length that the
     refusal names, as hints. An ``id`` that no item has, such as "", is
-    counted and belongs to nobody.
+    counted and belongs to no text.
     """
 
     id: str = ""

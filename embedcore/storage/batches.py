@@ -88,7 +88,7 @@ class Wanted:
 class Counts:
     """Texts of a batch by what became of them.
 
-    ``stopped``: their job was cancelled at the provider by somebody else, and they are not sent
+    ``stopped``: their job was cancelled at the provider by hand, and they are not sent
     again until a person says so.
     """
 
@@ -228,7 +228,7 @@ class Batches:
         """A new batch without rows.
 
         ``deadline``: seconds from now. ``waiting``: seconds after which, or with its process, a
-        batch that nobody asks for by its name may be taken over; None: somebody will ask for it.
+        batch may be taken over that no caller asks for by its name; None: a caller will ask for it.
         """
         with self.database.transaction() as connection:
             now = self.ledger.moment_in(connection).now
@@ -333,7 +333,7 @@ class Batches:
     def take_over(self, batch: BatchRecord, digest: bytes) -> BatchRecord | None:
         """A batch of the same rows whose caller is gone, and waited for it in one call.
 
-        Nobody else knows of it: it becomes that of this call, with its money and its jobs, and
+        No other caller knows of it: it becomes that of this call, with its money and its jobs, and
         ``batch`` is forgotten. None if there is none.
         """
         with self.database.transaction() as connection:
@@ -473,7 +473,7 @@ class Batches:
             ).rowcount
 
     def resubmit_cancelled(self, batch: BatchRecord) -> int:
-        """Send again what was in jobs that somebody else cancelled. Returns how many texts."""
+        """Send again what was in jobs that were cancelled by hand. Returns how many texts."""
         with self.database.transaction() as connection:
             return connection.execute(
                 "UPDATE item SET stopped = 0, tries = 0 WHERE stopped "

@@ -68,7 +68,7 @@ class Used:
         return window_end(self.limit.period, self.moment.now, self.moment.zone)
 
     def refusal(self, amount: Amount, *, is_bound: bool = False) -> BudgetExceeded:
-        """``is_bound``: nobody counted what it costs, and it may be less."""
+        """``is_bound``: what it costs was not counted, and it may be less."""
         limit, asked = self.limit, amount.of(self.limit.unit)
         unit = limit.unit
         kind = TokenBudgetExceeded if limit.unit == "tokens" else CostBudgetExceeded
@@ -279,7 +279,7 @@ def _reserved(connection: sqlite3.Connection, limit: Limit, moment: Moment) -> i
 def newly_near(
     connection: sqlite3.Connection, windows: str, grant: Grant, moment: Moment
 ) -> list[LimitNear]:
-    """The limits that are 90 % spent and of which nobody was told yet, in any process."""
+    """The limits that are 90 % spent and were not announced yet, in any process."""
     near = []
     for found in used(connection, windows, grant, moment):
         limit = found.limit

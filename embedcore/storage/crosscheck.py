@@ -1,8 +1,8 @@
 """Compares counters of the state file with grants and attempts.
 
 A window counts what grants and attempts are entered for, and nothing is ever entered without being
-counted in the same transaction. So they agree at every moment, whoever is in the middle of what; a
-difference is damage, or somebody's hand. Nothing is changed here but by ``recount``.
+counted in the same transaction. So they agree at every moment, whatever is under way; a difference
+is damage, or was made by hand. Nothing is changed here but by ``recount``.
 """
 
 from __future__ import annotations

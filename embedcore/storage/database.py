@@ -6,7 +6,7 @@ process has written meanwhile, whatever the time-out.
 
 Before a fork the connection is closed, and both sides open their own. SQLite keeps a table of the
 locks that its process has on a file. In a child that table says that they are held, and they are
-not: whoever closes the file last elsewhere deletes the log under its hands.
+not: the process that closes the file last deletes the log while the child uses it.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ BATCH: Final = Contents("a batch", "no such batch", "lose the rows of the batch"
 def driver() -> ModuleType:
     """The module that sqlite-utils chose: pysqlite3 where it is installed, else the standard one.
 
-    Each has exception classes of its own, so nobody may import either directly.
+    Each has exception classes of its own, so no module may import either directly.
     """
     from sqlite_utils.utils import sqlite3  # type: ignore[attr-defined]
 
@@ -397,12 +397,12 @@ class Database:
     def _recognise_files(self, connection: sqlite3.Connection) -> None:
         if self.path is None:
             return
-        # The log lies beside the file that a link leads to. Whoever moves that file, and leaves a
-        # link in its place, gives it another log for those who open it from now on.
+        # The log lies beside the file that a link leads to. Where that file is moved, and a
+        # link left in its place, it has another log for those who open it from now on.
         beside = os.path.realpath(self.path)
         names = [str(self.path), beside]
         if self._ask_journal(connection) == "wal":
-            # Nobody deletes these while this connection is open, unless locks were lost.
+            # No process deletes these while this connection is open, unless locks were lost.
             names += [f"{beside}-wal", f"{beside}-shm"]
         self._beside = beside
         found = {name: self._identity_now(name) for name in names}

@@ -149,7 +149,7 @@ def is_open_here(device: int, number: int) -> bool:
 def other_names(path: Path) -> int:
     """How many hard links a file has beside this one. A draft that was left behind is removed."""
     if path.stat().st_nlink > 1:
-        # Whoever places a file has two names for it for a moment, or for ever if it is killed then.
+        # A process that places a file has two names for it for a moment: for ever, if killed then.
         for draft in path.parent.glob(".*.new"):
             with contextlib.suppress(OSError):
                 if draft.samefile(path):
@@ -176,7 +176,7 @@ def has_room(path: Path) -> bool:
 
 
 def place_once(path: Path, fill: Callable[[Path], None]) -> None:
-    """Create ``path`` complete and readable by its owner only, unless somebody else was first.
+    """Create ``path`` complete and readable by its owner only, unless another process was first.
 
     ``fill`` gets the path of an empty draft beside it. Raises ``OSError``.
     """

@@ -145,7 +145,7 @@ def _exists(number: int) -> bool:
     except ProcessLookupError:
         return False
     except (OSError, OverflowError):
-        # Somebody else's.
+        # A process of another user.
         return True
     return True
 
@@ -251,7 +251,7 @@ def open_attempt(
 ) -> Attempt:
     """Write the attempt; its amount is held, and its request counted, in ``windows`` already."""
     held = (grant.id, grant.scope, windows, amount.tokens, amount.cost)
-    # A batch's belongs to nobody: any process may find out what became of it.
+    # A batch's belongs to no process: any process may find out what became of it.
     owner = None if lease is None else myself()
     cursor = connection.execute(
         'INSERT INTO attempt ("grant", scope, windows, state, tokens, cost, loose, lease,'
@@ -410,7 +410,7 @@ def _storable(text: str | None) -> str | None:
     return text and text.encode("utf-8", "backslashreplace").decode()
 
 
-# While it lasts nobody may hold a loose bound: otherwise a steady stream of small loose calls
+# While it lasts no call may reserve a loose bound: otherwise a steady stream of small loose calls
 # could keep a large exact one waiting for ever.
 _TIGHT_SECONDS: Final = 5
 _NEVER: Final = datetime.max.replace(tzinfo=UTC)
@@ -427,7 +427,7 @@ def check(
     waits: bool = True,
     is_bound: bool = False,
 ) -> Exception | None:
-    """What forbids the amount; None if nothing does. ``is_bound``: nobody counted what it costs.
+    """What forbids the amount; None if nothing does. ``is_bound``: what it costs was not counted.
 
     What processes left that have ended is closed first, before it forbids anything. Returned rather
     than raised, so that the transaction commits what it found out on the way.

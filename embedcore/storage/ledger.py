@@ -1,7 +1,7 @@
 """The ledger: reserve, send, and settle, give back or charge, each one transaction.
 
-Every function runs in the caller's transaction, so that whoever has more to write down about the
-same outcome commits both at once.
+Every function runs in the caller's transaction, so that a caller who has more to write down about
+the same outcome commits both at once.
 
 Every method is one immediate transaction, so that any number of threads and processes agree. A call
 holds its whole amount before it sends anything; each request then moves its part from the grant to
@@ -279,7 +279,7 @@ class Ledger:
     ) -> list[LimitNear]:
         """The attempt cost ``actual``. Also corrects one that was charged; otherwise once only.
 
-        Returns the limits that are now nearly used up and of which nobody was told yet.
+        Returns the limits that are now nearly used up and were not announced yet.
         ``reported``: the provider named the tokens. ``close``: close the grant in the same commit.
         """
         with self.database.transaction() as connection:
@@ -407,8 +407,8 @@ class Ledger:
             return self.moment_in(connection)
 
     def close_abandoned(self) -> Moment:
-        """Close what was left open by a crash, as the next hold would, so that what is read then
-        says of nothing that it is held which nobody will send. Returns the time of the books."""
+        """Close what was left open by a crash, as the next hold would, so that nothing is shown as
+        reserved then that will never be sent. Returns the time of the ledger."""
         with self.database.transaction() as connection:
             moment = self.moment_in(connection)
             entries.end_expired(connection, moment)

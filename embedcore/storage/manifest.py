@@ -1,6 +1,6 @@
 """The file of one batch: its rows and texts, for any process to go on with.
 
-A text stays only until it has its outcome; rows and keys stay for whoever asks for the result.
+A text stays only until it has its outcome; rows and keys stay until the batch is forgotten.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ManifestRow(NamedTuple):
 
 class Shortened(NamedTuple):
     """A text that the server took only when it was shorter: the cache's key of what it took, and
-    what was cut off: tokens, or characters where nobody counts them."""
+    what was cut off: tokens, or characters where they are not counted."""
 
     key: bytes
     tokens: int | None
@@ -108,7 +108,7 @@ class Manifest:
             )
 
     def mark_long(self, keys: Iterable[bytes]) -> None:
-        """These texts may be longer than the model takes: nobody counts their tokens."""
+        """These texts may be longer than the model takes: their tokens are not counted."""
         with self.database.transaction() as connection:
             connection.executemany(
                 "UPDATE text SET perhaps_long = 1 WHERE key = ?", ((key,) for key in keys)
@@ -183,7 +183,7 @@ class Manifest:
             yield [key for _, key in found]
 
     def forget_texts(self, per_block: int = 20_000) -> None:
-        """The batch has ended: nobody sends them any more."""
+        """The batch has ended: they are not sent any more."""
         while True:
             with self.database.transaction() as connection:
                 gone = connection.execute(

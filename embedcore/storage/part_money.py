@@ -40,7 +40,7 @@ class Room:
 class Ended:
     """How a part's remote job ended.
 
-    - ``actual``: what it cost; None: nobody can say, and what was held counts as spent.
+    - ``actual``: what it cost; None: not known, and what was reserved counts as spent.
       ``reported``: the provider named the tokens. ``note``: for the record.
     - ``retry``: texts without an outcome are submitted again, for at most ``most_tries`` times that
       count; ``counts``: this was one of them. Otherwise they have failed, or are ``lost``: paid for
@@ -160,7 +160,7 @@ class PartMoney:
             return [self._settled(amount, unconfirmed=True)]
 
     def lose(self, part: Part, *, next_at: int, note: str) -> list[Event]:
-        """Nobody knows whether there is a job, and its input is gone: charged as unconfirmed.
+        """It is not known whether there is a job, and its input is gone: charged as unconfirmed.
 
         Its texts may be submitted in another part.
         """

@@ -96,7 +96,7 @@ class Part:
     def item_id(self, ordinal: int) -> str:
         """What the item at this place is called in the part's input, and so in its results.
 
-        It names the part as well: a line of any other job is nobody's.
+        It names the part as well: a line of any other job belongs to no part.
         """
         return str(ordinal) if self.ids == "ordinal" else f"{self.key[:_KEY_LENGTH]}-{ordinal}"
 
@@ -183,7 +183,7 @@ class Unread(NamedTuple):
 
 
 class Superseded(Exception):
-    """Another process owns the part by now: whoever meets this leaves it alone."""
+    """Another process owns the part by now: this one leaves it alone."""
 
 
 def read_part(row: sqlite3.Row) -> Part:
@@ -250,7 +250,7 @@ class Parts:
         return read_part(row)
 
     def take(self, part: Part) -> Part | None:
-        """Own the part, or None: somebody else is at work on it."""
+        """Own the part, or None: another process is at work on it."""
         with self.database.transaction() as connection:
             now = self.ledger.moment_in(connection).now
             row = connection.execute(

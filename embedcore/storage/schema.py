@@ -81,7 +81,7 @@ def manifest(database: Database) -> None:
 
 @MANIFEST()
 def cut_by_the_server(database: Database) -> None:
-    """What became of texts that nobody counted, and that may be too long."""
+    """What became of texts that were not counted, and that may be too long."""
     for statement in _LONG_TEXTS:
         database.conn.execute(statement)
 
@@ -376,7 +376,7 @@ CREATE TABLE "row" (
 ) STRICT"""
 
 _LONG_TEXTS = (
-    # It may be longer than the model takes; nobody counts its tokens.
+    # It may be longer than the model takes; its tokens are not counted.
     "ALTER TABLE text ADD COLUMN perhaps_long INTEGER NOT NULL DEFAULT 0 "
     "CHECK (perhaps_long IN (0, 1))",
     # It was refused, and so much was cut off until it was taken; under this key is the vector.

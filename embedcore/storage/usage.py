@@ -1,7 +1,7 @@
 """Reports of what was spent and what is reserved; rate limits that providers named.
 
-What a crash left open is closed before anything is read: it would be shown as held though nobody
-will ever send it.
+What a crash left open is closed before anything is read: it would be shown as reserved, though
+it will never be sent.
 """
 
 from __future__ import annotations

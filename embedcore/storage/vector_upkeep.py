@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import sqlite3
 
 
-# Nobody else can write while these are deleted.
+# No other process can write while these are deleted.
 _ROWS_AT_ONCE: Final = 200
 # Later than every day that is counted.
 _NO_DAY: Final = 2**62

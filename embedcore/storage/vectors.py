@@ -1,7 +1,7 @@
 """The vector cache on disk: paid vectors under the keys that decide them.
 
 A vector of zeros says nothing of its text, and the next answer may be better: it is kept only for
-whoever paid for it and reads it from here (``zeros=True``), and is no hit for anybody else.
+the batch that paid for it and reads it from here (``zeros=True``), and is no hit for other calls.
 
 The file is no ledger: without it everything is only dearer. At its cap it takes no more but
 for a batch, which has its vectors nowhere else; nothing is thrown out to make room, since that
@@ -52,7 +52,7 @@ class VectorStore:
     """One file of vectors by key. Safe to share between threads and processes.
 
     Every method raises ``StorageError`` when the file cannot be used; nothing is half done then.
-    ``cap``: bytes beyond which nothing is added but what somebody counts on. ``busy_timeout``:
+    ``cap``: bytes beyond which nothing is added but what a batch counts on. ``busy_timeout``:
     seconds to wait for others.
     """
 
@@ -193,7 +193,7 @@ class VectorStore:
     ) -> str | None:
         """Keep vector i under ``keys[i]``; what is there already stays as it is, but for zeros.
 
-        ``keep_until``: seconds since 1970 before which ``prune`` leaves them alone: somebody counts
+        ``keep_until``: seconds since 1970 before which ``prune`` leaves them alone: a batch counts
         on them, so that no cap keeps them out, only the disk. ``zeros``: also keep those that are
         all zeros. Returns the model's name in earlier replies, if it was another one than now.
         Raises ``StorageFull`` when they would pass the cap, or the disk is full; none of them is

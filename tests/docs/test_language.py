@@ -2,13 +2,16 @@
 
 Pages are the README, CONTRIBUTING, those of the providers and ``docs/``, but not its decisions and
 architecture. Messages are the string literals of the packages that can reach a person: errors, log
-lines, what commands print, and the docstrings of commands, which are their help.
+lines, what commands print, and the docstrings of commands, which are their help. Some words are not
+used in comments, docstrings and names either, which only those read who work on the code.
 """
 
 from __future__ import annotations
 
 import ast
+import io
 import re
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,6 +54,11 @@ BANNED = {
     r"is to blame": "is at fault",
     r"gone on with": "continued",
     r"what did arrive": "results received so far",
+}
+# What says neither who does something nor what it is, also in the code.
+NOT_IN_CODE = {
+    *("bureau", "crew", "nobody", "outlet", "patience", "purse", "shelf", "somebody", "whoever"),
+    *("bureaus", "crews", "outlets", "purses", "shelves"),
 }
 WRONG = re.compile(rf"\b({'|'.join(BANNED)})\b", re.IGNORECASE)
 # An abbreviation ends no sentence, nor does an ordinal or a version number.
@@ -166,6 +174,29 @@ def _is_command(function: ast.FunctionDef) -> bool:
     return any(isinstance(one, ast.Attribute) and one.attr in _COMMANDS for one in called)
 
 
+def code_words(source: str) -> Iterator[tuple[int, str]]:
+    """Every word of comments, docstrings and names of a module, with its line, in lower case.
+
+    A name is as many words as its writing shows: ``_first_of``, ``FirstOf``.
+    """
+    texts = [
+        (token.start[0], token.string)
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type in (tokenize.COMMENT, tokenize.NAME)
+    ]
+    texts += [
+        (node.lineno, node.value.value)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    ]
+    for line, text in sorted(texts):
+        for number, part in enumerate(text.splitlines(), line):
+            for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", part):
+                yield number, word.lower()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_a_page_is_easy_to_read(page: Path) -> None:
     found: list[str] = []
@@ -189,6 +220,16 @@ def test_messages_are_easy_to_read() -> None:
         for line, text in messages(source, labels=name.startswith("embedcore/cli/")):
             for paragraph in re.split(r"\n\s*\n", text):
                 found += faults(f"{name}:{line}", " ".join(paragraph.split()))
+    assert not found, "\n".join(found)
+
+
+def test_code_says_who_and_what() -> None:
+    found = [
+        f"{path.relative_to(ROOT).as_posix()}:{line}: {word!r}"
+        for path in SOURCES
+        for line, word in code_words(path.read_text(encoding="utf-8"))
+        if word in NOT_IN_CODE
+    ]
     assert not found, "\n".join(found)
 
 
@@ -242,3 +283,15 @@ def test_messages_are_found() -> None:
         'NAME = "name"\nSQL = "SELECT a FROM b"\n"""Nor is this."""\n'
     )
     assert [text for _, text in messages(source)] == ["Help of it.", f"{_PLACE} is not there"]
+
+
+def test_words_of_code_are_found() -> None:
+    source = (
+        'class TheCrew:\n    """Of somebody\'s\n    ``shelf_of`` x."""\n\n'
+        '    _MOST_PATIENCE = f(outlet="nobody", screws=1)  # Whoever\n    """Purse."""\n'
+    )
+    found = [(line, word) for line, word in code_words(source) if word in NOT_IN_CODE]
+    assert found == [
+        *((1, "crew"), (2, "somebody"), (3, "shelf")),
+        *((5, "whoever"), (5, "patience"), (5, "outlet"), (6, "purse")),
+    ]

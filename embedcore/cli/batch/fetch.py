@@ -325,7 +325,7 @@ def _require_no_source(target: Target, wish: FetchWish, note: Note | None) -> No
 def _require_replaceable(
     target: Target, client: EmbeddingClient, input_type: str | None, *, overwrite: bool
 ) -> None:
-    """Vectors that were bought from somebody else are not overwritten unasked."""
+    """Vectors that another model or provider made are not overwritten unasked."""
     if overwrite:
         return
     found = target.origin()

@@ -348,7 +348,7 @@ def watch(screen: Screen, jobs: Sequence[BatchJob], *, interval: float) -> int:
 def _advance(screen: Screen, job: BatchJob, told: dict[str, str] | None = None) -> int:
     """Do what is due for a batch. The code of what keeps it from going on, if nothing goes on.
 
-    ``told``: what was said of each batch before. The first look is the one that somebody asked for.
+    ``told``: what was said of each batch before. The first look is the one that was asked for.
     """
     asked = told is None or job.id not in told
     problems = job.advance(asked=asked) if not job.record.has_ended else []

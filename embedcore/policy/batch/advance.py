@@ -1,6 +1,6 @@
 """Advances a batch: everything that is due for it, once.
 
-Whoever calls it, in whichever process and however often: the normal path is the recovery path.
+It may be called in any process and at any time: the normal path is the recovery path.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def _work_through(context: BatchContext, batch: BatchRecord, work: PartWorker) -
     for part in context.jobs.live(context.pool):
         if part.id in numbers:
             continue
-        # Nobody waits for some any more, and yet their money and their jobs must find an end.
+        # No batch waits for some any more, and yet their money and their jobs must find an end.
         if waits or part.state in ("lost", "stray") or not context.jobs.is_wanted(part):
             changed |= others.work(part)
     return changed
@@ -175,7 +175,7 @@ def _block(context: BatchContext, batch: BatchRecord, error: BudgetExceeded) -> 
 
 
 def _stopped(batch: BatchRecord, counts: Counts) -> EmbeddingError:
-    """What only a person can decide: whether to send again what somebody else cancelled."""
+    """What only a person can decide: whether to send again what was cancelled by hand."""
     return PermanentProviderError(
         f"{counts.stopped} texts of batch {batch.name} are not sent again, since their job was "
         f"cancelled at the provider. To send them: embedcore batch resume --resubmit-cancelled "
@@ -193,7 +193,7 @@ def _end(context: BatchContext, batch: BatchRecord, counts: Counts) -> BatchReco
         state = "cancelled"
     else:
         return context.batches.again(batch)
-    # First, since nobody would do it after a crash in between.
+    # First, since no process would do it after a crash in between.
     _forget_texts(context, batch)
     context.batches.set_state(batch, state)
     return context.batches.again(batch)

@@ -1,7 +1,8 @@
 """Collects the results of a job: each line is checked alone and put into the cache.
 
-Vectors go into the store before their texts count as stored; so whoever is killed in between reads
-the same results again and loses nothing. Memory holds one chunk of vectors and a few bytes a text.
+Vectors go into the cache before their texts count as stored. A process that is killed in between
+reads the same results again and loses nothing. Memory holds one chunk of vectors and a few bytes a
+text.
 """
 
 from __future__ import annotations

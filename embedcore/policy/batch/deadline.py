@@ -224,7 +224,7 @@ def _buy(
 
 
 class _Arriving:
-    """Stores what comes, as it comes: whoever is killed now has lost no finished request."""
+    """Stores what comes, as it comes: a process that is killed now has lost no finished request."""
 
     def __init__(
         self,

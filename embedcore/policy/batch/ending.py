@@ -97,7 +97,7 @@ class Ending:
         return replace(part, state="done")
 
     def _tell_of_stop(self, part: Part, waiting: Sequence[int]) -> None:
-        """Somebody cancelled a job: those who want its texts must say what is to become of them."""
+        """A job was cancelled by hand: its batches must say what is to become of them."""
         batches, scope = self._context.batches, self._context.pool.scope
         for identity in waiting:
             batch = batches.numbered(identity)
@@ -116,7 +116,7 @@ class Ending:
             # However short the wait is: what one look does not find is not bought again.
             over = False
         if isinstance(found.broken, TransientProviderError):
-            # However often somebody asked meanwhile, and though a server may be away for longer.
+            # However often it was asked for meanwhile, and though a server may be away for longer.
             return None if over and part.tries >= _MOST_READS else since
         if not found.without_line or not self._jobs.is_awaited(part):
             return None
@@ -125,7 +125,7 @@ class Ending:
         return None if over else since
 
     def _look_again(self, part: Part, status: BatchStatus, found: Found, since: int) -> Part:
-        """At once, and then more and more rarely; whoever asks for it does not wait for that.
+        """At once, and then more and more rarely; a caller who asks for it does not wait for that.
 
         Raises what broke on the way: it is tried again as any call is.
         """
@@ -165,7 +165,7 @@ class Ending:
         return f"{here}; {found.unknown} lines name no text of it" if found.unknown else here
 
     def _warn(self, part: Part, status: BatchStatus, found: Found) -> None:
-        """What does not add up: the lines are believed, and somebody should know."""
+        """What does not add up: the lines are believed, and a person should know."""
         if found.unknown:
             logger.warning(
                 "Batch %s: %d lines of its results belong to no text of it and are ignored",

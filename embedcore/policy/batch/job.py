@@ -191,7 +191,7 @@ class BatchJob:
         return texts
 
     def resubmit_cancelled(self) -> int:
-        """Send again the texts of jobs that somebody else cancelled at the provider: they wait
+        """Send again the texts of jobs that were cancelled by hand at the provider: they wait
         until this is called. Returns how many that are.
 
         Raises ``ConfigurationError`` for a batch that has ended, whose texts are no longer there.

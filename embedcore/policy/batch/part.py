@@ -65,7 +65,7 @@ Got = TypeVar("Got")
 class PartWorker:
     """Does whatever is due for parts. ``problems``: what a person or a longer wait must mend.
 
-    ``asked``: somebody asks for it now, so what the provider should have by now is looked for again
+    ``asked``: a caller asks for it now, so what the provider should have by now is looked for again
     at once.
     """
 
@@ -80,7 +80,7 @@ class PartWorker:
         self._ending = Ending(context)
 
     def work(self, part: Part) -> bool:
-        """Do what is due for a part, if nobody else is. Returns whether anything changed.
+        """Do what is due for a part, if no other process does. Returns whether anything changed.
 
         Raises ``StorageError``.
         """
@@ -92,7 +92,7 @@ class PartWorker:
         try:
             last: Part | None = None
             current = owned
-            # What a step leads to is done at once, until it has to wait for somebody.
+            # What a step leads to is done at once, until it has to wait.
             while last is None or (current.state != last.state and current.state != "done"):
                 last = current
                 current = self._step(current)
@@ -109,7 +109,7 @@ class PartWorker:
     def _rests(self, part: Part) -> bool:
         """Whether nothing is to be done for it yet.
 
-        Our own pauses are for those who look all the time. Somebody who asks now has it looked at
+        Our own pauses are for those who look all the time. A caller who asks now has it looked at
         now, unless the provider asked for a pause. Only looks for a job whose name was lost have
         to lie apart: the list that they read may lag.
         """
@@ -147,7 +147,7 @@ class PartWorker:
         logger.warning("Batch %s: %s", part.job or f"part {part.id}", error)
         if not isinstance(error, TransientProviderError) or not error.retryable:
             self.problems.append(error)
-        # What waiting does not mend is tried again by whoever asks next.
+        # What waiting does not mend is tried again when it is asked for next.
         waits = isinstance(error, TransientProviderError)
         return self._jobs.note(
             part,
@@ -163,8 +163,8 @@ class PartWorker:
         queue, limit = self._jobs.queue(context.pool), context.queue_tokens()
         too_large = limit is not None and part.tokens > limit and part.items > 1
         if too_large or not self._jobs.is_wanted(part) or not self._has_texts(part):
-            # It is larger than was learned since to be allowed, or nobody wants it, or who planned
-            # it has ended: others who want it cut parts of their own.
+            # It is larger than was learned since to be allowed, or no batch wants it, or the batch
+            # that planned it has ended: others who want it cut parts of their own.
             self._delete_input(part)
             self._steps.dissolve(part)
             return replace(part, state="done")

@@ -50,8 +50,8 @@ class BatchReport:
 
     - ``rows``: of the caller; ``texts``: different ones, of which ``reused`` were bought before,
       ``stored`` have a vector now (the reused ones included) and ``failed`` get none;
-      ``to_submit`` and ``in_flight`` are still open; so are those ``stopped``, whose job somebody
-      else cancelled at the provider: ``BatchJob.resubmit_cancelled`` sends them again.
+      ``to_submit`` and ``in_flight`` are still open; so are those ``stopped``, whose job was
+      cancelled by hand at the provider: ``BatchJob.resubmit_cancelled`` sends them again.
     - ``done``: texts with an outcome, and those that the provider says are done.
     - ``blocked``: why nothing new is sent, or None.
     - ``usage``: what it cost so far; ``reserved_tokens``, ``reserved_cost``: for what is

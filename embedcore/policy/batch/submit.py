@@ -223,7 +223,7 @@ class _Writer:
         context = self._context
         chosen = [keys[place] for place in fresh]
         context.take_former([prepared.texts[place] for place in fresh], chosen, self._input_type)
-        # Pinned before it is counted on: nobody may prune it meanwhile.
+        # Pinned before it is counted on: it must not be pruned meanwhile.
         context.store.keep(chosen, self._keep_until)
         there = context.stored(chosen)
         missing = [place for place in fresh if keys[place] not in there]

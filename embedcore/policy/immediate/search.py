@@ -334,7 +334,7 @@ class Search:
 
         What is sent because of an error that may be over by now takes from the quota, unless
         others of the same request have passed (``free``). Where the quota is used up, it is not
-        sent if nobody else is answered either.
+        sent if no other request is answered either.
         """
         if self._call.is_late or part.amount.tokens > inquiry.tokens_left:
             return False

@@ -95,8 +95,8 @@ class Fitting:
             self._next = suggestion
 
     def passed(self, prefix: str, *, room: float | None = None, trusted: bool = False) -> None:
-        """The server took it. ``room``: how many times its length would probably fit; None: nobody
-        knows. ``trusted``: so much is known to fit, and hardly more."""
+        """The server took it. ``room``: how many times its length would probably fit; None: not
+        known. ``trusted``: so much is known to fit, and hardly more."""
         self.kept = prefix
         self._is_over = trusted or self._is_enough()
         if self._is_over or room is None:
@@ -150,7 +150,7 @@ class Fitting:
         return prefix or self._refused[:1]
 
 
-# How a text is shortened that nobody can count, and one that was counted and is hardly too long.
+# How a text is shortened that cannot be counted, and one that was counted and is hardly too long.
 _STEP: Final = 0.85
 _COUNTED_STEP: Final = 0.97
 # A refusal that says nothing of a length makes one suspect it from this share of the limit.

@@ -163,7 +163,7 @@ class Verdict:
             self._call.pause(0.0)
             yield
         except EmbeddingError as error:
-            # Before the lock is free: whoever waits for it must not ask the same again.
+            # Before the lock is free: a thread that waits for it must not ask the same again.
             self._call.workers.fail(error)
             raise
         finally:

@@ -226,7 +226,7 @@ class Bucket:
         self._others = min(max(lower, 0.0), self._rate * 0.95)
 
     def _guess_others(self, ours: float) -> None:
-        """At first: whoever took the rest of what is missing will go on in the same proportion."""
+        """At first: those who took the rest of what is missing go on in the same proportion."""
         missing = self._capacity - self._lowest
         if missing > 0:
             self._others = self._rate * min(max(1.0 - ours / missing, 0.0), 0.9)

@@ -101,7 +101,7 @@ class Gate:
     def refused(self, one: Permit, seconds: float | None, limits: RateLimits | None) -> None:
         """The provider said "too fast"; ``seconds``: the wait that it named, if it did.
 
-        A wait longer than five minutes closes nothing: whoever asks next hears of it directly.
+        A wait longer than five minutes closes nothing: the next request is refused with it.
         """
         with self._lock:
             self._limiter.refused(self._monotonic(), one, seconds, limits)

@@ -185,7 +185,7 @@ class Pace:
 
     def refused(self, now: float, amount: float, flying: float, opens: float) -> None:
         """``flying``: what is under way, and may be accepted. ``opens``: when the next may leave,
-        by the server or by our own patience.
+        by the server or by our own longest wait.
         """
         current, took = self.rate(now), now - self._since
         if current is None:

@@ -17,7 +17,7 @@ from embedcore.policy.ratelimit.bucket import Bucket, Seen
 from embedcore.policy.ratelimit.pace import Configured, GateState, Pace, Permit, Rates
 from embedcore.provider.types import RateLimits
 
-# Until one request came back nobody knows the limits; more than this would be sent blindly.
+# Until one request came back the limits are not known; more than this would be sent blindly.
 FIRST_SALVO: Final = 250_000
 LONGEST_CLOSING: Final = 300.0
 _LONGEST_SILENCE: Final = 60.0
@@ -107,15 +107,15 @@ class RateLimiter:
         delay = max(self._open_at - now, configured)
         if not self._answers:
             blind = self._flying_tokens + tokens + one.tokens > FIRST_SALVO
-            patient = self._flying and now - self._last_left < _LONGEST_BLIND
-            delay = max(delay, _AWAITING_FIRST if blind and patient else 0.0)
+            soon = self._flying and now - self._last_left < _LONGEST_BLIND
+            delay = max(delay, _AWAITING_FIRST if blind and soon else 0.0)
         learned = max(
             self._requests.delay(now, 1, requests),
             self._tokens.delay(now, one.tokens, tokens),
             self._pace.delay(now, tokens),
         )
         if learned > 0:
-            # Nobody brings news any more: one goes and asks.
+            # No reply brings news any more: one request goes and asks.
             learned = min(learned, max(self._last_left + _LONGEST_SILENCE - now, 0.0))
         return max(delay, learned, 0.0)
 

@@ -140,12 +140,12 @@ class AsyncEmbeddingStream(StreamEndView, AsyncIterator[Block]):
         if self._ending is None:
             self._buffer.leave()
             self._ending = asyncio.ensure_future(asyncio.to_thread(self._stream_end.finish))
-            # Where nobody asks again, nobody is to be warned.
+            # Where it is not asked for again, there is no one to be warned.
             self._ending.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
             await asyncio.shield(self._ending)
         except asyncio.CancelledError:
-            # Even if it ended at this very moment: nobody has heard of it.
+            # Even if it ended at this very moment: the caller has not heard of it.
             self._is_over = self._ending.cancelled()
             raise
         except BaseException:

@@ -205,7 +205,7 @@ def _tend(buffer: RowBuffer, pipeline: Pipeline, signals: _Signals, seconds: flo
 # Reading on is worth that long while there is a block to give: it keeps the requests coming.
 _READ_ON_SECONDS: Final = 0.05
 # How long ``close`` waits for another thread that is held up by the source.
-_PATIENCE_SECONDS: Final = 6.0
+_LONGEST_WAIT: Final = 6.0
 
 
 class EmbeddingStream(StreamEndView, Iterator[Block]):
@@ -264,7 +264,7 @@ class EmbeddingStream(StreamEndView, Iterator[Block]):
         # Another thread may be in the middle of ``next``, held up by the source.
         self._pipeline.stop()
         self._buffer.leave()
-        if self._busy.acquire(timeout=_PATIENCE_SECONDS):
+        if self._busy.acquire(timeout=_LONGEST_WAIT):
             try:
                 with self._not_twice():
                     source = self._source
@@ -298,7 +298,7 @@ class EmbeddingStream(StreamEndView, Iterator[Block]):
 
     def _end(self) -> None:
         self._buffer.leave()
-        # Let go of, as by a for loop: a generator that nobody else holds ends here.
+        # Let go of, as by a for loop: a generator to which there is no other reference ends here.
         self._source = iter(())
         self._stream_end.close()
 

@@ -11,9 +11,9 @@
             return AcmeEmbedder(key=self.secret, url=...)
 
         def make_broken_embedder(self):
-            return AcmeEmbedder(key=self.secret, url="http://127.0.0.1:9")  # nobody listens
+            return AcmeEmbedder(key=self.secret, url="http://127.0.0.1:9")  # no server
 
-That is all: pytest collects the inherited tests. Whoever needs fixtures for it defines a fixture
+That is all: pytest collects the inherited tests. If it needs fixtures, define a fixture
 ``embedder`` instead of ``make_embedder``, or ``broken_embedder`` likewise. Every failure says what
 to mend. Some hundreds of small requests are made, one with as many texts as the model takes, whose
 texts are then sent once more, and one with the longest text. Let the server behind the broken

@@ -47,7 +47,7 @@ class ContractBase:
         )
 
     def make_broken_embedder(self) -> Embedder | None:
-        """An embedder whose every request fails: nobody listens, the key is wrong, …"""
+        """An embedder whose every request fails: no server listens, the key is wrong, …"""
         return None
 
     def server_bill(self) -> int | None:

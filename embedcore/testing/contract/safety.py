@@ -240,7 +240,7 @@ def _attributes(value: object, depth: int) -> Iterator[tuple[str, str]]:
     """Name and repr of every attribute, and of every attribute of those, so many levels deep."""
     for name, held in list(getattr(value, "__dict__", {}).items()):
         if hasattr(held, "get_secret_value"):
-            continue  # a SecretStr, which hides what it holds from whoever does not ask
+            continue  # a SecretStr, which hides what it holds unless it is asked
         yield name, repr(held)
         if depth > 1:
             yield from ((f"{name}.{inner}", shown) for inner, shown in _attributes(held, depth - 1))

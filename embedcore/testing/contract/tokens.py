@@ -137,7 +137,7 @@ class TokensContract(ContractBase):
             pytest.skip("neither EmbedReply.tokens nor server_bill() says what was billed")
 
     def _check_bill(self, embedder: Embedder, text: str, name: str) -> bool:
-        """Send one text and compare; False if nobody says what it cost."""
+        """Send one text and compare; False if it is not known what it cost."""
         before = self.server_bill()
         reported = embedder.embed(EmbedRequest(texts=[text])).tokens
         after = self.server_bill()

@@ -71,7 +71,7 @@ class Quirks:
     text: written a second time with an equal vector
     (``duplicate_equal``) or another one (``duplicate_different``), left out of both files
     (``missing``), written without a ``custom_id`` (``no_id``). ``unknown_id``: one line more, with
-    an id that nobody sent.
+    an id that was not sent.
     """
 
     status_word: str | None = None

@@ -506,7 +506,7 @@ class BatchService(BatchDriver):
         return job.described(quirks, hidden=hidden)
 
     def _looked_at(self, job: Job) -> dict[str, object]:
-        """The object, for somebody who looks whether its results are there."""
+        """The object, as one sees it who looks whether its results are there."""
         described = self._described(job)
         job.looks += job.ended and self.settings.quirks.late == "no file"
         return described

@@ -117,7 +117,7 @@ def _is_whole(line: bytes) -> bool:
 
 
 PAGE_SIZE: Final = 100
-# 2,000 batches may be created per hour; nobody has more than ten million of them.
+# 2,000 batches may be created per hour; no account has more than ten million of them.
 _MOST_PAGES: Final = 100_000
 
 Listed = TypeVar("Listed")
@@ -279,7 +279,7 @@ class BatchCalls:
             path="/files",
             file=(name, file),
             timeout=self._options.timeout * _WAITS_AFTER_UPLOAD,
-            patience=self._options.transfer_timeout,
+            longest=self._options.transfer_timeout,
             max_bytes=_LARGEST_OBJECT,
         )
         return self._ask(call, _id, BATCH_API)
@@ -336,7 +336,7 @@ class BatchCalls:
             path=f"/files/{file}/content",
             stream=True,
             timeout=self._options.timeout,
-            patience=self._options.transfer_timeout,
+            longest=self._options.transfer_timeout,
         )
         answer, context = self._sent(call, f"results of batch {job}", creates=False)
         if answer.download is None:

@@ -298,7 +298,7 @@ class LineReader:
         self._encoding = encoding
 
     def read(self, line: bytes) -> BatchOutcome:
-        """The line's outcome; never raises. Without ``custom_id`` that is an error of nobody."""
+        """The line's outcome; never raises. Without ``custom_id`` that is an error of no text."""
         found = _apart(line)
         if found is not None:
             document, vector = found

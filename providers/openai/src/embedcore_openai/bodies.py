@@ -140,7 +140,7 @@ class Buffers:
         return _pages(-(-max(size, 1) // _STEP) * _STEP)
 
     def give(self, buffer: mmap.mmap) -> None:
-        """Take back what was lent: nobody may look at it any more."""
+        """Take back what was lent: it must not be looked at any more."""
         with self._lock:
             if len(self._free) < _KEPT and len(buffer) <= _LARGEST_KEPT:
                 self._free.append(buffer)
@@ -178,7 +178,7 @@ class Exchange:
     turns: threading.BoundedSemaphore | None = None
 
     def release(self) -> None:
-        """The body has been read, or nobody wants it: its memory may be used again."""
+        """The body has been read, or is not wanted: its memory may be used again."""
         if self.download is not None:
             self.download.close()
         if self.turns is not None:
@@ -190,7 +190,7 @@ class Exchange:
 
 
 class UnreadableBody(openai.OpenAIError):
-    """The body is larger than any honest one, or packed in a way nobody asked for."""
+    """The body is larger than any honest one, or packed in a way that was not asked for."""
 
 
 class CutOff(openai.OpenAIError):
@@ -236,7 +236,7 @@ class Download:
 
 # How an argument reaches ``send`` through the SDK, which builds and passes on the request.
 exchange_under_way: ContextVar[Exchange] = ContextVar("embedcore_openai_exchange")
-_PATIENCE_SECONDS: Final = 0.05
+_LONGEST_WAIT: Final = 0.05
 
 
 def _left() -> float | None:
@@ -306,7 +306,7 @@ def _with_body(body: bytes, response: Any, request: Any) -> Any:
 def _read(response: Any, exchange: Exchange, request: Any) -> bytes:
     """The body of a success; empty if it went into a buffer."""
     turns = _memory.turns
-    if turns.acquire(timeout=_PATIENCE_SECONDS):
+    if turns.acquire(timeout=_LONGEST_WAIT):
         exchange.turns = turns
     if size := _announced(response, exchange.max_bytes):
         _read_into_buffer(response, size, exchange, request)
@@ -328,7 +328,7 @@ def _read(response: Any, exchange: Exchange, request: Any) -> bytes:
 def _read_refusal(response: Any, exchange: Exchange) -> bytes:
     """What can be read of the body of a refusal; its status counts, whatever becomes of the rest.
 
-    It may be packed in a way that nobody asked for, be cut off, or never come.
+    It may be packed in a way that was not asked for, be cut off, or never come.
     """
     parts, size = list[bytes](), 0
     try:

@@ -31,7 +31,7 @@ class Answer:
     """Any HTTP answer, whatever its status. ``headers`` does not mind upper and lower case.
 
     ``body`` may be lent: it must not be looked at after ``release()``. ``download``: the body of a
-    success that was asked for as a stream; whoever takes it closes it.
+    success that was asked for as a stream; the caller who takes it closes it.
     """
 
     status: int
@@ -44,7 +44,7 @@ class Answer:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
     """One HTTP request. ``timeout`` in seconds: for all of it, or with ``stream`` or ``file`` for
-    each wait; then ``patience`` is for all the waiting. ``max_bytes``: of the body that is read.
+    each wait; then ``longest`` is for all the waiting. ``max_bytes``: of the body that is read.
 
     All of it: connecting, sending, the headers and the body, however they drip.
     """
@@ -56,7 +56,7 @@ class Call:
     file: tuple[str, Spool] | None = None
     stream: bool = False
     timeout: float = 60.0
-    patience: float | None = None
+    longest: float | None = None
     max_bytes: int = 0
 
 
@@ -100,7 +100,7 @@ class Transport:
         }
         http = CappedClient(verify=_certificates(verify), mounts=_direct(base_url))
         self._client = openai.OpenAI(
-            # The real one travels with each request, and is kept by nobody.
+            # The real one travels with each request, and is not kept.
             api_key="(none)",
             base_url=base_url,
             max_retries=0,
@@ -109,7 +109,7 @@ class Transport:
         # httpx for openai 2, httpx2 for openai 3.
         library = type(http.build_request("GET", base_url)).__module__.partition(".")[0]
         self._response: type[Any] = import_module(library).Response
-        # Whoever forgets to close leaves no open sockets behind.
+        # A caller who forgets to close leaves no open sockets behind.
         weakref.finalize(self, http.close)
         _quieten()
 
@@ -120,7 +120,7 @@ class Transport:
         package where there is no HTTP answer, and ``UnreadableBody``.
         """
         began = time.monotonic()
-        deadline = began + (call.patience or call.timeout)
+        deadline = began + (call.longest or call.timeout)
         exchange = Exchange(
             max_bytes=call.max_bytes,
             deadline=deadline,

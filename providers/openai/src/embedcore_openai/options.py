@@ -186,7 +186,7 @@ class OpenAIOptions(BaseModel):
 
     ``batch``: whether the server has a batch API; unset: only OpenAI's own is taken to have one.
     ``batch_encoding``: how vectors travel in a batch's output; "base64" inside a batch is allowed
-    by the API reference and was seen by nobody, so "float" unless it is known to work.
+    by the API reference and was never seen here, so "float" unless it is known to work.
     ``batch_errors_billed``: whether lines of a batch that were answered with an error cost
     anything; an assumption, too. ``batch_output_expiry``: ask that results be kept for 30 days;
     switch it off for a server that refuses the parameter. ``max_enqueued_tokens``: the account's

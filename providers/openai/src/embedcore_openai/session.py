@@ -213,5 +213,5 @@ class OpenAIStartup:
 def _import_if_sound(name: str) -> None:
     try:
         import_module(name)
-    except Exception:  # noqa: BLE001 - whoever counts says what is wrong with it, and does without
+    except Exception:  # noqa: BLE001 - what counts says what is wrong with it, and does without
         return

@@ -134,7 +134,7 @@ def _loaded(name: str) -> Tokenizer:
         raise ConfigurationError(
             f"tokenizer = {name!r}: {path} is no {FILE} ({str(error)[:200]})"
         ) from None
-    # Files carry the limits of whoever trained the model: all of a text is counted here.
+    # Files carry the limits with which the model was trained: all of a text is counted here.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
