@@ -1,7 +1,7 @@
-"""Money: picodollars, in which it is counted, dollars, in which it is told, and how it is shown.
+"""Money: picodollars, in which it is counted, dollars, in which it is given, and how it is shown.
 
 Inside, an amount is a whole number of picodollars (10⁻¹² US dollars), so that sums are exact in
-SQLite and in Python. Whoever uses embedcore sees US dollars as ``Decimal``.
+SQLite and in Python. The public API and all output have US dollars as ``Decimal``.
 """
 
 from __future__ import annotations
