@@ -218,7 +218,7 @@ def open_cache(choice: Choice, info: ModelInfo, observe: Observer) -> VectorCach
 
 
 def keeps_vectors(choice: Choice, info: ModelInfo) -> bool:
-    """Whether bought vectors are kept: as the settings say, else if they cost money."""
+    """Whether vectors are cached: as the settings say, else if they cost money."""
     wanted = choice.settings.cache
     if wanted is not None:
         return wanted
@@ -263,7 +263,7 @@ def _batch_context(choice: Choice, engine: Engine) -> BatchContext | None:
 def open_ledger(config: Config, limits: Sequence[Limit], *, compare: bool = True) -> Ledger:
     """The ledger of this state folder.
 
-    Where it cannot be kept safely and there is no limit to keep, the books are in memory.
+    Where it cannot be kept safely and there is no limit to keep, the ledger is in memory.
     ``compare=False``: also if its counters do not agree with its entries, to find out why.
     """
     # Loads sqlite-utils: a client that is only built needs none of it.
@@ -280,7 +280,7 @@ def open_ledger(config: Config, limits: Sequence[Limit], *, compare: bool = True
     try:
         database.open()
     except (StorageReadOnly, UnsafeStorage) as error:
-        # The others can be mended by who runs the program, and would be a gap in the books.
+        # The others can be mended by who runs the program, and would be a gap in the ledger.
         if limits or getattr(error, "reason", "network") != "network":
             raise
         logger.warning("usage is not recorded: %s", error)

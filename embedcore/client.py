@@ -63,8 +63,8 @@ class EmbeddingClient:
     way is accounted for.
     """
 
-    _told_of_observers = False
-    _told_of_batch = False
+    _warned_of_observers = False
+    _warned_of_batch = False
 
     def __init__(
         self,
@@ -243,7 +243,7 @@ class EmbeddingClient:
         ``"stop"``, after which ``stopped_at`` of the stream names the first row that was not
         embedded; or ``"wait"`` until its window ends. ``block_size``: rows in one block, by default
         what four requests take. An error of the source, or of a row, is raised once everything
-        before it was given; what was bought and not given is in ``salvaged`` of the stream.
+        before it was given; what was embedded and not given is in ``salvaged`` of the stream.
         """
         check_stream(on_error, on_budget, block_size)
         reader = RowReader(text=text, key=key)
@@ -367,8 +367,8 @@ class EmbeddingClient:
         if fallback == "error":
             self._context(' and fallback = "error": nothing was sent; use embed_texts', new=True)
         elif not self._running.offers_batches():
-            if not self._told_of_batch:
-                self._told_of_batch = True
+            if not self._warned_of_batch:
+                self._warned_of_batch = True
                 logger.warning("%s", no_strategy(self._engine, ": the texts are embedded at once"))
             return self.embed_texts(texts)
         how = Submission(waiting=waiting_lease(poll_interval), strategy=strategy, deadline=deadline)
@@ -491,8 +491,8 @@ class EmbeddingClient:
     def __getstate__(self) -> dict[str, Any]:
         by_hand = self._embedder is not None
         choice = self._choice if by_hand else self._choice.without_keys()
-        observers = picklable(self._observers, warn=not self._told_of_observers)
-        self._told_of_observers = True
+        observers = picklable(self._observers, warn=not self._warned_of_observers)
+        self._warned_of_observers = True
         return {"choice": choice, "embedder": self._embedder, "observers": observers}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

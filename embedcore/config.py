@@ -260,7 +260,7 @@ def _others(user: tuple[str, Config] | None, layers: Sequence[tuple[str, Budget]
     variable = "EMBEDCORE_CONCURRENCY"
     if os.environ.get(variable):
         value = _whole_number(variable, os.environ[variable])
-        # It goes over the user's file, as everywhere; one that is wrong is told at its own door.
+        # It goes over the user's file, as everywhere; what is wrong in one is said there.
         if value > 0:
             lowest["concurrency",] = (value, f"environment {variable}")
     return Others(limited=limited, lowest=lowest)

@@ -143,7 +143,7 @@ class BudgetWait:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LimitNear:
-    """A limit's used share passed the warning mark; told once per window."""
+    """A limit's used share passed the warning mark; sent once per window."""
 
     scope: str
     period: str

@@ -318,7 +318,7 @@ def _is_ours(frame: FrameType | None) -> bool:
 def _rest(guarded: Guarded) -> bool:
     try:
         guarded.rest()
-    except Exception:  # noqa: BLE001 - what fails here is told in the child, when it is used there
+    except Exception:  # noqa: BLE001 - what fails here is raised in the child, when it is used there
         return False
     return True
 

@@ -215,8 +215,8 @@ class Rules(Table):
     - ``concurrency``: requests in flight at once; never more than the model allows.
     - ``requests_per_minute``, ``tokens_per_minute``: no faster than that, whatever else is learned
       of the provider's limits; counted in each process.
-    - ``cache``: keep bought vectors and use them again. Without it, models whose price is known
-      and not zero are kept.
+    - ``cache``: keep vectors that were paid for and use them again. Without it, models whose price
+      is known and not zero are kept.
     - ``cache_dir``: the folder of their file; default: that of all state.
     - ``cache_cap``: its largest size, as bytes or "20 GB"; beyond it no more are kept. Default
       10 GB, about 1.5 million vectors of 1,536 dimensions.

@@ -77,7 +77,7 @@ class TokenTracker:
         )
 
     def check_budget(self, estimated_tokens: int) -> bool:
-        """Whether ``embed_texts`` could spend that many tokens now. Holds nothing."""
+        """Whether ``embed_texts`` could spend that many tokens now. Reserves nothing."""
         _check_tokens(estimated_tokens)
         # What costs nothing fits a limit that is overdrawn as well.
         return all(estimated_tokens <= max(one.left, 0) for one in self._limits_now())

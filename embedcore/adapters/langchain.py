@@ -32,7 +32,7 @@ class EmbedcoreEmbeddings(Embeddings):
     Takes what ``EmbeddingClient`` takes, or a ``client`` that is there already. Documents are
     embedded with ``input_type="document"``, questions with ``"query"``, which may use the share of
     the budget that is kept for them. A failure raises an ``embedcore.EmbeddingError``, whatever the
-    settings: never a wrong or a missing vector. What was bought before it is in its ``.partial``.
+    settings: never a wrong or a missing vector. What was embedded before it is in its ``.partial``.
 
     It may be shared between threads and pickles as its client does, without keys.
     """

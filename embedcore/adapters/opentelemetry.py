@@ -72,7 +72,7 @@ class OpenTelemetryObserver:
     none is exported. Without providers those that are set for the process are used.
 
     Every other event is counted, or is a gauge: docs/how-to/trace-with-opentelemetry.md lists them.
-    An attempt is told once it has ended, so ``RequestSent`` says nothing here.
+    An attempt is recorded once it has ended, so ``RequestSent`` says nothing here.
     """
 
     def __init__(
@@ -187,7 +187,9 @@ class _Meter:
         )
         self._problems = counter("embedcore.cache.problems", "{problem}", "The cache cannot help")
         self._changes = counter("embedcore.batch.changes", "{change}", "News of batch jobs")
-        self._strays = counter("embedcore.batch.duplicates", "{job}", "Created twice, told to stop")
+        self._duplicates = counter(
+            "embedcore.batch.duplicates", "{job}", "Created twice, told to stop"
+        )
         self._stopped = counter("embedcore.batch.stopped", "{text}", "Cancelled at the provider")
         self._requests = gauge("embedcore.rate_limit.requests", "{request}", "Allowed per minute")
         self._rate = gauge("embedcore.rate_limit.tokens", "{token}", "Allowed per minute")
@@ -215,7 +217,7 @@ class _Meter:
                 named = {"embedcore.batch.status": event.status}
                 self._changes.add(1, {_SCOPE: event.scope, **named})
             case BatchDuplicate():
-                self._strays.add(1, {_SCOPE: event.scope})
+                self._duplicates.add(1, {_SCOPE: event.scope})
             case BatchStopped():
                 self._stopped.add(event.texts, {_SCOPE: event.scope})
             case LimitsLearned():

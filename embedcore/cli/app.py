@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _ended_by(error: BaseException, screen: Screen, signals: Signals) -> int:
     """Say what ended the command and return the code for it."""
     try:
-        code = _told(error, screen, signals)
+        code = _reported(error, screen, signals)
     except BrokenPipeError:
         code = exits.BROKEN_PIPE
     try:
@@ -124,7 +124,7 @@ def _ended_by(error: BaseException, screen: Screen, signals: Signals) -> int:
     return code
 
 
-def _told(error: BaseException, screen: Screen, signals: Signals) -> int:
+def _reported(error: BaseException, screen: Screen, signals: Signals) -> int:
     from embedcore.errors import EmbeddingError
 
     # click ends the program on a broken pipe, and on nothing else when it is not standalone.

@@ -12,11 +12,11 @@ import click
 from embedcore import money
 from embedcore.cli.options import Group, model_option, talking
 from embedcore.cli.screen import Screen
-from embedcore.cli.session import books, set_by
+from embedcore.cli.session import set_by, state_ledger
 from embedcore.cli.text import duration, facts, plural
 from embedcore.config import Config
 from embedcore.storage import usage
-from embedcore.storage.amounts import ALL_SCOPES, told
+from embedcore.storage.amounts import ALL_SCOPES, as_shown
 from embedcore.storage.calendar import MICROSECONDS
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from embedcore.storage.counters import Used
     from embedcore.storage.crosscheck import Difference
 
-# What the books do not write down again is not yet a clock that runs wrong.
+# The ledger writes its clock down now and then: by so little it is not wrong yet.
 CLOCK_TOLERANCE_SECONDS = 60.0
 _HEADS = ("LIMIT", "OF", "SPENT", "RESERVED", "LEFT", "RESETS", "SET BY")
 
@@ -46,7 +46,7 @@ def command(ctx: click.Context, model: str | None, scope: str | None) -> None:
     profile = config.profile(model)
     whose = scope or profile.scope or config.scope
     limits = config.limits(profile, whose)
-    with books(config, limits) as ledger:
+    with state_ledger(config, limits) as ledger:
         found = usage.limits_now(ledger, whose, limits, "all")
         today = usage.of_scope(ledger, whose)
     screen.json({"scope": whose, "limits": [_fields(one, config) for one in found]})
@@ -72,7 +72,7 @@ def clock(screen: Screen, repair: bool) -> None:
     A computer whose clock was wrong once leaves them in the future: everything is then counted
     there, until --repair takes them back, on the record.
     """
-    with books(Config.load()) as ledger:
+    with state_ledger(Config.load()) as ledger:
         before = ledger.moment().now / MICROSECONDS
         real = time.time()
         if repair:
@@ -110,7 +110,7 @@ def recount(screen: Screen, repair: bool) -> int:
     record: that may free money as well as take it away, so look first. Ends with 1 if counters
     differ and are left as they are.
     """
-    with books(Config.load(), compare=False) as ledger:
+    with state_ledger(Config.load(), compare=False) as ledger:
         found = ledger.recount() if repair else ledger.differences()
     screen.json({"differences": [_difference(one) for one in found], "repaired": repair})
     for one in found:
@@ -127,7 +127,9 @@ def recount(screen: Screen, repair: bool) -> int:
 
 def _difference(one: Difference) -> dict[str, Any]:
     unit: Unit = "cost" if one.counter.startswith("cost") else "tokens"
-    numbers = {name: told(unit, getattr(one, name)) for name in ("counted", "entered", "at_most")}
+    numbers = {
+        name: as_shown(unit, getattr(one, name)) for name in ("counted", "entered", "at_most")
+    }
     return {**asdict(one), **numbers}
 
 
@@ -161,11 +163,11 @@ def _fields(used: Used, config: Config) -> dict[str, Any]:
         "scope": limit.scope,
         "period": limit.period,
         "unit": limit.unit,
-        "limit": told(limit.unit, limit.amount),
-        "spent": told(limit.unit, used.spent),
-        "reserved": told(limit.unit, used.held),
-        "kept_for_queries": told(limit.unit, used.reserved),
-        "left": told(limit.unit, max(used.left, 0)),
+        "limit": as_shown(limit.unit, limit.amount),
+        "spent": as_shown(limit.unit, used.spent),
+        "reserved": as_shown(limit.unit, used.held),
+        "kept_for_queries": as_shown(limit.unit, used.reserved),
+        "left": as_shown(limit.unit, max(used.left, 0)),
         "resets_at": used.ends.isoformat() if used.ends else None,
         "set_by": set_by(limit, config),
     }

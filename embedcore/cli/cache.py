@@ -234,7 +234,7 @@ def _plan_of_probe(client: EmbeddingClient) -> FilePlan:
 
 @contextmanager
 def _there(screen: Screen, choice: Choice) -> Iterator[VectorStore | None]:
-    """The store, to be closed after the block; None if there is no file, which is said."""
+    """The cache, to be closed after the block; None if there is no file, which is said."""
     store = vector_store(choice)
     if not os.path.lexists(store.path):
         screen.json({"path": str(store.path), "exists": False})
@@ -281,7 +281,7 @@ def _choice(model: str | None) -> tuple[Choice, str | None]:
 
 
 def _to_buy_again(config: Config, going: dict[str, int]) -> Decimal | None:
-    """By what the texts of these models cost on average, as the books say; None if they do not."""
+    """By what the texts of these models cost on average, by the ledger; None if it does not say."""
     if not os.path.lexists(state_folder(config) / STATE_FILE):
         return None
     ledger = open_ledger(config, ())

@@ -290,14 +290,14 @@ def state(config: Config) -> Iterator[Finding]:
     ledger = open_ledger(config, limits, compare=False)
     with closing(ledger.database):
         yield _state_finding("state file", f"{path}, journal {ledger.database.journal_mode}")
-        yield from _books(ledger.database)
+        yield from _agreement(ledger.database)
         moment = ledger.moment()
         yield from _clock(moment.now / MICROSECONDS, moment.zone)
         yield from _batches(ledger)
         yield from _rates(ledger)
 
 
-def _books(database: Database) -> Iterator[Finding]:
+def _agreement(database: Database) -> Iterator[Finding]:
     """Whether everything in the file agrees with everything else."""
     found = faults(database)
     for fault in [*map(str, found.counters), *found.others][:_MOST_FAULTS]:
@@ -343,7 +343,7 @@ def _rates(ledger: Ledger) -> Iterator[Finding]:
 
 
 def _batches(ledger: Ledger) -> Iterator[Finding]:
-    """Those that are open: what is held for them, and what they wait for."""
+    """Those that are open: what is reserved for them, and what they wait for."""
     jobs = Parts(ledger)
     found = [record for record in Batches(ledger).all() if not record.has_ended]
     if not found:
@@ -367,8 +367,8 @@ def _who_may_read(path: Path) -> Iterator[Finding]:
         )
 
 
-def _clock(books: float, zone: str) -> Iterator[Finding]:
-    ahead = books - time.time()
+def _clock(now: float, zone: str) -> Iterator[Finding]:
+    ahead = now - time.time()
     if ahead > CLOCK_TOLERANCE_SECONDS:
         yield _state_finding(
             "clock",

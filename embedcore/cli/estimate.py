@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from embedcore import money
-from embedcore.cli.session import books
+from embedcore.cli.session import state_ledger
 from embedcore.cli.text import facts, plural
 from embedcore.errors import TokenBudgetExceeded
 from embedcore.storage import usage
@@ -80,7 +80,7 @@ def estimated(
     if not opened.limits or not plan.to_embed:
         return Estimate(plan=plan)
     amount = Amount(tokens=plan.tokens, cost=money.in_picodollars(plan.cost or Decimal(0)))
-    with books(opened.config, opened.limits) as ledger:
+    with state_ledger(opened.config, opened.limits) as ledger:
         found = usage.limits_now(ledger, opened.client.scope, opened.limits, lane)
     tight = [used for used in found if amount.of(used.limit.unit) > used.left]
     refusals = tuple(used.refusal(amount) for used in tight)

@@ -101,7 +101,7 @@ class Signals:
     def _handle(self, number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG002
         self._first = number
         # The next one ends the process wherever it is, also where no Python runs, as while SQLite
-        # waits for a lock. The books and the journal stand any death.
+        # waits for a lock. The state file and the journal survive any death.
         for each in self._before:
             signal.signal(each, signal.SIG_DFL)
         if sys.stderr.isatty():

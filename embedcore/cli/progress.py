@@ -22,9 +22,9 @@ _VERBS: Final = {"reading": "Reading and counting", "embedding": "Embedding", "w
 
 
 class Display(Protocol):
-    """Shows how far a run is; told by one thread at a time."""
+    """Shows how far a run is; called by one thread at a time."""
 
-    def draw(self, told: FileProgress) -> None: ...
+    def draw(self, progress: FileProgress) -> None: ...
     def pause(self) -> None:
         """Clear the way for a message or a question; the next ``draw`` goes on."""
         ...
@@ -39,17 +39,17 @@ class Bar:
         self._bar: RichProgress | None = None
         self._task: TaskID | None = None
 
-    def draw(self, told: FileProgress) -> None:
-        if told.stage != self._stage or self._bar is None:
+    def draw(self, progress: FileProgress) -> None:
+        if progress.stage != self._stage or self._bar is None:
             self.pause()
-            self._start(told)
+            self._start(progress)
         if self._bar is not None and self._task is not None:
             self._bar.update(
                 self._task,
-                completed=told.done,
-                total=told.total or None,
-                spent=_spent(told),
-                rows=_rows(told),
+                completed=progress.done,
+                total=progress.total or None,
+                spent=_spent(progress),
+                rows=_rows(progress),
             )
 
     def pause(self) -> None:
@@ -58,11 +58,11 @@ class Bar:
             bar.stop()
             self._screen.over(None)
 
-    def _start(self, told: FileProgress) -> None:
+    def _start(self, progress: FileProgress) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self._stage = told.stage
+        self._stage = progress.stage
         bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -70,11 +70,11 @@ class Bar:
             TextColumn("{task.fields[spent]}"),
             TimeRemainingColumn(compact=True),
             console=Console(stderr=True),
-            transient=told.stage != "embedding",
+            transient=progress.stage != "embedding",
             expand=True,
         )
-        verb = _VERBS[told.stage]
-        self._task = bar.add_task(verb, total=told.total or None, rows="", spent="")
+        verb = _VERBS[progress.stage]
+        self._task = bar.add_task(verb, total=progress.total or None, rows="", spent="")
         self._bar = bar
         bar.start()
         self._screen.over(lambda text: bar.console.print(text, markup=False, highlight=False))
@@ -90,25 +90,25 @@ class Lines:
         self._began = (0.0, 0)
         self._next = monotonic() + LINE_SECONDS
 
-    def draw(self, told: FileProgress) -> None:
+    def draw(self, progress: FileProgress) -> None:
         now = self._monotonic()
-        if told.stage != self._stage:
-            self._stage, self._began = told.stage, (now, told.done)
+        if progress.stage != self._stage:
+            self._stage, self._began = progress.stage, (now, progress.done)
         if now < self._next:
             return
         self._next = now + LINE_SECONDS
-        self._screen.info(f"{_VERBS[told.stage]}: {self._line(told, now)}")
+        self._screen.info(f"{_VERBS[progress.stage]}: {self._line(progress, now)}")
 
     def pause(self) -> None:
         """A line alone is in no one's way."""
 
-    def _line(self, told: FileProgress, now: float) -> str:
-        if not told.total:
-            return plural(told.done, "row")
+    def _line(self, progress: FileProgress, now: float) -> str:
+        if not progress.total:
+            return plural(progress.done, "row")
         started, done = self._began
-        parts = [f"{told.done:,} of {told.total:,}", *filter(None, [_spent(told)])]
-        if told.done > done:
-            left = (now - started) / (told.done - done) * (told.total - told.done)
+        parts = [f"{progress.done:,} of {progress.total:,}", *filter(None, [_spent(progress)])]
+        if progress.done > done:
+            left = (now - started) / (progress.done - done) * (progress.total - progress.done)
             parts.append(f"about {duration(left)} left")
         return ", ".join(parts)
 
@@ -122,12 +122,12 @@ class Shown:
         if not screen.quiet:
             self._display = Bar(screen) if screen.terminal else Lines(screen)
 
-    def draw(self, told: FileProgress) -> None:
-        if told.stage != "reading" and not told.total:
+    def draw(self, progress: FileProgress) -> None:
+        if progress.stage != "reading" and not progress.total:
             return
         with self._lock:
             if self._display is not None:
-                self._display.draw(told)
+                self._display.draw(progress)
 
     def pause(self) -> None:
         with self._lock:
@@ -150,14 +150,14 @@ class Shown:
                 display.pause()
 
 
-def _rows(told: FileProgress) -> str:
-    if told.total:
-        return f"{told.done:,}/{told.total:,}"
-    return f"{told.done:,}" if told.done else ""
+def _rows(progress: FileProgress) -> str:
+    if progress.total:
+        return f"{progress.done:,}/{progress.total:,}"
+    return f"{progress.done:,}" if progress.done else ""
 
 
-def _spent(told: FileProgress) -> str:
-    if not told.tokens:
+def _spent(progress: FileProgress) -> str:
+    if not progress.tokens:
         return ""
-    cost = f", {money.shown(told.cost)}" if told.cost else ""
-    return f"{tokens(told.tokens, exact=told.exact)}{cost}"
+    cost = f", {money.shown(progress.cost)}" if progress.cost else ""
+    return f"{tokens(progress.tokens, exact=progress.exact)}{cost}"

@@ -88,7 +88,7 @@ def opened(
 
 
 @contextmanager
-def books(
+def state_ledger(
     config: Config, limits: Sequence[Limit] = (), *, compare: bool = True
 ) -> Iterator[Ledger]:
     """The ledger of the state folder. Raises ``StorageError`` where none can be kept.

@@ -69,7 +69,7 @@ class RunTotals:
 
 
 def report_text(report: RunReport, ready: Session, path: Path) -> str:
-    """For a person: what was bought, what was not, where it is, and what to do next."""
+    """For a person: what was embedded, what was not, where it is, and what to do next."""
     if report.unchanged:
         missing = "" if path.exists() else " (there is none yet)"
         return f"{shown_path(path)} unchanged{missing}\n" + facts(

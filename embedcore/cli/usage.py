@@ -10,7 +10,7 @@ import click
 from embedcore import money
 from embedcore.cli.options import talking
 from embedcore.cli.screen import Screen
-from embedcore.cli.session import books
+from embedcore.cli.session import state_ledger
 from embedcore.cli.text import plural
 from embedcore.config import Config
 from embedcore.storage import usage
@@ -52,7 +52,7 @@ def command(screen: Screen, scope: str | None, audit: bool, last: int | None) ->
     """
     if last is not None and not audit:
         raise click.UsageError("--last belongs to --audit")
-    with books(Config.load()) as ledger:
+    with state_ledger(Config.load()) as ledger:
         if audit:
             attempts = usage.audit(ledger, last=last)
             _show_audit(screen, [row for row in attempts if scope in (None, row["scope"])])
@@ -166,7 +166,7 @@ def _attempt_fields(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _actual(row: dict[str, Any], what: str) -> int:
-    """What it cost; while it is under way, what is held for it."""
+    """What it cost; while it is under way, what is reserved for it."""
     actual = row[f"actual_{what}"]
     return int(row[what] if actual is None else actual)
 

@@ -45,14 +45,14 @@ def characters_in(code: int) -> int | None:
     return code & ~_CHARACTERS if code & _CHARACTERS and code != UNKNOWN else None
 
 
-def code_from(tokens: JsonValue, characters: JsonValue, *, told: bool) -> int:
+def code_from(tokens: JsonValue, characters: JsonValue, *, stated: bool) -> int:
     """The number for what an output says of a row; 0 for nonsense.
 
-    ``told``: it says something of tokens, if only that they are not known.
+    ``stated``: it says something of tokens, if only that they are not known.
     """
     if _is_count(tokens):
         return int(tokens)  # type: ignore[arg-type]
-    if tokens is not None or not told:
+    if tokens is not None or not stated:
         return 0
     if characters is None:
         return UNKNOWN

@@ -93,7 +93,7 @@ def read_journal(path: Path, asked: Origin) -> JournalContent | None:
 
 
 class Journal:
-    """Appends bought vectors so that they survive any crash, and reads them back by number.
+    """Appends new vectors so that they survive any crash, and reads them back by number.
 
     Only one process may have it open. ``origin.dimensions`` may be None until the first vectors.
     """
@@ -174,7 +174,7 @@ class Journal:
     def settle(self, written: Digests) -> int:
         """The output has the vectors of these texts now: drop them. Closes it.
 
-        What was bought for other texts stays, since nothing else has it. Returns how many are left.
+        Vectors of other texts stay, since nothing else has them. Returns how many are left.
         """
         digests = as_digests(bytes(self._digests))
         left = np.flatnonzero((DigestIndex(written).find(digests) < 0) & (digests != b""))

@@ -198,7 +198,7 @@ def require_free_names(keep: tuple[str, ...]) -> None:
         raise ConfigurationError("a column is named twice in keep; name it once")
 
 
-class Bought:
+class Existing:
     """The vectors that exist beside ``target`` and are what the client makes.
 
     ``damaged``: rows of the output that cannot be believed: their vectors do not exist any more.

@@ -1,6 +1,6 @@
 """A run over files: plan, embedding, journal and output.
 
-read and check everything → what was bought before → the plan, and leave to go on
+read and check everything → what is there already → the plan, and leave to go on
 → embed what is missing, block by block, each into the journal before the next
 → write the output in the order of the input → put it in place → drop what the journal has of it
 """
@@ -35,7 +35,7 @@ from embedcore.files.disk import display
 from embedcore.files.inputs import Inputs
 from embedcore.files.journal import Journal
 from embedcore.files.output import Written, stays, write_list, write_output
-from embedcore.files.resume import Bought, Target, require_free_names
+from embedcore.files.resume import Existing, Target, require_free_names
 from embedcore.files.scan import Scan, blocks, rows_at, scan
 from embedcore.files.types import (
     Columns,
@@ -92,11 +92,11 @@ def plan_files(
         target.require_apart_from(rows)
         if rows.are_empty():
             return FilePlan()
-        bought = Bought(target, client, input_type=input_type, overwrite=overwrite)
+        existing = Existing(target, client, input_type=input_type, overwrite=overwrite)
         found = scan(rows, on_empty=on_empty)
-        missing = bought.missing(found)
+        missing = existing.missing(found)
         plan = planned(client, rows, found, missing, input_type=input_type, block=block)
-        return replace(plan, damaged=bought.damaged)
+        return replace(plan, damaged=existing.damaged)
 
 
 def planned(
@@ -146,8 +146,8 @@ def _total(costs: Sequence[Decimal | None]) -> Decimal | None:
 class Purchase:
     """Embeds blocks of rows with distinct texts into the journal, and counts.
 
-    ``bought``: texts embedded now; ``arrived``: those and what the cache had; ``usage``: what they
-    cost; ``reasons``: digest → why it failed; ``stopped_at``: where the budget ended it.
+    ``embedded``: texts embedded now; ``arrived``: those and what the cache had; ``usage``: what
+    they cost; ``reasons``: digest → why it failed; ``stopped_at``: where the budget ended it.
     """
 
     def __init__(
@@ -164,13 +164,13 @@ class Purchase:
         self._input_type = input_type
         self._on_error = on_error
         self._on_budget: OnBudget = on_budget
-        self.bought = self.arrived = 0
+        self.embedded = self.arrived = 0
         self.stopped_at: StoppedRow | None = None
         self.usage = Spending()
         self.reasons: dict[bytes, str] = {}
 
     def embed(self, rows: Sequence[Row], *, progress: Callable[[Progress], None]) -> None:
-        """Buy one block; what was bought is on the disk, from each request on as it finishes.
+        """Embed one block; its vectors are on the disk, from each request on as it finishes.
 
         Raises what the client raises, with a note naming the row; the error of the first row that
         failed, unless failed rows are kept; ``StorageError`` with the vectors as its ``partial``.
@@ -204,7 +204,7 @@ class Purchase:
     def _keep(self, block: _Block, result: EmbeddingResult) -> None:
         self.usage += result.usage
         block.complete(result)
-        self.bought += int(np.count_nonzero(result.ok & ~result.reused))
+        self.embedded += int(np.count_nonzero(result.ok & ~result.reused))
         self.arrived += int(np.count_nonzero(result.ok))
 
     def _failed(self, row: Row, error: EmbeddingError | None) -> None:
@@ -329,7 +329,7 @@ def embed_files(
 
     Raises ``ConfigurationError`` and ``InputRejected`` before anything is sent, ``StorageBusy``
     while another run writes the same output, and what the client raises. Whatever ends a run early,
-    the vectors bought so far stay in ``<output>.journal``, and a note on the error says so; there
+    the vectors embedded so far stay in ``<output>.journal``, and a note on the error says so; there
     they stay until an output has them.
     """
     started = time.monotonic()
@@ -343,27 +343,27 @@ def embed_files(
         target.require_apart_from(rows)
         if rows.are_empty():
             return RunReport(output=target.path, unchanged=True)
-        told = _Told(on_progress)
-        bought = Bought(target, client, input_type=input_type, overwrite=overwrite)
-        found = scan(rows, on_empty=on_empty, on_rows=told.reading)
+        reporting = _Reporting(on_progress)
+        existing = Existing(target, client, input_type=input_type, overwrite=overwrite)
+        found = scan(rows, on_empty=on_empty, on_rows=reporting.reading)
         if on_plan is not None:
-            missing = bought.missing(found)
+            missing = existing.missing(found)
             plan = planned(client, rows, found, missing, input_type=input_type, block=block)
-            plan = replace(plan, damaged=bought.damaged)
+            plan = replace(plan, damaged=existing.damaged)
             if not on_plan(plan):
                 return _declined(target, plan)
-        with _kept(bought.collect(found), target) as journal:
+        with _kept(existing.collect(found), target) as journal:
             purchase = Purchase(
                 client, journal, input_type=input_type, on_error=on_error, on_budget=on_budget
             )
-            _embed_missing(purchase, rows, found, journal, block, told)
+            _embed_missing(purchase, rows, found, journal, block, reporting)
             stopped, embedded = purchase.stopped_at, _embedded(found, journal)
             if stopped is not None and not purchase.arrived:
                 reasons, why = purchase.reasons, stopped.reason
                 left_out = write_list(target, rows, found, journal, reasons, stopped=why)
                 return replace(
                     _report(target, found, purchase, left_out, embedded),
-                    damaged=bought.damaged,
+                    damaged=existing.damaged,
                     seconds=time.monotonic() - started,
                     unchanged=True,
                 )
@@ -376,12 +376,12 @@ def embed_files(
                 purchase.reasons,
                 stopped=None if stopped is None else stopped.reason,
                 keep_text=keep_text,
-                on_rows=lambda done: told.at("writing", done, found.rows, purchase.usage),
+                on_rows=lambda done: reporting.at("writing", done, found.rows, purchase.usage),
             )
             left = journal.settle(found.digests)
     return replace(
         _report(target, found, purchase, written, embedded),
-        damaged=bought.damaged,
+        damaged=existing.damaged,
         journaled=left,
         unchanged=unchanged,
         seconds=time.monotonic() - started,
@@ -395,19 +395,24 @@ def _check_arguments(columns: Columns, block: int) -> None:
 
 
 def _embed_missing(
-    purchase: Purchase, inputs: Inputs, found: Scan, journal: Journal, block: int, told: _Told
+    purchase: Purchase,
+    inputs: Inputs,
+    found: Scan,
+    journal: Journal,
+    block: int,
+    reporting: _Reporting,
 ) -> None:
     positions = found.firsts
     positions = positions[journal.index().find(found.digests[positions]) < 0]
     done = 0
     for rows in blocks(rows_at(inputs, found, positions), max_rows=block):
-        within = told.within(done, len(positions), purchase.usage)
+        within = reporting.within(done, len(positions), purchase.usage)
         within(Progress(done=0, total=len(rows), tokens=0, cost=Decimal(0)))
         purchase.embed(rows, progress=within)
         done += len(rows)
         if purchase.stopped_at is not None:
             return
-    told.at("embedding", done, len(positions), purchase.usage)
+    reporting.at("embedding", done, len(positions), purchase.usage)
 
 
 @contextmanager
@@ -426,7 +431,7 @@ def _kept(journal: Journal, target: Target) -> Iterator[Journal]:
         journal.close()
 
 
-class _Told:
+class _Reporting:
     """Passes on how far the run is."""
 
     def __init__(self, on_progress: Callable[[FileProgress], None] | None) -> None:
@@ -490,8 +495,8 @@ def _report(
         rows=found.rows,
         empty=empty,
         duplicates=found.rows - empty - texts,
-        reused=embedded - purchase.bought,
-        embedded=purchase.bought,
+        reused=embedded - purchase.embedded,
+        embedded=purchase.embedded,
         truncated=written.truncated,
         tokens_cut=written.tokens_cut,
         characters_cut=written.characters_cut,

@@ -89,7 +89,7 @@ class Account:
     model: str = ""
 
     def held(self, amount: Amount) -> Reserved:
-        """What observers are told of money that was set aside."""
+        """The event of money that was reserved."""
         return Reserved(
             scope=self.scope,
             tokens=amount.tokens,
@@ -160,7 +160,7 @@ class CallBudget:
         exact: bool,
         send_now: bool,
     ) -> list[PlannedRequest]:
-        """Hold the whole call and return its requests, or raise ``BudgetExceeded``.
+        """Reserve the whole call and return its requests, or raise ``BudgetExceeded``.
 
         ``plan(counted)`` packs the texts by their bytes or by the tokenizer's counts; the bytes are
         used while they take less than half of what is left. ``exact``: the counts are exact, and
@@ -234,7 +234,7 @@ class CallBudget:
     ) -> Amount:
         """Vectors are in hand: what did they cost?
 
-        Without the provider's word, what an exact tokenizer ``counted``, or else what was held.
+        Without the provider's word, what an exact tokenizer ``counted``, or else what was reserved.
         ``complete``: for all texts of the request, so that nothing of it is sent again.
         """
         known = counted if tokens is None else tokens
@@ -337,7 +337,7 @@ class CallBudget:
             self._account.ledger.settle(attempt, self.price(tokens))
 
     def renew(self) -> None:
-        """Keep the grant while the call waits at the gate."""
+        """Keep the grant while the call waits for the rate limit."""
         if self._grant is not None and self._account.ledger is not None:
             self._account.ledger.renew(self._grant)
 
@@ -348,7 +348,7 @@ class CallBudget:
         self.release()
 
     def release(self) -> None:
-        """Release what was not used, once all requests have ended; ``open`` may hold anew.
+        """Release what was not used, once all requests have ended; ``open`` may reserve anew.
 
         Never raises: the vectors of the call are worth more.
         """
@@ -380,7 +380,7 @@ class CallBudget:
     def _hold_in_turn(
         self, requests: Sequence[PlannedRequest], *, loose: bool, send_now: bool
     ) -> None:
-        """Hold the least that will do; wait while only loose bounds of others forbid it."""
+        """Reserve the least that will do; wait while only loose bounds of others forbid it."""
         hold_when_free(
             lambda: self._hold(requests, loose=loose, final=True, send_now=send_now),
             self._account,
@@ -423,7 +423,7 @@ class CallBudget:
 
 
 class CallProgress:
-    """How many texts of one call are done. Each step is told, with what was spent until then."""
+    """How many texts of one call are done. Each step is an event, with what was spent so far."""
 
     def __init__(self, budget: CallBudget, total: int, observe: Observer) -> None:
         self._budget = budget

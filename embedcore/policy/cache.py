@@ -49,7 +49,7 @@ class Follower:
             self._waiting.update(indices)
 
     def arrived(self, indices: Sequence[int], vectors: Vectors) -> None:
-        """Called in a thread of the call that bought it, which must not suffer from what fails."""
+        """Called in a thread of the call that paid for it, which what fails here must not harm."""
         try:
             with self._receiving:
                 if not self._closed:
@@ -94,7 +94,7 @@ class Follower:
 
 
 class InFlightKeys:
-    """The keys that calls of this process are buying for one store."""
+    """The keys that calls of this process are embedding for one cache."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -119,7 +119,7 @@ class InFlightKeys:
             follower.arrived(indices, vectors[places])
 
     def release(self, keys: Sequence[bytes], caller: Follower) -> None:
-        """These were not bought after all. What ``caller`` has not claimed stays as it is."""
+        """These were not embedded after all. What ``caller`` has not claimed stays as it is."""
         for follower, (_, indices) in self._end(keys, caller).items():
             follower.lost(indices)
 
@@ -141,7 +141,7 @@ class InFlightKeys:
 
 @functools.cache
 def in_flight_keys_for(store: str) -> InFlightKeys:  # noqa: ARG001 - the cache's key
-    """What everything in this process claims of one store."""
+    """What everything in this process claims of one cache."""
     return InFlightKeys()
 
 
@@ -151,7 +151,7 @@ in_child(in_flight_keys_for.cache_clear)
 
 logger = logging.getLogger("embedcore")
 
-# After a failure it is left alone for so long: a locked store must not slow down every request.
+# After a failure it is left alone for so long: a locked cache must not slow down every request.
 _REST_SECONDS: Final = 60.0
 _MILLION: Final = 1_000_000
 # A row with its key, its index and the room that pages waste, by measurement.
@@ -209,10 +209,10 @@ class VectorCache:
         )
 
     def warn_of_size(self, vectors: int, width: int | None) -> None:
-        """Tell before anything is bought that so many more will not fit."""
+        """Tell before anything is paid for that so many more will not fit."""
         with self._lock:
-            told = self._rests_until["put"] > 0.0
-        if width is None or told:
+            warned = self._rests_until["put"] > 0.0
+        if width is None or warned:
             return
         needed = room_for(vectors, width)
         try:

@@ -117,7 +117,7 @@ class Learned:
                 self._bytes = self._bytes * fade + request.in_bytes
 
     def expected_tokens(self, request: PlannedRequest) -> int:
-        """What a request will probably be billed at; never more than is held for it."""
+        """What a request will probably be billed at; never more than is reserved for it."""
         guess = math.ceil(self.tokens_in(request.in_bytes))
         return min(guess, request.amount.tokens) if guess else request.amount.tokens
 

@@ -107,7 +107,7 @@ def _free(
 
 
 def resolve_input_type(engine: Engine, input_type: str | None) -> str | None:
-    """What the provider is told: nothing if the model makes no difference between the types."""
+    """What is sent to the provider: nothing if the model makes no difference between the types."""
     known = engine.info.input_types
     if input_type is None or input_type in known:
         return input_type

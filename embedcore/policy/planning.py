@@ -29,7 +29,7 @@ Answer = TypeVar("Answer")
 class CheckedTokenizer:
     """A ``Tokenizer`` that never lets anything but an ``EmbeddingError`` escape.
 
-    Money is held by these counts and texts are cut by these prefixes, so nonsense is an error.
+    Money is reserved by these counts and texts are cut by these prefixes, so nonsense is an error.
     """
 
     def __init__(self, inner: Tokenizer, typed: Callable[[Exception], EmbeddingError]) -> None:
@@ -237,7 +237,7 @@ _ANY: Final = 2**31
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedRequest:
-    """Indices of texts that are sent together, in ascending order, and what is held for them.
+    """Indices of texts that are sent together, in ascending order, and what is reserved for them.
 
     ``scale``: the amount is that many times the counted tokens. ``in_bytes``: of all the texts.
     """

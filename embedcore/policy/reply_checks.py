@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from embedcore.provider.types import Vectors
 
 
-# No request is larger; and the price of that many still is an amount that the books can hold.
+# No request is larger; and the price of that many still is an amount that the ledger can hold.
 _MOST_TOKENS = 2**32
 _LONGEST_NAME = 200
 

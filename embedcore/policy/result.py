@@ -28,8 +28,9 @@ class Spending:
     ``tokens`` and ``cost`` include what is ``unconfirmed``: charged to the budget without
     proof that the provider billed it. ``exact``: the provider named every figure itself.
 
-    What is ``free_by_status`` is not in them: so many of the requests, for which so much was held,
-    were refused with a status that says that they were not billed, and nothing else says so.
+    What is ``free_by_status`` is not in them: so many of the requests, for which so much was
+    reserved, were refused with a status that says that they were not billed, and nothing else says
+    so.
     """
 
     tokens: int = 0
@@ -115,7 +116,7 @@ class CutViews:
 class RowOutcome:
     """What became of one row.
 
-    ``ok``: bought now. ``reused``: a vector that was bought before, or for an equal text of the
+    ``ok``: embedded now. ``reused``: a vector that was cached, or is of an equal text of the
     same call. ``failed``: no vector; ``error`` says why. ``not_done``: nothing of it was paid for,
     since the budget ended before it (``on_budget="stop"``).
 
@@ -217,7 +218,7 @@ class EmbeddingResult(CutViews):
 
     - ``vectors``: float32, shape (n, d); a failed row is NaN.
     - ``ok``: bool, shape (n,).
-    - ``reused``: bool, shape (n,): not bought by this call's requests a second time.
+    - ``reused``: bool, shape (n,): not embedded by a request of its own.
     - ``cuts``: row → what was cut off its text; only the rows that were cut, or may have been.
       ``tokens_cut``, ``characters_cut`` and ``perhaps_cut`` say the same one by one.
     - ``errors``: row → why it failed; only the rows that failed or were not done.

@@ -232,7 +232,7 @@ class Prepared:
         return frozenset() if self._engine.sizes.refuses_long else self._long
 
     def _cut_all(self, limit: int) -> dict[int, int]:
-        """Cut what is too long; texts that are equal only after that are bought once as well.
+        """Cut what is too long; texts that are equal only after that are sent once as well.
 
         Returns the tokens that had to be counted for it.
         """

@@ -35,7 +35,7 @@ _TITLE: Final = re.compile(r"<(title|message)[^>]*>(.*?)</\1", re.S | re.I)
 _JSON_WITHIN: Final = (re.compile(r"\{.*\}", re.S), re.compile(r"\[.*\]", re.S))
 _STATUS: Final = re.compile(r"\s*([45]\d\d)(?:\.0*)?\s*")
 # "HTTP 429", "status code: 429", "Error code: 429 - …", "HTTP/1.1 429"; "429 Too Many Requests".
-_STATUS_TOLD: Final = re.compile(
+_STATUS_IN_WORDS: Final = re.compile(
     r"\b(?:http(?:/[\d.]+)?(?: error| status)?|status(?:[ _-]?code)?|error[ _-]?code|code)"
     r"\W{1,4}([45]\d\d)\b",
     re.I,
@@ -354,10 +354,10 @@ def quoted_in(text: str) -> ErrorBody:
     return ErrorBody()
 
 
-def told_status(text: str) -> int | None:
+def status_in_words(text: str) -> int | None:
     """An HTTP status of an error that a text names: "HTTP 429", "502 Bad Gateway"."""
     text = text[:_LONGEST_PLAIN]
-    found = _STATUS_TOLD.search(text)
+    found = _STATUS_IN_WORDS.search(text)
     if found is not None:
         return int(found[1])
     first = _STATUS_FIRST.match(text)

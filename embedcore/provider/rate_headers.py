@@ -246,10 +246,10 @@ def wait_in_words(text: str, headers: Mapping[str, str] | None = None) -> float 
     bare = _BARE.search(text)
     if bare is not None:
         return float(bare[1]) or None
-    return _told_moment(text, headers or {})
+    return _moment_in_words(text, headers or {})
 
 
-def _told_moment(text: str, headers: Mapping[str, str]) -> float | None:
+def _moment_in_words(text: str, headers: Mapping[str, str]) -> float | None:
     """Seconds until a moment, or of a clock's form, beside a word for trying again."""
     for form in (_CLOCK, _MOMENT):
         found = form.search(text)

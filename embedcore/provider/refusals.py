@@ -37,7 +37,7 @@ from embedcore.errors import (
     TransientProviderError,
 )
 from embedcore.provider import rate_headers, redact
-from embedcore.provider.error_bodies import ErrorBody, plain, quoted_in, read_body, told_status
+from embedcore.provider.error_bodies import ErrorBody, plain, quoted_in, read_body, status_in_words
 from embedcore.provider.size_hints import SizeHints, size_hints
 
 Kind: TypeAlias = Literal[
@@ -264,12 +264,12 @@ def error_within(
     # With vectors beside it, only what calls itself an error is one; a page, if it names a status.
     if found.charged and not found.own:
         return None
-    if not found.known and told_status(found.message) is None:
+    if not found.known and status_in_words(found.message) is None:
         return None
     said = redact.without_texts(found.message, asked.texts, most=_QUOTED)
     inner = quoted_in(said)
     names = found.names | inner.names
-    judged = found.status or inner.status or told_status(said)
+    judged = found.status or inner.status or status_in_words(said)
     judged = judged or _status_by_names(names) or _status_by_words(said, asked)
     if judged is None:
         return None
@@ -279,7 +279,7 @@ def error_within(
     return error
 
 
-def error_told(status: int, body: ErrorBody, asked: Asked) -> EmbeddingError:
+def error_of(status: int, body: ErrorBody, asked: Asked) -> EmbeddingError:
     """The error that a refusal is, of which only the status and the body are known. What it cost
     is not in it."""
     return _error(understood(status, status, {}, body, asked))
@@ -301,8 +301,8 @@ def understood(
     too_fast = judged == 429 or (judged in _VAGUE and _by_name(body.names) == "rate")
     if wait is None and (too_fast or judged == 503):
         # At its end, often; and no text is quoted there.
-        told = body.message if judged == status else said
-        wait = rate_headers.wait_in_words(told, headers)
+        words = body.message if judged == status else said
+        wait = rate_headers.wait_in_words(words, headers)
     if wait is None and too_fast:
         wait = rate_headers.refill_after(headers)
     return Refused(
@@ -341,8 +341,8 @@ def describe(refused: Refused, what: str) -> str:
     """``what`` the server does, with its status and the reason that it gives."""
     said = redact.clean(refused.said, secrets=refused.asked.secrets)
     within = f", an error of status {refused.judged}" if refused.status < 300 else ""
-    told = f": {said}" if said else ""
-    return f"{refused.asked.endpoint} {what} (HTTP {refused.status}{within}{told})"
+    reason = f": {said}" if said else ""
+    return f"{refused.asked.endpoint} {what} (HTTP {refused.status}{within}{reason})"
 
 
 def _error(refused: Refused) -> EmbeddingError:

@@ -76,7 +76,7 @@ class ModelInfo:
     - ``input_types``: the values of ``input_type`` that make a difference to its vectors.
     - ``reply_models``: further names the provider may answer with; ``("*",)`` for any.
     - ``variant``: what else changes the vectors, for an embedder built by hand, without options.
-    - ``endpoint``: where requests go, without credentials: requests to one endpoint share one gate.
+    - ``endpoint``: where requests go, without credentials: rate limits are those of one endpoint.
     - ``account``: who pays there, as far as the options say it, without credentials: batch jobs are
       shared only within one account. A new key of the same account must not change it.
     """

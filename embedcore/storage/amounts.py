@@ -44,8 +44,8 @@ class Amount:
         return Amount(tokens=self.tokens + other.tokens, cost=self.cost + other.cost)
 
 
-def told(unit: Unit, amount: int) -> int | Decimal:
-    """An amount as users are told it: tokens, or US dollars."""
+def as_shown(unit: Unit, amount: int) -> int | Decimal:
+    """An amount as users see it: tokens, or US dollars."""
     return amount if unit == "tokens" else money.in_dollars(amount)
 
 
@@ -71,7 +71,7 @@ class Limit:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Grant:
-    """What one call has set aside and not yet sent. The books are in the file; this is the key."""
+    """What one call has reserved and not yet sent. Its amounts are in the file; this is the key."""
 
     id: int
     scope: str
@@ -82,7 +82,7 @@ class Grant:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attempt:
-    """One request that was sent, or is about to be: its amount is committed as held.
+    """One request that was sent, or is about to be: its amount is committed as reserved.
 
     ``until``: the end of the day to which it is counted, in microseconds since 1970.
     """

@@ -44,9 +44,9 @@ class BatchAccount:
 class BatchRecord:
     """One batch as it is written down. Times are microseconds since 1970.
 
-    - ``rows``, ``texts``: of the caller, and different ones. ``reused``: texts bought before.
+    - ``rows``, ``texts``: of the caller, and different ones. ``reused``: texts that were cached.
     - ``stored``, ``failed``: texts with a vector and without, once it has ended.
-    - ``deadline``: when everything should be there; ``draining``: the rest is bought at once.
+    - ``deadline``: when everything should be there; ``draining``: the rest is embedded at once.
     - ``blocked``: why nothing new is sent; not before ``retry`` that may change.
     """
 
@@ -77,7 +77,7 @@ class BatchRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wanted:
-    """A text that is to be bought: its key, its tokens, and its bytes in the job's input."""
+    """A text that is to be embedded: its key, its tokens, and its bytes in the job's input."""
 
     key: bytes
     tokens: int
@@ -154,7 +154,7 @@ def close_unwanted(connection: sqlite3.Connection, these: str, value: int) -> No
     """
     connection.execute(
         "UPDATE item SET stopped = 0, state = CASE WHEN paid THEN 'lost' "
-        # Only a vector takes away a reason: it was there, and is not in the store any more.
+        # Only a vector takes away a reason: it was there, and is not in the cache any more.
         "WHEN reason IS NULL THEN 'stored' ELSE 'failed' END "
         f"WHERE {these} AND state = 'open' "
         "AND EXISTS (SELECT 1 FROM wish WHERE wish.item = item.id) "
@@ -267,7 +267,7 @@ class Batches:
             return [record for one in left for record in self._read(connection, "id = ?", one)]
 
     def ended_before(self, moment: int) -> list[BatchRecord]:
-        """Batches that ended before a time of the books."""
+        """Batches that ended before a time of the ledger's clock."""
         with self.database.read() as connection:
             return self._read(connection, "ended < ?", moment)
 
@@ -405,7 +405,7 @@ class Batches:
         return found[0]
 
     def counts(self, batch: BatchRecord) -> Counts:
-        """What has become of its texts that were to be bought."""
+        """What has become of its texts that were to be embedded."""
         with self.database.read() as connection:
             return counts_in(connection, batch)
 
@@ -542,7 +542,7 @@ class Batches:
         tokens: int = 0,
         cost: int = 0,
     ) -> None:
-        """These were bought outside of any job, or found; those could not be, and why."""
+        """These were embedded outside of any job, or found; those could not be, and why."""
         mine = "WHERE pool = ? AND key = ? AND part IS NULL AND state = 'open'"
         with self.database.transaction() as connection:
             connection.executemany(

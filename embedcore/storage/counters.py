@@ -22,8 +22,8 @@ from embedcore.storage.amounts import (
     Grant,
     Lane,
     Limit,
+    as_shown,
     shown,
-    told,
 )
 from embedcore.storage.calendar import MICROSECONDS, PERIODS, window_end, window_start, zone_named
 
@@ -37,7 +37,7 @@ _WARN_PERCENT: Final = 90
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Moment:
-    """The time by which the books are kept: microseconds since 1970, and the zone of its days."""
+    """The time that the ledger goes by: microseconds since 1970, and the zone of its days."""
 
     now: int
     zone: str
@@ -74,10 +74,10 @@ class Used:
         kind = TokenBudgetExceeded if limit.unit == "tokens" else CostBudgetExceeded
         return kind(
             self._message(asked, "up to " if is_bound else ""),
-            limit=told(unit, limit.amount),
-            spent=told(unit, self.spent),
-            held=told(unit, self.held),
-            asked=told(unit, asked),
+            limit=as_shown(unit, limit.amount),
+            spent=as_shown(unit, self.spent),
+            held=as_shown(unit, self.held),
+            asked=as_shown(unit, asked),
             resets_at=self.ends,
             never_fits=asked > self.most,
             period=limit.period,
@@ -163,7 +163,7 @@ def release(connection: sqlite3.Connection, windows: str, held: Amount) -> None:
 
 
 def settle(connection: sqlite3.Connection, windows: str, held: Amount, spent: Amount) -> None:
-    """What was held becomes what was spent."""
+    """What was reserved becomes what was spent."""
     connection.execute(
         "UPDATE window SET tokens_held = tokens_held - ?, cost_held = cost_held - ?,"
         " tokens_spent = tokens_spent + ?, cost_spent = cost_spent + ?"
@@ -295,8 +295,8 @@ def newly_near(
                     scope=limit.scope,
                     period=limit.period,
                     unit=limit.unit,
-                    used=told(limit.unit, found.spent),
-                    limit=told(limit.unit, limit.amount),
+                    used=as_shown(limit.unit, found.spent),
+                    limit=as_shown(limit.unit, limit.amount),
                 )
             )
     return near
@@ -339,8 +339,8 @@ def read_moment(
 def set_back(connection: sqlite3.Connection, now: int, *, lease: int, attempt_lease: int) -> None:
     """Make ``now`` the latest time seen. Leases from the future end as if taken now.
 
-    Otherwise what a crash left open would stay held, and what a batch has to do put off, until the
-    time of the wrong clock.
+    Otherwise what a crash left open would stay reserved, and what a batch has to do put off, until
+    the time of the wrong clock.
     """
     connection.execute("UPDATE book SET clock = ?, tight_until = 0", (now,))
     connection.execute('UPDATE "grant" SET lease = min(lease, ?)', (now + lease,))

@@ -71,7 +71,8 @@ class Difference:
 
 
 def held_differs(connection: sqlite3.Connection) -> str | None:
-    """What is held beside what is open, as a sentence; None: they agree. Reads no ended attempt."""
+    """What is reserved beside what is open, as a sentence; None: they agree. Reads no attempt
+    that has ended."""
     found = held(connection)
     if not found:
         return None
@@ -84,7 +85,7 @@ def held_differs(connection: sqlite3.Connection) -> str | None:
 
 
 def held(connection: sqlite3.Connection) -> list[Difference]:
-    """The windows whose held amounts are not the sum over the open grants and attempts."""
+    """The windows whose reserved amounts are not the sum over the open grants and attempts."""
     sums = _held_sums(connection)
     rows = connection.execute(
         "SELECT id, scope, lane, period, start, tokens_held, cost_held FROM window"

@@ -1,7 +1,7 @@
 """Cuts the texts of a batch into parts and reserves their money.
 
-The money of a batch is held as a whole before anything is sent, by a grant that no lease ends; each
-part takes its own from there. What must be sent again is held anew, on the day that it is.
+The money of a batch is reserved as a whole before anything is sent, by a grant that no lease ends;
+each part takes its own from there. What must be sent again is reserved anew, on the day that it is.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ class Cut:
 
 
 def priced(tokens: int, price: str | None) -> Amount:
-    """Tokens at the price that was written down when they were held, rounded up."""
+    """Tokens at the price that was written down when they were reserved, rounded up."""
     return Amount(tokens=tokens, cost=money.cost_of(tokens, Decimal(price or 0)))
 
 
 class Cutter:
     """Cuts parts for one pool. ``limits``: of the caller whose budget it is.
 
-    ``on_held`` gets the amount of a part that was not held with its whole batch. ``exact``: tokens
-    are counted, and no bounds.
+    ``on_held`` gets the amount of a part that was not reserved with its whole batch. ``exact``:
+    tokens are counted, and no bounds.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Cutter:
         self._ledger = ledger
 
     def hold(self, batch: BatchRecord, cut: Cut) -> Amount:
-        """Hold the money of everything that a batch would submit, or raise ``BudgetExceeded``.
+        """Reserve the money of everything that a batch would submit, or raise ``BudgetExceeded``.
 
         ``HeldLoosely`` is raised instead of a refusal that is due to the loose bounds of others.
         """
@@ -92,12 +92,12 @@ class Cutter:
         return amount
 
     def whole(self, batch: BatchRecord, cut: Cut) -> Amount:
-        """What ``hold`` would hold."""
+        """What ``hold`` would reserve."""
         with self.database.read() as connection:
             return self._whole(connection, batch, cut)
 
     def affords(self, amount: Amount, *, waits: bool = False) -> bool:
-        """Whether the limits allow so much more now. Nothing is held.
+        """Whether the limits allow so much more now. Nothing is reserved.
 
         ``waits``: also if they will as soon as the loose bounds of others are settled.
         """
@@ -203,7 +203,7 @@ class Cutter:
     def _take(
         self, connection: sqlite3.Connection, batch: BatchRecord, amount: Amount
     ) -> tuple[Grant | None, Exception | None, bool]:
-        """The money of a part, or why there is none; and whether it was not held before."""
+        """The money of a part, or why there is none; and whether it was not reserved before."""
         (spare,) = connection.execute(
             'SELECT "grant" FROM batch WHERE id = ?', (batch.id,)
         ).fetchone()
@@ -243,7 +243,7 @@ class Cutter:
         items: int,
     ) -> Part:
         price = None if cut.price is None else str(cut.price)
-        books = (amount.tokens, amount.cost, price, grant.id)
+        columns = (amount.tokens, amount.cost, price, grant.id)
         created = self._ledger.moment_in(connection).now
         return read_part(
             connection.execute(
@@ -251,7 +251,7 @@ class Cutter:
                 'price, "grant", created, ids) '
                 "VALUES (?, ?, ?, 'planned', ?, ?, ?, ?, ?, ?, ?, 'key') "
                 f"RETURNING {COLUMNS}",
-                (new_key(), self.pool.id, batch.id, batch.input_type, items, *books, created),
+                (new_key(), self.pool.id, batch.id, batch.input_type, items, *columns, created),
             ).fetchone()
         )
 

@@ -178,11 +178,11 @@ def open_grant(
     *,
     lease: int | None,
 ) -> None:
-    """Write the grant; ``left`` is held in ``windows`` already and not yet sent."""
-    books = (grant.id, grant.scope, windows, left.tokens, left.cost)
+    """Write the grant; ``left`` is reserved in ``windows`` already and not yet sent."""
+    columns = (grant.id, grant.scope, windows, left.tokens, left.cost)
     connection.execute(
         'INSERT INTO "grant" VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)',
-        (*books, grant.loose, lease, myself(), moment.now),
+        (*columns, grant.loose, lease, myself(), moment.now),
     )
 
 
@@ -197,7 +197,7 @@ def rest_of(connection: sqlite3.Connection, grant: Grant) -> tuple[str, Amount] 
 
 
 def move(connection: sqlite3.Connection, grant: Grant, windows: str) -> None:
-    """From now on the grant's money is that of ``windows``, where it is held already."""
+    """From now on the grant's money is that of ``windows``, where it is reserved already."""
     connection.execute('UPDATE "grant" SET windows = ? WHERE id = ?', (windows, grant.id))
 
 
@@ -221,7 +221,7 @@ def take(
 
 def renew(connection: sqlite3.Connection, grant: Grant, lease: int) -> None:
     """Prolong the lease. The grant is from now on that of the process which does so: a child may go
-    on with what its parent held, and outlive it."""
+    on with what its parent reserved, and outlive it."""
     connection.execute(
         'UPDATE "grant" SET lease = ?, owner = ? WHERE id = ? AND lease IS NOT NULL',
         (lease, myself(), grant.id),
@@ -249,7 +249,7 @@ def open_attempt(
     model: str,
     inputs: int,
 ) -> Attempt:
-    """Write the attempt; its amount is held, and its request counted, in ``windows`` already."""
+    """Write the attempt; its amount and its request are counted in ``windows`` already."""
     held = (grant.id, grant.scope, windows, amount.tokens, amount.cost)
     # A batch's belongs to no process: any process may find out what became of it.
     owner = None if lease is None else myself()
@@ -340,7 +340,7 @@ def charge(
 def give_back(connection: sqlite3.Connection, attempt: Attempt, windows: str) -> bool:
     """Return a sent attempt's amount to its grant, or to the windows if that is closed or of
     another day by now. Returns whether the grant has it."""
-    # A grant of another day must not get it: it is held in this attempt's windows.
+    # A grant of another day must not get it: it is reserved in this attempt's windows.
     returned = connection.execute(
         'UPDATE "grant" SET tokens = tokens + ?, cost = cost + ? WHERE id = ? AND windows = ?',
         (attempt.amount.tokens, attempt.amount.cost, attempt.grant.id, windows),

@@ -108,7 +108,7 @@ _LIVE: Final = "('planned', 'creating', 'fenced', 'submitted', 'collecting')"
 
 
 def _money_of_batches(connection: sqlite3.Connection) -> Iterator[str]:
-    """Money without a lease is held until its batch ends it: each must have one."""
+    """Money without a lease is reserved until its batch ends it: each must have one."""
     rows = connection.execute(
         'SELECT id, tokens FROM "grant" WHERE lease IS NULL AND id NOT IN ('
         "SELECT \"grant\" FROM part WHERE state <> 'done' UNION ALL "
@@ -131,7 +131,7 @@ def _money_of_batches(connection: sqlite3.Connection) -> Iterator[str]:
 
 
 def _parts(connection: sqlite3.Connection) -> Iterator[str]:
-    """What is held for a part beside what its state says."""
+    """What is reserved for a part beside what its state says."""
     rows = connection.execute(
         "SELECT p.id, p.state, p.tokens, p.cost, g.id, coalesce(g.tokens, 0), coalesce(g.cost, 0), "
         "a.state, coalesce(a.tokens, 0), coalesce(a.cost, 0), p.attempt "

@@ -4,9 +4,9 @@ Every function runs in the caller's transaction, so that a caller who has more t
 the same outcome commits both at once.
 
 Every method is one immediate transaction, so that any number of threads and processes agree. A call
-holds its whole amount before it sends anything; each request then moves its part from the grant to
-an attempt, committed before the first byte leaves. What a crash leaves open is charged or released
-when its lease ends, or when its process is seen to have ended.
+reserves its whole amount before it sends anything; each request then moves its part from the grant
+to an attempt, committed before the first byte leaves. What a crash leaves open is charged or
+released when its lease ends, or when its process is seen to have ended.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ ATTEMPT_LEASE_SECONDS: Final = 660.0
 
 
 class Ledger:
-    """The books over one ``Database``. Safe to share between threads.
+    """What is reserved and spent, in one ``Database``. Safe to share between threads.
 
     ``zone``: the IANA zone of days and months; None takes the file's, UTC for a new one. ``clock``
     returns seconds since 1970.
@@ -215,9 +215,9 @@ class Ledger:
         """Move a request's amount from the grant to a new attempt. Commit comes before the wire.
 
         ``fresh``: the grant's share of this request is gone, because an earlier attempt of it was
-        charged. That, and a grant whose lease was lost, are held anew: ``BudgetExceeded`` if the
-        limits no longer allow it. So is the whole rest of a grant at its first ``send`` in another
-        day or month; if it is refused there, nothing of it is held any more.
+        charged. That, and a grant whose lease was lost, are reserved anew: ``BudgetExceeded`` if
+        the limits no longer allow it. So is the whole rest of a grant at its first ``send`` in
+        another day or month; if it is refused there, nothing of it is reserved any more.
         """
         with self.database.transaction() as connection:
             moment = self.moment_in(connection)
@@ -249,7 +249,7 @@ class Ledger:
     ) -> Exception | None:
         """Money belongs to the day and the month in which it is sent: what forbids it there.
 
-        Only what changes is asked: in total the money is held already.
+        Only what changes is asked: in total the money is reserved already.
         """
         found = entries.rest_of(connection, grant)
         if found is None or found[0] == windows:

@@ -43,7 +43,7 @@ class Shortened(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A row as it is read: the key of its text; whether that was bought before, or for an earlier
+    """A row as it is read: the key of its text; whether that was cached, or is that of an earlier
     row; and what is known of a text that may be too long."""
 
     row: ManifestRow

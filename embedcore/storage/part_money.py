@@ -251,15 +251,15 @@ class PartMoney:
             return [*near, *self._changed(before, _booked(connection, part))]
 
     def _changed(self, before: _Booked, after: _Booked) -> list[Event]:
-        """What an attempt counts as in the books, told as what changed."""
+        """What changed in what an attempt counts as, as events."""
         if before == after:
             return []
-        told: list[Event] = []
+        changes: list[Event] = []
         if before.unconfirmed:
-            told.append(self._settled(before.amount, unconfirmed=True, sign=-1))
+            changes.append(self._settled(before.amount, unconfirmed=True, sign=-1))
         if after.amount != Amount():
-            told.append(self._settled(after.amount, unconfirmed=after.unconfirmed))
-        return told
+            changes.append(self._settled(after.amount, unconfirmed=after.unconfirmed))
+        return changes
 
     def _settled(self, amount: Amount, *, unconfirmed: bool, sign: int = 1) -> Settled:
         provider, _, model = self.pool.model.partition(":")

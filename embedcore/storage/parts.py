@@ -42,14 +42,14 @@ class Part:
     """One part as it is written down. Times are microseconds since 1970.
 
     - ``key``: marks its remote job as ours. ``batch``: whose file has its texts; None: no more.
-    - ``tokens``, ``cost``: held for it. ``price``: dollars per million tokens when it was held.
+    - ``tokens``, ``cost``: reserved for it. ``price``: dollars per million tokens at that time.
     - ``input``, ``job``: the provider's names. ``jobs``: further jobs, comma-separated.
     - ``asked``: when the job was to be created; ``looks``: how often none was found long after.
     - ``tries``: errors in a row. ``next``: nothing is due before. ``trouble``: for a person.
     - ``status``, ``completed``, ``failed``, ``total``: as the provider last said.
     - ``ids``: the form of the ids of its items. ``since``: when the wait for something of the
       provider began that should be there already; None: it waits for nothing of that kind.
-    - ``cancelled``: embedcore told its job to stop.
+    - ``cancelled``: embedcore asked its provider to stop it.
     - ``missing``: since when the provider knows no such job; None: it does.
     - ``not_before``: the provider asked to be left alone until then, so that even who asks for it
       waits, which ``next`` is not for.
@@ -360,7 +360,7 @@ class Parts:
         return frozenset(identity for (identity,) in rows)
 
     def store(self, part: Part, ids: Sequence[int]) -> None:
-        """The vectors of these texts are in the store, for good."""
+        """The vectors of these texts are in the cache, for good."""
         with self.step(part) as (connection, _):
             connection.executemany(
                 "UPDATE item SET state = 'stored', reason = NULL, paid = 0 "
@@ -432,7 +432,7 @@ class Parts:
             )
 
     def spent(self, batch: BatchRecord) -> Spent:
-        """What the parts that a batch planned cost so far, and what is held for it."""
+        """What the parts that a batch planned cost so far, and what is reserved for it."""
         mine = "SELECT attempt FROM part WHERE batch = ?1"
         with self.database.read() as connection:
             row = connection.execute(
@@ -496,7 +496,7 @@ class Parts:
         return [Unread(*row) for row in rows]
 
     def was_read(self, part: Part, ordinals: Sequence[int]) -> None:
-        """The vectors of these came after all, and are in the store. Batches that ended without
+        """The vectors of these came after all, and are in the cache. Batches that ended without
         them have them now."""
         with self.database.transaction() as connection:
             for ordinal in ordinals:

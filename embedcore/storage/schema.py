@@ -88,7 +88,7 @@ def cut_by_the_server(database: Database) -> None:
 
 @VECTORS()
 def vectors(database: Database) -> None:
-    """Bought vectors, where they came from, and how often they were asked for."""
+    """Cached vectors, where they came from, and how often they were asked for."""
     for statement in (_ORIGIN, _VECTOR, _TALLY):
         database.conn.execute(statement)
 
@@ -344,7 +344,7 @@ _PROOFS = (
     "ALTER TABLE item ADD COLUMN sent_key BLOB CHECK (length(sent_key) = 32)",
     "ALTER TABLE item ADD COLUMN tokens_cut INTEGER",
     "ALTER TABLE unread ADD COLUMN sent_key BLOB CHECK (length(sent_key) = 32)",
-    # What is lost, or is being bought again and has been lost before.
+    # What is lost, or is being embedded again and has been lost before.
     "UPDATE item SET paid = 1 WHERE state = 'lost' OR (state <> 'stored' AND (pool, key) IN "
     "(SELECT p.pool, u.key FROM unread u JOIN part p ON p.id = u.part))",
 )

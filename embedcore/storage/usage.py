@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Usage:
-    """One window: what is spent and held in it. Costs are in picodollars."""
+    """One window: what is spent and reserved in it. Costs are in picodollars."""
 
     scope: str
     period: Period
@@ -39,7 +39,7 @@ class Usage:
 class ModelUsage:
     """One model within one period. ``unconfirmed``: charged without proof that it was billed.
 
-    ``estimated``: settled at the amount held, because the provider named no figure.
+    ``estimated``: settled at the amount reserved, because the provider named no figure.
     ``free_by_status``: not charged, though nothing but the status of the answer says that it was
     not billed; so many ``free_by_status_requests`` were answered like that.
     """

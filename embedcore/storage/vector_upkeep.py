@@ -21,9 +21,9 @@ _NO_DAY: Final = 2**62
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Contents:
-    """What is in a store. ``used`` and ``cap`` in bytes; ``vectors``: model → how many.
+    """What is in a cache. ``used`` and ``cap`` in bytes; ``vectors``: model → how many.
 
-    ``hits`` and ``misses``: texts looked up since the store was made.
+    ``hits`` and ``misses``: texts looked up since the cache was made.
     """
 
     used: int = 0

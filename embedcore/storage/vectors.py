@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 DAY_SECONDS: Final = 86_400
 _KEYS_PER_QUERY: Final = 500
-# A store that stays locked must not keep a call that could go on without it.
+# A cache that stays locked must not keep a call that could go on without it.
 _BUSY_SECONDS: Final = 10.0
 _ROW_OVERHEAD: Final = 130
 

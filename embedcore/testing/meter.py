@@ -57,7 +57,7 @@ class Meter:
             self.rejected_requests += 1
 
     @contextmanager
-    def flight(self) -> Iterator[None]:
+    def one_request(self) -> Iterator[None]:
         """Counts one request as in flight while the block runs."""
         with self._lock:
             self.in_flight += 1

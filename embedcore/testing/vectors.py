@@ -63,7 +63,7 @@ def tokens_of(text: str) -> int:
     """Tokens of a text in the fakes: one per four UTF-8 bytes, rounded up; 0 for the empty text.
 
     One token per byte is then a bound four times too large, as it is for English in reality: code
-    that holds money by that bound meets the same looseness here.
+    that reserves money by that bound meets the same looseness here.
     """
     return -(-len(text.encode("utf-8", "surrogatepass")) // BYTES_PER_TOKEN)
 

@@ -15,7 +15,7 @@ import click
 from embedcore import money
 from embedcore.assembly import create_embedder
 from embedcore.choice import choose
-from embedcore.cli.batch.records import ENDINGS, Clients, batch_books, books_of, drop_note
+from embedcore.cli.batch.records import ENDINGS, Clients, drop_note, local_batch, local_batches
 from embedcore.cli.batch.status import (
     change_text,
     code_of_all,
@@ -32,7 +32,7 @@ from embedcore.storage.calendar import MICROSECONDS
 from embedcore.storage.manifest import Manifest
 
 if TYPE_CHECKING:
-    from embedcore.cli.batch.records import BatchBooks
+    from embedcore.cli.batch.records import LocalBatches
     from embedcore.cli.screen import Screen
     from embedcore.policy.batch.report import BatchReport
     from embedcore.provider.protocol import BatchStrategy
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 def cancel_batch(screen: Screen, name: str, model: str | None) -> int:
     """``embedcore batch cancel``."""
-    with books_of(name) as (books, record), Clients(books=books, model=model) as clients:
-        _require_open(books.report(record))
+    with local_batch(name) as (local, record), Clients(local=local, model=model) as clients:
+        _require_open(local.report(record))
         report = clients.job(record).cancel()
     screen.json(report_fields(report))
     screen.result(report_text(report))
@@ -55,8 +55,8 @@ def cancel_batch(screen: Screen, name: str, model: str | None) -> int:
 
 def forget_batch(screen: Screen, name: str, model: str | None, *, yes: bool) -> int:
     """``embedcore batch forget``."""
-    with books_of(name) as (books, record), Clients(books=books, model=model) as clients:
-        before = books.report(record)
+    with local_batch(name) as (local, record), Clients(local=local, model=model) as clients:
+        before = local.report(record)
         _require_open(before)
         if not _agreed(screen, _question(before), yes=yes):
             screen.error("Nothing was changed.")
@@ -102,18 +102,18 @@ def resume_all(
         _buy_again(screen, resubmit_lost, model)
     if resubmit_cancelled is not None:
         _send_again(screen, resubmit_cancelled, model)
-    with batch_books(Config.load()) as books:
-        if books is None:
+    with local_batches(Config.load()) as local:
+        if local is None:
             screen.json({"batches": []})
             return OK
-        return _resume(screen, books, model)
+        return _resume(screen, local, model)
 
 
-def _resume(screen: Screen, books: BatchBooks, model: str | None) -> int:
-    before = {one.name: change_text(books.report(one)) for one in books.open}
+def _resume(screen: Screen, local: LocalBatches, model: str | None) -> int:
+    before = {one.name: change_text(local.report(one)) for one in local.open}
     codes: list[int] = []
-    with Clients(books=books, model=model) as clients:
-        for record in _pools(books):
+    with Clients(local=local, model=model) as clients:
+        for record in _pools(local):
             try:
                 problems = clients.of(record).resume_batches()
             except EmbeddingError as error:
@@ -121,7 +121,7 @@ def _resume(screen: Screen, books: BatchBooks, model: str | None) -> int:
             for problem in problems:
                 codes.append(code_of(problem))
                 screen.error(f"Error: {record.asked_as}: {one_line(str(problem), _LONGEST)}")
-    reports = [books.report(books.named(name)) for name in before]
+    reports = [local.report(local.named(name)) for name in before]
     for report in reports:
         if change_text(report) != before[report.id]:
             screen.info(change_text(report))
@@ -129,21 +129,21 @@ def _resume(screen: Screen, books: BatchBooks, model: str | None) -> int:
     return code_of_all(codes)
 
 
-def _pools(books: BatchBooks) -> list[BatchRecord]:
+def _pools(local: LocalBatches) -> list[BatchRecord]:
     """One batch of each pool in which something may be due, also after its batches have ended."""
-    newest = {record.pool: record for record in books.batches.all()}
-    busy = {record.pool for record in books.open}
+    newest = {record.pool: record for record in local.batches.all()}
+    busy = {record.pool for record in local.open}
     return [
         record
         for pool, record in newest.items()
-        if pool in busy or books.jobs.live(books.batches.pool_of(record))
+        if pool in busy or local.jobs.live(local.batches.pool_of(record))
     ]
 
 
 def _buy_again(screen: Screen, name: str, model: str | None) -> None:
-    with books_of(name) as (books, record), Clients(books=books, model=model) as clients:
+    with local_batch(name) as (local, record), Clients(local=local, model=model) as clients:
         if record.has_ended:
-            note = books.note(record)
+            note = local.note(record)
             files = "FILE" if note is None else " ".join(note.files)
             raise ConfigurationError(
                 f"batch {name} has ended: embedcore batch submit {files} --resubmit-lost sends "
@@ -157,9 +157,9 @@ def _buy_again(screen: Screen, name: str, model: str | None) -> None:
 
 
 def _send_again(screen: Screen, name: str, model: str | None) -> None:
-    with books_of(name) as (books, record), Clients(books=books, model=model) as clients:
+    with local_batch(name) as (local, record), Clients(local=local, model=model) as clients:
         if record.has_ended:
-            note = books.note(record)
+            note = local.note(record)
             files = "FILE" if note is None else " ".join(note.files)
             raise ConfigurationError(
                 f"batch {name} has ended: embedcore batch submit {files} submits what is missing"
@@ -180,7 +180,7 @@ class Garbage:
     """What goes, or would go.
 
     ``remote``: input files at providers. ``batches``: ids of old batches. ``files``: paths here
-    that no batch has. ``parts``: remote jobs that ended, of which only the books know.
+    that no batch has. ``parts``: remote jobs that ended, of which only the state file knows.
     """
 
     remote: list[str] = field(default_factory=list)
@@ -211,14 +211,14 @@ def collect_garbage(
     ``older_than``: seconds since the end of a batch, instead of ``keep_days``.
     """
     config, found = Config.load(), Garbage()
-    with batch_books(config) as books:
-        for strategy, needed in _strategies(screen, config, books, model, found):
+    with local_batches(config) as local:
+        for strategy, needed in _strategies(screen, config, local, model, found):
             try:
                 _remote(strategy, needed, found, dry_run=dry_run)
             except EmbeddingError as error:
                 _note(screen, error, found)
-        if books is not None:
-            _local(books, found, older_than=older_than, dry_run=dry_run)
+        if local is not None:
+            _clean_up(local, found, older_than=older_than, dry_run=dry_run)
     screen.json(
         {
             "dry_run": dry_run,
@@ -232,17 +232,17 @@ def collect_garbage(
 
 
 def _strategies(
-    screen: Screen, config: Config, books: BatchBooks | None, model: str | None, found: Garbage
+    screen: Screen, config: Config, local: LocalBatches | None, model: str | None, found: Garbage
 ) -> Iterator[tuple[BatchStrategy, frozenset[str]]]:
     """Each account's strategy once, with the inputs that jobs of ours still need."""
     seen: set[tuple[str, str, str]] = set()
     needed: frozenset[str] = frozenset()
-    if books is not None:
-        newest = {record.pool: record for record in books.batches.all()}
-        pools = {number: books.batches.pool_of(record) for number, record in newest.items()}
-        live = (part for pool in pools.values() for part in books.jobs.live(pool))
+    if local is not None:
+        newest = {record.pool: record for record in local.batches.all()}
+        pools = {number: local.batches.pool_of(record) for number, record in newest.items()}
+        live = (part for pool in pools.values() for part in local.jobs.live(pool))
         needed = frozenset(part.input for part in live if part.input is not None)
-        with Clients(books=books, model=model) as clients:
+        with Clients(local=local, model=model) as clients:
             for number, record in newest.items():
                 pool = pools[number]
                 account = (pool.model.partition(":")[0], pool.endpoint, pool.account)
@@ -283,35 +283,37 @@ def _remote(
         found.remote.append(file)
 
 
-def _local(books: BatchBooks, found: Garbage, *, older_than: float | None, dry_run: bool) -> None:
+def _clean_up(
+    local: LocalBatches, found: Garbage, *, older_than: float | None, dry_run: bool
+) -> None:
     if older_than is None:
-        older_than = books.config.batch.keep_days * _DAY_SECONDS
-    before = books.jobs.now() - round(older_than * MICROSECONDS)
-    for record in books.batches.all():
+        older_than = local.config.batch.keep_days * _DAY_SECONDS
+    before = local.jobs.now() - round(older_than * MICROSECONDS)
+    for record in local.batches.all():
         if record.ended is not None and record.ended < before:
             found.batches.append(record.name)
             if not dry_run:
-                _drop(books, record)
+                _drop(local, record)
     if not dry_run:
-        books.jobs.forget(before)
-    known = {record.name for record in books.batches.all()} | set(found.batches)
-    for path in _strays(books.folder, known):
+        local.jobs.forget(before)
+    known = {record.name for record in local.batches.all()} | set(found.batches)
+    for path in _left_over(local.folder, known):
         found.files.append(path)
         if not dry_run:
             path.unlink(missing_ok=True)
 
 
-def _drop(books: BatchBooks, record: BatchRecord) -> None:
+def _drop(local: LocalBatches, record: BatchRecord) -> None:
     # The record first: files that are left without one are found by the next run.
-    books.batches.drop(record)
+    local.batches.drop(record)
     Manifest(
-        books.folder / f"{record.name}.db",
-        allow_network_filesystem=books.config.allow_network_filesystem,
+        local.folder / f"{record.name}.db",
+        allow_network_filesystem=local.config.allow_network_filesystem,
     ).delete()
-    drop_note(books.folder, record.name)
+    drop_note(local.folder, record.name)
 
 
-def _strays(folder: Path, known: set[str]) -> list[Path]:
+def _left_over(folder: Path, known: set[str]) -> list[Path]:
     """Files of batches that there are not. One that is being prepared is young."""
     if not folder.is_dir():
         return []

@@ -15,7 +15,7 @@ import click
 import numpy as np
 
 from embedcore import money
-from embedcore.cli.batch.records import Clients, Note, books_of, read_digests, same_files
+from embedcore.cli.batch.records import Clients, Note, local_batch, read_digests, same_files
 from embedcore.cli.batch.status import change_text, commonest, report_fields, watch_command
 from embedcore.cli.process import FAILED, OK, TRY_AGAIN
 from embedcore.cli.progress import Shown
@@ -246,13 +246,13 @@ def fetch_vectors(screen: Screen, wish: FetchWish) -> int:
     """Write what there is of a batch."""
     target = Target.at(wish.output)
     with (
-        books_of(wish.name) as (books, record),
-        Clients(books=books, model=wish.model) as clients,
+        local_batch(wish.name) as (local, record),
+        Clients(local=local, model=wish.model) as clients,
         ExitStack() as held,
     ):
         client = clients.of(record)
         job = client.batch_job(wish.name)
-        note = books.note(record)
+        note = local.note(record)
         origin = _origin(client, note, record.input_type)
         # Before the batch is looked after, which may buy what is missing.
         held.enter_context(target.claimed())
@@ -265,7 +265,7 @@ def fetch_vectors(screen: Screen, wish: FetchWish) -> int:
             job=job,
             target=target,
             origin=origin,
-            digests=read_digests(books.folder, record.name, record.rows),
+            digests=read_digests(local.folder, record.name, record.rows),
             source=source,
             keep_text=not wish.no_text,
             on_progress=shown.draw,

@@ -172,7 +172,7 @@ def _paths(folder: Path, name: str) -> list[Path]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchBooks:
+class LocalBatches:
     """Everything that is written down of batches, of every model and scope."""
 
     config: Config
@@ -205,9 +205,9 @@ class BatchBooks:
 
     def report(self, record: BatchRecord) -> BatchReport:
         """How a batch stands, without network and whatever the settings are now."""
-        books = _Reading(batches=self.batches, jobs=self.jobs, pool=self.batches.pool_of(record))
+        context = _Reading(batches=self.batches, jobs=self.jobs, pool=self.batches.pool_of(record))
         # Of an context it needs what is written down, and no provider.
-        return report_of(cast("BatchContext", books), self.batches.again(record))
+        return report_of(cast("BatchContext", context), self.batches.again(record))
 
     def reasons(self, record: BatchRecord) -> Counter[str]:
         """Why texts of it failed, and how many for each reason."""
@@ -234,8 +234,8 @@ class _Reading:
 
 
 @contextmanager
-def batch_books(config: Config) -> Iterator[BatchBooks | None]:
-    """The books of the state folder; None if there are none yet. Creates nothing."""
+def local_batches(config: Config) -> Iterator[LocalBatches | None]:
+    """The batches of the state folder; None if there are none yet. Creates nothing."""
     if not os.path.lexists(state_folder(config) / STATE_FILE):
         yield None
         return
@@ -243,16 +243,16 @@ def batch_books(config: Config) -> Iterator[BatchBooks | None]:
     with closing(ledger.database):
         if ledger.database.path is None:
             raise StorageError("the batches cannot be read: see the warning above")
-        yield BatchBooks(config=config, ledger=ledger)
+        yield LocalBatches(config=config, ledger=ledger)
 
 
 @contextmanager
-def books_of(name: str) -> Iterator[tuple[BatchBooks, BatchRecord]]:
-    """The books, and the batch of that name in them. Raises ``ConfigurationError``."""
-    with batch_books(Config.load()) as books:
-        if books is None:
+def local_batch(name: str) -> Iterator[tuple[LocalBatches, BatchRecord]]:
+    """The batches of the state folder, and the one of that name. Raises ``ConfigurationError``."""
+    with local_batches(Config.load()) as local:
+        if local is None:
             raise _no_such_batch(name)
-        yield books, books.named(name)
+        yield local, local.named(name)
 
 
 @dataclass(kw_only=True)
@@ -262,7 +262,7 @@ class Clients:
     ``model``: the profile or model to use instead of looking for one. Use as a context manager.
     """
 
-    books: BatchBooks
+    local: LocalBatches
     model: str | None = None
     observers: Sequence[Observer] = ()
     _clients: dict[int, EmbeddingClient] = field(default_factory=dict)
@@ -292,7 +292,7 @@ class Clients:
             client.close()
 
     def _found(self, record: BatchRecord) -> EmbeddingClient:
-        pool, note = self.books.batches.pool_of(record), self.books.note(record)
+        pool, note = self.local.batches.pool_of(record), self.local.note(record)
         first: ConfigurationError | None = None
         for name in self._names(record, note):
             try:
@@ -307,13 +307,13 @@ class Clients:
         if self.model is not None:
             return [self.model]
         named = [] if note is None else [note.model]
-        return list(dict.fromkeys([*named, record.asked_as, None, *self.books.config.profiles]))
+        return list(dict.fromkeys([*named, record.asked_as, None, *self.local.config.profiles]))
 
     def _made(
         self, name: str | None, pool: BatchAccount, record: BatchRecord, note: Note | None
     ) -> EmbeddingClient:
         client = EmbeddingClient(
-            name, config=self.books.config, scope=pool.scope, observers=self.observers
+            name, config=self.local.config, scope=pool.scope, observers=self.observers
         )
         try:
             _require_same(client, pool, record, note)

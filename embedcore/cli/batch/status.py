@@ -9,14 +9,14 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from embedcore import money
-from embedcore.cli.batch.records import Clients, batch_books, books_of
+from embedcore.cli.batch.records import Clients, local_batch, local_batches
 from embedcore.cli.process import BUDGET, FAILED, OK, TRY_AGAIN, code_of
 from embedcore.cli.text import command, duration, facts, one_line, plural, tokens
 from embedcore.config import Config
 from embedcore.errors import EmbeddingError
 
 if TYPE_CHECKING:
-    from embedcore.cli.batch.records import BatchBooks
+    from embedcore.cli.batch.records import LocalBatches
     from embedcore.cli.screen import Screen
     from embedcore.policy.batch.job import BatchJob
     from embedcore.policy.batch.report import BatchReport, RemoteJob
@@ -225,8 +225,8 @@ _HEADS: Final = (
 
 def show_list(screen: Screen, *, everything: bool) -> None:
     """``embedcore batch list``: open ones and those that ended within a week, or all."""
-    with batch_books(Config.load()) as books:
-        reports = [books.report(one) for one in books.batches.all()] if books is not None else []
+    with local_batches(Config.load()) as local:
+        reports = [local.report(one) for one in local.batches.all()] if local is not None else []
     shown = [one for one in reports if everything or _is_recent(one)]
     screen.json({"batches": [report_fields(one) for one in shown]})
     if shown:
@@ -262,9 +262,9 @@ def _row(report: BatchReport) -> tuple[str, ...]:
 def look(screen: Screen, name: str | None, *, model: str | None, interval: float | None) -> int:
     """``embedcore batch status``. ``interval``: look again after so many seconds; None: once."""
     if name is not None:
-        with books_of(name) as (books, record):
-            return _look_at(screen, books, [record], model, interval)
-    with batch_books(Config.load()) as found:
+        with local_batch(name) as (local, record):
+            return _look_at(screen, local, [record], model, interval)
+    with local_batches(Config.load()) as found:
         if found is None or not found.open:
             screen.json({"batches": []})
             screen.result("no batch is open; embedcore batch list shows those that have ended")
@@ -274,13 +274,13 @@ def look(screen: Screen, name: str | None, *, model: str | None, interval: float
 
 def _look_at(
     screen: Screen,
-    books: BatchBooks,
+    local: LocalBatches,
     records: Sequence[BatchRecord],
     model: str | None,
     interval: float | None,
 ) -> int:
     codes: list[int] = []
-    with Clients(books=books, model=model) as clients:
+    with Clients(local=local, model=model) as clients:
         jobs: list[BatchJob] = []
         for record in records:
             try:
@@ -294,12 +294,12 @@ def _look_at(
             codes.append(watch(screen, jobs, interval=interval))
         else:
             codes += [_advance(screen, job) for job in jobs]
-    reports = [books.report(record) for record in records]
+    reports = [local.report(record) for record in records]
     codes += [code_of_report(one) for one in reports]
-    reasons = [books.reasons(record) for record in records]
+    reasons = [local.reasons(record) for record in records]
     both = list(zip(reports, reasons, strict=True))
     screen.json({"batches": [{**report_fields(one), "reasons": why} for one, why in both]})
-    tries = [books.next_try(record) for record in records]
+    tries = [local.next_try(record) for record in records]
     shown = zip(reports, reasons, tries, strict=True)
     screen.result("\n".join(report_text(one, why, again) for one, why, again in shown))
     for report in reports:
@@ -322,13 +322,13 @@ def watch(screen: Screen, jobs: Sequence[BatchJob], *, interval: float) -> int:
 
     Returns the code of what keeps one from going on.
     """
-    told: dict[str, str] = {}
+    said: dict[str, str] = {}
     try:
         while True:
             codes: list[int] = []
             left = [job for job in jobs if not job.record.has_ended]
             for job in left:
-                code = _advance(screen, job, told)
+                code = _advance(screen, job, said)
                 if code == OK and not job.record.has_ended:
                     codes.append(OK)
                 elif code != OK:
@@ -345,28 +345,28 @@ def watch(screen: Screen, jobs: Sequence[BatchJob], *, interval: float) -> int:
         raise
 
 
-def _advance(screen: Screen, job: BatchJob, told: dict[str, str] | None = None) -> int:
+def _advance(screen: Screen, job: BatchJob, said: dict[str, str] | None = None) -> int:
     """Do what is due for a batch. The code of what keeps it from going on, if nothing goes on.
 
-    ``told``: what was said of each batch before. The first look is the one that was asked for.
+    ``said``: what was said of each batch before. The first look is the one that was asked for.
     """
-    asked = told is None or job.id not in told
+    asked = said is None or job.id not in said
     problems = job.advance(asked=asked) if not job.record.has_ended else []
     report = job.status(poll=False)
-    if told is not None:
-        _tell(screen, report, told)
+    if said is not None:
+        _tell(screen, report, said)
     if not problems or _goes_on(report):
         return OK
     return code_of(problems[0])
 
 
-def _tell(screen: Screen, report: BatchReport, told: dict[str, str]) -> None:
+def _tell(screen: Screen, report: BatchReport, said: dict[str, str]) -> None:
     lines = [change_text(report), *(f"{report.id}: {one}" for one in troubles(report))]
     if report.blocked:
         lines.append(f"{report.id}: {report.blocked}")
-    for line in lines if told.get(report.id) != "\n".join(lines) else ():
+    for line in lines if said.get(report.id) != "\n".join(lines) else ():
         screen.info(f"{time.strftime('%H:%M:%S')} {line}")
-    told[report.id] = "\n".join(lines)
+    said[report.id] = "\n".join(lines)
 
 
 def _goes_on(report: BatchReport) -> bool:

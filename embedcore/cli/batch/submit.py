@@ -265,7 +265,7 @@ def _same_rows(ready: Session, found: Scan) -> str | None:
 
 
 def _agreed(screen: Screen, ready: Session, wish: SubmitArguments, plan: BatchPlan) -> bool:
-    """A limit that is in the way is left to the client: it knows what was bought before."""
+    """A limit that is in the way is left to the client: it knows what is cached."""
     price = Estimate(plan=plan.at_most)
     return agree(
         screen, ready, price, yes=wish.yes, ask_above=ready.config.confirm_above, batch=True

@@ -186,7 +186,7 @@ def parse_digest(fields: Fields) -> bytes:
 def parse_cut(fields: Fields) -> int:
     """What was cut, 0 where the line does not say."""
     return code_from(
-        fields.get("tokens_cut"), fields.get("characters_cut"), told="tokens_cut" in fields
+        fields.get("tokens_cut"), fields.get("characters_cut"), stated="tokens_cut" in fields
     )
 
 

@@ -109,7 +109,7 @@ class _ParquetWriter:
         hashes = [raw[at : at + SIZE] for at in range(0, len(raw), SIZE)]
         seed = seed_of(self._layout.origin)
         codes = cuts.tolist()
-        told = {
+        columns = {
             "tokens_cut": list(map(tokens_in, codes)),
             "characters_cut": list(map(characters_in, codes)),
         }
@@ -118,7 +118,7 @@ class _ParquetWriter:
                 seed,
                 row.id.encode(),
                 hashes[i],
-                {name: told[name][i] for name in CUT_COLUMNS},
+                {name: columns[name][i] for name in CUT_COLUMNS},
                 matrix[i],
             )
             for i, row in enumerate(rows)
@@ -127,7 +127,7 @@ class _ParquetWriter:
         arrays = [
             pa.array([row.id for row in rows], pa.string()),
             pa.array([digest.hex() for digest in hashes], pa.string()),
-            *(pa.array(told[name], pa.int32()) for name in CUT_COLUMNS),
+            *(pa.array(columns[name], pa.int32()) for name in CUT_COLUMNS),
             pa.FixedSizeListArray.from_arrays(flat, type=pa.list_(pa.float32(), width)),
             pa.array(sums, pa.uint32()),
         ]
@@ -273,7 +273,7 @@ def _block(file: Any, path: Path, number: int, rows: int, origin: Origin) -> Blo
 
     return Block(
         digests=as_digests(b"".join(digest or bytes(SIZE) for digest in digests)),
-        cuts=_codes(cuts, told="tokens_cut" in table.column_names),
+        cuts=_codes(cuts, stated="tokens_cut" in table.column_names),
         vectors=vectors,
         sound=sound,
         row=lambda i: _stored_row(ids[i], digests[i], others(), i),
@@ -299,9 +299,9 @@ def _lost_block(rows: int, width: int) -> Block:
     )
 
 
-def _codes(cuts: dict[str, list[Any]], *, told: bool) -> NDArray[np.uint32]:
+def _codes(cuts: dict[str, list[Any]], *, stated: bool) -> NDArray[np.uint32]:
     both = zip(cuts["tokens_cut"], cuts["characters_cut"], strict=True)
-    codes = [code_from(tokens, characters, told=told) for tokens, characters in both]
+    codes = [code_from(tokens, characters, stated=stated) for tokens, characters in both]
     return np.array(codes, dtype=np.uint32)
 
 

@@ -142,13 +142,13 @@ class Found:
     - ``lines``: how many. ``unknown``: of these, lines of no text of this job.
     - ``stored``: texts with a vector, of which ``fresh`` were not stored before. ``ran``: those
       that the job came to; ``done``: those that were paid for, whether or not the vector is right.
-    - ``tokens``: billed by the lines; those that do not say count as what was held for them, and
+    - ``tokens``: billed by the lines; those that do not say count as what was reserved, and
       then ``reported`` is False.
     - ``billed_in_vain``: lines that failed, may pass in another job, and were billed.
     - ``refused``: id of a text and the provider's reason; ``unbelieved``: the same of those whose
       vector came and cannot be used; ``retry``: of those that another job may do.
     - ``long``: of the refused ones those that may be too long, with their lines.
-    - ``without_line``: of each text that no line spoke of, the tokens held for it.
+    - ``without_line``: of each text that no line spoke of, the tokens reserved for it.
     - ``broken``: what ended the reading before its end.
     """
 
@@ -191,8 +191,8 @@ class Found:
 
     def may_grow(self, status: BatchStatus, part: Part) -> bool:
         """Whether lines may still come for texts that have none."""
-        told = (status.completed or 0) + (status.failed or 0)
-        if self.may_be_paid(status, part) or told > self.ran:
+        counted = (status.completed or 0) + (status.failed or 0)
+        if self.may_be_paid(status, part) or counted > self.ran:
             return True
         if status.state == "completed":
             # It did everything, it says; only the bill can prove that this is all that there is.
@@ -202,7 +202,7 @@ class Found:
     def cost(self, status: BatchStatus, part: Part) -> Amount:
         """What the job cost: by its lines, or by its own total where that is more.
 
-        What may have been billed and has no line counts as what was held for it.
+        What may have been billed and has no line counts as what was reserved for it.
         """
         tokens, billed = self.tokens, _billed(status)
         if billed is not None:
@@ -223,7 +223,7 @@ class Found:
 
 
 class Collector:
-    """Reads the results of parts into the store."""
+    """Reads the results of parts into the cache."""
 
     def __init__(self, context: BatchContext) -> None:
         self._context = context
@@ -231,7 +231,7 @@ class Collector:
     def collect(self, part: Part) -> Found:
         """Store every vector of the part's job. Harmless to repeat.
 
-        Raises ``StorageFull`` when the store takes no more: the provider's copy stays the only one
+        Raises ``StorageFull`` when the cache takes no more: the provider's copy stays the only one
         until there is room. Raises ``Superseded``; what ``results`` raises is in ``broken``.
         """
         jobs = self._context.jobs
@@ -503,8 +503,8 @@ def _completed(status: BatchStatus, part: Part) -> int | None:
 
 def _billed(status: BatchStatus) -> int | None:
     """What the provider says the whole job cost, if that can be right."""
-    told = status.tokens
-    return told if told is not None and 0 < told <= _MOST_TOKENS else None
+    counted = status.tokens
+    return counted if counted is not None and 0 < counted <= _MOST_TOKENS else None
 
 
 def _said(outcome: BatchOutcome) -> int | None:

@@ -106,7 +106,7 @@ class BatchContext:
         return keys_of(self.engine, input_type)
 
     def stored(self, keys: Sequence[bytes]) -> set[bytes]:
-        """Which of these keys have a sound vector; a damaged one is deleted, to be bought again."""
+        """Which of these keys have a sound vector; a damaged one is deleted, to be sent again."""
         looked = self.store.look(keys, vector_width(self.engine))
         self.store.delete(looked.damaged)
         return {keys[place] for place in looked.there}
@@ -166,7 +166,7 @@ class BatchContext:
         return self.jobs.now() / MICROSECONDS + self.settings.keep_days * DAY_SECONDS
 
     def later(self, seconds: float) -> int:
-        """A time of the books, so many seconds from now."""
+        """A time of the ledger's clock, so many seconds from now."""
         return self.jobs.now() + round(seconds * MICROSECONDS)
 
     def next_look(self, since: int, end: int) -> int:

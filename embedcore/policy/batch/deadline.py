@@ -1,7 +1,7 @@
 """Embeds at once the texts of a batch that cannot wait any longer.
 
-What is bought here is stored under the same keys as what a job brings: who is killed in between
-finds it there. A job is stopped, and has brought what it has, before its texts are bought.
+What is embedded here is cached under the same keys as what a job brings: after a crash in between
+it is found there. A job is stopped, and has brought what it has, before its texts are sent.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _saved(context: BatchContext, tokens: int) -> Decimal | None:
 
 
 def is_due(context: BatchContext, batch: BatchRecord) -> bool:
-    """Whether the deadline is so near that what is missing must be bought at once, and may be."""
+    """Whether the deadline is so near that what is missing must be embedded at once, and may be."""
     if batch.state != "open" or batch.draining or batch.deadline is None:
         return False
     left = (batch.deadline - context.jobs.now()) / MICROSECONDS
@@ -104,7 +104,7 @@ def is_due(context: BatchContext, batch: BatchRecord) -> bool:
         return False
     tokens = context.batches.open_tokens(batch)
     price = context.engine.info.price
-    # The tokens are held already, and so is the price of the batch: only the rest is new.
+    # The tokens are reserved already, and so is the price of the batch: only the rest is new.
     now = priced(tokens, price).cost
     then = context.cut().amount(tokens).cost
     if not tokens:
@@ -145,7 +145,7 @@ def _warn(context: BatchContext, batch: BatchRecord, why: str) -> None:
 
 
 def take_what_is_there(context: BatchContext, batch: BatchRecord) -> bool:
-    """Texts that were bought by others since they were asked for need no job. Returns whether there
+    """Texts that others embedded since they were asked for need no job. Returns whether there
     were any."""
     after, found = 0, False
     while some := context.batches.to_submit(batch, _TEXTS_PER_CALL, after=after, stopped=True):

@@ -113,7 +113,7 @@ class Ending:
         since = now if part.since is None or found.fresh else part.since
         over = now >= since + round(self._context.settings.output_wait * MICROSECONDS)
         if part.since is None and self.resubmits_lost(part):
-            # However short the wait is: what one look does not find is not bought again.
+            # However short the wait is: what one look does not find is not sent again.
             over = False
         if isinstance(found.broken, TransientProviderError):
             # However often it was asked for meanwhile, and though a server may be away for longer.
@@ -149,7 +149,7 @@ class Ending:
         return None
 
     def _gone(self, status: BatchStatus, found: Found) -> str:
-        """Paid for, and not to be had: bought again only by those who say so."""
+        """Paid for, and not to be had: paid for again only by those who say so."""
         if isinstance(found.broken, TransientProviderError):
             reason = f"its result could not be read: {found.broken}"
         else:
@@ -160,8 +160,8 @@ class Ending:
         """What there is, and what there should be."""
         if found.broken is not None:
             return str(found.broken)
-        told = "" if status.completed is None else f"its provider counts {status.completed} done, "
-        here = f"{told}and there are results for {found.done}"
+        done = "" if status.completed is None else f"its provider counts {status.completed} done, "
+        here = f"{done}and there are results for {found.done}"
         return f"{here}; {found.unknown} lines name no text of it" if found.unknown else here
 
     def _warn(self, part: Part, status: BatchStatus, found: Found) -> None:
@@ -180,12 +180,12 @@ class Ending:
                 found.billed_in_vain,
                 self._context.settings.attempts,
             )
-        told = None if status.completed is None else status.completed + (status.failed or 0)
-        if told is not None and told != found.lines:
+        counted = None if status.completed is None else status.completed + (status.failed or 0)
+        if counted is not None and counted != found.lines:
             logger.warning(
                 "Batch %s: its provider counts %d texts as done, and there are %d lines",
                 part.job,
-                told,
+                counted,
                 found.lines,
             )
 

@@ -339,7 +339,7 @@ class PartWorker:
         found = self._find(part)
         if found:
             self._stop_others(part, found)
-            self._tell_of_stray(part, found)
+            self._tell_of_duplicates(part, found)
             return self._jobs.note(part, state="stray", job=found[0].id, next=0, tries=0)
         end = (part.asked or 0) + round(self._context.settings.watch * MICROSECONDS)
         if self._jobs.now() < end:
@@ -365,7 +365,7 @@ class PartWorker:
     def _adopt(self, part: Part, found: list[FoundJob]) -> Part:
         """The earliest is ours; every other one is cancelled, and what it may cost is spent."""
         self._stop_others(part, found)
-        self._tell_of_stray(part, found[1:])
+        self._tell_of_duplicates(part, found[1:])
         logger.info("Batch %s: found again as the job of part %d", found[0].id, part.id)
         return self._jobs.note(
             part,
@@ -379,13 +379,13 @@ class PartWorker:
 
     def _stop_others(self, part: Part, found: list[FoundJob]) -> None:
         for other in found[1:]:
-            # On the books before the call that may fail: it is certain to be there.
+            # In the ledger before the call that may fail: it is certain to be there.
             self._context.tell(*self._steps.charge_extra(part, other.id))
             if other.state == "running":
                 with contextlib.suppress(RemoteGone):
                     self._call(partial(self._context.strategy.cancel, other.id))
 
-    def _tell_of_stray(self, part: Part, jobs: list[FoundJob]) -> None:
+    def _tell_of_duplicates(self, part: Part, jobs: list[FoundJob]) -> None:
         for job in jobs:
             self._context.tell(
                 BatchDuplicate(
@@ -400,7 +400,7 @@ class PartWorker:
         part, status = self._poll(part)
         if status is None:
             return part
-        part = self._told(part, status)
+        part = self._noted(part, status)
         if status.state == "running":
             if not self._jobs.is_wanted(part) and not is_stopping(part.status):
                 part = self._cancelled(part)
@@ -482,7 +482,7 @@ class PartWorker:
         self._context.tell(*self._steps.end(part, ended))
         return replace(part, state="done")
 
-    def _told(self, part: Part, status: BatchStatus) -> Part:
+    def _noted(self, part: Part, status: BatchStatus) -> Part:
         """Note what the provider says, and tell of it if it is news."""
         if (status.completed or 0) > 0 or status.state in ("completed", "expired"):
             self._jobs.queue_took(self._context.pool)
@@ -519,7 +519,7 @@ class PartWorker:
         part, status = self._poll(part)
         if status is None:
             return part
-        part = self._told(part, status)
+        part = self._noted(part, status)
         if status.state == "running":
             if not is_stopping(part.status):
                 self._call(lambda: self._context.strategy.cancel(part.job or ""))

@@ -48,7 +48,7 @@ class RemoteJob:
 class BatchReport:
     """A batch at one moment.
 
-    - ``rows``: of the caller; ``texts``: different ones, of which ``reused`` were bought before,
+    - ``rows``: of the caller; ``texts``: different ones, of which ``reused`` were cached,
       ``stored`` have a vector now (the reused ones included) and ``failed`` get none;
       ``to_submit`` and ``in_flight`` are still open; so are those ``stopped``, whose job was
       cancelled by hand at the provider: ``BatchJob.resubmit_cancelled`` sends them again.

@@ -80,7 +80,7 @@ def _pace(context: BatchContext, how: Submission) -> tuple[Strategy, float | Non
 
 
 def submit(context: BatchContext, rows: Iterable[Any], how: Submission) -> BatchRecord:
-    """Write down a batch of these rows and hold its money, or raise and leave nothing behind.
+    """Write down a batch of these rows and reserve its money, or raise and leave nothing behind.
 
     Raises ``InputRejected``, ``BudgetExceeded`` with ``on_budget="raise"``, ``StorageFull`` if its
     vectors would not fit the disk, and any other ``StorageError``.
@@ -137,7 +137,7 @@ def submit(context: BatchContext, rows: Iterable[Any], how: Submission) -> Batch
 
 def _found_again(context: BatchContext, batch: BatchRecord) -> int:
     """What an earlier batch paid for and has no vector of may be there, or be believed, by now: its
-    results are read before it is bought once more. Returns how many texts need not be bought."""
+    results are read before it is paid for once more. Returns how many texts need not be sent."""
     if not context.jobs.unread(batch):
         return 0
     texts, problems = read_again(context, batch)
@@ -152,7 +152,7 @@ def _found_again(context: BatchContext, batch: BatchRecord) -> int:
 
 
 class _Writer:
-    """Writes block after block of rows, and what of them must be bought."""
+    """Writes block after block of rows, and what of them must be paid for."""
 
     def __init__(
         self,
@@ -280,7 +280,7 @@ def _name_of(row: Row, number: int) -> str | None:
 
 
 def _require_room(context: BatchContext, missing: int) -> None:
-    """Better now than when they are paid for: the store is where vectors arrive.
+    """Better now than when they are paid for: the cache is where vectors arrive.
 
     ``cache_cap`` is no reason: what a batch brings is kept beyond it until it was fetched.
     """
@@ -298,7 +298,7 @@ def _require_room(context: BatchContext, missing: int) -> None:
 
 
 def _hold(context: BatchContext, batch: BatchRecord) -> None:
-    """Hold the money of the whole batch; wait while only loose bounds of others forbid it."""
+    """Reserve the money of the whole batch; wait while only loose bounds of others forbid it."""
     engine, cut = context.engine, context.cut()
     amount = hold_when_free(
         lambda: context.cutter.hold(batch, cut),

@@ -128,7 +128,7 @@ class RequestEvents:
             tokens_per_minute=tokens,
             named=time.time(),
         )
-        # Whatever is wrong with the books, the next step of money will say it better.
+        # Whatever is wrong with the ledger, its next step will say it better.
         with contextlib.suppress(StorageError):
             note(ledger.database, rates)
 
@@ -209,7 +209,7 @@ def send(call: Call, request: PlannedRequest, attempts: Attempts) -> list[int]:
             before_sleep=partial(_goes_on, call, request, attempts),
         )
     except TransientProviderError as error:
-        _ends(call, request, attempts, error, retrier.wait, is_told=error is before)
+        _ends(call, request, attempts, error, retrier.wait, is_reported=error is before)
         raise
     finally:
         attempts.retries = retrier.taken
@@ -271,7 +271,7 @@ def _attempt(call: Call, request: PlannedRequest, attempts: Attempts) -> list[in
         finally:
             call.in_flight.finish(sent)
     finally:
-        # Nothing happens if its end was told already.
+        # Nothing happens if its end is known already.
         engine.gate.lost(permit)
 
 
@@ -495,12 +495,12 @@ def _ends(
     error: TransientProviderError,
     wait: float | None,
     *,
-    is_told: bool,
+    is_reported: bool,
 ) -> None:
     """No other attempt of this request follows; its parts may, after ``wait`` seconds."""
-    if not is_told and wait is not None:
+    if not is_reported and wait is not None:
         _goes_on(call, request, attempts, error, wait)
-    elif not is_told:
+    elif not is_reported:
         RequestEvents(call.engine).failed(error, request, seconds=attempts.seconds, wait=None)
         if not (error.budget_blocked or attempts.once):
             error.message += _why_no_more(call, attempts, error)

@@ -31,7 +31,7 @@ logger = logging.getLogger("embedcore")
 
 
 def without_refusals(engine: Engine) -> Engine:
-    """The engine for a call that tries again with less: it is told of the last refusal only."""
+    """The engine for a call that tries again with less: only the last refusal is reported."""
     observe = engine.observe
 
     def tell(event: Event) -> None:
@@ -46,7 +46,7 @@ class Call:
 
     - ``observe``: the client's; ``engine.observe`` hears of no refusal that is not the last.
     - ``keeps``: a text that fails is a failed row, and does not end the call.
-    - ``input_type``: as the provider is told.
+    - ``input_type``: as it is sent to the provider.
     - ``deadline``: by the engine's clock, or None.
     - ``buffer``: the vectors so far; ``reuse``: None without a cache.
     - ``refusal``: why the budget allows nothing more; ``is_over``: a request under way

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def keys_of(engine: Engine, input_type: str | None) -> Keys:
-    """The cache's keys of texts that this client sends. ``input_type``: as the provider is told."""
+    """The cache's keys of texts that this client sends. ``input_type``: as it is sent."""
     return _named(engine, engine.fingerprint, input_type)
 
 

@@ -196,7 +196,7 @@ def may_be_length(call: Call, index: int, error: EmbeddingError) -> bool:
 
 def may_be_cut(engine: Engine, tokens: int, too_long: bool | None) -> bool:
     """The same for a line of a batch that was refused. ``tokens``: its count, or the bound that was
-    held for it. ``too_long``: what is known of the reason; None: nothing."""
+    reserved for it. ``too_long``: what is known of the reason; None: nothing."""
     limit = engine.info.max_input_tokens
     if engine.overlong == "reject" or limit is None or too_long is not None:
         return engine.overlong != "reject" and limit is not None and bool(too_long)
@@ -204,7 +204,7 @@ def may_be_cut(engine: Engine, tokens: int, too_long: bool | None) -> bool:
 
 
 def way_to_cut(engine: Engine, tokens: int, too_long: bool | None = None) -> str:
-    """What such a line is told beside its reason, in case that no job takes it shortened either."""
+    """What is added to the reason of such a line, in case that no job takes it shortened either."""
     if not may_be_cut(engine, tokens, too_long):
         return ""
     return (

@@ -54,7 +54,7 @@ class Inquiry:
 
 
 def nature(error: EmbeddingError) -> tuple[object, ...]:
-    """What two errors have in common that tell of the same reason, as far as can be told.
+    """What two errors have in common that tell of the same reason, as far as can be known.
 
     What differs from text to text does not count: numbers, names with numbers in them, and what is
     quoted.
@@ -70,7 +70,7 @@ def nature(error: EmbeddingError) -> tuple[object, ...]:
 
 
 def copied(error: EmbeddingError) -> EmbeddingError:
-    """One of its own for each place where it is said: it is told which rows it is about there."""
+    """One of its own for each place where it is said: it gets the rows that it is about there."""
     twin = copy.copy(error)
     twin.__cause__ = error.__cause__
     return twin

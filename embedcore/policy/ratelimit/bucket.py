@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 _MINUTE: Final = 60.0
-# No real limit is larger; what is cannot be told from nonsense.
+# No real limit is larger; what is cannot be distinguished from nonsense.
 _LARGEST: Final = 10**12
 _AFTER_OTHERS: Final = 0.01
 _ROUNDED: Final = 1.05
@@ -55,7 +55,7 @@ class Bucket:
         self._level = 0.0
         self._shadow = 0.0
         self._at = -math.inf
-        self._seen_at = self._told_at = -math.inf
+        self._seen_at = self._named_at = -math.inf
         self._others = 0.0
         self._margin = 0.0
         self._lowest = math.inf
@@ -129,7 +129,7 @@ class Bucket:
 
     def forget_if_old(self, now: float) -> None:
         """The server no longer says anything: what it said a minute ago holds no longer."""
-        if self.limit is not None and now - self._told_at >= _MINUTE:
+        if self.limit is not None and now - self._named_at >= _MINUTE:
             self.limit, self._groups, self._margin, self._votes = None, 0, 0.0, 0
 
     def too_small(self, amount: float) -> None:
@@ -147,7 +147,7 @@ class Bucket:
         self._learn_size(limit, remaining, reset, seen.own)
         if reset is not None:
             self._vote(remaining, reset)
-        self._told_at = now
+        self._named_at = now
         if self._groups and seen.first:
             self._advance(now)
             self._notice_others(now)

@@ -1,4 +1,4 @@
-"""The gate of one endpoint and model, shared by all threads: waits until a request may leave."""
+"""The rate limiter of one endpoint and model for all threads: waits until a request may leave."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class Gate:
 
 @cache
 def gate_for(endpoint: str, model: str = "") -> Gate:  # noqa: ARG001 - the cache's key
-    """The gate that everything in this process shares for one endpoint and model."""
+    """The rate limiter that everything in this process shares for one endpoint and model."""
     return Gate()
 
 

@@ -34,15 +34,15 @@ class Permit:
     tokens: int
     rates: Rates = field(default_factory=Rates)
     left: float | None = None
-    flying: bool = False
+    in_flight: bool = False
     taken: bool = True
     informed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GateState:
-    """What a gate knows. Limits are per minute, as the server names them; ``left`` is what may
-    still leave now. ``paced``: tokens per minute found by trial, while there is such a rate."""
+    """What a rate limiter knows. Limits are per minute, as the server names them; ``left`` is what
+    may still leave now. ``paced``: tokens per minute found by trial, while there is such a rate."""
 
     requests_limit: int | None = None
     requests_left: int | None = None
@@ -183,13 +183,13 @@ class Pace:
         self._recent = self._lately(now) + amount
         self._recent_at = now
 
-    def refused(self, now: float, amount: float, flying: float, opens: float) -> None:
-        """``flying``: what is under way, and may be accepted. ``opens``: when the next may leave,
-        by the server or by our own longest wait.
+    def refused(self, now: float, amount: float, in_flight: float, opens: float) -> None:
+        """``in_flight``: what is under way, and may be accepted. ``opens``: when the next may
+        leave, by the server or by our own longest wait.
         """
         current, took = self.rate(now), now - self._since
         if current is None:
-            lately = max(self._lately(now) + flying, amount)
+            lately = max(self._lately(now) + in_flight, amount)
             self._base = lately / self._remembers / 2
         else:
             measured = self._accepted / max(took, 0.1)

@@ -48,7 +48,7 @@ class RateLimiter:
         self._configured = Configured()
         self._waiting: deque[Permit] = deque()
         self._departed: deque[Permit] = deque(maxlen=_REMEMBERED)
-        self._flying = self._flying_tokens = 0
+        self._in_flight = self._in_flight_tokens = 0
         self._last_left = -math.inf
         self._seen_left = -math.inf
         self._open_at = self._closed_at = -math.inf
@@ -71,15 +71,15 @@ class RateLimiter:
         if delay > 0:
             return delay
         self._waiting.remove(one)
-        one.left, one.flying = now, True
+        one.left, one.in_flight = now, True
         one.informed = self._tokens.known or self._requests.known
         self._requests.leave(now, 1)
         self._tokens.leave(now, one.tokens)
         self._pace.leave(now, one.tokens)
         self._configured.leave(now, one.tokens)
         self._departed.append(one)
-        self._flying += 1
-        self._flying_tokens += one.tokens
+        self._in_flight += 1
+        self._in_flight_tokens += one.tokens
         self._sent += 1
         self._taken += 1
         self._taken_tokens += one.tokens
@@ -106,8 +106,8 @@ class RateLimiter:
         configured = self._configured.delay(now, one.rates, (requests, tokens), slower)
         delay = max(self._open_at - now, configured)
         if not self._answers:
-            blind = self._flying_tokens + tokens + one.tokens > FIRST_SALVO
-            soon = self._flying and now - self._last_left < _LONGEST_BLIND
+            blind = self._in_flight_tokens + tokens + one.tokens > FIRST_SALVO
+            soon = self._in_flight and now - self._last_left < _LONGEST_BLIND
             delay = max(delay, _AWAITING_FIRST if blind and soon else 0.0)
         learned = max(
             self._requests.delay(now, 1, requests),
@@ -125,7 +125,7 @@ class RateLimiter:
         self, now: float, one: Permit, limits: RateLimits | None, *, tokens: int | None
     ) -> None:
         """It was served, and billed at ``tokens`` if the server said so."""
-        if not one.flying:
+        if not one.in_flight:
             return
         now = self._landed(now, one)
         self._answers += 1
@@ -143,7 +143,7 @@ class RateLimiter:
         self, now: float, one: Permit, seconds: float | None, limits: RateLimits | None
     ) -> None:
         """The server said "too fast"; ``seconds``: the wait that it named."""
-        if not one.flying:
+        if not one.in_flight:
             return
         now = self._landed(now, one)
         self._answers += 1
@@ -160,7 +160,7 @@ class RateLimiter:
             self._learn_from_refusal(now, one, _sensible(seconds), limits)
 
     def lost(self, now: float, one: Permit) -> None:
-        """It ended otherwise; nothing happens if its end was told already."""
+        """It ended otherwise; nothing happens if its end is known already."""
         self._landed(now, one)
 
     def close(self, now: float, seconds: float) -> None:
@@ -182,8 +182,8 @@ class RateLimiter:
             tokens_left=self._tokens.whole_left(now),
             paced=None if rate is None else round(rate * 60),
             configured=self._configured.rates,
-            in_flight=self._flying,
-            tokens_in_flight=self._flying_tokens,
+            in_flight=self._in_flight,
+            tokens_in_flight=self._in_flight_tokens,
             waiting=len(self._waiting),
             closed_for=max(self._open_at - now, 0.0),
             sent=self._sent,
@@ -195,10 +195,10 @@ class RateLimiter:
         return self._now
 
     def _landed(self, now: float, one: Permit) -> float:
-        if one.flying:
-            one.flying = False
-            self._flying -= 1
-            self._flying_tokens -= one.tokens
+        if one.in_flight:
+            one.in_flight = False
+            self._in_flight -= 1
+            self._in_flight_tokens -= one.tokens
         return self._advance(now)
 
     def _learn_from_refusal(
@@ -210,11 +210,11 @@ class RateLimiter:
             seconds = self._jitter(self._backoff / 2, self._backoff)
             self._backoff = min(self._backoff * 2, self._longest_backoff)
         elif seconds is not None:
-            # Not to the moment: other processes were told the same time.
+            # Not to the moment: other processes were given the same time.
             seconds += self._jitter(0.0, min(seconds * _JITTER_SHARE, _LONGEST_JITTER))
         self.close(now, seconds or 0.0)
         if not explained:
-            self._pace.refused(now, one.tokens, self._flying_tokens, self._open_at)
+            self._pace.refused(now, one.tokens, self._in_flight_tokens, self._open_at)
         elif one.informed:
             # Not all by the same, or several processes would come back together again.
             self._requests.refused(self._jitter(*_STEP))
@@ -281,7 +281,7 @@ class RateLimiter:
             if other.left is None or other.left < since - _TOGETHER:
                 break
             together = other.left <= since + _TOGETHER
-            if other is one or not other.taken or (together and not other.flying):
+            if other is one or not other.taken or (together and not other.in_flight):
                 continue
             requests += 1
             tokens += other.tokens

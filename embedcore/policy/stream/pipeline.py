@@ -350,7 +350,7 @@ class Pipeline:
     def _embed_rows(self, task: BlockTask, end: int, *, is_last: bool) -> EmbeddingResult:
         """The rows up to ``end`` that have no result yet, or as many of them as the budget allows.
 
-        ``is_last``: the block needs no more money once it is held for these.
+        ``is_last``: the block needs no more money once it is reserved for these.
         """
         start = task.finished
         return embed_now(
@@ -387,7 +387,7 @@ class Pipeline:
             self._signal.ring()
 
     def _wait_for_turn(self, task: BlockTask) -> bool:
-        """Money is held in the order of the stream: a small block must not take what the large
+        """Money is reserved in the order of the stream: a small block must not take what the large
         one before it was refused."""
         with self._turn:
             while self._next_to_hold < task.number and not self.is_ended:
@@ -401,7 +401,7 @@ class Pipeline:
             self._turn.notify_all()
 
     def _observe(self, task: BlockTask, event: Event) -> None:
-        # What is refused is tried again with fewer rows; the last refusal is told.
+        # What is refused is tried again with fewer rows; the last refusal is reported.
         if isinstance(event, Refused):
             return
         if isinstance(event, Progress):

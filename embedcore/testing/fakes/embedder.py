@@ -127,7 +127,7 @@ class FakeEmbedder(BaseEmbedder):
         return self.meter.billed_tokens
 
     def embed(self, request: EmbedRequest) -> EmbedReply:
-        with self.meter.flight():
+        with self.meter.one_request():
             outcome = self._next(request)
             if self.latency:
                 self._sleep(self.latency)

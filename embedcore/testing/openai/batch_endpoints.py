@@ -257,10 +257,10 @@ def control_batches(request: HttpRequest, service: BatchService) -> HttpReply:
     except (TypeError, ValueError, ApiError) as error:
         return json_reply({"error": str(error)}, status=400)
     service.refresh()
-    return json_reply(told(service))
+    return json_reply(described(service))
 
 
-def told(service: BatchService) -> dict[str, object]:
+def described(service: BatchService) -> dict[str, object]:
     return {
         "jobs": [
             {

@@ -253,7 +253,7 @@ class FakeOpenAI:
             self.batches.refresh()
             bills = {"batches": self.batches.meter}
             return control(request, meter=self.meter, faults=self.faults, bills=bills)
-        with self.meter.flight():
+        with self.meter.one_request():
             if self._latency:
                 self._listener.closing.wait(self._latency)
             if is_batch_path(request.path):

@@ -77,7 +77,7 @@ class OpenAIBatch:
         self._info = info
         self._encodings = encodings
         self._options = options
-        self._told_of_words: set[str] = set()
+        self._logged_words: set[str] = set()
         self._calls = BatchCalls(info, options, session)
 
     @property
@@ -250,8 +250,8 @@ class OpenAIBatch:
             return
         # Listed after the files: a batch that was made in between is seen.
         jobs = [job for page in all_pages(self._calls.batches) for job in page.entries]
-        told = (job.is_clear or (job.key, job.input_ref) != (None, None) for job in jobs)
-        if not all(told):
+        readable = (job.is_clear or (job.key, job.input_ref) != (None, None) for job in jobs)
+        if not all(readable):
             raise InvalidResponse(
                 f"the list of batches of {self._info.endpoint} has an entry that cannot be read: "
                 "which files are used does not follow from it, and none is deleted",
@@ -264,8 +264,8 @@ class OpenAIBatch:
         _require_id(job_id, "batch")
         status = self._calls.status(job_id)
         word = status.detail
-        if status.state == "running" and not is_known(word) and word not in self._told_of_words:
-            self._told_of_words.add(word)
+        if status.state == "running" and not is_known(word) and word not in self._logged_words:
+            self._logged_words.add(word)
             _log.warning(
                 "batch %s is %r, a state that is not known; it counts as running",
                 job_id,

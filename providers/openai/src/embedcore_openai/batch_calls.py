@@ -144,8 +144,8 @@ def page_of(
     data = document.get("data")
     if not isinstance(data, list):
         raise BadReply(f"it is not a list of {name}")
-    told = [entry.get("id") for entry in data if isinstance(entry, dict)]
-    ids = [each for each in told if isinstance(each, str)]
+    found = [entry.get("id") for entry in data if isinstance(entry, dict)]
+    ids = [each for each in found if isinstance(each, str)]
     return Page(
         entries=[entry for entry in map(read, data) if entry is not None],
         ids=ids,

@@ -71,8 +71,8 @@ class Job:
         """Whether it is the job of that key or that input; None: it may be, and cannot be used."""
         if key == self.key or input_ref == self.input_ref:
             return True if self.found is not None else None
-        told = self.key is not None or self.input_ref is not None
-        return False if told or self.is_clear else None
+        named = self.key is not None or self.input_ref is not None
+        return False if named or self.is_clear else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,8 +118,8 @@ def status_of(
         raise BadReply("it is another job")
     state = batch_state(word)
     completed, failed, total = _counts(document.get("request_counts"))
-    told = document.get("errors") if state == "failed" else None
-    errors, queue_full, queue_limit = _errors(told, shown, encoding)
+    listed = document.get("errors") if state == "failed" else None
+    errors, queue_full, queue_limit = _errors(listed, shown, encoding)
     return BatchStatus(
         state=state,
         detail=shown(word)[:80],
@@ -226,8 +226,8 @@ def _errors(errors: object, shown: Shown, encoding: str) -> tuple[dict[str, str]
         if type(line) is int and line > 0 and code not in _OF_THE_JOB:
             item = str(line - 1)
         reason = shown(": ".join(filter(None, (code, message)))) or "no reason given"
-        told = f"{code} {message} {_text(entry.get('param'))}"
-        reasons.setdefault(item, reason + advice(told, encoding))
+        said = f"{code} {message} {_text(entry.get('param'))}"
+        reasons.setdefault(item, reason + advice(said, encoding))
         full.append(code == _QUEUE_CODE)
         if full[-1] and (found := _QUEUE_LIMIT.search(message)):
             limit = int(found[1].replace(",", ""))
@@ -343,10 +343,10 @@ class LineReader:
     ) -> BatchOutcome:
         said = error_in(body) if _says_nothing(error) else error_in({"error": error})
         status = status if type(status) is int else _status_in(said)
-        told = ": ".join(dict.fromkeys(filter(None, (said.code or said.kind, said.message))))
-        reason = self._shown(told) or "no reason given"
+        words = ": ".join(dict.fromkeys(filter(None, (said.code or said.kind, said.message))))
+        reason = self._shown(words) or "no reason given"
         reason = f"{reason} (HTTP {status})" if status else reason
-        hint = advice(f"{told} {said.parameter}", self._encoding)
+        hint = advice(f"{words} {said.parameter}", self._encoding)
         too_long, named = (False, SizeHints()) if hint else self._length(status, said)
         return BatchOutcome(
             id=item,
@@ -363,7 +363,7 @@ class LineReader:
 
     def _judge_length(self, status: int | None, said: ErrorBody) -> tuple[bool | None, SizeHints]:
         """Whether a line was refused for its length (None: it may be), and what is named of it."""
-        error = refusals.error_told(status or 400, said, self._asked)
+        error = refusals.error_of(status or 400, said, self._asked)
         if isinstance(error, InputTooLong):
             named = size_hints(said.message, (_ANY_TEXT,), self._asked.model)
             return True, named or SizeHints()

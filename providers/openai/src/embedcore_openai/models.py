@@ -24,7 +24,7 @@ _MAX_TOKENS: Final = 300_000
 # takes memory as well.
 _BEST_REPLY_BYTES: Final = 1_400_000
 _BYTES_PER_COMPONENT: Final = 16 / 3
-# The gate of 300,000 is measured as a quarter of the UTF-8 bytes (timescale/pgai, issue 728).
+# The limit of 300,000 is measured as a quarter of the UTF-8 bytes (timescale/pgai, issue 728).
 _BYTES_PER_TOKEN: Final = 4
 
 _PRICES_AS_OF: Final = date(2026, 11, 12)
