@@ -280,7 +280,8 @@ def open_ledger(config: Config, limits: Sequence[Limit], *, compare: bool = True
     try:
         database.open()
     except (StorageReadOnly, UnsafeStorage) as error:
-        # The others can be mended by who runs the program, and would be a gap in the ledger.
+        # The others can be mended by the person who runs the program, and would be a gap in the
+        # ledger.
         if limits or getattr(error, "reason", "network") != "network":
             raise
         logger.warning("usage is not recorded: %s", error)

@@ -396,7 +396,7 @@ class EmbeddingClient:
         other one goes on with it.
 
         ``on_budget="wait"`` submits what the budget allows, and the rest as it allows more.
-        ``resubmit_lost`` buys again what was paid for in an earlier batch and lost at the provider.
+        ``resubmit_lost`` pays again for what an earlier batch paid for and the provider lost.
 
         ``strategy``: "batch"; "immediate", at once and at the full price; or "auto": at once what
         is not worth a batch or cannot wait for one, and the rest as a batch, of which what is

@@ -66,7 +66,7 @@ class EmbeddingError(Exception):
 
     ``retryable``: the same call may succeed later without a change.
     ``billed``: whether the provider may have charged for the failed request.
-    ``position``: the row of the caller's input that is to blame, from 0, where one is.
+    ``position``: the row of the caller's input that is at fault, from 0, where one is.
     ``partial``: what did succeed before the failure, as an ``EmbeddingResult``, or None.
     ``budget_blocked``: a retry would have been made, but the budget no longer allowed it.
     ``billed_tokens``: what the provider says it billed for the failed request, or None.
@@ -303,7 +303,7 @@ class TimedOut(OutcomeUnknown):
 
 
 class PermanentProviderError(ProviderError):
-    """Trying the same again cannot help. ``billed`` must be set by who raises it."""
+    """Trying the same again cannot help. ``billed`` must be set by the code that raises it."""
 
 
 class AuthenticationFailed(PermanentProviderError):
@@ -389,7 +389,7 @@ class ReplyMismatch(InvalidResponse):
 class BatchEmbeddingFailed(EmbeddingError):
     """A batch ended without a vector for every text.
 
-    ``jobs``: the provider's job ids. ``failures``: row → reason. ``result``: what did arrive.
+    ``jobs``: the provider's job ids. ``failures``: row → reason. ``result``: what was received.
     """
 
     def __init__(

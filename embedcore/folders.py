@@ -41,7 +41,7 @@ def user_data() -> Path | None:
 
 
 def site_config() -> Path:
-    """The folder of the settings that hold for everybody on this machine."""
+    """The folder of the settings that hold for every user of this machine."""
     import platformdirs
 
     return Path(platformdirs.site_config_dir("embedcore", appauthor=False))

@@ -93,7 +93,7 @@ class Lock(_RLock):
         self.acquire()
 
     def _let_it_pass(self) -> None:
-        # Who holds one of them may take another: the fork waits for both.
+        # A thread that holds one of them may take another: the fork waits for both.
         if not any(lock._is_owned() for lock in _all(_locks)):
             _fork.passed.wait(WAIT_SECONDS)
 
@@ -104,8 +104,8 @@ class Lazy(Generic[Thing]):
     In a child of a fork it is not there, and the child makes its own. What the parent had is kept
     as it is, since to close it would be felt there. ``shared``: it is plain memory and stays.
 
-    A fork waits for who is making it: libraries have locks of their own while they are set up. But
-    where that takes too long the child only makes it itself.
+    A fork waits for the thread that is making it: libraries have locks of their own while they are
+    set up. But where that takes too long the child only makes it itself.
     """
 
     def __init__(self, *, shared: bool = False) -> None:
@@ -279,7 +279,7 @@ def _take_all(fork: _Preparation, outer: set[Lock], until: float) -> None:
     """``fork`` learns which were had; what this very thread holds already is its ``own``, a signal
     handler that forks, say, unless it was taken for a fork that is under way (``outer``)."""
     seen = set(outer)
-    # Who holds one of them may make another and take it.
+    # A thread that holds one of them may make another and take it.
     while new := [lock for lock in _all(_locks) if lock not in seen]:
         seen.update(new)
         for lock in new:

@@ -87,7 +87,7 @@ class Budget(Limits):
     - ``all_scopes``: limits over everything in this state folder.
     - ``scopes``: limits of one scope by its name.
     - ``query_share``: the part of each of the scope's limits that only queries may use, 0 to 1.
-    - ``wait``: seconds to wait while others hold more than they will need, before refusing.
+    - ``wait``: seconds to wait while others reserve more than they will need, before refusing.
     """
 
     all_scopes: Limits = Limits()
@@ -198,7 +198,7 @@ class BatchSettings(Table):
 
 
 class Policy(BaseModel):
-    """What an administrator may set for everybody: limits, and nothing else."""
+    """What an administrator may set for every user: limits, and nothing else."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -63,7 +63,7 @@ class TokenTracker:
         self._opened: Lazy[Ledger] = Lazy()
 
     def get_usage_today(self) -> UsageToday:
-        """What is spent today; ``remaining`` leaves out what calls under way have set aside, and
+        """What is spent today; ``remaining`` leaves out what calls under way have reserved, and
         what is reserved for queries.
         """
         spent = usage.of_scope(self._ledger, self.scope)

@@ -119,7 +119,7 @@ def _ended_by(error: BaseException, screen: Screen, signals: Signals) -> int:
     try:
         screen.flush()
     except OSError:
-        # It was said, or there is no one to say it to.
+        # It was said, or no program reads it.
         screen.abandon_output()
     return code
 

@@ -138,7 +138,7 @@ def prune(
         if store is None:
             return 0
         going = housekeeping.prunable(store, **rule)
-        cost = _to_buy_again(choice.config, going)
+        cost = _cost_to_embed_again(choice.config, going)
         if not going or dry_run:
             answer = {"deleted": 0, "prunable": going, "cost_to_embed_again": cost}
             screen.json(answer)
@@ -193,7 +193,7 @@ def probing(screen: Screen, model: str | None, scope: str | None, yes: bool) -> 
     Embeds one short text, whatever is cached, and compares it with the one of the first probe. Ends
     with 1 if it is another. The cost is shown first, and asked about as by other commands that pay.
     """
-    screen.buying = False
+    screen.paying = False
     with opened(model, scope) as ready:
         client = ready.client
         estimate = estimated(ready, _plan_of_probe(client))
@@ -201,9 +201,9 @@ def probing(screen: Screen, model: str | None, scope: str | None, yes: bool) -> 
         if not agree(screen, ready, estimate, yes=yes, ask_above=ready.config.confirm_above):
             screen.error("Nothing was sent.")
             return USAGE
-        screen.buying = True
+        screen.paying = True
         result = client.embed([PROBE_TEXT], cache=False)
-        screen.buying = None
+        screen.paying = None
         with closing(vector_store(chosen(model, ready.config))) as store:
             found = probe(store, client.info, client.fingerprint, result.vectors)
     screen.json({"model": ready.name, "cosine": found.cosine, "changed": found.changed})
@@ -280,7 +280,7 @@ def _choice(model: str | None) -> tuple[Choice, str | None]:
     return choice, f"{choice.provider}:{choice.model}"
 
 
-def _to_buy_again(config: Config, going: dict[str, int]) -> Decimal | None:
+def _cost_to_embed_again(config: Config, going: dict[str, int]) -> Decimal | None:
     """By what the texts of these models cost on average, by the ledger; None if it does not say."""
     if not os.path.lexists(state_folder(config) / STATE_FILE):
         return None

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 def embed_literally(screen: Screen, wish: EmbedArguments) -> int:
     """``embedcore embed -c TEXT``: one JSON array per text, one a line; null for a failed one."""
-    screen.buying = False
+    screen.paying = False
     with opened(wish.model, wish.scope) as ready:
         estimate = estimated(
             ready,
@@ -62,14 +62,14 @@ def embed_literally(screen: Screen, wish: EmbedArguments) -> int:
         if not agree(screen, ready, estimate, yes=wish.yes, ask_above=ready.config.confirm_above):
             screen.error("Nothing was sent.")
             return 2
-        screen.buying = True
+        screen.paying = True
         result = ready.client.embed(
             list(wish.texts),
             input_type=wish.input_type,
             on_error=wish.on_error,
             on_budget=wish.on_budget,
         )
-        screen.buying = None
+        screen.paying = None
     _show(screen, result)
     if result.stopped_at is not None:
         return BUDGET
@@ -170,7 +170,7 @@ class FileRun:
 
     def run(self, sources: Sequence[Source], output: Path, **options: Any) -> RunReport:
         """Embed, and show how far it is. ``options``: those of ``embed_files``."""
-        self._screen.buying = False
+        self._screen.paying = False
         with self._shown:
             # Counting the tokens of a large corpus takes its time as well.
             self._shown.draw(FileProgress(stage="reading"))
@@ -191,7 +191,7 @@ class FileRun:
                 if spent := self._tally.text():
                     self._screen.error(spent)
                 raise
-        self._screen.buying = None
+        self._screen.paying = None
         return report
 
     def _agree(self, plan: FilePlan) -> bool:
@@ -199,7 +199,7 @@ class FileRun:
         estimate = self.estimate = estimated(self._ready, plan, on_budget=self._on_budget)
         self._screen.info(estimate.text(self._ready, brief=True))
         agreed = agree(self._screen, self._ready, estimate, yes=self._yes, ask_above=self._above)
-        self._screen.buying = agreed
+        self._screen.paying = agreed
         return agreed
 
 

@@ -83,7 +83,7 @@ class Signals:
         return TERMINATED if self._first == signal.SIGTERM else INTERRUPTED
 
     def __enter__(self) -> Self:
-        # Only the main thread may; who calls main() in another keeps what there is.
+        # Only the main thread may; a call of main() in another keeps what there is.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._handle)
@@ -106,7 +106,7 @@ class Signals:
             signal.signal(each, signal.SIG_DFL)
         if sys.stderr.isatty():
             _write(_SHOW_CURSOR)
-        if self._screen.buying:
+        if self._screen.paying:
             _write(_STOPPING)
         raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 

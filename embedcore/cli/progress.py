@@ -100,7 +100,7 @@ class Lines:
         self._screen.info(f"{_VERBS[progress.stage]}: {self._line(progress, now)}")
 
     def pause(self) -> None:
-        """A line alone is in no one's way."""
+        """A line alone need not be cleared."""
 
     def _line(self, progress: FileProgress, now: float) -> str:
         if not progress.total:

@@ -20,7 +20,7 @@ _ANSWER: Final = " [y/N]: y"
 class Screen:
     """What a command says, for a person or as JSON.
 
-    ``buying``: money may be under way, so that an interrupt takes its time and says how to go on;
+    ``paying``: money may be under way, so that an interrupt takes its time and says how to go on;
     False: it was not yet; None: this command is not about that.
     """
 
@@ -28,7 +28,7 @@ class Screen:
         self.wants_json = False
         self.quiet = False
         self.verbose = False
-        self.buying: bool | None = None
+        self.paying: bool | None = None
         self._arguments = list(arguments)
         self._err: Callable[[str], None] = _write_error
         self._answered = False
@@ -106,8 +106,8 @@ class Screen:
         """After an interrupt: what was kept, and how to go on."""
         self._trace(error)
         notes = getattr(error, "__notes__", None)
-        if not self.buying:
-            self.error("Stopped." if self.buying is None else "Stopped; nothing was sent.")
+        if not self.paying:
+            self.error("Stopped." if self.paying is None else "Stopped; nothing was sent.")
             return
         self.error("Stopped." if notes else "Stopped; nothing was kept.")
         for note in notes or ():
@@ -182,7 +182,7 @@ def _write_error(text: str) -> None:
     # In one file or pipe (2>&1), what was said before stands before. A failure comes at the end.
     with suppress(OSError, ValueError, AttributeError):
         sys.stdout.flush()
-    # That no one reads is no reason to lose what is being paid for.
+    # That no program reads is no reason to lose what is being paid for.
     with suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()

@@ -95,7 +95,7 @@ def opened_file(path: Path) -> BinaryIO:
 
 
 def random_name(path: Path) -> str:
-    """A name beside ``path`` that no one can have used before; ``sweep`` knows it again."""
+    """A name beside ``path`` that no process can have used before; ``sweep`` knows it again."""
     return f"{_prefix_of(path)}{secrets.token_hex(_RANDOM_BYTES)}{_ENDING}"
 
 
@@ -354,7 +354,8 @@ def output_lock(lock: Path, output: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # Removed before it is released: who opened it meanwhile sees that its name is gone.
+        # Removed before it is released: a process that opened it meanwhile sees that its name is
+        # gone.
         if os.name == "posix" and _still_named(descriptor, lock):
             with suppress(OSError):
                 lock.unlink()

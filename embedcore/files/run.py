@@ -143,7 +143,7 @@ def _total(costs: Sequence[Decimal | None]) -> Decimal | None:
     return sum(known, Decimal(0)) if len(known) == len(costs) else None
 
 
-class Purchase:
+class Work:
     """Embeds blocks of rows with distinct texts into the journal, and counts.
 
     ``embedded``: texts embedded now; ``arrived``: those and what the cache had; ``usage``: what
@@ -353,16 +353,16 @@ def embed_files(
             if not on_plan(plan):
                 return _declined(target, plan)
         with _kept(existing.collect(found), target) as journal:
-            purchase = Purchase(
+            work = Work(
                 client, journal, input_type=input_type, on_error=on_error, on_budget=on_budget
             )
-            _embed_missing(purchase, rows, found, journal, block, reporting)
-            stopped, embedded = purchase.stopped_at, _embedded(found, journal)
-            if stopped is not None and not purchase.arrived:
-                reasons, why = purchase.reasons, stopped.reason
+            _embed_missing(work, rows, found, journal, block, reporting)
+            stopped, embedded = work.stopped_at, _embedded(found, journal)
+            if stopped is not None and not work.arrived:
+                reasons, why = work.reasons, stopped.reason
                 left_out = write_list(target, rows, found, journal, reasons, stopped=why)
                 return replace(
-                    _report(target, found, purchase, left_out, embedded),
+                    _report(target, found, work, left_out, embedded),
                     damaged=existing.damaged,
                     seconds=time.monotonic() - started,
                     unchanged=True,
@@ -373,14 +373,14 @@ def embed_files(
                 rows,
                 found,
                 journal,
-                purchase.reasons,
+                work.reasons,
                 stopped=None if stopped is None else stopped.reason,
                 keep_text=keep_text,
-                on_rows=lambda done: reporting.at("writing", done, found.rows, purchase.usage),
+                on_rows=lambda done: reporting.at("writing", done, found.rows, work.usage),
             )
             left = journal.settle(found.digests)
     return replace(
-        _report(target, found, purchase, written, embedded),
+        _report(target, found, work, written, embedded),
         damaged=existing.damaged,
         journaled=left,
         unchanged=unchanged,
@@ -395,7 +395,7 @@ def _check_arguments(columns: Columns, block: int) -> None:
 
 
 def _embed_missing(
-    purchase: Purchase,
+    work: Work,
     inputs: Inputs,
     found: Scan,
     journal: Journal,
@@ -406,13 +406,13 @@ def _embed_missing(
     positions = positions[journal.index().find(found.digests[positions]) < 0]
     done = 0
     for rows in blocks(rows_at(inputs, found, positions), max_rows=block):
-        within = reporting.within(done, len(positions), purchase.usage)
+        within = reporting.within(done, len(positions), work.usage)
         within(Progress(done=0, total=len(rows), tokens=0, cost=Decimal(0)))
-        purchase.embed(rows, progress=within)
+        work.embed(rows, progress=within)
         done += len(rows)
-        if purchase.stopped_at is not None:
+        if work.stopped_at is not None:
             return
-    reporting.at("embedding", done, len(positions), purchase.usage)
+    reporting.at("embedding", done, len(positions), work.usage)
 
 
 @contextmanager
@@ -484,19 +484,17 @@ def _rows_with(found: Scan, journal: Journal) -> int:
     return int((journal.index().find(found.digests[~found.empty]) >= 0).sum())
 
 
-def _report(
-    target: Target, found: Scan, purchase: Purchase, written: Written, embedded: int
-) -> RunReport:
+def _report(target: Target, found: Scan, work: Work, written: Written, embedded: int) -> RunReport:
     empty = int(found.empty.sum())
     texts = len(found.firsts)
-    reasons = set(purchase.reasons.values())
+    reasons = set(work.reasons.values())
     return RunReport(
         output=target.path,
         rows=found.rows,
         empty=empty,
         duplicates=found.rows - empty - texts,
-        reused=embedded - purchase.embedded,
-        embedded=purchase.embedded,
+        reused=embedded - work.embedded,
+        embedded=work.embedded,
         truncated=written.truncated,
         tokens_cut=written.tokens_cut,
         characters_cut=written.characters_cut,
@@ -505,6 +503,6 @@ def _report(
         not_done=written.not_done,
         failed_path=target.failed if written.failed or written.not_done else None,
         reason=reasons.pop() if len(reasons) == 1 and not empty else None,
-        stopped_at=purchase.stopped_at,
-        usage=purchase.usage,
+        stopped_at=work.stopped_at,
+        usage=work.usage,
     )

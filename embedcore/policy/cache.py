@@ -30,7 +30,7 @@ Receive: TypeAlias = "Callable[[Sequence[int], Vectors], None]"
 
 
 class Follower:
-    """What one call waits for while others buy it.
+    """What one call waits for while others embed it.
 
     ``receive(indices, vectors)`` gets what each request of theirs brings: vectors of its own.
     """
@@ -261,7 +261,7 @@ class VectorCache:
             damaged = self.store.get(keys, width, guarded, room=room)
         except StorageError as error:
             if error in not_ours or getattr(error, "reason", None) == "fork":
-                # To go on after a fork that was not safe would be to buy everything again.
+                # To go on after a fork that was not safe would be to pay for everything again.
                 raise
             if self._note("get", error):
                 self._tell_of(error)

@@ -48,14 +48,14 @@ def _ignored(_: Event) -> None:
 
 
 class Once:
-    """Something that is done once, by the first who asks for it; the others wait for him."""
+    """Something that is done once, by the first thread that asks for it; the others wait."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._done = False
 
     def do(self, work: Callable[[], None]) -> None:
-        """If it raises, the next who asks tries again."""
+        """If it raises, the next thread that asks tries again."""
         if self._done:
             return
         with self._lock:
@@ -73,7 +73,8 @@ class Learned:
     - ``counts_stand``: a lost answer was charged by its count, and no bill was compared with one
       since. ``counts_fall_short``: one was, and was higher.
     - ``served``: requests that were answered with vectors.
-    - ``probing``: held by who finds out, while nothing was answered yet, why a request failed.
+    - ``probing``: held by the thread that finds out, while nothing was answered yet, why a request
+      failed.
     - ``smaller``: it was said that replies can be trusted for smaller requests only.
     - ``width``: of the vectors.
     - ``limits``: what the provider last named as its requests and tokens per minute.
@@ -299,4 +300,4 @@ def _said(error: BaseException) -> str:
 
 
 class Stop(threading.Event):
-    """Set by someone outside a call, such as a cancelled asyncio task, to end it early."""
+    """Set from outside a call, such as by a cancelled asyncio task, to end it early."""

@@ -193,7 +193,7 @@ class ResultBuffer:
 def _fresh(rows: int, width: int) -> Vectors:
     """An array of a call's own; a large one has pages of its own.
 
-    They go back to the system as soon as no one has the array. What the heap of a thread gets back
+    They go back to the system as soon as the array is let go. What the heap of a thread gets back
     it keeps, and a stream has a dozen threads that each make one array after the other.
     """
     import mmap

@@ -85,7 +85,7 @@ class Pause:
     """Sleeps for a call, and wakes up when it ends.
 
     Called with 0 it only looks whether the call has ended. Raises ``Stopped`` then. ``ended`` may
-    be set by someone outside the call as well. ``wait_for``: of the engine.
+    be set from outside the call as well. ``wait_for``: of the engine.
     """
 
     def __init__(

@@ -240,7 +240,7 @@ def former_fingerprints(
 ) -> tuple[str, ...]:
     """The name that earlier versions gave the same set, by options that counted then.
 
-    Batches that were submitted under it are gone on with.
+    Batches that were submitted under it are continued.
     """
     once = _once_counted(type(options))
     before = options.model_dump(mode="json", include=set(once), exclude_none=True)

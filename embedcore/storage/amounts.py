@@ -98,7 +98,7 @@ class TighterBoundNeeded(Exception):
 
 
 class HeldLoosely(Exception):
-    """Refused only because others hold more than they will need: worth waiting for.
+    """Refused only because others reserve more than they will need: worth waiting for.
 
     ``refusal`` is the error to raise when the wait is over.
     """

@@ -150,7 +150,7 @@ def close_unwanted(connection: sqlite3.Connection, these: str, value: int) -> No
     """Texts that had an outcome, were to be tried again, and are not after all, have it again.
 
     Batches that ended with it still give its reason; and what was paid for and lost must not look
-    like something new, which anybody may buy.
+    like something new, which any call may pay for.
     """
     connection.execute(
         "UPDATE item SET stopped = 0, state = CASE WHEN paid THEN 'lost' "
@@ -357,7 +357,7 @@ class Batches:
         return None
 
     def complete(self, batch: BatchRecord, digest: bytes) -> None:
-        """All rows are there: from now on it is a batch for everybody."""
+        """All rows are there: from now on it is a batch for every process."""
         with self.database.transaction() as connection:
             connection.execute(
                 "UPDATE batch SET state = 'open', digest = ?, retry = 0 WHERE id = ?",
@@ -463,7 +463,7 @@ class Batches:
             )
 
     def resubmit_lost(self, batch: BatchRecord) -> int:
-        """Buy again what was paid for and lost. Returns how many texts that are."""
+        """Pay again for what was paid for and lost. Returns how many texts that are."""
         with self.database.transaction() as connection:
             connection.execute("UPDATE batch SET resubmits_lost = 1 WHERE id = ?", (batch.id,))
             return connection.execute(

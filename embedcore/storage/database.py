@@ -482,7 +482,7 @@ class Database:
         try:
             return str(connection.execute(f"PRAGMA journal_mode={mode}").fetchone()[0])
         except driver().OperationalError as error:
-            # Others have it open; a rollback journal is correct for everybody, only slower.
+            # Others have it open; a rollback journal is correct for every process, only slower.
             if "BUSY" not in error.sqlite_errorname and "LOCKED" not in error.sqlite_errorname:
                 raise
             return self._ask_journal(connection)

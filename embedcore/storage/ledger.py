@@ -377,7 +377,7 @@ class Ledger:
     def recount(self) -> list[crosscheck.Difference]:
         """Set them right, on the record; returns what differed.
 
-        Only for who looked at the differences: it may free money as well as take it away.
+        Only after a look at the differences: it may free money as well as take it away.
         """
         with self.database.transaction() as connection:
             return crosscheck.recount(connection, self.moment_in(connection))
@@ -407,7 +407,7 @@ class Ledger:
             return self.moment_in(connection)
 
     def close_abandoned(self) -> Moment:
-        """Close what was left open by a crash, as the next hold would, so that nothing is shown as
+        """Close what was left open by a crash, as the next ``hold`` would: nothing is shown as
         reserved then that will never be sent. Returns the time of the ledger."""
         with self.database.transaction() as connection:
             moment = self.moment_in(connection)

@@ -2,7 +2,7 @@
 
 Every step is one immediate transaction that is committed before the next remote call, together with
 the money it moves; and every one but the first carries the number of its owner (the epoch), so that
-who lost the part to another process changes nothing any more.
+a process that lost the part to another changes nothing any more.
 """
 
 from __future__ import annotations
@@ -266,7 +266,7 @@ class Parts:
         return read_part(row)
 
     def leave(self, part: Part) -> None:
-        """Let others have it at once. Harmless for who does not own it any more."""
+        """Let others have it at once. Harmless for a process that does not own it any more."""
         with self.database.transaction() as connection:
             connection.execute(
                 "UPDATE part SET owner = NULL, lease = NULL WHERE id = ? AND epoch = ?",
@@ -383,8 +383,8 @@ class Parts:
         return bool(row[0])
 
     def is_awaited(self, part: Part) -> bool:
-        """Whether a batch will take what comes for a text of this part, though it may be buying the
-        rest elsewhere."""
+        """Whether a batch will take what comes for a text of this part, though it may be embedding
+        the rest at once."""
         with self.database.read() as connection:
             row = connection.execute(f"SELECT EXISTS (SELECT 1 {_AWAITING})", (part.id,)).fetchone()
         return bool(row[0])

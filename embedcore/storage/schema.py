@@ -27,7 +27,7 @@ MANIFEST: Final = Migrations("embedcore.batch")
 
 @STATE()
 def ledger(database: Database) -> None:
-    """The ledger: windows count, grants set aside, attempts are what was sent."""
+    """The ledger: windows count, grants reserve, attempts are what was sent."""
     for statement in (_BOOK, _WINDOW, _GRANT, _ATTEMPT, _WARNING, *_INDEXES):
         database.conn.execute(statement)
 

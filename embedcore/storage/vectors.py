@@ -5,7 +5,7 @@ the batch that paid for it and reads it from here (``zeros=True``), and is no hi
 
 The file is no ledger: without it everything is only dearer. At its cap it takes no more but
 for a batch, which has its vectors nowhere else; nothing is thrown out to make room, since that
-would be to buy it again one day.
+would be to pay for it again one day.
 """
 
 from __future__ import annotations

@@ -55,10 +55,11 @@ BANNED = {
     r"gone on with": "continued",
     r"what did arrive": "results received so far",
 }
-# What says neither who does something nor what it is, also in the code.
+# What does not say who does something, or what it is, in the code as well.
 NOT_IN_CODE = {
     *("bureau", "crew", "nobody", "outlet", "patience", "purse", "shelf", "somebody", "whoever"),
     *("bureaus", "crews", "outlets", "purses", "shelves"),
+    *("books", "bought"),
 }
 WRONG = re.compile(rf"\b({'|'.join(BANNED)})\b", re.IGNORECASE)
 # An abbreviation ends no sentence, nor does an ordinal or a version number.

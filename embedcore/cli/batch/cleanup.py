@@ -99,7 +99,7 @@ def resume_all(
 ) -> int:
     """The code of what a person must mend; 0 if there is nothing."""
     if resubmit_lost is not None:
-        _buy_again(screen, resubmit_lost, model)
+        _pay_again(screen, resubmit_lost, model)
     if resubmit_cancelled is not None:
         _send_again(screen, resubmit_cancelled, model)
     with local_batches(Config.load()) as local:
@@ -140,7 +140,7 @@ def _pools(local: LocalBatches) -> list[BatchRecord]:
     ]
 
 
-def _buy_again(screen: Screen, name: str, model: str | None) -> None:
+def _pay_again(screen: Screen, name: str, model: str | None) -> None:
     with local_batch(name) as (local, record), Clients(local=local, model=model) as clients:
         if record.has_ended:
             note = local.note(record)

@@ -254,7 +254,7 @@ def fetch_vectors(screen: Screen, wish: FetchWish) -> int:
         job = client.batch_job(wish.name)
         note = local.note(record)
         origin = _origin(client, note, record.input_type)
-        # Before the batch is looked after, which may buy what is missing.
+        # Before the batch is advanced, which may embed what is missing at a cost.
         held.enter_context(target.claimed())
         _require_no_source(target, wish, note)
         _require_replaceable(target, client, origin.input_type, overwrite=wish.overwrite)

@@ -268,7 +268,7 @@ class Clients:
     _clients: dict[int, EmbeddingClient] = field(default_factory=dict)
 
     def job(self, record: BatchRecord) -> BatchJob:
-        """The batch, to be gone on with. Raises ``ConfigurationError`` if the settings do not give
+        """The batch, to be continued. Raises ``ConfigurationError`` if the settings do not give
         a client of the same model, options, endpoint and account."""
         return self.of(record).batch_job(record.name)
 

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
-    """What a batch would buy. ``plan`` has the batch's price, ``at_once`` that of ``embed``.
+    """What a batch would cost. ``plan`` has the batch's price, ``at_once`` that of ``embed``.
 
     ``same``: the id of an open batch with the same rows, whose texts it would join. ``mixed``: part
     of it, or all, may be embedded at once.
@@ -160,7 +160,7 @@ class SubmitArguments:
 def submit_files(screen: Screen, wish: SubmitArguments) -> int:
     """``embedcore batch submit``."""
     columns = Columns(text=wish.text, id=wish.id, keep=wish.keep)
-    screen.buying = False
+    screen.paying = False
     with (
         opened(wish.model, wish.scope) as ready,
         CountedInputs(
@@ -185,7 +185,7 @@ def submit_files(screen: Screen, wish: SubmitArguments) -> int:
             screen.error("Nothing was sent.")
             return USAGE
         job = _Submission(screen, ready, wish, inputs, found).submit()
-        screen.buying = None
+        screen.paying = None
         code = watch(screen, [job], interval=wish.interval) if wish.wait else OK
         report = job.status(poll=False)
         screen.json({"plan": plan.fields(), **report_fields(report)})
@@ -326,7 +326,7 @@ class _Submission:
         left = [job for job in jobs if job.id not in before and job.record.rows == self.found.rows]
         for job in left:
             self._remember(job)
-            self.screen.buying = None
+            self.screen.paying = None
             self.screen.error(
                 f"Batch {job.id} is written down. It goes on with:\n  {watch_command(job.id)}"
             )

@@ -305,7 +305,7 @@ class Collector:
 def read_again(
     context: BatchContext, batch: BatchRecord, *, lost: bool = False
 ) -> tuple[int, list[EmbeddingError]]:
-    """Read results again for texts of a batch that were paid for and have no vector. Buys nothing.
+    """Read results again for texts of a batch that were paid for and have no vector. Costs nothing.
 
     ``lost``: only where they were not to be had. Returns how many texts have their vector now, and
     what kept others from being read.

@@ -165,7 +165,7 @@ def take_what_is_there(context: BatchContext, batch: BatchRecord) -> bool:
 
 
 def drain(context: BatchContext, batch: BatchRecord, problems: list[EmbeddingError]) -> bool:
-    """Buy the texts that are in no job, at the immediate price. Returns whether any was.
+    """Embed the texts that are in no job, at the immediate price. Returns whether any was.
 
     Raises ``StorageError``; a refusal of the budget leaves the batch blocked.
     """
@@ -174,7 +174,7 @@ def drain(context: BatchContext, batch: BatchRecord, problems: list[EmbeddingErr
         # What fails is tried again at the next look, and not at once.
         after = some[-1][0]
         try:
-            _buy(context, batch, [key for _, key in some], batch.input_type or None)
+            _embed(context, batch, [key for _, key in some], batch.input_type or None)
         except BudgetExceeded as error:
             context.batches.block(batch, f"budget: {error}", until=context.later(60.0))
             if error.never_fits or not context.jobs.of_batch(batch):
@@ -191,7 +191,7 @@ def drain(context: BatchContext, batch: BatchRecord, problems: list[EmbeddingErr
     return done
 
 
-def _buy(
+def _embed(
     context: BatchContext, batch: BatchRecord, keys: Sequence[bytes], input_type: str | None
 ) -> None:
     manifest, engine = context.manifest(batch), context.engine

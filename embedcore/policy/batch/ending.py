@@ -235,7 +235,7 @@ class Ending:
         return others > 0 or part.items > 1
 
     def resubmits_lost(self, part: Part) -> bool:
-        """Whether one who waits for it wants to buy again what was paid for and lost."""
+        """Whether a batch that waits for it pays again for what was paid for and lost."""
         batches = self._context.batches
         found = [batches.numbered(one) for one in self._jobs.wanted_by(part)]
         return any(batch is not None and batch.resubmits_lost for batch in found)

@@ -121,8 +121,8 @@ class BatchJob:
 
         Raises ``BatchEmbeddingFailed`` if a row has no vector, after ``timeout`` seconds also for
         those that are still under way (``retryable`` then); ``on_error="keep"`` leaves them NaN.
-        What did arrive is in its ``.result``. Of a batch that has ended, results that were not to
-        be had are read again first; that buys nothing.
+        What was received is in its ``.result``. Of a batch that has ended, results that were not to
+        be had are read again first; that costs nothing.
         """
         self.record = self._context.batches.again(self.record)
         if self.record.has_ended:
@@ -163,8 +163,8 @@ class BatchJob:
         return self.status(poll=False)
 
     def resubmit_lost(self) -> int:
-        """Buy again what was paid for and lost at the provider. Returns how many texts that are
-        now; jobs that are gone follow at the next look.
+        """Pay again for what was paid for and lost at the provider. Returns how many texts that
+        are now; jobs that are gone follow at the next look.
 
         Raises ``ConfigurationError`` for a batch that has ended, whose texts are no longer there.
         """
@@ -178,7 +178,7 @@ class BatchJob:
 
     def read_again(self, *, lost: bool = False) -> int:
         """Read the results of its jobs again for texts that were paid for and have no vector: they
-        came too late, or could not be believed with the settings of then. Buys nothing, and works
+        came too late, or could not be believed with the settings of then. Costs nothing, and works
         as long as the provider has the results, also after the batch has ended.
 
         ``lost``: only for results that were not to be had. Returns how many texts have their vector

@@ -155,7 +155,7 @@ class Verdict:
 
     @contextlib.contextmanager
     def one_at_a_time(self) -> Iterator[None]:
-        """Held by who finds out for all threads of the client why requests fail."""
+        """Held by the thread that finds out for all of the client why requests fail."""
         lock = self._engine.learned.probing
         while not lock.acquire(timeout=_LOOK_SECONDS):
             self._call.pause(0.0)

@@ -12,7 +12,7 @@ _MINUTE: Final = 60.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rates:
-    """Limits that someone set, per minute; None: only what is learned from the provider counts.
+    """Limits of a caller, per minute; None: only what is learned from the provider counts.
 
     They hold for all that a process sends to one endpoint and model. Raises ``ValueError`` for a
     rate that is not positive.
@@ -82,7 +82,7 @@ class Steady:
 
 
 class Configured:
-    """Every set of rates that someone asked for; each counts all that leaves."""
+    """Every set of rates that a caller asked for; each counts all that leaves."""
 
     def __init__(self) -> None:
         self._steady: dict[Rates, tuple[Steady | None, Steady | None]] = {}
@@ -146,8 +146,8 @@ class Pace:
     _doubled_blindly: Final = 5.0
     _remembers: Final = 2.0
     _just_below: Final = 0.95
-    # Who sends a question now and then was refused for what others sent: the wait for the gate to
-    # open is enough.
+    # A caller who sends a question now and then was refused for what others sent: the wait for the
+    # gate to open is enough.
     _slowest: Final = 500.0
 
     def __init__(self) -> None:

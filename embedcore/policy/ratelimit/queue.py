@@ -289,5 +289,5 @@ class RateLimiter:
 
 
 def _sensible(seconds: float | None) -> float | None:
-    """A wait that someone may have meant."""
+    """A wait that a server may have meant."""
     return seconds if seconds is not None and 0 < seconds <= LONGEST_CLOSING else None

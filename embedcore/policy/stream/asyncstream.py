@@ -140,7 +140,7 @@ class AsyncEmbeddingStream(StreamEndView, AsyncIterator[Block]):
         if self._ending is None:
             self._buffer.leave()
             self._ending = asyncio.ensure_future(asyncio.to_thread(self._stream_end.finish))
-            # Where it is not asked for again, there is no one to be warned.
+            # Where it is not asked for again, no caller is to be warned.
             self._ending.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
             await asyncio.shield(self._ending)

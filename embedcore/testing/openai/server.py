@@ -366,7 +366,7 @@ class _Guarded:
 
 
 class _Elsewhere:
-    """Another server: it answers everybody as the fake would, bills nothing, and takes notes."""
+    """Another server: it answers as the fake would, bills nothing, and takes notes."""
 
     def __init__(self, server: FakeOpenAI) -> None:
         self._server = server
