@@ -124,7 +124,7 @@ def from_os_error(error: OSError, path: Path) -> StorageError:
         return StorageFull(f"no room for {path}: free some disk space ({error.strerror})")
     blocked = no_folder(path)
     if blocked is not None:
-        return StorageError(
+        return StorageReadOnly(
             f"{path} cannot be written: {blocked} is no folder. Move it away, or set "
             "EMBEDCORE_HOME to a folder of yours"
         )

@@ -303,7 +303,7 @@ def test_a_deadline_ends_the_wait(desk, clock):
         "ledger": ledger,
         "wait_for": waiting(clock, []),
         "monotonic": clock.monotonic,
-        "retry": replace(desk().engine.retry, deadline=100.0),
+        "retry": desk().engine.retry.model_copy(update={"deadline": 100.0}),
     }
     with desk(FakeEmbedder(info=INFO), daily=2, **how) as one:
         with pytest.raises(TokenBudgetExceeded) as refused:

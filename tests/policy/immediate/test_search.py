@@ -684,7 +684,7 @@ def test_a_search_ends_with_the_deadline(desk):
         clock.advance(1.0)
         return RequestRejected("no", billed="no")
 
-    retry = replace(RETRY, deadline=4.5)
+    retry = RETRY.model_copy(update={"deadline": 4.5})
     with desk(FakeEmbedder(info=UNKNOWN, script=script), retry=retry, clock=clock) as one:
         before = proven(one)
         result = one.embed(rows, on_error="keep")
