@@ -137,13 +137,13 @@ _ends = PartMoney.end
 
 
 @mutant(PartMoney, "end", "results")
-def gives_up_at_the_first_failure(self: PartMoney, part: Any, ended: Any, tried: Any = ()) -> Any:
-    return _ends(self, part, replace(ended, retry=False), tried)
+def gives_up_at_the_first_failure(self: PartMoney, part: Any, ended: Any, *more: Any) -> Any:
+    return _ends(self, part, replace(ended, retry=False), *more)
 
 
 @mutant(PartMoney, "end", "results")
-def never_gives_up(self: PartMoney, part: Any, ended: Any, tried: Any = ()) -> Any:
-    return _ends(self, part, replace(ended, most_tries=10**6), tried)
+def never_gives_up(self: PartMoney, part: Any, ended: Any, *more: Any) -> Any:
+    return _ends(self, part, replace(ended, most_tries=10**6), *more)
 
 
 @mutant(Part, "ordinal_of", "results")
@@ -167,10 +167,8 @@ def waits_for_results_for_ever(self: Ending, part: Any, status: Any, found: Any)
 
 
 @mutant(PartMoney, "end", "results")
-def sends_again_what_somebody_cancelled(
-    self: PartMoney, part: Any, ended: Any, tried: Any = ()
-) -> Any:
-    return _ends(self, part, replace(ended, stopped=False), tried)
+def sends_again_what_somebody_cancelled(self: PartMoney, part: Any, ended: Any, *more: Any) -> Any:
+    return _ends(self, part, replace(ended, stopped=False), *more)
 
 
 @mutant(PartWorker, "_cancelled", "everything")
@@ -194,8 +192,8 @@ def releases_what_is_unconfirmed(
 
 
 @mutant(PartMoney, "end")
-def settles_twice(self: PartMoney, part: Any, ended: Any, tried: Any = ()) -> Any:
-    near = _ends(self, part, ended, tried)
+def settles_twice(self: PartMoney, part: Any, ended: Any, *more: Any) -> Any:
+    near = _ends(self, part, ended, *more)
     if ended.actual is not None:
         with self.jobs.database.transaction() as connection:
             moment = self.jobs.ledger.moment_in(connection)
@@ -205,9 +203,9 @@ def settles_twice(self: PartMoney, part: Any, ended: Any, tried: Any = ()) -> An
 
 
 @mutant(PartMoney, "end")
-def leaves_the_attempt_open(self: PartMoney, part: Any, ended: Any, tried: Any = ()) -> Any:
+def leaves_the_attempt_open(self: PartMoney, part: Any, ended: Any, *more: Any) -> Any:
     with mock.patch.object(PartMoney, "_account", return_value=[]):
-        return _ends(self, part, ended, tried)
+        return _ends(self, part, ended, *more)
 
 
 @mutant(Cutter, "_hold", "everything")
