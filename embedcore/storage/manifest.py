@@ -130,7 +130,7 @@ class Manifest:
                 'SELECT r.key, t.key, r.problem FROM "row" r LEFT JOIN text t ON t.id = r.text '
                 "ORDER BY r.number"
             ):
-                digest.update(repr(row).encode())
+                digest.update(repr(tuple(row)).encode())
         return digest.digest()
 
     def texts(self, keys: Sequence[bytes]) -> dict[bytes, str]:

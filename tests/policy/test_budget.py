@@ -212,7 +212,7 @@ def test_bulk_work_leaves_queries_their_share(server, connect, books):
     client = connect(daily=10 * cost, budget={"query_share": 0.3})
     for _ in range(7):
         client.embed([text], input_type="document")
-    with pytest.raises(TokenBudgetExceeded, match="reserved for queries"):
+    with pytest.raises(TokenBudgetExceeded, match="kept for queries"):
         client.embed([text])
     for _ in range(3):
         client.embed_query(text)
