@@ -224,6 +224,33 @@ print(len(sent), *codes)
 
 
 @c3
+def test_a_fork_while_the_first_request_is_made(run: Run, server: Server, state_home: Path) -> None:
+    """What is asked about the platform then may run a program, under a lock of Python's own that
+    no child would ever get."""
+    codes = run("""
+import platform
+begun, forked, lock = threading.Event(), threading.Event(), threading.Lock()
+ask = platform.platform
+def slow(*given):
+    with lock:
+        begun.set()
+        forked.wait(2)
+    return ask(*given)
+platform.platform = slow
+client = new_client()
+thread = threading.Thread(target=spend, args=[client, 1])
+thread.start()
+begun.wait()
+pid = fork(lambda: (signal.alarm(30), client.embed([text()])))
+forked.set()
+print(end(pid))
+thread.join()
+""")
+    assert codes == ["0"]
+    assert agree(server, state_home) == 2
+
+
+@c3
 def test_a_fork_in_c_while_three_threads_embed(run: Run, server: Server, state_home: Path) -> None:
     """The child is told at its first use; the parent goes on. Its threads wait for replies here:
     Python itself does not survive such a fork while another thread runs."""

@@ -106,6 +106,9 @@ class Transport:
             max_retries=0,
             http_client=http,
         )
+        # The SDK asks about the platform once, and may run a program for that, under a lock of
+        # Python's own. A fork would leave it locked in the child; for what is done here, it waits.
+        _ = self._client.default_headers
         # httpx for openai 2, httpx2 for openai 3.
         library = type(http.build_request("GET", base_url)).__module__.partition(".")[0]
         self._response: type[Any] = import_module(library).Response
