@@ -72,9 +72,10 @@ def command(
     """
     if not vectors.is_file():
         raise click.UsageError(f"{shown_path(vectors)}: there is no such file.")
-    output_format(vectors)  # what cannot be an output names no model either
+    # Outside of what follows: what is no output names no model either.
+    origin = output_format(vectors).origin(vectors)
     try:
-        with opened(model or _model_of(vectors), scope) as ready:
+        with opened(model or _model_of(origin), scope) as ready:
             found = search(ready.client, questions, vectors, limit=limit, input_type=input_type)
             name = ready.name
     except ConfigurationError as error:
@@ -95,9 +96,8 @@ def command(
         screen.result(_text(question, hits, name_question=len(questions) > 1))
 
 
-def _model_of(vectors: Path) -> str | None:
-    """The model, or the profile, that makes vectors like those of the file."""
-    origin = output_format(vectors).origin(vectors)
+def _model_of(origin: Origin | None) -> str | None:
+    """The model, or the profile, that makes vectors like those of a file."""
     if origin is None:
         return None
     return next(_alike(origin), origin.model)

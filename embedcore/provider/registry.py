@@ -251,7 +251,8 @@ def _ask(plugin: object, name: str, origin: str, distribution: str) -> Provider:
 def _unknown(name: str, allowed: str | None) -> UnknownProvider:
     names = [found.name for found in installed()]
     there = f"installed: {', '.join(names)}" if names else "no provider is installed"
-    near = [] if name in IN_REPOSITORY else get_close_matches(name, [*names, *IN_REPOSITORY], n=1)
+    known = [*names, *IN_REPOSITORY]
+    near = [] if name in IN_REPOSITORY else get_close_matches(name.lower(), known, n=1)
     hint = f"Did you mean {near[0]!r}?" if near else how_to_install(name)
     blocked = f" ({LOAD_PLUGINS_VARIABLE}={allowed!r} hides the others)" if allowed else ""
     return UnknownProvider(

@@ -91,6 +91,8 @@ def test_what_is_not_an_output_is_exit_2(cli, name, content, said):
     run = cli("similar", "-c", "x", "-i", name)
     assert run.code == 2
     assert said in run.err
+    for advice in ("the model is the one", "hoose another name"):
+        assert advice not in run.err, "it is read here, not written, and names no model"
 
 
 @pytest.mark.fault(140)

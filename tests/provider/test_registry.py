@@ -126,6 +126,9 @@ def test_none_is_an_error_that_says_how_to_install_it(install: Install) -> None:
     told(unknown, "Did you mean 'openai'?")
     assert "acme" in unknown.value.installed
     with pytest.raises(UnknownProvider) as unknown:
+        load("OpenAI")
+    told(unknown, "Did you mean 'openai'?")
+    with pytest.raises(UnknownProvider) as unknown:
         load("somewhere-else")
     told(unknown, "'somewhere-else' is not installed", "If you have its package, install it")
     with pytest.raises(UnknownProvider):

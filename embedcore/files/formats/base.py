@@ -83,8 +83,8 @@ class OutputFormat(Protocol):
 def not_ours(path: Path, detail: str) -> ConfigurationError:
     """The error for a file that cannot be read as vectors that embedcore wrote."""
     return ConfigurationError(
-        f"{display(path)} cannot be read as vectors written by embedcore: {detail}. Choose another "
-        "name, or replace it with overwrite=True (--overwrite)"
+        f"{display(path)} cannot be read as vectors written by embedcore: {detail}. An output "
+        "takes the place of it only with overwrite=True (--overwrite)"
     )
 
 
