@@ -188,7 +188,7 @@ class FileRun:
                 self._shown.pause()
                 if isinstance(error, InputRejected) and error.reason == "empty text":
                     error.add_note("--on-error keep lists them as failed and embeds the rest.")
-                if spent := self._tally.text():
+                if spent := self._tally.text(self._ready.client.info):
                     self._screen.error(spent)
                 raise
         self._screen.paying = None

@@ -53,17 +53,17 @@ class RunTotals:
                 self.unconfirmed_tokens += event.tokens
                 self.unconfirmed_cost += event.cost
 
-    def text(self) -> str | None:
+    def text(self, info: ModelInfo) -> str | None:
         """For a run that did not finish; None if nothing was spent."""
         if not self.tokens:
             return None
         spent = tokens(self.tokens, exact=self.exact)
-        said = f"Spent by this run: {spent}, {money.shown(self.cost)}"
+        said = f"Spent by this run: {spent}{_at_cost(self.cost, info)}"
         if self.unconfirmed_tokens:
             said += (
-                f", of which {tokens(self.unconfirmed_tokens, exact=False)}, "
-                f"{money.shown(self.unconfirmed_cost)}, for requests that brought no vectors "
-                "and may have been billed"
+                f", of which {tokens(self.unconfirmed_tokens, exact=False)}"
+                f"{_of_it(self.unconfirmed_cost, info)}, for requests that "
+                "brought no vectors and may have been billed"
             )
         return f"{said}."
 
@@ -119,8 +119,7 @@ def _lines(report: RunReport, info: ModelInfo) -> Iterator[tuple[str, str]]:
         yield (
             "billed",
             f"{plural(report.embedded, 'text')}, {tokens(usage.tokens, exact=usage.exact)} in "
-            f"{plural(usage.requests, 'request')}, "
-            f"{money.shown(usage.cost if info.price is not None else None)}",
+            f"{plural(usage.requests, 'request')}{_at_cost(usage.cost, info)}",
         )
     else:
         yield "billed", "nothing: $0"
@@ -155,7 +154,18 @@ def _lines(report: RunReport, info: ModelInfo) -> Iterator[tuple[str, str]]:
         most = tokens(usage.unconfirmed_tokens, exact=False)
         yield (
             "unconfirmed",
-            f"{most}, {money.shown(usage.unconfirmed_cost)} of the cost: for requests that "
+            f"{most}{_of_it(usage.unconfirmed_cost, info)}: for requests that "
             "brought no vectors and may have been billed",
         )
     yield "took", duration(report.seconds)
+
+
+def _at_cost(dollars: Decimal, info: ModelInfo) -> str:
+    """To be put after an amount of tokens. What has no known price counts as 0, which is no cost
+    to show."""
+    return f", {money.shown(None if info.price is None else dollars)}"
+
+
+def _of_it(dollars: Decimal, info: ModelInfo) -> str:
+    """The same of a part, where the whole has said already that the price is not known."""
+    return "" if info.price is None else f", {money.shown(dollars)} of the cost"

@@ -75,17 +75,24 @@ def test_an_unknown_price_is_asked_about(cli, server, texts_file):
 
 def test_a_price_nobody_knows_is_not_shown_as_nothing():
     from embedcore import Spending
-    from embedcore.cli.summary import _lines
+    from embedcore.cli.summary import RunTotals, _lines
+    from embedcore.events import Settled
     from embedcore.files.types import RunReport
     from embedcore.provider.types import ModelInfo, Price
 
-    usage = Spending(tokens=119, requests=1)
+    usage = Spending(tokens=119, requests=1, unconfirmed_tokens=19)
     report = RunReport(
         output=Path("out.npy"), rows=5, empty=0, duplicates=0, reused=0, embedded=5, usage=usage
     )
     bought = dict(_lines(report, ModelInfo(price=None)))["billed"]
     assert bought.endswith("1 request, at a price that is not known")
     assert dict(_lines(report, ModelInfo(price=Price())))["billed"].endswith("$0")
+    totals = RunTotals()
+    totals(Settled(scope="s", tokens=19, cost=Decimal(0), unconfirmed=True))
+    for said in (dict(_lines(report, ModelInfo()))["unconfirmed"], str(totals.text(ModelInfo()))):
+        assert "19 tokens" in said
+        assert "$" not in said
+    assert "$0" in str(totals.text(ModelInfo(price=Price())))
 
 
 @pytest.mark.fault(95)

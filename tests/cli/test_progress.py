@@ -12,6 +12,7 @@ from embedcore.cli.summary import RunTotals
 from embedcore.events import RequestSent, Settled
 from embedcore.files.types import FileProgress
 from embedcore.money import in_dollars
+from embedcore.provider.types import ModelInfo
 
 
 def told(done: int, stage: str = "embedding", total: int = 1000) -> FileProgress:
@@ -61,7 +62,7 @@ def test_quiet_draws_nothing(screen):
 
 def test_the_tally_adds_up_from_any_thread():
     tally = RunTotals()
-    assert tally.text() is None
+    assert tally.text(ModelInfo()) is None
     settled = Settled(scope="s", tokens=3, cost=in_dollars(5), unconfirmed=False)
     lost = Settled(scope="s", tokens=1, cost=in_dollars(2), unconfirmed=True)
 
@@ -78,5 +79,5 @@ def test_the_tally_adds_up_from_any_thread():
         thread.join()
     assert (tally.tokens, tally.cost) == (16_000, in_dollars(28_000))
     assert (tally.unconfirmed_tokens, tally.unconfirmed_cost) == (4_000, in_dollars(8_000))
-    assert "16,000 tokens" in str(tally.text())
-    assert "4,000 tokens" in str(tally.text())
+    assert "16,000 tokens" in str(tally.text(ModelInfo()))
+    assert "4,000 tokens" in str(tally.text(ModelInfo()))

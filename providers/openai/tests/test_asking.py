@@ -355,6 +355,20 @@ def test_of_a_wrong_header_the_message_names_the_headers(api: Any, make: Make) -
     assert caught.value.again is None
 
 
+@pytest.mark.case("B8")
+@pytest.mark.parametrize("given", ["the same", "another", "a callable"])
+def test_of_a_wrong_key_the_message_names_its_origin(
+    api: Any, make: Make, canary: str, monkeypatch: Any, given: str
+) -> None:
+    api.routes[EMBEDDINGS] = (401, {"message": "no"})
+    monkeypatch.setenv("OPENAI_API_KEY", canary if given != "another" else "sk-of-the-environment")
+    key = (lambda: canary) if given == "a callable" else canary
+    with pytest.raises(AuthenticationFailed) as caught:
+        make(api_key=key).embed(EmbedRequest(texts=["a"]))
+    hint = "check OPENAI_API_KEY" if given == "the same" else "check the option api_key"
+    assert hint in str(caught.value)
+
+
 # B9: query, body, certificates
 
 

@@ -125,12 +125,10 @@ class OpenAIEmbedder:
         The copy takes its key from ``OPENAI_API_KEY`` where it is unpickled. Raises ``TypeError``
         when that would lose a key or a header that was given otherwise.
         """
-        given = self._options.api_key
-        kept = given is None or (
-            isinstance(given, SecretStr)
-            and given.get_secret_value() == os.environ.get(KEY_VARIABLE)
-        )
-        if not kept or self._options.headers:
+        if (
+            not (self._options.api_key is None or self._key_is_of_the_environment())
+            or self._options.headers
+        ):
             raise TypeError(
                 "this embedder does not pickle: its key or headers would be lost. "
                 f"Set {KEY_VARIABLE} instead, or pickle the client, which keeps its config"
@@ -185,6 +183,23 @@ class OpenAIEmbedder:
                 reason="no valid Unicode",
             ) from None
 
+    def _key_is_of_the_environment(self) -> bool:
+        given = self._options.api_key
+        return isinstance(given, SecretStr) and given.get_secret_value() == os.environ.get(
+            KEY_VARIABLE
+        )
+
+    def _key_hint(self) -> str:
+        """What to do about a key that is refused: look where it came from."""
+        if self._options.own_authentication:
+            return (
+                "check the headers that carry it (no other key is sent beside them: where two "
+                "are needed, put both into headers)"
+            )
+        if self._options.api_key is None or self._key_is_of_the_environment():
+            return f"check {KEY_VARIABLE}"
+        return "check the option api_key, where it came from"
+
     def _context(self, texts: Sequence[str], key: str | None) -> Context:
         from embedcore_openai.errors import Context
 
@@ -194,10 +209,7 @@ class OpenAIEmbedder:
             texts=texts,
             secrets=self._session.secrets(key),
             reply_models=self._info.reply_models,
-            key_hint="check the headers that carry it (no other key is sent beside them: where two "
-            "are needed, put both into headers)"
-            if self._options.own_authentication
-            else f"check {KEY_VARIABLE}",
+            key_hint=self._key_hint(),
             refusals_billed=self._options.refusals_billed,
             server_errors_billed=self._options.server_errors_billed,
         )
