@@ -278,7 +278,8 @@ class EmbeddingResult(CutViews):
         rows, width = self.vectors.shape
         return (
             f"EmbeddingResult({rows} rows × {width}, {int(self.ok.sum())} ok, "
-            f"model={self.model!r}, tokens={self.usage.tokens}, cost=${self.usage.cost:f})"
+            f"model={self.model!r}, tokens={self.usage.tokens}, "
+            f"cost=${money.exact(self.usage.cost)})"
         )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from embedcore import money
 from embedcore.errors import ConfigurationError, InputRejected
 from embedcore.policy.result import (
     CutViews,
@@ -82,7 +83,8 @@ class Block(CutViews):
     def __repr__(self) -> str:
         return (
             f"Block(rows {self.first} to {self.first + len(self) - 1}, "
-            f"{int(self.ok.sum())} ok, tokens={self.usage.tokens}, cost=${self.usage.cost:f})"
+            f"{int(self.ok.sum())} ok, tokens={self.usage.tokens}, "
+            f"cost=${money.exact(self.usage.cost)})"
         )
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import OrderedDict, namedtuple
 from collections.abc import Mapping
+from dataclasses import replace
+from decimal import Decimal
 
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
 from embedcore.errors import ConfigurationError, EmbeddingError, InputRejected
+from embedcore.policy.result import Spending
 from embedcore.policy.stream.rows import Block, Row, RowReader, name_rows
 from embedcore.storage.database import driver
 
@@ -127,6 +130,9 @@ def test_a_block_gives_its_keys_with_their_vectors():
     assert vector.tolist() == [1, 2]
     assert len(block) == 2
     assert repr(block) == "Block(rows 4 to 5, 1 ok, tokens=0, cost=$0)"
+    # A sum of many requests has the zeros of the longest of them.
+    paid = replace(block, usage=Spending(tokens=4000, cost=Decimal("0.00008000")))
+    assert repr(paid) == "Block(rows 4 to 5, 1 ok, tokens=4000, cost=$0.00008)"
 
 
 @pytest.mark.case("H8")
