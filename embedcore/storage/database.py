@@ -567,7 +567,7 @@ class Database:
             raise ConfigurationError(
                 f"{error.object!r} cannot be stored: it is not valid Unicode text"
             ) from error
-        except (TypeError, ValueError, ArithmeticError) as error:
+        except (AttributeError, TypeError, ValueError, ArithmeticError) as error:
             # A damaged file can hold what its columns forbid, such as NULL for a number.
             if connection is None or is_sound(connection):
                 raise

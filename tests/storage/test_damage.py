@@ -79,6 +79,7 @@ flips = st.lists(st.tuples(st.integers(0, 2**20), st.integers(1, 255)), min_size
 @pytest.mark.fault(106)
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(flips=flips)
+@example(flips=[(7740, 128)])
 def test_flipped_bytes_are_a_typed_error_or_harmless(
     folder: Path, flips: list[tuple[int, int]]
 ) -> None:

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -27,6 +28,7 @@ from hypothesis.stateful import (
 )
 
 from embedcore.errors import BudgetExceeded
+from embedcore.money import in_dollars
 from embedcore.storage import inspection, usage
 from embedcore.storage.amounts import (
     Amount,
@@ -322,17 +324,24 @@ class LedgerMachine(RuleBasedStateMachine):
     ) -> None:
         books, lane = self.books, call["lane"]
         unit = "tokens" if type(error).__name__.startswith("Token") else "cost"
+
+        def told(number: int) -> int | Decimal:
+            return number if unit == "tokens" else in_dollars(number)
+
         failing = [
             limit
             for limit in call["limits"]
             if amount.of(limit.unit) > max(books.left(limit, keys, lane), 0)
         ]
         assert (unit, error.period, error.scope, error.limit) in [
-            (limit.unit, limit.period, limit.scope, limit.amount) for limit in failing
+            (limit.unit, limit.period, limit.scope, told(limit.amount))
+            for limit in failing
+            if limit.unit == unit
         ]
         key = (error.scope, "all", error.period, _start_of(keys, error.period))
-        assert (error.spent, error.held) == (books.spent(key, unit), books.held(key, unit))
-        assert error.asked == amount.of(unit)
+        spent, held = books.spent(key, unit), books.held(key, unit)
+        assert (error.spent, error.held) == (told(spent), told(held))
+        assert error.asked == told(amount.of(unit))
         never = [amount.of(limit.unit) > most(limit, lane) for limit in failing]
         assert error.never_fits is any(never)
         assert not (error.never_fits and said == "loosely")
