@@ -310,30 +310,36 @@ def moment(connection: sqlite3.Connection, real: int, wanted_zone: str | None) -
 
     Raises ``ConfigurationError`` if ``wanted_zone`` is another one.
     """
-    found = read_moment(connection, real, wanted_zone)
-    if found is None:
+    book = _book(connection, wanted_zone)
+    if book is None:
         zone = wanted_zone or "UTC"
         zone_named(zone)
         connection.execute("INSERT INTO book (id, zone, clock) VALUES (1, ?, ?)", (zone, real))
         return Moment(now=real, zone=zone)
-    connection.execute("UPDATE book SET clock = ? WHERE clock < ?", (real, real - _GRAIN))
-    return found
+    if real > book.now + _GRAIN:
+        connection.execute("UPDATE book SET clock = ?", (real,))
+    return replace(book, now=max(real, book.now))
 
 
 def read_moment(
     connection: sqlite3.Connection, real: int, wanted_zone: str | None
 ) -> Moment | None:
     """As ``moment``, and nothing is written. None in a file that was never used."""
+    book = _book(connection, wanted_zone)
+    return None if book is None else replace(book, now=max(real, book.now))
+
+
+def _book(connection: sqlite3.Connection, wanted_zone: str | None) -> Moment | None:
+    """The latest time that is written down, and the zone; None in a file that was never used."""
     row = connection.execute("SELECT clock, zone FROM book").fetchone()
     if row is None:
         return None
-    latest, zone = row["clock"], row["zone"]
-    if wanted_zone not in (None, zone):
+    if wanted_zone not in (None, row["zone"]):
         raise ConfigurationError(
-            f"timezone = {wanted_zone!r}, but the ledger has counted its days in {zone!r} since "
-            f"its first use: set timezone = {zone!r}, or use another EMBEDCORE_HOME"
+            f"timezone = {wanted_zone!r}, but the ledger has counted its days in {row['zone']!r} "
+            f"since its first use: set timezone = {row['zone']!r}, or use another EMBEDCORE_HOME"
         )
-    return Moment(now=max(real, latest), zone=zone)
+    return Moment(now=row["clock"], zone=row["zone"])
 
 
 def set_back(connection: sqlite3.Connection, now: int, *, lease: int, attempt_lease: int) -> None:
