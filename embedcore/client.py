@@ -273,7 +273,9 @@ class EmbeddingClient:
     ) -> AsyncEmbeddingStream:
         """``embed_iter`` for ``async for``; ``rows`` may be an asynchronous iterable as well."""
         check_stream(on_error, on_budget, block_size)
-
+        reader = RowReader(text=text, key=key)
+        # Before anything is opened, as for ``embed_iter``.
+        source = rows if isinstance(rows, AsyncIterable) else reader.elements(rows)
         signal = LoopSignal()
         pipeline = Pipeline(
             self._running.for_call(progress=progress, cache=cache),
@@ -285,12 +287,7 @@ class EmbeddingClient:
             signal=signal,
         )
         return AsyncEmbeddingStream(
-            pipeline,
-            signal,
-            rows,
-            RowReader(text=text, key=key),
-            on_error=on_error,
-            on_budget=on_budget,
+            pipeline, signal, source, reader, on_error=on_error, on_budget=on_budget
         )
 
     async def aembed(

@@ -140,3 +140,10 @@ def test_memory_does_not_grow_with_the_stream():
     assert found["rows"] == 100_000
     # The vectors alone are 586 MB.
     assert found["grown"] < 110
+
+
+@pytest.mark.parametrize("form", ["embed_iter", "aembed_iter"])
+def test_what_is_no_sequence_of_rows_opens_nothing(client, form):
+    with pytest.raises(InputRejected):
+        getattr(client, form)("one text")
+    assert not client._opened.is_there

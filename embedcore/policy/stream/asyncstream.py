@@ -55,7 +55,7 @@ class AsyncEmbeddingStream(StreamEndView, AsyncIterator[Block]):
         if isinstance(source, AsyncIterable):
             self._paused = aiter(source)
         else:
-            self._plain = iter(reader.elements(source))
+            self._plain = iter(source)
         self._buffer = RowBuffer(self._pipeline, reader, on_error, flush_seconds=flush_seconds)
         self._stream_end = StreamEnd(self._pipeline, on_budget)
         self._busy = asyncio.Lock()
