@@ -108,7 +108,8 @@ class Signals:
             _write(_SHOW_CURSOR)
         if self._screen.paying:
             _write(_STOPPING)
-        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        self._screen.interrupt = Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
+        raise self._screen.interrupt
 
 
 def _write(message: bytes) -> None:

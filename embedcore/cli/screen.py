@@ -21,7 +21,7 @@ class Screen:
     """What a command says, for a person or as JSON.
 
     ``paying``: money may be under way, so that an interrupt takes its time and says how to go on;
-    False: it was not yet; None: this command is not about that.
+    False: it was not yet; None: this command is not about that. ``interrupt``: raised by a signal.
     """
 
     def __init__(self, arguments: Sequence[str] = ()) -> None:
@@ -29,6 +29,7 @@ class Screen:
         self.quiet = False
         self.verbose = False
         self.paying: bool | None = None
+        self.interrupt: KeyboardInterrupt | None = None
         self._arguments = list(arguments)
         self._err: Callable[[str], None] = _write_error
         self._answered = False
@@ -91,7 +92,11 @@ class Screen:
 
         width = _columns(sys.stderr)
         room = None if width is None else max(width - len(_ANSWER), 1)
-        return click.confirm(fitted(printable(question), room), err=True)
+        agreed = click.confirm(fitted(printable(question), room), err=True)
+        if self.interrupt is not None:
+            # Python drops an exception that a signal raises while input() flushes its streams.
+            raise self.interrupt
+        return agreed
 
     def fail(self, error: BaseException, message: str) -> None:
         """The one message of an error that ends the command."""

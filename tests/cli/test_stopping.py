@@ -1,7 +1,8 @@
-"""Stopped in any way at any moment: what was bought is kept, and it is said how to go on."""
+"""Stopped in any way at any moment: what was billed is kept, and it is said how to go on."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -9,9 +10,12 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 
+from embedcore.cli.process import Signals
+from embedcore.cli.screen import Screen
 from embedcore.storage.database import driver
 from embedcore.testing import vector_of
 
@@ -219,6 +223,19 @@ def test_ctrl_c_on_a_terminal(terminal, held_server, texts_file):
     assert screen.close() == 130
     assert "vectors are kept in" in screen.plain
     assert screen.shown.rfind("\x1b[?25h") > screen.shown.rfind("\x1b[?25l")
+
+
+def test_an_interrupt_that_python_drops_while_it_asks_is_no_answer(monkeypatch):
+    def confirm(*_: object, **__: object) -> bool:
+        # As input() does while it flushes its streams.
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        return True
+
+    monkeypatch.setattr(click, "confirm", confirm)
+    screen = Screen()
+    with Signals(screen), pytest.raises(KeyboardInterrupt):
+        screen.ask("Go on?")
 
 
 def test_no_bar_and_no_escapes_where_there_is_no_terminal(shell, server, texts_file):
