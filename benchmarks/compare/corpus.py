@@ -4,6 +4,8 @@ Of the texts, 5 % are exact copies of an earlier one, spread so that every begin
 has that share too. Of the others, 1 % are long (2,000 to about 5,900 tokens), 6 % are Chinese,
 Japanese or Korean, 4 % carry emoji and 10 % are program code. The mean is about 193 cl100k tokens,
 and no text reaches the 8,192 that the API takes.
+
+Short texts, as titles and questions are, have 10 to 20 tokens and no copies among them.
 """
 
 from __future__ import annotations
@@ -37,6 +39,15 @@ def stream(*, seed: int = SEED, duplicates: float = DUPLICATES) -> Iterator[str]
         if duplicates:
             originals.append(text)
         yield text
+
+
+def short_texts(count: int, *, seed: int = SEED) -> list[str]:
+    """The first ``count`` short texts: a sentence of a few words, and a number."""
+    choice = random.Random(f"short {seed}")
+    return [
+        f"{_sentence(choice, choice.randint(5, 9))} [{choice.getrandbits(24):x}]"
+        for _ in range(count)
+    ]
 
 
 def _original(choice: random.Random) -> str:

@@ -19,7 +19,7 @@ from typing import Final
 HERE: Final = Path(__file__).parent
 REPOSITORY: Final = HERE.parents[1]
 FOLDER: Final = HERE / ".environments"
-HARNESS: Final = ("numpy", "orjson", "pybase64", "tiktoken", "matplotlib")
+HARNESS: Final = ("numpy", "orjson", "pybase64", "tiktoken", "matplotlib", "trustme")
 _VERSIONS: Final = (
     "import importlib.metadata as m, json, sys;"
     "print(json.dumps({n: m.version(n) for n in sys.argv[1:]}))"

@@ -1,7 +1,8 @@
 """Which requests does the fake server refuse, and what do its headers say about it?
 
-Two buckets that refill steadily, one of tokens and one of requests, as the real limits are. A
-refused request takes nothing from either: kinder than OpenAI, which counts it as a request.
+Two buckets that refill steadily, one of tokens and one of requests, as the real limits are. Unless
+the limit says ``refused_count``, a refused request takes nothing from either, which is kinder than
+OpenAI: there it counts as a request.
 """
 
 from __future__ import annotations
@@ -16,16 +17,22 @@ _MINUTE: Final = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """Requests and tokens per minute; ``burst_…`` is what a full bucket holds."""
+    """Requests and tokens per minute; ``burst_…`` is what a full bucket holds. ``refused_count``: a
+    refused request takes one from the bucket of requests, or what is left in it."""
 
     tokens_per_minute: float = 6_000_000
     burst_tokens: float = 500_000
     requests_per_minute: float = 3_000
     burst_requests: float = 250
+    refused_count: bool = False
 
     def ideal_seconds(self, tokens: int) -> float:
         """How long this many tokens take whoever never lets the bucket overflow."""
         return max(0.0, tokens - self.burst_tokens) / self.tokens_per_minute * _MINUTE
+
+    def ideal_seconds_of_requests(self, requests: float) -> float:
+        """The same for a number of requests, where the tokens are no limit."""
+        return max(0.0, requests - self.burst_requests) / self.requests_per_minute * _MINUTE
 
 
 class Bucket:
@@ -62,18 +69,26 @@ class RateLimiter:
     """Grants or refuses whole requests, and writes the headers of both answers."""
 
     def __init__(self, limit: Limit, clock: Callable[[], float] = time.monotonic) -> None:
+        self._refused_count = limit.refused_count
         self._tokens = Bucket(limit.burst_tokens, limit.tokens_per_minute, clock)
         self._requests = Bucket(limit.burst_requests, limit.requests_per_minute, clock)
 
     def take(self, tokens: int) -> tuple[float, str]:
         """Seconds to wait, 0 if granted, and which of the two buckets says so."""
-        waits = {"tokens": self._tokens.wait(tokens), "requests": self._requests.wait(1)}
-        scarce = max(waits, key=lambda kind: waits[kind])
-        if waits[scarce] > 0:
-            return waits[scarce], scarce
+        wait, scarce = self._wait(tokens)
+        if wait > 0:
+            if self._refused_count:
+                self._requests.take(min(1.0, self._requests.level))
+                wait, scarce = self._wait(tokens)
+            return wait, scarce
         self._tokens.take(tokens)
         self._requests.take(1)
         return 0.0, scarce
+
+    def _wait(self, tokens: int) -> tuple[float, str]:
+        waits = {"tokens": self._tokens.wait(tokens), "requests": self._requests.wait(1)}
+        scarce = max(waits, key=lambda kind: waits[kind])
+        return waits[scarce], scarce
 
     def headers(self) -> bytes:
         """The six headers that OpenAI sends with every answer of this endpoint."""

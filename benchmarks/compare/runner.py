@@ -80,7 +80,7 @@ class Runner:
                         "client": client.name,
                         "row": row.name,
                         "purpose": purpose,
-                        "base_url": self._serving.base_url,
+                        "base_url": self._serving.base_url(),
                         "folder": str(kept),
                         "texts": share,
                         "first": number * share,

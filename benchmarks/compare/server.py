@@ -1,12 +1,15 @@
 """A fake OpenAI server that outruns every client from one core.
 
 One thread, one selector, no framework: requests are read whole, replies are handed to the kernel in
-the pieces they are prepared in. HTTP/1.1 with keep-alive; never compressed.
+the pieces they are prepared in. HTTP/1.1 with keep-alive; never compressed. With a certificate it
+has a second port, where it speaks TLS.
 
 ``POST /v1/embeddings`` and, for whoever measures, ``GET /control`` (the meter) and ``POST
 /control`` (``{"latency": seconds, "limit": {…} or null}``: sets both and starts the meter again).
 
     python -m compare.server --texts 20000
+
+prints its ports, that for TLS second: 0 without a certificate.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import gc
 import heapq
 import selectors
 import socket
+import ssl
 import sys
 import time
 from collections import deque
@@ -32,8 +36,8 @@ from compare.limits import Limit
 from compare.tokens import Counter
 
 _PIECES: Final = 512
+_RECORD: Final = 1 << 14
 _ENDED: Final = object()
-_HEAD: Final = b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\n%bcontent-length: %d\r\n\r\n"
 _REASONS: Final = {200: b"OK", 400: b"Bad Request", 404: b"Not Found", 429: b"Too Many Requests"}
 
 
@@ -46,6 +50,15 @@ class Connection:
         self.socket = sock
         self.inbox = bytearray()
         self.outbox: deque[memoryview] = deque()
+
+    def receive(self) -> bool:
+        """Read what is there. False when the other side has closed."""
+        try:
+            data = self.socket.recv(1 << 20)
+        except BlockingIOError:
+            return True
+        self.inbox += data
+        return bool(data)
 
     def request(self) -> tuple[bytes, bytes] | None:
         """The next whole request as its first line and body; None while some of it is missing."""
@@ -92,24 +105,66 @@ class Connection:
         return True
 
 
-class Server:
-    """Serves one address, whose port is known before ``serve``."""
+class TlsConnection(Connection):
+    """The same through TLS: the handshake happens at the first reading, and pieces are joined."""
 
-    def __init__(self, answers: Answers, port: int = 0) -> None:
+    socket: ssl.SSLSocket
+
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+        super().__init__(sock)
+        self.socket = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+
+    def receive(self) -> bool:
+        # Until it is empty: what TLS has read already, the selector does not show again.
+        try:
+            while data := self.socket.recv(_RECORD):
+                self.inbox += data
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return True
+        return False
+
+    def queue(self, answer: Answer) -> None:
+        super().queue(answer)
+        joined = memoryview(b"".join(self.outbox))
+        self.outbox.clear()
+        self.outbox.append(joined)
+
+    def flush(self) -> bool:
+        outbox = self.outbox
+        while outbox:
+            try:
+                sent = self.socket.send(outbox[0])
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                return False
+            if sent < len(outbox[0]):
+                outbox[0] = outbox[0][sent:]
+            else:
+                outbox.popleft()
+        return True
+
+
+class Server:
+    """Serves one address, whose ports are known before ``serve``."""
+
+    def __init__(
+        self, answers: Answers, port: int = 0, context: ssl.SSLContext | None = None
+    ) -> None:
         self._answers = answers
         self._latency = 0.0
         self._due: list[tuple[float, int, Connection, Answer]] = []
         self._order = count()
         self._selector = selectors.DefaultSelector()
-        self._listener = socket.create_server(("127.0.0.1", port), backlog=512)
-        self._listener.setblocking(False)
-        self._selector.register(self._listener, selectors.EVENT_READ, None)
+        self._context = context
+        self._plain = self._listen(port)
+        self._tls = None if context is None else self._listen(0)
         self._cpu_at_reset = time.process_time()
 
     @property
-    def port(self) -> int:
-        port: int = self._listener.getsockname()[1]
-        return port
+    def ports(self) -> tuple[int, int]:
+        """Of HTTP and of HTTPS; the second is 0 where there is no certificate."""
+        plain: int = self._plain.getsockname()[1]
+        tls: int = 0 if self._tls is None else self._tls.getsockname()[1]
+        return plain, tls
 
     def serve(self, until_closed: IO[str] | None = None) -> None:
         """Returns when ``until_closed`` ends, as it does with the process at its other end."""
@@ -120,30 +175,37 @@ class Server:
             for key, events in self._selector.select(wait):
                 if key.data is _ENDED:
                     return
-                if key.data is None:
-                    self._accept()
+                if not isinstance(key.data, Connection):
+                    self._accept(key.data)
                 elif events & selectors.EVENT_WRITE:
                     self._send(key.data)
                 else:
                     self._receive(key.data)
             self._send_due()
 
-    def _accept(self) -> None:
-        sock, _ = self._listener.accept()
-        connection = Connection(sock)
-        self._selector.register(sock, selectors.EVENT_READ, connection)
+    def _listen(self, port: int) -> socket.socket:
+        # A thousand questions at once open a thousand connections: none may find the queue full.
+        listener = socket.create_server(("127.0.0.1", port), backlog=4096)
+        listener.setblocking(False)
+        self._selector.register(listener, selectors.EVENT_READ, listener)
+        return listener
+
+    def _accept(self, listener: socket.socket) -> None:
+        sock, _ = listener.accept()
+        if listener is self._tls and self._context is not None:
+            connection: Connection = TlsConnection(sock, self._context)
+        else:
+            connection = Connection(sock)
+        self._selector.register(connection.socket, selectors.EVENT_READ, connection)
 
     def _receive(self, connection: Connection) -> None:
         try:
-            data = connection.socket.recv(1 << 20)
-        except BlockingIOError:
-            return
+            there = connection.receive()
         except OSError:
-            data = b""
-        if not data:
+            there = False
+        if not there:
             self._close(connection)
             return
-        connection.inbox += data
         while (request := connection.request()) is not None:
             self._handle(connection, *request)
 
@@ -215,18 +277,34 @@ def _content_length(head: bytes) -> int:
     return 0
 
 
+def _allow_many_files() -> None:
+    """A socket is a file, and the usual limit is about as many as some clients open."""
+    import resource
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--texts", type=int, default=20_000, help="how many to prepare answers to")
+    parser.add_argument("--short", type=int, default=0, help="how many short ones besides")
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--certificate", help="file with a certificate and its key, for TLS")
     parser.add_argument("--attached", action="store_true", help="end when the input is closed")
     given = parser.parse_args(arguments)
     texts = list(dict.fromkeys(corpus.texts(given.texts)))
-    server = Server(Answers(texts, Counter()), given.port)
+    texts += corpus.short_texts(given.short)
+    context = None
+    if given.certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(given.certificate)
+    server = Server(Answers(texts, Counter()), given.port, context)
+    _allow_many_files()
     # What is here stays here: the collector need not walk through it again.
     gc.collect()
     gc.freeze()
-    print(server.port, flush=True)
+    print(*server.ports, flush=True)
     server.serve(sys.stdin if given.attached else None)
 
 

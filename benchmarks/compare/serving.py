@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from dataclasses import asdict
 from pathlib import Path
@@ -27,24 +28,35 @@ def cores() -> tuple[set[int], set[int]]:
 
 
 class Serving:
-    """Starts the server and ends it: use it as a context manager."""
+    """Starts the server and ends it: use it as a context manager.
 
-    def __init__(self, texts: int) -> None:
+    ``texts`` and ``short``: how many texts of each corpus it has answers to. ``authority``: file
+    with the certificate that clients must trust for ``base_url(tls=True)``, as SSL_CERT_FILE.
+    """
+
+    def __init__(self, texts: int, short: int = 0) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="compare-")
+        self.authority = Path(self._folder.name) / "authority.pem"
+        certificate = Path(self._folder.name) / "server.pem"
+        _certify(self.authority, certificate)
+        wanted = {"--texts": texts, "--short": short, "--certificate": certificate}
+        options = [str(part) for pair in wanted.items() for part in pair]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "compare.server", "--texts", str(texts), "--attached"],
+            [sys.executable, "-m", "compare.server", *options, "--attached"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, **_GLIBC, "PYTHONPATH": str(Path(__file__).parents[1])},
         )
         assert self._process.stdout is not None
-        self.port = int(self._process.stdout.readline())
+        self.port, self.tls_port = map(int, self._process.stdout.readline().split())
         mine, _ = cores()
         if mine:
             os.sched_setaffinity(self._process.pid, mine)
 
-    @property
-    def base_url(self) -> str:
+    def base_url(self, *, tls: bool = False) -> str:
+        if tls:
+            return f"https://127.0.0.1:{self.tls_port}/v1"
         return f"http://127.0.0.1:{self.port}/v1"
 
     def reset(self, *, latency: float = 0.0, limit: Limit | None = None) -> None:
@@ -69,6 +81,7 @@ class Serving:
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 stream.close()
+        self._folder.cleanup()
 
     def __enter__(self) -> Self:
         return self
@@ -80,3 +93,14 @@ class Serving:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _certify(authority: Path, certificate: Path) -> None:
+    """An authority of this run's own, and a certificate of it for this machine."""
+    import trustme
+
+    own = trustme.CA()
+    own.cert_pem.write_to_path(str(authority))
+    own.issue_cert("127.0.0.1", "localhost").private_key_and_cert_chain_pem.write_to_path(
+        str(certificate)
+    )

@@ -40,7 +40,7 @@ def counter(vocabulary: None) -> Counter:
 def one_server(vocabulary: None) -> Iterator[Serving]:
     from compare.serving import Serving
 
-    with Serving(300) as serving:
+    with Serving(300, short=50) as serving:
         yield serving
 
 

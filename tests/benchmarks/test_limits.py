@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from compare.limits import Limit, RateLimiter, go_duration
 from hypothesis import given, strategies as st
 
 LIMIT = Limit(tokens_per_minute=6000, burst_tokens=500, requests_per_minute=120, burst_requests=10)
+STRICT = replace(LIMIT, refused_count=True)
 STEPS = st.lists(st.tuples(st.floats(0, 5), st.integers(1, 500)), min_size=1, max_size=60)
 
 
@@ -52,6 +55,40 @@ def test_the_wait_that_is_named_is_just_long_enough(steps: list[tuple[float, int
             assert limiter.take(tokens)[0] == 0
 
 
+@given(STEPS)
+def test_where_refusals_count_the_named_wait_is_enough_and_an_early_request_prolongs_it(
+    steps: list[tuple[float, int]],
+) -> None:
+    clock = Clock()
+    limiter = RateLimiter(STRICT, clock)
+    for pause, tokens in steps:
+        clock.now += pause
+        if limiter.take(tokens)[0] == 0:
+            continue
+        named, _ = limiter.take(tokens)
+        clock.now += named / 2
+        again, kind = limiter.take(tokens)
+        assert again > 0
+        assert kind == "tokens" or again > named / 2
+        clock.now += again + 0.001
+        assert limiter.take(tokens)[0] == 0
+
+
+def test_who_asks_all_the_time_gets_nothing_where_refusals_count() -> None:
+    granted = {}
+    for limit in (LIMIT, STRICT):
+        clock = Clock()
+        limiter = RateLimiter(limit, clock)
+        answers = []
+        for _ in range(200):
+            answers.append(limiter.take(1)[0])
+            clock.now += 0.25
+        granted[limit] = sum(wait == 0 for wait in answers)
+    # 10 at once and two a second; a request every quarter of a second takes what half of one needs.
+    assert granted[LIMIT] >= 105
+    assert granted[STRICT] <= 20
+
+
 def test_a_refusal_takes_nothing() -> None:
     clock = Clock()
     limiter = RateLimiter(LIMIT, clock)
@@ -91,3 +128,5 @@ def test_durations_are_written_as_go_does() -> None:
 def test_the_ideal_time_is_what_the_burst_does_not_cover() -> None:
     assert LIMIT.ideal_seconds(500) == 0
     assert LIMIT.ideal_seconds(6500) == 60
+    assert LIMIT.ideal_seconds_of_requests(10) == 0
+    assert LIMIT.ideal_seconds_of_requests(130) == 60

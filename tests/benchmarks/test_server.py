@@ -6,6 +6,7 @@ import base64
 import http.client
 import json
 import os
+import ssl
 import subprocess
 import sys
 import time
@@ -64,6 +65,36 @@ def test_row_i_is_the_vector_of_text_i(
         status, _, content = ask(connection, chosen, encoding)
         assert status == 200
         assert np.array_equal(vectors(content), truth.vectors(chosen))
+
+
+def test_over_tls_the_replies_are_the_same_and_others_do_not_trust_it(serving: Serving) -> None:
+    trusted = ssl.create_default_context(cafile=str(serving.authority))
+    port = serving.tls_port
+    with closing(
+        http.client.HTTPSConnection("127.0.0.1", port, timeout=30, context=trusted)
+    ) as opened:
+        # Larger than what a socket or a record takes at once, and a second one on the connection.
+        for chosen in (TEXTS, TEXTS[:3]):
+            status, _, content = ask(opened, chosen)
+            assert status == 200
+            assert np.array_equal(vectors(content), truth.vectors(chosen))
+    meter = serving.meter()
+    assert (meter["answered"], meter["texts"]) == (2, len(TEXTS) + 3)
+    with (
+        closing(http.client.HTTPSConnection("127.0.0.1", port, timeout=30)) as opened,
+        pytest.raises(ssl.SSLCertVerificationError),
+    ):
+        ask(opened, TEXTS[:3])
+    assert serving.meter()["requests"] == 2
+
+
+def test_short_texts_are_prepared_too(
+    connection: http.client.HTTPConnection, serving: Serving
+) -> None:
+    chosen = corpus.short_texts(50)
+    _, _, content = ask(connection, chosen)
+    assert np.array_equal(vectors(content), truth.vectors(chosen))
+    assert serving.meter()["unknown_texts"] == 0
 
 
 def test_a_text_that_is_not_of_the_corpus_gets_its_own_vector(
@@ -166,6 +197,7 @@ def test_the_server_ends_with_whoever_started_it(vocabulary: None) -> None:
     ) as process:
         assert process.stdout is not None
         assert process.stdin is not None
-        assert int(process.stdout.readline()) > 0
+        plain, tls = map(int, process.stdout.readline().split())
+        assert (plain > 0, tls) == (True, 0)
         process.stdin.close()
         assert process.wait(timeout=20) == 0

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 from compare import corpus, truth
 from hypothesis import given, strategies as st
+
+if TYPE_CHECKING:
+    from compare.tokens import Counter
 
 TEXTS = st.lists(st.text(st.characters(codec="utf-8"), min_size=1), min_size=1, max_size=8)
 
@@ -60,6 +64,16 @@ def test_the_corpus_has_long_foreign_and_code_texts() -> None:
     assert 0.005 < sum(len(text) > 8000 for text in texts) / len(texts) < 0.02
     assert 0.04 < sum("。" in text for text in texts) / len(texts) < 0.08
     assert 0.07 < sum("def " in text for text in texts) / len(texts) < 0.13
+
+
+def test_short_texts_have_some_fifteen_tokens_and_are_different(counter: Counter) -> None:
+    texts = corpus.short_texts(4000)
+    assert len(set(texts)) == 4000
+    assert texts[:50] == corpus.short_texts(50)
+    counts = [counter.count(text) for text in texts]
+    assert 12 < sum(counts) / len(counts) < 17
+    assert min(counts) >= 9
+    assert max(counts) <= 22
 
 
 # Components of the vector of "embedcore": whoever changes the function changes every figure.
