@@ -26,7 +26,7 @@ help:
 	@echo "make test-integrations, $(ADAPTERS:%=make %,) make test-batch-servers  with what others wrote"
 	@echo "make check     lint, types and tests"
 	@echo "make campaign-short  races against real time, kill -9 loops: what CI runs besides"
-	@echo "make campaign  all of those, and ten times the examples: hours"
+	@echo "make campaign  all of those, and twenty times the examples: hours"
 	@echo "make campaign-batches  kill -9 and lost answers for batches only"
 	@echo "make benchmark the benchmarks"
 	@echo "make compare   embedcore beside its peers, about 40 minutes"

@@ -162,7 +162,6 @@ layered = st.fixed_dictionaries(
 
 
 @given(layered)
-@settings(max_examples=60, deadline=None)
 def test_a_lower_layer_can_only_tighten(said):
     """Effective limit == the least of all layers, and it is known which layer set it."""
     with pytest.MonkeyPatch.context() as patch:
@@ -265,7 +264,7 @@ def test_bad_toml_names_the_file(text):
 
 @pytest.mark.fault(129)
 @given(st.binary(max_size=60))
-@settings(max_examples=150)
+@settings(max_examples=2 * settings.default.max_examples)
 def test_no_file_makes_anything_else_than_a_configuration_error(content):
     path = Path("embedcore.toml")
     path.write_bytes(content)

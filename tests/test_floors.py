@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,17 @@ class Import:
     ours: bool
 
 
+@dataclass(frozen=True)
+class Source:
+    """What a module's source says. ``functions``: (name, lines of the body)."""
+
+    imports: list[Import]
+    functions: list[tuple[str, int]]
+    doc: str
+    lines: int
+
+
+@cache
 def modules() -> dict[str, Path]:
     """Every module as a path without its ending; a package is its folder's ``__init__``."""
     return {
@@ -34,6 +46,7 @@ def modules() -> dict[str, Path]:
     }
 
 
+@cache
 def rows(heading: str) -> list[list[str]]:
     """The cells of the table under the line that begins with ``heading``."""
     text = TABLE.read_text(encoding="utf-8")
@@ -72,9 +85,23 @@ def run_time(nodes: Iterable[ast.AST]) -> Iterator[ast.Import | ast.ImportFrom]:
             yield from run_time(ast.iter_child_nodes(node))
 
 
-def imports(source: str, known: set[str]) -> list[Import]:
+@cache
+def read(module: str) -> Source:
+    """Parsed once for all that is asked of it."""
+    source = modules()[module].read_text(encoding="utf-8")
+    tree = ast.parse(source)
+    functions = [
+        (node.name, lines_of(node))
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    found = imports(tree, set(modules()))
+    return Source(found, functions, ast.get_docstring(tree) or "", source.count("\n"))
+
+
+def imports(tree: ast.Module, known: set[str]) -> list[Import]:
     found = []
-    for node in run_time([ast.parse(source)]):
+    for node in run_time([tree]):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         else:
@@ -105,8 +132,7 @@ def test_a_module_is_on_one_floor(module):
 
 @pytest.mark.parametrize("module", modules())
 def test_a_module_imports_only_what_its_floor_may(module):
-    path = modules()[module]
-    found = imports(path.read_text(encoding="utf-8"), set(modules()))
+    found = read(module).imports
     too_high = [one for one in found if one.ours and not allowed(module, one.target)]
     assert too_high == []
 
@@ -114,10 +140,9 @@ def test_a_module_imports_only_what_its_floor_may(module):
 @pytest.mark.parametrize("module", modules())
 def test_a_library_stays_behind_its_fence(module):
     fences = {quoted(name)[0]: quoted(where) for name, where in rows("| Library |")}
-    path = modules()[module]
     outside = [
         one
-        for one in imports(path.read_text(encoding="utf-8"), set(modules()))
+        for one in read(module).imports
         if one.target in fences
         and not one.ours
         and not any(fnmatchcase(module, where) for where in fences[one.target])
@@ -125,6 +150,7 @@ def test_a_library_stays_behind_its_fence(module):
     assert outside == []
 
 
+@cache
 def caps() -> tuple[int, int]:
     """Lines of a file and of a function, as the page says them."""
     text = TABLE.read_text(encoding="utf-8")
@@ -135,19 +161,12 @@ def caps() -> tuple[int, int]:
 
 @pytest.mark.parametrize("module", modules())
 def test_a_file_has_one_job(module):
-    lines = modules()[module].read_text(encoding="utf-8").count("\n")
-    assert lines <= caps()[0]
+    assert read(module).lines <= caps()[0]
 
 
 @pytest.mark.parametrize("module", modules())
 def test_a_function_has_one_job(module):
-    tree = ast.parse(modules()[module].read_text(encoding="utf-8"))
-    too_long = [
-        function.name
-        for function in ast.walk(tree)
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-        and lines_of(function) > caps()[1]
-    ]
+    too_long = [name for name, lines in read(module).functions if lines > caps()[1]]
     assert too_long == []
 
 
@@ -159,7 +178,7 @@ def lines_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 @pytest.mark.parametrize("module", modules())
 def test_a_module_says_what_it_is_for(module):
-    doc = ast.get_docstring(ast.parse(modules()[module].read_text(encoding="utf-8")))
+    doc = read(module).doc
     assert doc
     assert doc.splitlines()[0].endswith((".", "?", "::", '"'))
 
@@ -192,7 +211,7 @@ def late():
 
 
 def test_the_reader_of_imports_sees_them_all():
-    found = imports(SAMPLE, set(modules()))
+    found = imports(ast.parse(SAMPLE), set(modules()))
     assert [(one.target, one.ours) for one in found] == [
         ("typing", False),
         ("storage/ledger", True),

@@ -86,7 +86,7 @@ FLIPS = [1 << bit for bit in range(8)]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=2 * settings.default.max_examples, deadline=None)
 @given(data=st.data())
 def test_after_any_damage_the_output_is_as_a_fresh_one_or_the_file_is_named(
     damaged: Damaged, suffix: str, data: st.DataObject

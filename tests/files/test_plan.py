@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from embedcore.errors import ConfigurationError, InputRejected, ProviderUnavailable
 from embedcore.files.run import embed_files, plan_files
@@ -16,7 +16,6 @@ from embedcore.files.run import embed_files, plan_files
 TEXTS = st.lists(st.sampled_from(["a", "bb", "ccc", "dddd", "eeeee", ""]), max_size=12)
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     before=TEXTS,
     stopped=TEXTS,

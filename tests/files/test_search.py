@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from embedcore.errors import ConfigurationError
 from embedcore.files.formats import output_format
@@ -21,7 +21,6 @@ def cosine(one: Any, other: Any) -> float:
     return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     numbers=st.lists(st.integers(0, 40), min_size=1, max_size=60),
     limit=st.integers(1, 70),

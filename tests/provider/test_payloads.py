@@ -63,7 +63,7 @@ def read(raw, count):
         return bad.reason, bad.not_json
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=4 * settings.default.max_examples)
 @given(replies())
 def test_read_apart_and_as_a_whole_it_is_the_same(reply):
     raw, count = reply

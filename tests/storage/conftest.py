@@ -64,10 +64,20 @@ class Clock:
         return self.now
 
 
-@pytest.fixture
-def clock() -> Clock:
+def noon() -> Clock:
     """Noon of 15 January 2026, UTC."""
     return Clock(1_768_478_400.0)
+
+
+@pytest.fixture(scope="session")
+def new_clock() -> Callable[[], Clock]:
+    """For a fixture that outlives one test: each call makes another clock."""
+    return noon
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return noon()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -177,11 +178,22 @@ def fill(ledger: Ledger, clock: Any) -> None:
     ledger.repair_clock()
 
 
-@pytest.fixture
-def busy(ledger: Ledger, state_path: Path, clock: Any) -> Path:
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory, new_clock: Callable[[], Any]) -> Any:
+    """The file that every test has a copy of, and the time when it was closed."""
+    path, clock = tmp_path_factory.mktemp("filled") / "state.db", new_clock()
+    ledger = Ledger(Database(path, STATE, version=STATE_VERSION), clock=clock)
     fill(ledger, clock)
     assert faults(ledger.database) == ([], [])
     ledger.database.close()
+    assert list(path.parent.iterdir()) == [path]
+    return path, clock.now
+
+
+@pytest.fixture
+def busy(filled: tuple[Path, float], state_path: Path, clock: Any) -> Path:
+    path, clock.now = filled
+    shutil.copyfile(path, state_path)
     return state_path
 
 

@@ -63,7 +63,7 @@ def day_limit(tokens: int) -> Limit:
 
 
 @pytest.mark.fault(73)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=2 * settings.default.max_examples, deadline=None)
 @given(
     sizes=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 400)), min_size=1, max_size=40),
     items=st.integers(1, 12),

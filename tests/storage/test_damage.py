@@ -77,7 +77,11 @@ flips = st.lists(st.tuples(st.integers(0, 2**20), st.integers(1, 255)), min_size
 
 
 @pytest.mark.fault(106)
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=2 * settings.default.max_examples,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
 @given(flips=flips)
 @example(flips=[(7740, 128)])
 def test_flipped_bytes_are_a_typed_error_or_harmless(
@@ -98,7 +102,11 @@ def test_flipped_bytes_are_a_typed_error_or_harmless(
 
 
 @pytest.mark.fault(106)
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=settings.default.max_examples,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
 @given(share=st.floats(0, 1, exclude_max=True))
 @example(share=0.0)
 @example(share=2.7e-5)

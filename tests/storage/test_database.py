@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import sqlite_utils
 import sqlite_utils.plugins
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from embedcore.errors import (
     ConfigurationError,
@@ -602,7 +602,6 @@ texts = st.text(max_size=30) | st.sampled_from(
 
 
 @pytest.mark.fault(138)
-@settings(max_examples=60, deadline=None)
 @given(scope=texts, model=texts, note=texts)
 def test_names_are_only_ever_values(scope: str, model: str, note: str) -> None:
     ledger = Ledger(Database(None, STATE, version=STATE_VERSION))

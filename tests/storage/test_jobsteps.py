@@ -7,7 +7,7 @@ from collections.abc import Callable
 from decimal import Decimal
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from embedcore.errors import StorageCorrupt
 from embedcore.storage import usage
@@ -206,7 +206,6 @@ def test_what_nobody_asked_for_costs_nothing(desk: Desk) -> None:
     assert usage.audit(desk.ledger) == []
 
 
-@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_whatever_happens_to_parts_the_books_add_up(data: st.DataObject) -> None:
     """Held is what live parts hold, spent is what ended ones cost, and nothing is left over."""

@@ -832,7 +832,8 @@ TestLedger.settings = settings(
     # Shrinking takes minutes and a failure is found in seconds: add Phase.shrink to study one.
     phases=(Phase.explicit, Phase.reuse, Phase.generate),
     report_multiple_bugs=False,
-    max_examples=200,
+    # A hundred, and a thousand in a campaign.
+    max_examples=2 * settings.default.max_examples,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=list(HealthCheck),
@@ -840,5 +841,5 @@ TestLedger.settings = settings(
 TestLedger.pytestmark = MARKS
 
 TestMidnight = MidnightMachine.TestCase
-TestMidnight.settings = settings(TestLedger.settings, max_examples=300)
+TestMidnight.settings = TestLedger.settings
 TestMidnight.pytestmark = [pytest.mark.case("C4"), pytest.mark.fault(88)]

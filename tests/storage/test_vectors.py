@@ -353,7 +353,11 @@ def use_everything(path: Path) -> None:
 
 
 @pytest.mark.fault(116)
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=2 * settings.default.max_examples,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
 @given(
     flips=st.lists(st.tuples(st.integers(0, 2**20), st.integers(1, 255)), min_size=1, max_size=3)
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from embedcore.storage.batches import Batches, BatchRecord, Wanted
 from embedcore.storage.cutting import Cut, Cutter
@@ -22,7 +22,6 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
 @given(steps=steps)
 def test_a_text_is_there_as_long_as_somebody_wants_it_or_a_part_has_it(
     steps: list[tuple[str, set[str], int]],

@@ -94,7 +94,7 @@ def prefix_by(engine: Engine, text: str, max_tokens: int) -> str:
         return Cl100kTokenizer().prefix(text, max_tokens)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=6 * settings.default.max_examples, deadline=None)
 @given(texts)
 @example("a" * 100_000)
 @example("ab" * 50_000)
@@ -119,7 +119,7 @@ def test_every_character_is_cut_as_by_tiktoken(
 
 
 @pytest.mark.fault(15)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=3 * settings.default.max_examples, deadline=None)
 @given(texts.filter(is_unicode), st.integers(0, 400))
 def test_prefixes_are_those_of_tiktoken(
     splintr: fast.FastEngine, reference: TiktokenEngine, text: str, max_tokens: int

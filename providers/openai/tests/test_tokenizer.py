@@ -53,7 +53,7 @@ def longest_by_trying(text: str, max_tokens: int) -> str:
 
 
 @pytest.mark.fault(15)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=4 * settings.default.max_examples, deadline=None)
 @given(nasty_texts, st.integers(-1, 60))
 @example("\n" * 3 + " " * 3 + "x", 1)
 @example("a" * 20, 2)

@@ -128,7 +128,7 @@ FAULTS = st.lists(
 
 
 @settings(
-    max_examples=60,
+    max_examples=settings.default.max_examples,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from embedcore import EmbeddingClient
 from embedcore.errors import (
@@ -75,7 +75,6 @@ ROWS = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 30)), min_size=1, ma
 
 
 @pytest.mark.case("C11")
-@settings(max_examples=60, deadline=None)
 @given(ROWS, st.data(), st.sampled_from(["raise", "keep"]))
 def test_what_fits_is_embedded_in_order_and_the_rest_is_named(desk, given_rows, data, on_error):
     lengths = dict(given_rows)

@@ -113,7 +113,7 @@ def is_unconfirmed(outcome):
     return lost or outcome.reply is not None
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=3 * settings.default.max_examples, deadline=None)
 @given(
     SCRIPTS,
     ROWS,
@@ -160,7 +160,6 @@ def test_whatever_happens_rows_are_right_and_the_bill_is_covered(
         assert kept <= arrived
 
 
-@settings(max_examples=100, deadline=None)
 @given(SCRIPTS, ROWS, st.integers(0, 3))
 def test_a_budget_is_kept_over_many_calls(desk, script, rows, extra):
     info = replace(FAKE_INFO, dimensions=8, max_texts_per_request=3)
@@ -173,7 +172,6 @@ def test_a_budget_is_kept_over_many_calls(desk, script, rows, extra):
             assert one.used.held.tokens == 0
 
 
-@settings(max_examples=100, deadline=None)
 @given(SCRIPTS, ROWS.filter(bool))
 def test_honest_vectors_are_never_lost(desk, script, rows):
     """One text to a request and one thread: each reply is either kept or was no honest one."""

@@ -159,7 +159,7 @@ def cases(draw, kinds, most=6):
 @pytest.mark.case("A1")
 @pytest.mark.case("A3")
 @pytest.mark.fault(50)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=2 * settings.default.max_examples, deadline=None)
 @given(cases(FREE), st.booleans())
 def test_only_the_texts_at_fault_fail_each_with_its_own_reason_after_few_requests(
     desk, case, known
@@ -195,7 +195,6 @@ def judged(one, rows):
 
 @pytest.mark.case("A4")
 @pytest.mark.fault(40)
-@settings(max_examples=60, deadline=None)
 @given(cases(IN_REPLY), st.booleans())
 def test_a_reply_without_some_vectors_keeps_the_others_and_those_are_asked_once_more(
     desk, case, known
@@ -235,7 +234,6 @@ def test_a_text_that_has_its_vector_when_it_is_asked_for_alone_is_no_failure(des
 
 
 @pytest.mark.case("A3")
-@settings(max_examples=80, deadline=None)
 @given(cases(CHARGED, most=4))
 def test_a_search_charges_no_more_than_twice_what_it_began_with(desk, case):
     with desk(FakeEmbedder(info=UNKNOWN, script=server(case.bad)), retry=RETRY) as one:
@@ -258,7 +256,6 @@ def test_a_search_charges_no_more_than_twice_what_it_began_with(desk, case):
 
 @pytest.mark.case("A1")
 @pytest.mark.case("A2")
-@settings(max_examples=60, deadline=None)
 @given(cases(FREE))
 def test_raising_names_the_first_text_at_fault(desk, case):
     with desk(FakeEmbedder(info=UNKNOWN, script=server(case.bad)), retry=RETRY) as one:
@@ -633,7 +630,6 @@ class CountingQuota(RetryQuota):
 
 @pytest.mark.case("A3")
 @pytest.mark.fault(26)
-@settings(max_examples=60, deadline=None)
 @given(
     chance=st.randoms(use_true_random=False),
     down=st.sampled_from([0.1, 0.3, 0.5, 0.7, 0.9, 1.0]),
@@ -943,7 +939,6 @@ def test_a_position_that_makes_no_sense_is_searched_instead(desk, position):
 # Mixed
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.sampled_from(["good", "evil", "long", "name", "fine"]), min_size=1, max_size=24),
     st.sampled_from([3, 8, 64]),

@@ -150,7 +150,6 @@ def test_a_long_text_whose_refusals_are_charged_costs_no_other_its_vector(desk, 
 
 
 @pytest.mark.case("A6")
-@settings(max_examples=60, deadline=None)
 @given(
     named=st.integers(-1, 40),
     bad=st.integers(-1, 40),

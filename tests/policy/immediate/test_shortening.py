@@ -166,7 +166,7 @@ WORDINGS = [
 
 
 @pytest.mark.case("A9")
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=2 * settings.default.max_examples, deadline=None)
 @given(
     st.lists(
         st.tuples(
@@ -306,7 +306,6 @@ def test_a_server_that_calls_everything_too_long_is_asked_a_bounded_number_of_ti
 
 
 @pytest.mark.case("A9")
-@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 6_000), st.sampled_from(["yes", "unknown", "no"]), st.integers(5, 60))
 def test_a_server_that_bills_what_it_refuses_is_never_paid_over_the_limit(
     desk, daily, billed, times

@@ -70,7 +70,7 @@ def end(one: RateLimiter, now: float, request: Permit, how: str, limits, seconds
         one.lost(now, request)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=2 * settings.default.max_examples)
 @given(steps, st.floats(0, 1))
 def test_requests_flow_again_whatever_a_server_says(steps, luck):
     one, now, flying = limiter(luck), 0.0, []
@@ -155,7 +155,6 @@ def test_who_gives_up_makes_room():
 sizes = st.lists(st.integers(1, 400_000), min_size=20, max_size=80)
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     sizes,
     st.integers(1, 16),
@@ -185,7 +184,6 @@ def test_alone_and_told_the_truth_nothing_is_ever_refused(
     assert server.refusals == 0
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     st.lists(st.integers(1, 100_000), min_size=2, max_size=60),
     st.integers(60, 100_000_000),
@@ -211,7 +209,6 @@ def test_what_is_in_flight_is_subtracted_from_what_remains(sizes, limit, luck):
     assert sent <= max(limit, sizes[0])
 
 
-@settings(deadline=None, max_examples=100)
 @given(st.lists(st.tuples(st.floats(-10, 10), st.integers(1, 10**5)), min_size=1, max_size=40))
 def test_a_clock_that_goes_back_only_stands_still(moves):
     one, now, latest = limiter(), 100.0, 100.0

@@ -67,7 +67,6 @@ def rights(blocks, texts):
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=40)
 
 
-@settings(max_examples=60, deadline=None)
 @given(LENGTHS, st.data(), st.sampled_from(["raise", "stop"]), st.integers(1, 12))
 def test_the_longest_prefix_that_fits_is_embedded_and_no_row_more(
     desk, lengths, data, on_budget, size
