@@ -97,7 +97,7 @@ def in_a_fresh_interpreter(program: str) -> object:
 
 
 HEAVY = ("numpy", "pydantic", "sqlite3", "sqlite_utils", "openai", "tiktoken", "tenacity", "pluggy")
-HEAVY += ("hypothesis", "pytest", "click", "rich", "pyarrow", "pysqlite3")
+HEAVY += ("hypothesis", "pytest", "click", "rich", "pyarrow", "pysqlite3", "urllib3")
 LOADED = f"import sys, json; print(json.dumps([n for n in {HEAVY} if n in sys.modules]))"
 
 

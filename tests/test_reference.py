@@ -17,7 +17,9 @@ from pydantic_core import PydanticUndefined
 from embedcore import Config, TokenTracker, errors, events
 from embedcore.choice import as_config
 from embedcore.config import VARIABLES
+from embedcore.provider import http
 from embedcore.provider.hookspecs import Provider
+from embedcore.provider.http import Call
 from embedcore.provider.options import environment_options
 from embedcore.provider.registry import LOAD_PLUGINS_VARIABLE, load
 from embedcore.provider.types import (
@@ -255,6 +257,7 @@ def test_the_lines_of_the_log_are_those_that_are_written():
         BatchStatus,
         FoundJob,
         Provider,
+        Call,
     ],
 )
 def test_every_field_of_a_providers_values_is_listed_with_its_default(kind):
@@ -267,8 +270,14 @@ def test_every_field_of_a_providers_values_is_listed_with_its_default(kind):
             return "required"
         return f"`{repr(value).translate({39: 34})}`"
 
-    listed = {name_in(row[0]): row[1] for row in rows("provider-values.md", kind.__name__)}
+    page = "provider-http.md" if kind is Call else "provider-values.md"
+    listed = {name_in(row[0]): row[1] for row in rows(page, kind.__name__)}
     assert listed == {field.name: default(field) for field in dataclasses.fields(kind)}
+
+
+def test_every_name_of_the_session_is_on_its_page():
+    text = page("provider-http.md")
+    assert [name for name in http.__all__ if name not in text] == []
 
 
 def links() -> list[tuple[Path, str]]:
