@@ -233,6 +233,7 @@ if hasattr(os, "register_at_fork"):
 
 
 _ANY: Final = 2**31
+_LARGEST_IN_WAVES: Final = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -286,6 +287,17 @@ def priced(tokens: int, price: Price | None, scale: float = 1.0) -> Amount:
     """Tokens with their price. ``scale`` above 1: the provider was seen to bill more than said."""
     tokens = tokens if scale == 1.0 else math.ceil(tokens * scale)
     return Amount(tokens=tokens, cost=price.picodollars(tokens) if price is not None else 0)
+
+
+def in_waves(texts: int, best: int, slots: int) -> int:
+    """How many texts to put into one request, so that all are done in the fewest waves.
+
+    A wave is one request in each of the ``slots``. ``best``: the size that is cheapest to read;
+    none is smaller, but for the texts there are, nor more than three times as large: each wave
+    takes the time of a round trip, and what is lost with one request is paid again.
+    """
+    waves = max(-(-texts // (slots * _LARGEST_IN_WAVES * best)), 1)
+    return min(max(-(-texts // (slots * waves)), best), _LARGEST_IN_WAVES * best)
 
 
 def plan_requests(

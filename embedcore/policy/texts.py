@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from embedcore.errors import EmbeddingError, InputRejected, InputTooLong
-from embedcore.policy.planning import PlannedRequest, Sizes, plan_requests
+from embedcore.policy.planning import PlannedRequest, Sizes, in_waves, plan_requests
 from embedcore.policy.result import TextCut
 from embedcore.policy.sources import choices_in, in_order, plain
 from embedcore.provider.protocol import Tokenizer
@@ -321,12 +321,15 @@ class Prepared:
     def _best_texts(self, chosen: Sequence[int]) -> int | None:
         """How many texts to put into one request; None: as many as go.
 
-        Larger ones than are cheapest where the requests per minute would be used up before the
-        tokens are.
+        Larger ones than are cheapest where that saves a wave of requests, or where the requests
+        per minute would be used up before the tokens are.
         """
         best = self._engine.info.best_texts_per_request
+        if best is None or not chosen:
+            return best
+        best = in_waves(len(chosen), best, self._engine.pool.size)
         requests, tokens = self._engine.learned.limits
-        if best is None or not requests or not tokens or not chosen:
+        if not requests or not tokens:
             return best
         in_bytes = sum(self.sizes[index] for index in chosen)
         per_text = self._engine.learned.tokens_in(in_bytes) / len(chosen)

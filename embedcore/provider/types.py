@@ -63,7 +63,7 @@ class ModelInfo:
     - ``max_texts_per_request``, ``max_tokens_per_request``, ``max_bytes_per_request``: one request;
       bytes are the UTF-8 bytes of the texts. None for no limit.
     - ``best_texts_per_request``: so many make a request cheapest to send and to read, on the way to
-      the maximum; None: the maximum.
+      the maximum; None: the maximum. Large calls take up to three times as many.
     - ``request_bytes_per_token``: the server gauges the size of a request as bytes divided by this,
       instead of counting tokens; the larger of both is held against ``max_tokens_per_request``.
     - ``tokens_per_byte``: no text has more tokens than this times its UTF-8 bytes. 1 holds for

@@ -7,7 +7,7 @@ from itertools import chain, pairwise
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from embedcore.policy.planning import Size, Sizes, plan_requests, priced
+from embedcore.policy.planning import Size, Sizes, in_waves, plan_requests, priced
 from embedcore.provider.types import ModelInfo, Price
 
 LIMITS = st.builds(
@@ -84,6 +84,16 @@ def test_a_size_that_is_asked_for_goes_before_the_best_one(count, asked):
     info = ModelInfo(max_texts_per_request=30, best_texts_per_request=2)
     requests = plan_requests(range(count), sizes_of([(1, 1)] * count), info, texts=asked)
     assert len(requests) == -(-count // min(asked, 30))
+
+
+@given(st.integers(1, 200_000), st.integers(1, 300), st.integers(1, 64))
+def test_requests_are_as_large_as_saves_a_wave_and_no_larger(count, best, slots):
+    size = in_waves(count, best, slots)
+    assert best <= size <= 3 * best
+    waves = -(-count // (size * slots))
+    assert waves == -(-count // (3 * best * slots))
+    # One text less in each would take another wave, or more requests of less than is cheapest.
+    assert size == best or -(-count // ((size - 1) * slots)) > waves
 
 
 @settings(deadline=None)
