@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -14,13 +15,37 @@ from typing import Any, Final
 from compare import corpus, environments, picture, roster, table
 from compare.clients.contract import Client, Row
 from compare.measure import LATENCY, LIMIT, Bill, Cell, Measure, machine
-from compare.runner import Runner
+from compare.runner import SHORT, Runner
 from compare.serving import Serving
 from compare.sizes import FULL, QUICK, Sizes
 from compare.tokens import Counter, offer_vocabulary
 
 _HERE: Final = Path(__file__).parent
-MEASURES: Final = ("cpu", "throughput", "goodput", "memory", "stream", "reuse", "import")
+MEASURES: Final = (
+    "cpu",
+    "short",
+    "throughput",
+    "goodput",
+    "strict",
+    "memory",
+    "stream",
+    "short-stream",
+    "reuse",
+    "full-cache",
+    "query",
+    "gather",
+    "arrivals",
+    "import",
+)
+# What a row must have to be measured so; who has not is left out without a word.
+_NEEDED: Final = {
+    "strict": "strict",
+    "short-stream": "stream",
+    "full-cache": "cache",
+    "query": "query",
+    "gather": "aquery",
+    "arrivals": "aquery",
+}
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -29,12 +54,16 @@ def run(arguments: Sequence[str]) -> int:
     complete = not (given.quick or given.only or given.measures)
     folder = Path(given.out) if given.out else _HERE if complete else environments.FOLDER / "last"
     folder.mkdir(parents=True, exist_ok=True)
+    if given.cache_rows:
+        sizes = replace(sizes, cache_rows=given.cache_rows)
     if given.draw:
         return _draw(json.loads((folder / "results.json").read_text()), folder)
     offer_vocabulary(environments.FOLDER / "vocabulary")
     if given.profile:
         return _profile(given.profile, sizes)
     measures = tuple(given.measures.split(",")) if given.measures else MEASURES
+    if unknown := set(measures) - set(MEASURES):
+        raise SystemExit(f"no measure {', '.join(unknown)}; there are: {', '.join(MEASURES)}")
     results = _measure(roster.chosen(given.only), measures, sizes)
     (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     return _draw(results, folder)
@@ -70,6 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--measures", metavar="NAMES", help=f"some of {','.join(MEASURES)} (default: all)"
     )
+    parser.add_argument(
+        "--cache-rows", metavar="N", type=int, help="vectors in the cache of full-cache"
+    )
     parser.add_argument("--out", metavar="FOLDER", help="where the results go")
     parser.add_argument(
         "--profile", metavar="ROW", help="only show where the CPU time of one row goes"
@@ -103,7 +135,8 @@ def _measure(
         "clients": clients,
         "rows": {},
     }
-    with Serving(most) as serving:
+    short = sizes.most_short if {*SHORT} & {*measures} else 0
+    with Serving(most, short) as serving:
         measure = Measure(Runner(serving, pythons), sizes, *bills, limit=chosen[0][0])
         for client, rows in chosen:
             for row in rows:
@@ -146,32 +179,41 @@ def _row(
     if client.name not in pythons:
         return cells
     for name in measures:
-        if row.processes > 1 and name != "goodput":
+        if row.only and name not in row.only:
+            continue
+        if name in _NEEDED and not getattr(row, _NEEDED[name]):
             continue
         if name in row.missing:
             cells[name] = {"missing": row.missing[name]}
             continue
         started = time.monotonic()
         cells[name] = _cell(measure, client, row, name, pythons)
-        shown = {key: value for key, value in cells[name].items() if key not in ("pairs", "runs")}
+        shown = {key: value for key, value in cells[name].items() if key not in ("pairs", "puts")}
         _tell(f"{row.name}: {name} in {time.monotonic() - started:.0f} s: {_brief(shown)}")
     return cells
 
 
 def _cell(measure: Measure, client: Client, row: Row, name: str, pythons: dict[str, Path]) -> Cell:
     if name == "import":
-        return measure.start(client, pythons[client.name])
+        return measure.start(client, pythons[client.name], pythons["limit"])
     if name == "reuse" and row.reuse is None:
         return {"missing": "has no cache of its own"}
     if name == "stream" and row.stream is None:
         return {"missing": "no stream of vectors"}
     ways: dict[str, Callable[[Client, Row], Cell]] = {
         "cpu": measure.cpu,
+        "short": measure.short,
         "throughput": measure.throughput,
         "goodput": measure.goodput,
+        "strict": measure.strict,
         "memory": measure.memory,
         "stream": measure.stream,
+        "short-stream": measure.short_stream,
         "reuse": measure.reuse,
+        "full-cache": measure.full_cache,
+        "query": measure.query,
+        "gather": measure.gather,
+        "arrivals": measure.arrivals,
     }
     return ways[name](client, row)
 

@@ -64,16 +64,17 @@ _PANELS: Final = (
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:
-    """Write the picture. Rows without a label, and panels that were not measured, are left out."""
+    """Write the picture. Rows without a label, and rows and panels of which nothing was measured,
+    are left out; without any there is no picture."""
+    rows, panels = drawn(results)
+    if not panels:
+        path.unlink(missing_ok=True)
+        return
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = [row for row in results["rows"].values() if row["label"]]
-    panels = [panel for panel in _PANELS if any(panel.measure in row for row in rows)]
-    if not panels:
-        return
     mpl.rcParams["font.family"] = ["DejaVu Sans"]
     down = (len(panels) + 1) // 2
     across = min(2, len(panels))
@@ -87,6 +88,19 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     _words(figure, results, height)
     figure.savefig(path, dpi=160, facecolor="white")
     plt.close(figure)
+
+
+def drawn(results: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], list[Panel]]:
+    """The rows and panels that the picture has. A client that cannot be installed keeps its row."""
+    labelled = [row for row in results["rows"].values() if row["label"]]
+    panels = [panel for panel in _PANELS if any(panel.measure in row for row in labelled)]
+    rows = [
+        row
+        for row in labelled
+        if "error" in results["clients"][row["client"]]
+        or any(panel.measure in row for panel in panels)
+    ]
+    return rows, panels
 
 
 def _words(figure: Any, results: Mapping[str, Any], height: float) -> None:

@@ -26,7 +26,8 @@ def clients() -> list[Client]:
 
 def chosen(only: str | None) -> list[tuple[Client, list[Row]]]:
     """The clients and rows that ``--only`` asks for by either's name; the limit always takes part,
-    since everything is measured against it. Raises ``ValueError`` for a name that is none."""
+    since everything is measured against it, over TLS too where a row is. Raises ``ValueError`` for
+    a name that is none."""
     wanted = {name.strip() for name in only.split(",")} if only else None
     found, known = [], set()
     for client in clients():
@@ -34,7 +35,7 @@ def chosen(only: str | None) -> list[tuple[Client, list[Row]]]:
         rows = [
             row
             for row in client.rows
-            if wanted is None or client.name == "limit" or wanted & {client.name, row.name}
+            if wanted is None or row.name == "limit" or wanted & {client.name, row.name}
         ]
         if rows:
             found.append((client, rows))
@@ -42,6 +43,9 @@ def chosen(only: str | None) -> list[tuple[Client, list[Row]]]:
         raise ValueError(
             f"no client {', '.join(sorted(wanted - known))}; there are: {', '.join(sorted(known))}"
         )
+    own, others = found[0][1], [row for _, rows in found[1:] for row in rows]
+    if any(row.tls for row in others) and not any(row.tls for row in own):
+        own += [row for row in found[0][0].rows if row.tls]
     return found
 
 

@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from compare import corpus
-from compare.child import Used
 from compare.clients.contract import KEY, Client, Purpose, Row
 from compare.environments import FOLDER
 from compare.limits import Limit
 from compare.serving import Serving, cores
+from compare.used import Used
 
 TIMEOUT: Final = 400.0
+# What is measured with short texts.
+SHORT: Final = ("short", "short-stream", "strict", "query", "gather", "arrivals")
 _HERE: Final = Path(__file__).parents[1]
 # Nothing of the person who runs this: no keys, no settings, no reports to anybody.
 _KEPT: Final = ("PATH", "LANG", "TMPDIR", "SYSTEMROOT", "TIKTOKEN_CACHE_DIR")
@@ -50,6 +52,10 @@ class Runner:
         self._pythons = pythons
         self._mine = sorted(cores()[1])
 
+    @property
+    def base_url(self) -> str:
+        return self._serving.base_url()
+
     def run(
         self,
         client: Client,
@@ -61,11 +67,15 @@ class Runner:
         latency: float = 0.0,
         limit: Limit | None = None,
         folder: Path | None = None,
-        profile: bool = False,
+        request_texts: int = 0,
+        timeout: float | None = None,
+        **more: Any,
     ) -> Outcome:
         """``row.processes`` children start together and share the texts and a folder.
 
         What a client keeps goes to ``kept`` below ``folder``, which is removed unless given.
+        ``timeout``: seconds until a child is ended, if they are not the usual. ``more`` is for the
+        way in which the purpose is measured.
         """
         with _folder(folder) as own:
             kept = own / "kept"
@@ -73,23 +83,24 @@ class Runner:
             share = texts // row.processes
             # Warming up must not teach a client the limits of the run before.
             self._serving.reset()
+            order = {
+                "client": client.name,
+                "row": row.name,
+                "purpose": purpose,
+                "base_url": self._serving.base_url(tls=row.tls),
+                "authority": str(self._serving.authority) if row.tls else None,
+                "folder": str(kept),
+                "texts": share,
+                "short": purpose in SHORT,
+                "seed": corpus.SEED,
+                "duplicates": duplicates,
+                "cores": self._mine,
+                "request_texts": request_texts,
+                "timeout": timeout or TIMEOUT,
+                **more,
+            }
             children = [
-                self._start(
-                    client,
-                    {
-                        "client": client.name,
-                        "row": row.name,
-                        "purpose": purpose,
-                        "base_url": self._serving.base_url(),
-                        "folder": str(kept),
-                        "texts": share,
-                        "first": number * share,
-                        "seed": corpus.SEED,
-                        "duplicates": duplicates,
-                        "cores": self._mine,
-                        "profile": profile,
-                    },
-                )
+                _Child(self._pythons[client.name], {**order, "first": number * share})
                 for number in range(row.processes)
             ]
             try:
@@ -105,9 +116,6 @@ class Runner:
                     child.end()
             return Outcome(used=used, meter=self._serving.meter())
 
-    def _start(self, client: Client, order: Mapping[str, Any]) -> _Child:
-        return _Child(self._pythons[client.name], order)
-
 
 class _Child:
     def __init__(self, python: Path, order: Mapping[str, Any]) -> None:
@@ -118,11 +126,15 @@ class _Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env=environment(str(order["base_url"]), Path(order["folder"]).with_name("home")),
+            env=environment(
+                str(order["base_url"]),
+                Path(order["folder"]).with_name("home"),
+                order["authority"],
+            ),
             cwd=order["folder"],
             text=True,
         )
-        self._timer = _Deadline(self._process)
+        self._timer = _Deadline(self._process, order["timeout"])
 
     def ready(self) -> Used | None:
         """None once it waits; what it said instead if it cannot."""
@@ -155,17 +167,18 @@ class _Child:
         if line:
             return Used(**json.loads(line))
         if self._timer.passed:
-            return Used(error=f"took longer than {TIMEOUT:.0f} s")
+            return Used(error=f"took longer than {self._timer.seconds:.0f} s")
         self._log.seek(0)
         said = self._log.read().decode(errors="replace").strip().splitlines()
         return Used(error=f"the process ended: {said[-1][:300] if said else 'without a word'}")
 
 
 class _Deadline:
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process: subprocess.Popen[str], seconds: float) -> None:
         self.passed = False
+        self.seconds = seconds
         self._process = process
-        self._timer = threading.Timer(TIMEOUT, self._pass)
+        self._timer = threading.Timer(seconds, self._pass)
         self._timer.daemon = True
         self._timer.start()
 
@@ -177,8 +190,9 @@ class _Deadline:
         self._timer.cancel()
 
 
-def environment(base_url: str, home: Path) -> dict[str, str]:
-    """The variables that a child sees. ``home`` is made if need be."""
+def environment(base_url: str, home: Path, authority: str | None = None) -> dict[str, str]:
+    """The variables that a child sees. ``home`` is made if need be. ``authority``: file with the
+    certificate that it must trust."""
     home.mkdir(exist_ok=True)
     kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
     own = {
@@ -189,6 +203,8 @@ def environment(base_url: str, home: Path) -> dict[str, str]:
         "OPENAI_BASE_URL": base_url,
         "PYTHONPATH": str(_HERE),
     }
+    if authority is not None:
+        own["SSL_CERT_FILE"] = authority
     return {**kept, **_QUIET, **own}
 
 
@@ -215,6 +231,7 @@ def _together(parts: list[Used]) -> Used:
         cpu=sum(part.cpu for part in parts),
         wall=max(part.wall for part in parts),
         growth=sum(part.growth for part in parts),
+        laps=[lap for part in parts for lap in part.laps],
         error=next((part.error for part in parts if part.error), None),
         missing=next((part.missing for part in parts if part.missing), None),
     )

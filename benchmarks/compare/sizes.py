@@ -14,34 +14,58 @@ class Sizes:
 
     rounds: int = 5
     imports: int = 5
+    streams: int = 3
     cpu: int = 10_000
+    short: int = 10_000
     throughput: int = 20_000
     goodput: int = 15_000
+    # Calls of 100 texts, of which 600 may be sent per minute.
+    strict: int = 32_000
     memory: int = 20_000
     reuse: int = 10_000
     stream: int = 100_000
+    short_stream: int = 100_000
+    full_cache: int = 10_000
+    cache_rows: int = 1_000_000
+    query: int = 1_000
+    gathers: tuple[int, ...] = (200, 1_000)
+    arrivals: int = 4_000
     slow_cpu: int = 1_000
+    slow_short: int = 1_000
     slow_throughput: int = 2_000
     slow_memory: int = 4_000
     slow_reuse: int = 1_000
     slow_rounds: int = 3
 
     def texts(self, row: Row, purpose: Purpose) -> int:
-        name = f"slow_{purpose}" if row.slow and purpose not in ("goodput", "stream") else purpose
-        number: int = getattr(self, name)
+        name = purpose.replace("-", "_")
+        number: int = getattr(self, f"slow_{name}" if row.slow else name, 0) or getattr(self, name)
         return number
+
+    @property
+    def most_short(self) -> int:
+        """Short texts that any measurement sends."""
+        return max(self.short, self.strict, self.short_stream, self.query, self.arrivals)
 
 
 FULL = Sizes()
 QUICK = Sizes(
     rounds=3,
     imports=3,
+    streams=1,
     throughput=10_000,
     goodput=5_000,
+    strict=11_200,
     memory=10_000,
     reuse=2_000,
     stream=30_000,
+    short_stream=20_000,
+    full_cache=5_000,
+    cache_rows=50_000,
+    query=300,
+    arrivals=1_600,
     slow_cpu=500,
+    slow_short=500,
     slow_throughput=500,
     slow_memory=1_000,
     slow_reuse=200,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from compare import child, corpus, roster, table, truth
+from compare import child, corpus, picture, roster, table, truth
 from compare.clients import contract, limit
 from compare.limits import Limit
 from compare.measure import Bill, disk_bytes, share
@@ -130,6 +130,8 @@ def test_disk_bytes_counts_whole_folders(tmp_path: Path) -> None:
 def test_only_takes_names_of_clients_and_rows_and_always_the_limit() -> None:
     names = [row.name for _, rows in roster.chosen("openai,haystack") for row in rows]
     assert names == ["limit", "openai", "haystack"]
+    names = [row.name for _, rows in roster.chosen("embedcore-tls") for row in rows]
+    assert names == ["limit", "limit-tls", "embedcore-tls"]
     with pytest.raises(ValueError, match="no client nobody"):
         roster.chosen("nobody")
 
@@ -141,6 +143,44 @@ def test_a_cell_without_a_figure_says_why() -> None:
     assert "| broken | failed [2] | failed [2] |" in text
     assert "1. not installed: no wheel" in text
     assert "2. RuntimeError: no" in text
+
+
+def test_only_what_was_measured_is_in_table_and_picture() -> None:
+    part = {
+        **RESULTS,
+        "clients": {"a": {}},
+        "rows": {
+            "asked": {
+                "title": "asked",
+                "label": "asked",
+                "client": "a",
+                "query": {"milliseconds": 1.5, "times_limit": 3.0},
+                "gather": {"seconds": {"200": 0.25}, "times_limit": {"200": 1.5}},
+                "checked": {"vectors": 205, "wrong": 1},
+            },
+            "other": {"title": "other", "label": "other", "client": "a"},
+        },
+    }
+    text = table.markdown(part)
+    assert "| asked | 1.50 | 3.0 | 0.25 (1.5 ×) |" in text
+    assert "other" not in text
+    assert "texts/s" not in text
+    assert "1,000 at once" not in text
+    assert picture.drawn(part) == ([], [])
+    part["rows"]["asked"]["cpu"] = {"times_limit": 2.0}
+    rows, panels = picture.drawn(part)
+    assert ([row["label"] for row in rows], [panel.measure for panel in panels]) == (
+        ["asked"],
+        ["cpu"],
+    )
+
+
+def test_results_of_an_older_run_are_drawn_without_the_figures_that_it_has_not() -> None:
+    older = {"seconds_per_10k": 0.51, "billed_again": 0, "bytes_per_vector": 3362.0, "how": "it"}
+    rows = {"old": {"title": "old", "client": "a", "reuse": older}}
+    text = table.markdown({**RESULTS, "clients": {"a": {}}, "rows": rows})
+    assert "| old | 0.51 [1] | 0 | 3,362 |" in text
+    assert "same process" not in text
 
 
 RANGE = range(len(TEXTS))

@@ -6,23 +6,39 @@ need of it they import inside their functions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-Purpose: TypeAlias = Literal["cpu", "throughput", "goodput", "memory", "reuse", "stream"]
+Purpose: TypeAlias = Literal[
+    "cpu",
+    "short",
+    "throughput",
+    "goodput",
+    "strict",
+    "memory",
+    "stream",
+    "short-stream",
+    "reuse",
+    "full-cache",
+    "query",
+    "gather",
+    "arrivals",
+]
 Array: TypeAlias = NDArray[np.float32]
 Vector: TypeAlias = Sequence[float] | Array
 # As the client gives them. None: the client said that this text failed.
 Found: TypeAlias = Array | Sequence[Vector | None]
 Embed: TypeAlias = Callable[[list[str]], Found]
 Block: TypeAlias = tuple[Sequence[str], Array]
+Ask: TypeAlias = Callable[[str], Vector]
+AskAsync: TypeAlias = Callable[[str], Awaitable[Vector]]
 
 MODEL: Final = "text-embedding-3-small"
 KEY: Final = "sk-not-a-key"
@@ -46,11 +62,23 @@ class Partly(Exception):
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """``folder`` is empty and private to one measurement; the second run of ``reuse`` finds what
-    the first one left."""
+    the first one left. ``request_texts``: how many texts the limit puts into a request; everybody
+    else decides that alone."""
 
     base_url: str
     folder: Path
     purpose: Purpose
+    request_texts: int = 0
+
+
+class Cache(Protocol):
+    """A client's cache of vectors, without the client."""
+
+    def put(self, keys: Sequence[bytes], vectors: Array) -> None: ...
+
+    def get(self, keys: Sequence[bytes]) -> Array:
+        """Row i for key i; NaN where there is none."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +88,12 @@ class Row:
 
     - ``reuse``: opens it with its own cache in ``folder``; ``reuse_how`` says which one that is.
     - ``stream``: yields texts with their vectors, block by block.
-    - ``missing``: why a cell is empty, by purpose.
+    - ``query`` and ``aquery``: embed one question at a time, and for ``await``.
+    - ``cache``: opens the cache in ``folder`` by itself.
+    - ``missing``: why a cell is empty, by purpose. ``only``: measures nothing else.
     - ``slow``: more than a millisecond of CPU per text; it gets fewer of them.
+    - ``tls``: through TLS, compared with the limit's row that is. ``processes`` share a folder.
+    - ``strict``: takes part where refused requests count.
     """
 
     name: str
@@ -71,22 +103,29 @@ class Row:
     reuse: Callable[[Setting], Embed] | None = None
     reuse_how: str = ""
     stream: Callable[[Setting, Iterable[str]], Iterator[Block]] | None = None
+    query: Callable[[Setting], Ask] | None = None
+    aquery: Callable[[Setting], AskAsync] | None = None
+    cache: Callable[[Setting], Cache] | None = None
     missing: Mapping[str, str] = field(default_factory=dict)
+    only: Sequence[str] = ()
     slow: bool = False
+    tls: bool = False
     processes: int = 1
+    strict: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Client:
     """``packages`` are what pip is given, a path standing for this repository; ``shown`` are the
     distributions whose versions are worth a line. ``ready``: code up to a client that could be
-    used."""
+    used. ``first``: code up to the vector of ``text``; OPENAI_BASE_URL says where from."""
 
     name: str
     packages: Sequence[str]
     shown: Sequence[str]
     statement: str
     ready: str
+    first: str = ""
     rows: Sequence[Row]
 
 
