@@ -29,7 +29,7 @@ help:
 	@echo "make campaign  all of those, and twenty times the examples: hours"
 	@echo "make campaign-batches  kill -9 and lost answers for batches only"
 	@echo "make benchmark the benchmarks"
-	@echo "make compare   embedcore beside its peers, about 40 minutes"
+	@echo "make compare   embedcore beside its peers, about an hour"
 
 demo: $(VENV)/.installed
 	@$(BIN)/embedcore demo
@@ -103,7 +103,7 @@ benchmark: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/hashing_retrieval.py
 	$(BIN)/python benchmarks/tokenizers.py
 
-# Beside the peers: about 40 minutes, and an environment for each of them.
+# Beside the peers: about an hour, and an environment for each of them.
 compare: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/compare
 

@@ -69,6 +69,7 @@ class Measure:
         self._unique_bill = unique_bill
         self._limit = limit
         self._best: dict[Purpose, Cell] = {}
+        self._starts: dict[str, Cell] = {}
         self.checked: dict[str, Cell] = {}
 
     def cpu(self, client: Client, row: Row) -> Cell:
@@ -158,7 +159,7 @@ class Measure:
         def base() -> Outcome:
             return self._base("throughput", latency=LATENCY, request_texts=best["request_texts"])
 
-        pairs = self._pairs(1 if row.slow else 3, own, base)
+        pairs = self._pairs(1 if row.slow else self._sizes.streams, own, base)
         last = pairs[-1][1]
         if (bad := _unusable(last)) is not None:
             return bad
@@ -196,11 +197,11 @@ class Measure:
         }
 
     def _best_of_limit(self, purpose: Purpose, **more: Any) -> Cell:
-        """The limit with each number of texts per request, and which was the fastest. Twice: the
-        first time around, the machine may do something else."""
+        """The limit with each number of texts per request, and which was the fastest. More than
+        once: the first time around, the machine may do something else."""
         if purpose not in self._best:
             rates: dict[int, list[float]] = {size: [] for size in REQUEST_TEXTS}
-            for size in REQUEST_TEXTS * 2:
+            for size in REQUEST_TEXTS * min(2, self._sizes.streams):
                 outcome = self._base(purpose, request_texts=size, **more)
                 self._note(self._limit.rows[0], outcome)
                 rates[size].append(_rate(outcome) if _unusable(outcome) is None else 0.0)
@@ -426,7 +427,12 @@ class Measure:
 
     def start(self, client: Client, python: Path, limit: Path) -> Cell:
         """CPU over a bare interpreter: to import it, to hold a client that could be used, and to
-        have a first vector, beside the limit's."""
+        have a first vector, beside the limit's. Once for all rows of a client."""
+        if client.name not in self._starts:
+            self._starts[client.name] = self._start(client, python, limit)
+        return self._starts[client.name]
+
+    def _start(self, client: Client, python: Path, limit: Path) -> Cell:
         cases = {
             "bare": (python, "pass"),
             "import": (python, client.statement),
