@@ -100,6 +100,7 @@ campaign-batches: $(VENV)/.installed-dev
 benchmark: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/ledger.py
+	$(BIN)/python benchmarks/cache.py
 	$(BIN)/python benchmarks/hashing_retrieval.py
 	$(BIN)/python benchmarks/tokenizers.py
 

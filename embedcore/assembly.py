@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from embedcore.storage.vectors import VectorStore
 
 STATE_FILE: Final = "state.db"
-VECTORS_FILE: Final = "vectors.db"
+VECTORS_FOLDER: Final = "vectors"
 BATCHES_FOLDER: Final = "batches"
 
 logger = logging.getLogger("embedcore")
@@ -226,14 +226,14 @@ def keeps_vectors(choice: Choice, info: ModelInfo) -> bool:
 
 
 def vector_store(choice: Choice) -> VectorStore:
-    """The file that this choice names, whether or not anything is to be kept in it."""
+    """The cache that this choice names, whether or not anything is to be kept in it."""
     from embedcore.storage.vectors import VectorStore
 
     config = choice.config
     settings = choice.settings
     folder = settings.cache_dir
     return VectorStore(
-        (expanded(folder) if folder else state_folder(config)) / VECTORS_FILE,
+        (expanded(folder) if folder else state_folder(config)) / VECTORS_FOLDER,
         cap=int(settings.cache_cap),
         allow_network_filesystem=config.allow_network_filesystem,
     )

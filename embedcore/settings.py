@@ -219,7 +219,7 @@ class Rules(Table):
       is known and not zero are kept.
     - ``cache_dir``: the folder of their file; default: that of all state.
     - ``cache_cap``: its largest size, as bytes or "20 GB"; beyond it no more are kept. Default
-      10 GB, about 1.5 million vectors of 1,536 dimensions.
+      10 GB, about 1.6 million vectors of 1,536 dimensions.
     - ``strategy``: of batches: everything in a batch (default), at once, or as is best ("auto");
       ``deadline``: seconds after which "auto" should have everything.
     """

@@ -131,3 +131,25 @@ def state_home() -> Path:
 def canary() -> str:
     """A key that must be seen nowhere but in a request."""
     return "sk-CANARY4b1d9c7e2f8a4065b3d1"
+
+
+@pytest.fixture
+def flip_vectors() -> Callable[..., None]:
+    """Change a bit of the vector of each row of a cache's index that a condition names."""
+    return _flip_vectors
+
+
+def _flip_vectors(folder: Path, where: str, *values: object) -> None:
+    from embedcore.storage.database import driver
+
+    connection = driver().connect(folder / "index.db")
+    rows = connection.execute(
+        f"SELECT segment, offset FROM vector WHERE {where}", values
+    ).fetchall()
+    connection.close()
+    for number, offset in rows:
+        with (folder / f"{number:08}.seg").open("r+b") as file:
+            file.seek(offset + 3)
+            (byte,) = file.read(1)
+            file.seek(offset + 3)
+            file.write(bytes([byte ^ 4]))

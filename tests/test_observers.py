@@ -170,9 +170,9 @@ EXAMPLES = [
         "p:m: 3 inputs not paid for again",
     ),
     (
-        CacheProblem(path="/v/vectors.db", message="/v/vectors.db is empty"),
+        CacheProblem(path="/v/vectors", message="/v/vectors is empty"),
         logging.WARNING,
-        "cache: /v/vectors.db is empty",
+        "cache: /v/vectors is empty",
     ),
     (
         LimitsLearned(

@@ -161,7 +161,7 @@ def test_to_open_costs_nothing_and_connects(
     with client:
         client.open()
         assert server.meter.requests == 0
-        assert {path.name for path in state_home.iterdir()} >= {"state.db", "vectors.db"}
+        assert {path.name for path in state_home.iterdir()} >= {"state.db", "vectors"}
         asked = server.requests[-1]
         assert (asked.method, asked.path) == ("GET", "/v1/")
         assert "authorization" not in asked.headers

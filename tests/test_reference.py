@@ -36,7 +36,7 @@ from embedcore.provider.types import (
 )
 from embedcore.settings import DEFAULTS, BatchSettings, Budget, Profile, RetrySettings
 from embedcore.storage.database import driver
-from embedcore.storage.schema import STATE_VERSION, VECTORS_VERSION
+from embedcore.storage.schema import STATE_VERSION, VECTOR_INDEX_VERSION
 from embedcore.storage.vectors import VectorStore
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -211,28 +211,29 @@ def test_the_state_file_is_as_described(state_home):
 
 
 def test_the_store_of_bought_vectors_is_as_described(tmp_path):
-    store = VectorStore(tmp_path / "vectors.db", cap=1)
+    store = VectorStore(tmp_path / "vectors", cap=1)
     store.database.open()
     store.close()
-    connection = driver().connect(tmp_path / "vectors.db")
+    connection = driver().connect(tmp_path / "vectors" / "index.db")
     columns = [
         f"{table}.{row[1]}"
-        for table in ("origin", "vector", "tally")
+        for table in ("origin", "vector", "tally", "segment")
         for row in connection.execute(f'PRAGMA table_info("{table}")')
     ]
     tables = connection.execute(
-        "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name NOT GLOB '[_s]*'"
+        "SELECT count(*) FROM sqlite_master WHERE type = 'table' "
+        "AND name NOT GLOB '_*' AND name NOT GLOB 'sqlite_*'"
     ).fetchone()
     version, pages, vacuum = (
         connection.execute(f"PRAGMA {name}").fetchone()[0]
         for name in ("user_version", "page_size", "auto_vacuum")
     )
     connection.close()
-    listed = [name_in(row[0]) for row in rows("state-file.md", "Column of `vectors.db`")]
-    assert (sorted(columns), tables) == (sorted(listed), (3,))
-    assert version == VECTORS_VERSION
+    listed = [name_in(row[0]) for row in rows("state-file.md", "Column of `index.db`")]
+    assert (sorted(columns), tables) == (sorted(listed), (4,))
+    assert version == VECTOR_INDEX_VERSION
     assert f"`PRAGMA user_version` is {version} here" in page("state-file.md")
-    assert (pages, vacuum) == (32 * 1024, 2)
+    assert (pages, vacuum) == (4096, 2)
 
 
 def test_the_lines_of_the_log_are_those_that_are_written():

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -37,11 +37,15 @@ from embedcore.errors import ConfigurationError
 from embedcore.files.types import FilePlan
 from embedcore.policy.cache import PROBE_TEXT, probe
 from embedcore.storage import usage, vector_upkeep as housekeeping
+from embedcore.storage.vector_migration import Moved, migrate
 from embedcore.storage.vector_upkeep import Contents
 
 if TYPE_CHECKING:
     from embedcore.client import EmbeddingClient
     from embedcore.storage.vectors import VectorStore
+
+
+_MOVES: Final = "they are found there; embedcore cache migrate moves them"
 
 
 def _bytes(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
@@ -69,7 +73,7 @@ def command(ctx: click.Context, model: str | None) -> None:
     choice = chosen(model)
     _, on = whether_on(choice)
     store = vector_store(choice)
-    there = os.path.lexists(store.path)
+    there = bool(store.files)
     found = Contents(cap=store.cap)
     if there:
         with closing(store):
@@ -89,7 +93,7 @@ def command(ctx: click.Context, model: str | None) -> None:
 @talking
 @click.pass_obj
 def where(screen: Screen, model: str | None) -> None:
-    """The path of its file, whether or not it is there yet."""
+    """The path of its folder, whether or not it is there yet."""
     path = vector_store(chosen(model)).path
     screen.json({"path": str(path)})
     screen.result(str(path), whole=True)
@@ -180,6 +184,54 @@ def verify(screen: Screen, model: str | None) -> int:
     return FAILED if damaged else 0
 
 
+@command.command(name="migrate")
+@click.option("--dry-run", is_flag=True, help="Show what would be moved, and stop.")
+@model_option
+@quiet_option
+@talking
+@click.pass_obj
+def migrating(screen: Screen, dry_run: bool, model: str | None) -> int:
+    """Move the vectors of the old file, vectors.db, into the folder of the cache.
+
+    The file is removed at the end. Until then its vectors are found where they are, and an
+    interrupted run is continued by the next. Calls and batches can go on meanwhile.
+    """
+    store = vector_store(chosen(model))
+    with closing(store):
+        if not store.has_old:
+            screen.json({"path": str(store.old.path), "exists": False})
+            screen.result(f"nothing is to be moved: there is no {shown_path(store.old.path)}")
+            return 0
+        total = housekeeping.contents(store).not_moved or 0
+        if dry_run:
+            screen.json({"to_move": total, "moved": 0})
+            screen.result(
+                f"{plural(total, 'vector')} would be moved from {shown_path(store.old.path)} to "
+                f"{shown_path(store.path)}"
+            )
+            return 0
+        done, following = Moved(), time.monotonic() + LINE_SECONDS
+        for done in migrate(store):
+            if time.monotonic() >= following:
+                screen.info(f"{done.moved + done.there:,} of {plural(total, 'vector')} moved")
+                following = time.monotonic() + LINE_SECONDS
+    screen.json(done._asdict())
+    screen.result(_what_was_moved(store, done))
+    return 0
+
+
+def _what_was_moved(store: VectorStore, done: Moved) -> str:
+    there = f", {done.there:,} were there already" if done.there else ""
+    bad = f", {done.damaged:,} were damaged and are deleted" if done.damaged else ""
+    ending = (
+        f"{shown_path(store.old.path)} is removed"
+        if done.removed
+        else f"{shown_path(store.old.path)} is empty, and open in another program: the next "
+        "embedcore cache migrate removes it"
+    )
+    return f"{plural(done.moved, 'vector')} moved{there}{bad}; {ending}"
+
+
 @command.command(name="probe")
 @click.argument("model", required=False)
 @scope_option
@@ -234,9 +286,9 @@ def _plan_of_probe(client: EmbeddingClient) -> FilePlan:
 
 @contextmanager
 def _there(screen: Screen, choice: Choice) -> Iterator[VectorStore | None]:
-    """The cache, to be closed after the block; None if there is no file, which is said."""
+    """The cache, to be closed after the block; None if there is none, which is said."""
     store = vector_store(choice)
-    if not os.path.lexists(store.path):
+    if not store.files:
         screen.json({"path": str(store.path), "exists": False})
         screen.result(f"nothing is kept yet in {shown_path(store.path)}")
         yield None
@@ -252,6 +304,8 @@ def _lines(
     yield "place", str(store.path) if there else f"{store.path} (not there yet)"
     disk = "" if free is None else f"; {size(free)} free on the disk"
     yield "size", f"{size(found.used)} of at most {size(found.cap)}{disk}"
+    if found.not_moved is not None:
+        yield "not moved", f"{plural(found.not_moved, 'vector')} in {store.old.path}: {_MOVES}"
     asked = found.hits + found.misses
     if asked:
         share = f"{found.hits / asked:.1%}"

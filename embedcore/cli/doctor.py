@@ -200,7 +200,7 @@ def cache(config: Config) -> Iterator[Finding]:
     each = f"; a million vectors take about {size(room_for(_MILLION, width))}" if width else ""
     yield _cache_finding("cap", f"{size(store.cap)}{each}")
     yield from _place(store, config)
-    if store.path.exists():
+    if store.files:
         yield from _inside(store)
 
 
@@ -248,9 +248,11 @@ def _place(store: VectorStore, config: Config) -> Iterator[Finding]:
 
 
 def _inside(store: VectorStore) -> Iterator[Finding]:
-    if os.name == "posix" and store.path.stat().st_mode & 0o077:
-        path = store.path
-        yield _cache_finding("file", f"{path} can be read by others: chmod 600 {path}", "problem")
+    for path in store.files:
+        if os.name == "posix" and path.stat().st_mode & 0o077:
+            yield _cache_finding(
+                "file", f"{path} can be read by others: chmod 600 {path}", "problem"
+            )
     with closing(store):
         found = contents(store)
     full = found.used > found.cap * _NEARLY_FULL
@@ -258,6 +260,13 @@ def _inside(store: VectorStore) -> Iterator[Finding]:
     level: Level = "note" if full else "ok"
     vectors = sum(found.vectors.values())
     yield _cache_finding("file", f"{vectors:,} vectors, {size(found.used)}{room}", level)
+    if found.not_moved is not None:
+        yield _cache_finding(
+            "old file",
+            f"{found.not_moved:,} vectors are in {store.old.path}: they are found there, and "
+            "embedcore cache migrate moves them",
+            "note",
+        )
 
 
 def _cache_finding(name: str, value: str, level: Level = "ok") -> Finding:

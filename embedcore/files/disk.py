@@ -33,6 +33,7 @@ from embedcore.errors import (
     StorageFull,
     StorageReadOnly,
 )
+from embedcore.storage.filesystem import sync_folder
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -46,7 +47,6 @@ _DESCRIPTORS = Path("/proc/self/fd")
 _WITHOUT_WAITING = (
     getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 )
-_NO_FOLDER_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
 
 
 def display(path: str | os.PathLike[str]) -> str:
@@ -182,20 +182,6 @@ def _close_quietly(file: BinaryIO) -> None:
 def _discard(temporary: Path) -> None:
     with suppress(OSError):
         temporary.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames and new names in ``folder`` survive a power cut, where the system can."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in _NO_FOLDER_SYNC:
-            raise
-    finally:
-        os.close(descriptor)
 
 
 class Spool:

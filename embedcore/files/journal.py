@@ -33,9 +33,9 @@ from embedcore.files.disk import (
     open_own_file,
     replacing,
     storage_errors,
-    sync_folder,
 )
 from embedcore.files.types import SIZE, DigestIndex, Origin, as_digests
+from embedcore.storage.filesystem import sync_folder
 
 if TYPE_CHECKING:
     from embedcore.files.types import Digests, Vectors

@@ -185,8 +185,9 @@ class Database:
     """A state file, opened at its first use.
 
     ``path`` None keeps everything in memory. Safe to share between threads, and across a fork:
-    where one could not be prepared for, the child gets ``UnsafeStorage``. Every error is a
-    ``StorageError``, save for a name that is no Unicode text: that is a ``ConfigurationError``.
+    where one could not be prepared for, the child gets ``UnsafeStorage``. ``creates``: whether a
+    file that is not there is made. Every error is a ``StorageError``, save for a name that is no
+    Unicode text: that is a ``ConfigurationError``.
     Transactions and reads do not nest.
     """
 
@@ -200,6 +201,7 @@ class Database:
         allow_network_filesystem: bool = False,
         at_creation: Sequence[str] = (),
         contents: Contents = SPENDING,
+        creates: bool = True,
     ) -> None:
         # The program may change its directory while the file is open.
         self.path = path and path.absolute()
@@ -208,6 +210,7 @@ class Database:
         self._timeout = timeout
         self._allow_network_filesystem = allow_network_filesystem
         self._at_creation, self._contents = at_creation, contents
+        self._creates = creates
         self._lock = Lock(self)
         self._connection: sqlite3.Connection | None = None
         # While it is open: the file, and in WAL mode its log and the log's index.
@@ -373,6 +376,8 @@ class Database:
                 self._check_same(str(path), self._expected)
             self._check_what_is_there(path)
             if not path.exists():
+                if not self._creates:
+                    raise StorageError(f"{path} is not there any more")
                 place_once(path, self._fill)
             refused = refused_access(path)
             if refused is not None and not os.access(path, os.R_OK | os.W_OK):

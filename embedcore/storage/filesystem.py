@@ -20,6 +20,7 @@ _NETWORK = frozenset(
 # SQLite takes this much at once, for the index of its log.
 _ROOM = 32 * 1024
 _MOUNTS = Path("/proc/self/mountinfo")
+_NO_FOLDER_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
 
 
 def network_filesystem(folder: Path, *, mounts: Path = _MOUNTS) -> str | None:
@@ -196,3 +197,17 @@ def place_once(path: Path, fill: Callable[[Path], None]) -> None:
                     draft.rename(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and new names in ``folder`` survive a power cut, where the system can."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
+    finally:
+        os.close(descriptor)

@@ -15,9 +15,14 @@ STATE_VERSION: Final = 7
 STATE: Final = Migrations("embedcore.state")
 
 VECTORS_VERSION: Final = 1
-"""The same for the cache."""
+"""The same for the cache as it was in one file, which is only read now."""
 
 VECTORS: Final = Migrations("embedcore.vectors")
+
+VECTOR_INDEX_VERSION: Final = 1
+"""The same for the index of the cache."""
+
+VECTOR_INDEX: Final = Migrations("embedcore.vector_index")
 
 MANIFEST_VERSION: Final = 2
 """The same for the file that each batch has."""
@@ -90,6 +95,13 @@ def cut_by_the_server(database: Database) -> None:
 def vectors(database: Database) -> None:
     """Cached vectors, where they came from, and how often they were asked for."""
     for statement in (_ORIGIN, _VECTOR, _TALLY):
+        database.conn.execute(statement)
+
+
+@VECTOR_INDEX()
+def vector_index(database: Database) -> None:
+    """Where the vector of each key lies in the segment files."""
+    for statement in (_ORIGIN, _SEGMENT, _PLACE, _TALLY):
         database.conn.execute(statement)
 
 
@@ -199,6 +211,28 @@ CREATE TABLE vector (
     width INTEGER NOT NULL CHECK (width > 0),
     checksum INTEGER NOT NULL,
     data BLOB NOT NULL                     -- little-endian float32, or float16 where it is exact
+) STRICT"""
+
+# A number is never used twice: who looked up a place must not find another file there.
+_SEGMENT = """
+CREATE TABLE segment (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,  -- its file is named after it
+    tail INTEGER NOT NULL CHECK (tail > 0) -- what lies behind it belongs to nobody
+) STRICT"""
+
+_PLACE = """
+CREATE TABLE vector (
+    id INTEGER PRIMARY KEY,
+    key BLOB NOT NULL UNIQUE CHECK (length(key) = 32),
+    origin INTEGER NOT NULL REFERENCES origin (id),
+    segment INTEGER NOT NULL REFERENCES segment (id),
+    offset INTEGER NOT NULL CHECK (offset > 0),
+    width INTEGER NOT NULL CHECK (width > 0),
+    itemsize INTEGER NOT NULL CHECK (itemsize IN (2, 4)), -- float16 where it is exact, else float32
+    checksum INTEGER NOT NULL,
+    zeros INTEGER NOT NULL CHECK (zeros IN (0, 1)),
+    stored INTEGER NOT NULL,               -- day, counted from 1970-01-01 UTC
+    keep_until INTEGER NOT NULL            -- day; pruned only after it
 ) STRICT"""
 
 _TALLY = """

@@ -1,20 +1,20 @@
-"""Pruning, compacting and checking the vector cache."""
+"""Pruning and checking the vector cache, and what is in it."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from embedcore.storage.vector_format import delete_rows, used_bytes
+from embedcore.storage.vector_compaction import compact
+from embedcore.storage.vector_table import ROWS_AT_ONCE, VectorTable, pages_used
 from embedcore.storage.vectors import DAY_SECONDS, VectorStore
 
 if TYPE_CHECKING:
     import sqlite3
 
 
-# No other process can write while these are deleted.
-_ROWS_AT_ONCE: Final = 200
 # Later than every day that is counted.
 _NO_DAY: Final = 2**62
 
@@ -23,7 +23,8 @@ _NO_DAY: Final = 2**62
 class Contents:
     """What is in a cache. ``used`` and ``cap`` in bytes; ``vectors``: model → how many.
 
-    ``hits`` and ``misses``: texts looked up since the cache was made.
+    ``hits`` and ``misses``: texts looked up since the cache was made. ``not_moved``: vectors that
+    are in the old file; None: there is no such file.
     """
 
     used: int = 0
@@ -31,20 +32,37 @@ class Contents:
     vectors: Mapping[str, int] = field(default_factory=dict)
     hits: int = 0
     misses: int = 0
+    not_moved: int | None = None
 
 
 def contents(store: VectorStore) -> Contents:
     """What is in it now, and how often it was asked."""
     store.flush()
-    with store.database.read() as connection:
-        models = connection.execute(
-            "SELECT model, sum(vectors) FROM origin GROUP BY model ORDER BY model"
-        ).fetchall()
-        hits, misses = connection.execute(
-            "SELECT coalesce(sum(hits), 0), coalesce(sum(misses), 0) FROM tally"
-        ).fetchone()
-        used = used_bytes(connection)
-    return Contents(used=used, cap=store.cap, vectors=dict(models), hits=hits, misses=misses)
+    vectors: Counter[str] = Counter()
+    used = hits = misses = 0
+    not_moved = None
+    for table in store.tables():
+        models, (found, missed) = table.models(), table.tally()
+        vectors.update(models)
+        used, hits, misses = used + table.used, hits + found, misses + missed
+        if table is store.old:
+            not_moved = sum(models.values())
+    return Contents(
+        used=used,
+        cap=store.cap,
+        vectors=dict(sorted(vectors.items())),
+        hits=hits,
+        misses=misses,
+        not_moved=not_moved,
+    )
+
+
+class _Rule(NamedTuple):
+    """Which vectors may go: stored by a day, pinned for no longer than another, of a model."""
+
+    stored_by: int
+    pinned_by: int
+    model: str | None
 
 
 def prune(
@@ -61,16 +79,29 @@ def prune(
     those of that ``provider:model``; ``down_to``: no more than needed to use so many bytes. Pinned
     vectors stay, unless ``even_needed``. Others can read and write between its small transactions.
     """
-    stored_by, pinned_by = _days(store, older_than, even_needed)
+    rule = _rule(store, older_than, model, even_needed)
     deleted = 0
+    for table in store.tables():
+        others = sum(other.needed for other in store.tables() if other is not table)
+        deleted += _prune(table, rule, None if down_to is None else down_to - others)
+    compact(store.index, None if down_to is None else down_to - store.used + store.index.used)
+    return deleted
+
+
+def _prune(table: VectorTable, rule: _Rule, down_to: int | None) -> int:
+    deleted = outside = 0
+    if down_to is not None:
+        with table.database.read() as connection:
+            outside = table.outside(connection)
     while True:
-        with store.database.transaction() as connection:
+        with table.database.transaction() as connection:
             # Else a vector can still be read where the file is free.
             connection.execute("PRAGMA secure_delete = ON").fetchall()
-            if down_to is not None and used_bytes(connection) <= down_to:
+            if down_to is not None and pages_used(connection) + outside <= down_to:
                 return deleted
-            ids = _oldest(connection, stored_by, pinned_by, model)
-            deleted += delete_rows(connection, ids)
+            ids = _oldest(connection, rule)
+            count, freed = table.delete_rows(connection, ids)
+            deleted, outside = deleted + count, max(outside - freed, 0)
             # Materialised: the pragma frees one page with each row that is fetched.
             connection.execute("PRAGMA incremental_vacuum").fetchall()
         if not ids:
@@ -89,53 +120,49 @@ def prunable(
 
     Takes as long as reading the whole file.
     """
-    stored_by, pinned_by = _days(store, older_than, even_needed)
-    with store.database.read() as connection:
-        excess = None if down_to is None else max(used_bytes(connection) - down_to, 0)
-        found = connection.execute(
-            "SELECT model, count(*) FROM ("
-            "SELECT model, sum(length(data)) OVER (ORDER BY vector.id) - length(data) AS before "
-            "FROM vector JOIN origin ON origin.id = vector.origin "
-            "WHERE stored <= ?1 AND keep_until < ?2 AND (?3 IS NULL OR model = ?3)"
-            ") WHERE ?4 IS NULL OR before < ?4 GROUP BY model ORDER BY model",
-            (stored_by, pinned_by, model, excess),
-        )
-        return dict(found.fetchall())
+    rule = _rule(store, older_than, model, even_needed)
+    tables = store.tables()
+    excess = None
+    if down_to is not None:
+        excess = max(sum(table.needed for table in tables) - down_to, 0)
+    going: Counter[str] = Counter()
+    for table in tables:
+        with table.database.read() as connection:
+            found = connection.execute(
+                "SELECT model, count(*), sum(size) FROM ("
+                "SELECT model, size, sum(size) OVER (ORDER BY id) - size AS before FROM ("
+                f"SELECT model, vector.id AS id, {table.SIZE} AS size "
+                "FROM vector JOIN origin ON origin.id = vector.origin "
+                "WHERE stored <= ?1 AND keep_until < ?2 AND (?3 IS NULL OR model = ?3)"
+                ")) WHERE ?4 IS NULL OR before < ?4 GROUP BY model",
+                (*rule, excess),
+            ).fetchall()
+        for name, count, size in found:
+            going[name] += count
+            excess = None if excess is None else max(excess - size, 0)
+    return dict(sorted(going.items()))
 
 
-def _days(store: VectorStore, older_than: float, even_needed: bool) -> tuple[int, int]:
-    """Stored by which day, and pinned for no longer than which, a vector may go."""
+def _rule(store: VectorStore, older_than: float, model: str | None, even_needed: bool) -> _Rule:
     today = store.today()
-    return today - int(older_than // DAY_SECONDS), _NO_DAY if even_needed else today
+    return _Rule(today - int(older_than // DAY_SECONDS), _NO_DAY if even_needed else today, model)
 
 
-def _oldest(
-    connection: sqlite3.Connection, stored_by: int, pinned_by: int, model: str | None
-) -> list[int]:
+def _oldest(connection: sqlite3.Connection, rule: _Rule) -> list[int]:
     found = connection.execute(
         "SELECT vector.id FROM vector JOIN origin ON origin.id = vector.origin "
         "WHERE stored <= ?1 AND keep_until < ?2 AND (?3 IS NULL OR model = ?3) "
         "ORDER BY vector.id LIMIT ?4",
-        (stored_by, pinned_by, model, _ROWS_AT_ONCE),
+        (*rule, ROWS_AT_ONCE),
     )
     return [row[0] for row in found.fetchall()]
 
 
 def verify(store: VectorStore) -> Iterator[tuple[int, int]]:
     """Read every vector; what is damaged is deleted. Yields how many were read and damaged."""
-    from embedcore.storage.vector_format import is_intact
-
-    last = seen = damaged = 0
-    while True:
-        with store.database.read() as connection:
-            rows = connection.execute(
-                "SELECT id, data, checksum, width, key FROM vector WHERE id > ? "
-                "ORDER BY id LIMIT ?",
-                (last, _ROWS_AT_ONCE),
-            ).fetchall()
-        if not rows:
-            return
-        bad = [place for place, *row in rows if not is_intact(*row)]
-        store.delete(bad)
-        last, seen, damaged = rows[-1][0], seen + len(rows), damaged + len(bad)
-        yield seen, damaged
+    seen = damaged = 0
+    for table in store.tables():
+        for count, bad in table.checked():
+            store.delete(bad)
+            seen, damaged = seen + count, damaged + len(bad)
+            yield seen, damaged

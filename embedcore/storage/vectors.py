@@ -1,9 +1,12 @@
 """The vector cache on disk: paid vectors under the keys that decide them.
 
+New vectors go into the segments of a folder (``vector_index``). What was kept before lies in one
+file beside it (``old_vectors``): it is looked up there second, until it is moved by hand.
+
 A vector of zeros says nothing of its text, and the next answer may be better: it is kept only for
 the batch that paid for it and reads it from here (``zeros=True``), and is no hit for other calls.
 
-The file is no ledger: without it everything is only dearer. At its cap it takes no more but
+The cache is no ledger: without it everything is only dearer. At its cap it takes no more but
 for a batch, which has its vectors nowhere else; nothing is thrown out to make room, since that
 would be to pay for it again one day.
 """
@@ -11,18 +14,27 @@ would be to pay for it again one day.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from embedcore.errors import StorageError, StorageFull
 from embedcore.forksafe import Lock
-from embedcore.storage.database import VECTORS as CONTENTS, Database
 from embedcore.storage.keys import Origin
-from embedcore.storage.schema import VECTORS, VECTORS_VERSION
-from embedcore.storage.vector_format import PAGE_BYTES, delete_rows, of_expected_types, used_bytes
+from embedcore.storage.old_vectors import Known, OldVectors
+from embedcore.storage.vector_format import all_zero, encode
+from embedcore.storage.vector_index import VectorIndex
+from embedcore.storage.vector_table import (
+    KEYS_PER_QUERY,
+    NOTHING,
+    Damaged,
+    Found,
+    VectorTable,
+)
 
 if TYPE_CHECKING:
     import sqlite3
@@ -34,26 +46,28 @@ if TYPE_CHECKING:
     Take = Callable[[Sequence[int], Vectors], None]
     Room = Callable[[Sequence[int]], Vectors | None]
 
+Answer = TypeVar("Answer")
+
 DAY_SECONDS: Final = 86_400
-_KEYS_PER_QUERY: Final = 500
 # A cache that stays locked must not keep a call that could go on without it.
 _BUSY_SECONDS: Final = 10.0
 _ROW_OVERHEAD: Final = 130
 
 
 class Looked(NamedTuple):
-    """``there``: places in the keys that have a sound vector. ``damaged``: ids of bad rows."""
+    """``there``: places in the keys that have a sound vector. ``damaged``: bad rows."""
 
     there: set[int]
-    damaged: list[int]
+    damaged: list[Damaged]
 
 
 class VectorStore:
-    """One file of vectors by key. Safe to share between threads and processes.
+    """One folder of vectors by key. Safe to share between threads and processes.
 
-    Every method raises ``StorageError`` when the file cannot be used; nothing is half done then.
-    ``cap``: bytes beyond which nothing is added but what a batch counts on. ``busy_timeout``:
-    seconds to wait for others.
+    Every method raises ``StorageError`` when it cannot be used; nothing is half done then.
+    ``path``: the folder; a file ``<path>.db`` beside it is what was kept before. ``cap``: bytes
+    beyond which nothing is added but what a batch counts on. ``busy_timeout``: seconds to wait for
+    others.
     """
 
     def __init__(
@@ -68,18 +82,46 @@ class VectorStore:
         self.path = path
         self.cap = cap
         self._now = now
-        self.database = Database(
-            path,
-            VECTORS,
-            version=VECTORS_VERSION,
-            timeout=busy_timeout,
-            allow_network_filesystem=allow_network_filesystem,
-            # Pruning can then give the space back, a little at a time.
-            at_creation=(f"page_size={PAGE_BYTES}", "auto_vacuum=INCREMENTAL"),
-            contents=CONTENTS,
+        self.index = VectorIndex(
+            path, busy_timeout=busy_timeout, allow_network_filesystem=allow_network_filesystem
         )
+        self.old = OldVectors(
+            path.with_name(f"{path.name}.db"),
+            busy_timeout=busy_timeout,
+            allow_network_filesystem=allow_network_filesystem,
+        )
+        self.database = self.index.database
         self._lock = Lock()
         self._hits = self._misses = 0
+
+    @property
+    def files(self) -> list[Path]:
+        """The SQLite files of it that are there, the old one first."""
+        both = [self.old.path, self.index.path]
+        return [path for path in both if os.path.lexists(path)]
+
+    def tables(self) -> list[VectorTable]:
+        """What it consists of, the oldest first."""
+        return [self.old, self.index] if self.has_old else [self.index]
+
+    @property
+    def has_old(self) -> bool:
+        """Whether there is a file of what was kept before."""
+        # Asked at every look-up.
+        return os.path.exists(self.old.path)  # noqa: PTH110
+
+    def in_old(self, ask: Callable[[], Answer], otherwise: Answer) -> Answer:
+        """What ``ask`` finds in the old file, or ``otherwise`` where that is not there, or goes."""
+        if not self.has_old:
+            return otherwise
+        try:
+            return ask()
+        except StorageError:
+            # Its vectors have been moved meanwhile.
+            if self.has_old:
+                raise
+            self.old.database.close()
+            return otherwise
 
     def get(
         self,
@@ -97,7 +139,7 @@ class VectorStore:
         ``room(places)``: an array that their vectors may be written to, or None. ``zeros``: also
         those that are all zeros.
         """
-        damaged: list[int] = []
+        damaged: list[Damaged] = []
         hits = 0
         for start, places, vectors, bad in self._chunks(keys, width, room, zeros=zeros):
             if places:
@@ -116,8 +158,8 @@ class VectorStore:
         Every vector is read and checked as ``get`` does it: a damaged one does not show otherwise.
         """
         there: set[int] = set()
-        damaged: list[int] = []
-        if not self.path.exists():
+        damaged: list[Damaged] = []
+        if not self.files:
             return Looked(there=there, damaged=damaged)
         for start, places, _, bad in self._chunks(keys, width, None):
             there.update(start + place for place in places)
@@ -131,15 +173,13 @@ class VectorStore:
         room: Room | None,
         *,
         zeros: bool = False,
-    ) -> Iterator[tuple[int, list[int], Vectors, list[int]]]:
+    ) -> Iterator[tuple[int, list[int], Vectors, list[Damaged]]]:
         """A few hundred keys at a time: where they start, the places found, vectors, damaged rows.
 
         Where the width is not known, the first vector found decides it for all of them.
         """
-        from embedcore.storage.vector_format import all_zero
-
-        for start in range(0, len(keys), _KEYS_PER_QUERY):
-            chunk = keys[start : start + _KEYS_PER_QUERY]
+        for start in range(0, len(keys), KEYS_PER_QUERY):
+            chunk = keys[start : start + KEYS_PER_QUERY]
             places, vectors, bad = self._get(chunk, width, start, room)
             if places and width is None:
                 width = vectors.shape[1]
@@ -150,37 +190,31 @@ class VectorStore:
 
     def _get(
         self, keys: Sequence[bytes], width: int | None, start: int, room: Room | None
-    ) -> tuple[list[int], Vectors, list[int]]:
-        import numpy as np
+    ) -> Found:
+        """From the segments, and what is not there from the old file."""
 
-        from embedcore.storage.vector_format import decode, is_intact
+        def within(places: Sequence[int]) -> Vectors | None:
+            return None if room is None else room([start + place for place in places])
 
-        marks = ",".join("?" * len(keys))
-        with self.database.read() as connection:
-            # Materialised at once: a cursor left open would hold back the checkpoint.
-            rows = connection.execute(
-                f"SELECT id, data, checksum, width, key FROM vector WHERE key IN ({marks})", keys
-            ).fetchall()
-        if not rows:
-            return [], np.empty((0, 0), dtype=np.float32), []
-        bad: list[int] = []
-        # One by one only where it must be: without a known width, a damaged row might decide it.
-        if width is None or not of_expected_types(rows):
-            bad = [place for place, *row in rows if not is_intact(*row)]
-        by_key = {row[-1]: row for row in rows if row[0] not in bad}
-        places = [place for place, key in enumerate(keys) if key in by_key]
-        if not places:
-            return [], np.empty((0, 0), dtype=np.float32), bad
-        ids, blobs, sums, widths, found = zip(*(by_key[keys[one]] for one in places), strict=True)
-        into = None
-        if room is not None and width is not None:
-            into = room([start + place for place in places])
-        vectors, sound = decode(blobs, sums, widths, found, width=width or max(widths), into=into)
-        if sound.all():
-            return places, vectors, bad
-        bad += [ids[place] for place in np.flatnonzero(~sound).tolist()]
-        kept = np.flatnonzero(sound)
-        return [places[place] for place in kept.tolist()], vectors[kept], bad
+        found = Found([], NOTHING, [])
+        # Else to look something up would make it.
+        if not self.has_old or self.index.exists:
+            found = self.index.get(keys, width, within)
+        if len(found.places) == len(keys) or not self.has_old:
+            return found
+        there = set(found.places)
+        rest = [place for place in range(len(keys)) if place not in there]
+        if there and width is None:
+            width = found.vectors.shape[1]
+        more = self.in_old(
+            lambda: self.old.get(
+                [keys[place] for place in rest],
+                width,
+                lambda places: None if there else within([rest[place] for place in places]),
+            ),
+            Found([], NOTHING, []),
+        )
+        return _together(found, more._replace(places=[rest[place] for place in more.places]))
 
     def put(
         self,
@@ -199,77 +233,49 @@ class VectorStore:
         Raises ``StorageFull`` when they would pass the cap, or the disk is full; none of them is
         kept then.
         """
-        from embedcore.storage.vector_format import all_zero, checksums, encode
-
-        if not zeros and (useless := all_zero(vectors)).any():
-            kept = (~useless).nonzero()[0]
-            keys, vectors = [keys[one] for one in kept.tolist()], vectors[kept]
+        useless = all_zero(vectors)
+        if not zeros and useless.any():
+            kept = (~useless).nonzero()[0].tolist()
+            keys, vectors, useless = [keys[one] for one in kept], vectors[kept], useless[kept]
         if not len(keys):
             return None
+        known = self.in_old(lambda: self.old.known(keys, origin), Known(set(), set(), 0, ""))
+        if known.vectors or known.zeros:
+            kept = [
+                place
+                for place, key in enumerate(keys)
+                if key not in known.vectors and not (useless[place] and key in known.zeros)
+            ]
+            keys, vectors, useless = [keys[one] for one in kept], vectors[kept], useless[kept]
         stored = encode(vectors)
-        sums = checksums(stored, keys).tolist()
         today, until = self.today(), int(keep_until // DAY_SECONDS)
         with self.database.transaction() as connection:
-            if not keep_until:
-                self._require_room(connection, stored.nbytes + len(keys) * _ROW_OVERHEAD)
-            place, before = self._origin(connection, origin)
-            changes = connection.total_changes
-            connection.executemany(
-                "INSERT INTO vector (key, origin, stored, keep_until, width, checksum, data) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-                (
-                    (key, place, today, until, vectors.shape[1], one, row)
-                    for key, one, row in zip(keys, sums, stored, strict=True)
-                ),
-            )
-            added = connection.total_changes - changes
-            if added < len(keys):
-                self._replace_zeros(connection, keys, sums, stored, vectors.shape[1])
-            connection.execute(
-                "UPDATE origin SET vectors = vectors + ? WHERE id = ?", (added, place)
+            if not keep_until and len(keys):
+                more = stored.nbytes + len(keys) * _ROW_OVERHEAD
+                self._require_room(connection, known.used + more)
+            place, before = self._origin(connection, origin, known)
+            self.index.add(
+                connection, keys, stored, useless, origin=place, day=today, keep_until=until
             )
             self._count(connection)
+        for key in known.zeros.intersection(keys):
+            self.in_old(partial(self.old.drop, key), None)
         return before
 
-    def _replace_zeros(
-        self,
-        connection: sqlite3.Connection,
-        keys: Sequence[bytes],
-        sums: Sequence[int],
-        stored: NDArray[Any],
-        width: int,
-    ) -> None:
-        """A vector that says something takes the place of zeros that are there under its key."""
-        connection.executemany(
-            "UPDATE vector SET width = ?, checksum = ?, data = ? WHERE key = ? "
-            "AND data = zeroblob(length(data))",
-            ((width, one, row, key) for key, one, row in zip(keys, sums, stored, strict=True)),
-        )
-
     def _require_room(self, connection: sqlite3.Connection, more: int) -> None:
-        used = used_bytes(connection)
-        if used + more > self.cap:
+        used = self.index.used_in(connection) + more
+        if used > self.cap:
             raise StorageFull(
-                f"{self.path} holds {used / 1e9:.2f} GB of at most {self.cap / 1e9:.2f} GB "
+                f"{self.path} would hold {used / 1e9:.2f} GB of at most {self.cap / 1e9:.2f} GB "
                 "(cache_cap): raise the cap, or make room with `embedcore cache prune`"
             )
 
-    def _origin(self, connection: sqlite3.Connection, origin: Origin) -> tuple[int, str | None]:
-        name = (origin.model, origin.fingerprint, origin.input_type or "")
-        answered = origin.answered_as or ""
-        found = connection.execute(
-            "SELECT id, answered_as FROM origin "
-            "WHERE model = ? AND fingerprint = ? AND input_type = ?",
-            name,
-        ).fetchone()
-        if found is None:
-            place = connection.execute(
-                "INSERT INTO origin (model, fingerprint, input_type, answered_as) "
-                "VALUES (?, ?, ?, ?)",
-                (*name, answered),
-            ).lastrowid
-            return int(place or 0), None
-        place, before = found
+    def _origin(
+        self, connection: sqlite3.Connection, origin: Origin, known: Known
+    ) -> tuple[int, str | None]:
+        """The number of an origin, and the name in earlier replies if it was another one."""
+        place, before = self.index.origin(connection, origin)
+        answered, before = origin.answered_as, known.answered_as if before is None else before
         if not answered or before == answered:
             return place, None
         connection.execute("UPDATE origin SET answered_as = ? WHERE id = ?", (answered, place))
@@ -278,26 +284,19 @@ class VectorStore:
     def keep(self, keys: Iterable[bytes], until: float) -> None:
         """Pin what is there of these keys: it is not pruned before ``until``, in seconds."""
         day, names = int(until // DAY_SECONDS), iter(keys)
-        while chunk := list(islice(names, _KEYS_PER_QUERY)):
-            marks = ",".join("?" * len(chunk))
-            with self.database.transaction() as connection:
-                connection.execute(
-                    f"UPDATE vector SET keep_until = ? WHERE key IN ({marks}) AND keep_until < ?",
-                    (day, *chunk, day),
-                )
+        while chunk := list(islice(names, KEYS_PER_QUERY)):
+            self.index.keep(chunk, day)
+            self.in_old(partial(self.old.keep, chunk, day), None)
 
     def drop(self, key: bytes) -> None:
         """Delete one vector that must not be used."""
-        with self.database.transaction() as connection:
-            row = connection.execute("SELECT id FROM vector WHERE key = ?", (key,)).fetchone()
-            if row is not None:
-                delete_rows(connection, row)
+        self.index.drop(key)
+        self.in_old(partial(self.old.drop, key), None)
 
     @property
     def used(self) -> int:
         """Bytes in use."""
-        with self.database.read() as connection:
-            return used_bytes(connection)
+        return self.index.used + self.in_old(lambda: self.old.used, 0)
 
     def flush(self) -> None:
         """Write down the counts of hits and misses that are only in memory."""
@@ -311,23 +310,35 @@ class VectorStore:
         with contextlib.suppress(StorageError):
             self.flush()
         self.database.close()
+        self.old.database.close()
 
     def _count(self, connection: sqlite3.Connection) -> None:
         with self._lock:
             hits, misses, self._hits, self._misses = self._hits, self._misses, 0, 0
         if hits or misses:
-            connection.execute(
-                "INSERT INTO tally (day, hits, misses) VALUES (?, ?, ?) ON CONFLICT (day) "
-                "DO UPDATE SET hits = hits + excluded.hits, misses = misses + excluded.misses",
-                (self.today(), hits, misses),
-            )
+            self.index.add_to_tally(connection, [(self.today(), hits, misses)])
 
-    def delete(self, ids: Sequence[int]) -> None:
-        """Delete rows by their ids."""
-        if ids:
-            with self.database.transaction() as connection:
-                delete_rows(connection, ids)
+    def delete(self, damaged: Sequence[Damaged]) -> None:
+        """Delete rows that are damaged."""
+        old = [row for row in damaged if row.is_old]
+        if len(old) < len(damaged):
+            self.index.delete([row for row in damaged if not row.is_old])
+        if old:
+            self.in_old(lambda: self.old.delete(old), None)
 
     def today(self) -> int:
         """Days since 1970, UTC."""
         return int(self._now() // DAY_SECONDS)
+
+
+def _together(found: Found, more: Found) -> Found:
+    """Both, in the order of their places."""
+    damaged = found.damaged + more.damaged
+    if not more.places or not found.places:
+        return (more if more.places else found)._replace(damaged=damaged)
+    import numpy as np
+
+    places = np.array(found.places + more.places)
+    order = places.argsort()
+    vectors = np.concatenate([found.vectors, more.vectors])[order]
+    return Found(places[order].tolist(), vectors, damaged)

@@ -67,7 +67,7 @@ def test_after_a_run_the_vector_is_in_the_cache_and_the_output_and_the_text_in_t
     assert run.code == 0, run.err
     (row,) = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
     vector = packed(row.get("vector") or row["embedding"])
-    assert holding(vector, state_home) == {"vectors.db"}
+    assert holding(vector, state_home) == {"vectors/00000001.seg"}
     assert holding(TEXT.encode(), state_home) == set()
     assert TEXT not in Path("out.jsonl").read_text()
     assert TEXT not in run.err + run.out
@@ -92,9 +92,9 @@ def test_a_batch_keeps_its_texts_until_it_ends_and_its_rows_until_they_are_clear
     assert holding(TEXT.encode(), state_home) == set()
     assert holding(NAME.encode(), state_home) == {f"batches/{name}.db"}
     vector = Path("out.npy").read_bytes()[-4 * WIDTH :]
-    assert holding(vector, state_home) == {"vectors.db"}
+    assert holding(vector, state_home) == {"vectors/00000001.seg"}
     assert cli("cache", "prune", "--all", "--yes").code == 0
-    assert holding(vector, state_home) == {"vectors.db"}, "a batch may still need it"
+    assert holding(vector, state_home) == {"vectors/00000001.seg"}, "a batch may still need it"
     assert cli("cache", "prune", "--all", "--even-needed", "--yes").code == 0
     assert holding(vector, state_home) == set()
     assert cli("batch", "gc", "--older-than", "7d", "--json").json["batches"] == []

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import socket
-import sqlite3
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -113,13 +112,10 @@ def test_with_a_deadline_a_limit_refuses_what_fits_in_no_way(cli, server, texts_
 
 
 @pytest.mark.case("C9")
-def test_what_is_damaged_is_submitted_again(cli, server, submitted, texts_file):
+def test_what_is_damaged_is_submitted_again(cli, server, submitted, texts_file, flip_vectors):
     finish(server)
     assert cli("batch", "resume").code == 0
-    connection = sqlite3.connect(cli("cache", "where").out.strip())
-    with connection:
-        connection.execute("UPDATE vector SET data = zeroblob(length(data)) WHERE id <= 4")
-    connection.close()
+    flip_vectors(Path(cli("cache", "where").out.strip()), "id <= 4")
     plan = cli("batch", "submit", "texts.jsonl", "--dry-run", "--json").json["plan"]
     assert (plan["to_embed"], plan["cached"]) == (4, 26)
     again = cli("batch", "submit", "texts.jsonl", "--json").json["id"]

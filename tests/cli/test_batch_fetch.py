@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -287,7 +288,7 @@ def test_partial_writes_what_is_there(cli, server, texts_file, read_output, name
 def test_vectors_that_were_pruned_are_named(cli, server, texts_file, read_output, state_home):
     name = submit(cli, texts_file(3))
     assert cli("batch", "status", name).code == 0
-    (state_home / "vectors.db").unlink()
+    shutil.rmtree(state_home / "vectors")
     run = cli("batch", "fetch", name, "-o", "v.jsonl")
     assert run.code == 1, run.err
     assert "submit it again" in read_output(Path("v.jsonl.failed.jsonl"))[0]["reason"]

@@ -21,12 +21,12 @@ LARGE = "openai:text-embedding-3-large"
 
 @pytest.fixture
 def bought(cli, server, texts_file, state_home):
-    """Thirty texts of one model and ten of another; the file they are kept in."""
+    """Thirty texts of one model and ten of another; the folder they are kept in."""
     assert cli("embed", str(texts_file(30)), "-o", "a.npy").code == 0
     assert (
         cli("embed", str(texts_file(10)), "-o", "b.npy", "-m", "text-embedding-3-large").code == 0
     )
-    return state_home / "vectors.db"
+    return state_home / "vectors"
 
 
 def damage(path, which):
@@ -40,7 +40,7 @@ def damage(path, which):
 def test_before_anything_is_bought(cli, state_home):
     run = cli("cache")
     assert run.code == 0
-    assert f"{state_home / 'vectors.db'} (not there yet)" in run.out
+    assert f"{state_home / 'vectors'} (not there yet)" in run.out
     assert "0 B of at most 10.0 GB" in run.out
     assert f"kept for {SMALL}: they cost money" in run.out
     for command in ("prune", "verify"):
@@ -67,12 +67,12 @@ def test_what_is_in_it(cli, server, bought):
 
 
 def test_where_it_is(cli, state_home, tmp_path, name_settings):
-    assert cli("cache", "where").out == f"{state_home / 'vectors.db'}\n"
+    assert cli("cache", "where").out == f"{state_home / 'vectors'}\n"
     name_settings(
         f'cache_dir = "near"\n[profiles.far]\nmodel = "{LARGE}"\ncache_dir = "{tmp_path}"\n'
     )
-    assert cli("cache", "where", "--json").json == {"path": str(Path("near/vectors.db").absolute())}
-    assert cli("cache", "where", "-m", "far").out == f"{tmp_path / 'vectors.db'}\n"
+    assert cli("cache", "where", "--json").json == {"path": str(Path("near/vectors").absolute())}
+    assert cli("cache", "where", "-m", "far").out == f"{tmp_path / 'vectors'}\n"
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_verify_says_what_was_damaged(cli, server, bought, monkeypatch):
 
 @pytest.mark.fault(120)
 def test_a_file_that_is_broken_is_exit_5_and_stops_no_embedding(cli, server, bought):
-    bought.write_bytes(b"not a database at all" * 1000)
+    (bought / "index.db").write_bytes(b"not a database at all" * 1000)
     for name in ("cache", "verify", "prune"):
         arguments = {"cache": ["cache"], "prune": ["cache", "prune", "--all", "--yes"]}
         run = cli(*arguments.get(name, ["cache", name]))
@@ -276,7 +276,7 @@ def test_doctor_tells_of_it(cli, server, bought):
     assert found[:3] == [
         ("vectors", f"kept for {SMALL}: they cost money", "ok"),
         ("place", str(bought), "ok"),
-        ("cap", "10.0 GB; a million vectors take about 6.8 GB", "ok"),
+        ("cap", "10.0 GB; a million vectors take about 6.3 GB", "ok"),
     ]
     ((name, value, level),) = found[3:]
     assert (name, level) == ("file", "ok")
@@ -293,10 +293,11 @@ def test_doctor_says_when_it_is_nearly_full(cli, server, bought, name_settings):
 @pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
 @pytest.mark.fault(137)
 def test_doctor_says_when_others_can_read_it(cli, server, bought):
-    bought.chmod(0o644)
+    index = bought / "index.db"
+    index.chmod(0o644)
     run = cli("doctor")
     assert run.code == 1
-    assert f"chmod 600 {bought}" in run.out
+    assert f"chmod 600 {index}" in run.out
 
 
 @pytest.mark.fault(110)

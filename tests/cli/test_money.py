@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import sqlite3
 from decimal import Decimal
 from pathlib import Path
 
@@ -201,17 +200,10 @@ def test_what_is_cached_costs_nothing_in_any_question(cli, server, dear, monkeyp
 
 
 @pytest.mark.case("C9")
-def test_what_is_damaged_in_the_cache_is_in_the_price(cli, server, texts_file):
+def test_what_is_damaged_in_the_cache_is_in_the_price(cli, server, texts_file, flip_vectors):
     file = str(texts_file(10))
     assert cli("embed", file, "-o", "out.npy").code == 0
-    place = cli("cache", "where").out.strip()
-    connection = sqlite3.connect(place)
-    with connection:
-        rows = connection.execute("SELECT id, data FROM vector ORDER BY id LIMIT 3").fetchall()
-        for row, data in rows:
-            changed = data[:-1] + bytes([data[-1] ^ 4])
-            connection.execute("UPDATE vector SET data = ? WHERE id = ?", (changed, row))
-    connection.close()
+    flip_vectors(Path(cli("cache", "where").out.strip()), "id <= 3")
     plan = cli("embed", file, "--dry-run", "--json").json["plan"]
     assert (plan["to_embed"], plan["cached"]) == (3, 7)
     before = server.meter.snapshot()["billed_texts"]

@@ -79,7 +79,7 @@ class Desk:
 
 @pytest.fixture
 def path(tmp_path):
-    return tmp_path / "vectors.db"
+    return tmp_path / "vectors"
 
 
 @pytest.fixture
@@ -198,7 +198,7 @@ def test_its_place_is_said_once(path, caplog):
                 desk.cache.introduce(1536)
     (line,) = [record.getMessage() for record in caplog.records]
     assert str(path) in line
-    assert "at most 5.0 GB (cache_cap), about 6.8 GB per million; cache = false" in line
+    assert "at most 5.0 GB (cache_cap), about 6.3 GB per million; cache = false" in line
 
 
 def test_without_a_width_nothing_is_said_of_the_size(path, caplog):
@@ -244,8 +244,11 @@ def test_once_it_is_known_to_be_full_nothing_more_is_said_of_its_size(path, capl
 
 
 def test_a_size_that_cannot_be_found_out_is_the_stores_trouble(tmp_path):
-    desk = Desk(tmp_path / "vectors.db")
-    desk.store.path.write_bytes(b"no database, and long enough to be looked at" * 100)
+    desk = Desk(tmp_path / "vectors")
+    desk.store.path.mkdir()
+    (desk.store.path / "index.db").write_bytes(
+        b"no database, and long enough to be looked at" * 100
+    )
     desk.cache.warn_of_size(1, 8)
     assert len(desk.told) == 1
     assert "is damaged" in desk.messages[0]

@@ -56,26 +56,19 @@ def key_of(client, text, input_type=None):
     return keys.of([text])[0]
 
 
+def folder_of(client):
+    """Of its cache, which is closed: others may change it."""
+    client.close()
+    return client._engine.cache.store.path
+
+
 def in_file(client, statement, *values):
     """Change the cache behind its back."""
-    client.close()
-    connection = sqlite3.connect(client._engine.cache.store.path)
+    connection = sqlite3.connect(folder_of(client) / "index.db")
     with connection:
         changed = connection.execute(statement, values).rowcount
     connection.close()
     return changed
-
-
-def flip(client, text):
-    """One bit of the vector of a text."""
-    key = key_of(client, text)
-    client.close()
-    connection = sqlite3.connect(client._engine.cache.store.path)
-    with connection:
-        (data,) = connection.execute("SELECT data FROM vector WHERE key = ?", (key,)).fetchone()
-        changed = bytes([data[0] ^ 1]) + data[1:]
-        connection.execute("UPDATE vector SET data = ? WHERE key = ?", (changed, key))
-    connection.close()
 
 
 def sent_by(client, texts, **how):
@@ -89,7 +82,7 @@ def sent_by(client, texts, **how):
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
-def test_the_plan_is_what_the_call_then_sends(two_kinds, data):
+def test_the_plan_is_what_the_call_then_sends(two_kinds, flip_vectors, data):
     client, number = two_kinds
     prefix = f"{next(number)}: "
     some = st.lists(st.sampled_from([prefix + text for text in TEXTS]), max_size=8)
@@ -98,7 +91,7 @@ def test_the_plan_is_what_the_call_then_sends(two_kinds, data):
     damaged = data.draw(st.lists(st.sampled_from(first), unique=True)) if first else []
     for text in damaged:
         if kind is None:
-            flip(client, text)
+            flip_vectors(folder_of(client), "key = ?", key_of(client, text))
     gone = data.draw(st.lists(st.sampled_from(first), unique=True)) if first else []
     for text in gone:
         in_file(client, "DELETE FROM vector WHERE key = ?", key_of(client, text, kind))
@@ -114,20 +107,24 @@ def test_the_plan_is_what_the_call_then_sends(two_kinds, data):
     assert (plan.cost == 0) == (plan.requests == 0) == (plan.to_embed == 0)
 
 
+def all_bytes(folder):
+    return {path: path.read_bytes() for path in folder.iterdir()}
+
+
 @pytest.mark.case("C9")
-def test_a_plan_changes_nothing_and_claims_nothing(shop, home):
+def test_a_plan_changes_nothing_and_claims_nothing(shop, home, flip_vectors):
     client = shop()
     assert client.plan(TEXTS).to_embed == len(TEXTS)
-    assert not (home / "vectors.db").exists(), "looked up where nothing is"
+    assert not (home / "vectors").exists(), "looked up where nothing is"
     client.embed(TEXTS[:4])
-    flip(client, TEXTS[0])
+    flip_vectors(folder_of(client), "key = ?", key_of(client, TEXTS[0]))
     client.close()
-    before = (home / "vectors.db").read_bytes()
+    before = all_bytes(home / "vectors")
     plan = client.plan(TEXTS)
     assert (plan.cached, plan.to_embed) == (3, 9)
     assert client._engine.cache.in_flight._owners == {}
     client.close()
-    assert (home / "vectors.db").read_bytes() == before
+    assert all_bytes(home / "vectors") == before
 
 
 @pytest.mark.case("C9")
@@ -178,7 +175,7 @@ def test_a_cache_that_cannot_be_read_makes_nothing_free(shop, home):
     first = shop()
     first.embed(TEXTS)
     first.close()
-    (home / "vectors.db").write_bytes(b"not a database" * 1_000)
+    (home / "vectors" / "index.db").write_bytes(b"not a database" * 1_000)
     told = []
     client = shop(observers=[told.append])
     assert client.plan(TEXTS).to_embed == len(TEXTS)

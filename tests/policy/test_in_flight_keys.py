@@ -149,8 +149,8 @@ def test_waiting_can_be_ended_from_outside():
 
 
 def test_each_store_has_claims_of_its_own():
-    assert in_flight_keys_for("/a/vectors.db") is in_flight_keys_for("/a/vectors.db")
-    assert in_flight_keys_for("/a/vectors.db") is not in_flight_keys_for("/b/vectors.db")
+    assert in_flight_keys_for("/a/vectors") is in_flight_keys_for("/a/vectors")
+    assert in_flight_keys_for("/a/vectors") is not in_flight_keys_for("/b/vectors")
 
 
 @settings(max_examples=40, deadline=None)

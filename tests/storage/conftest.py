@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from embedcore.storage.database import Database
 from embedcore.storage.ledger import Ledger
 from embedcore.storage.schema import STATE, STATE_VERSION
 from embedcore.storage.vectors import VectorStore
+
+# For ``keeping.py``, which several files here share.
+sys.path.insert(0, str(Path(__file__).parent))
 
 PRELUDE = """
 import contextlib, os, signal, sys, time
@@ -138,7 +142,12 @@ def run_python(start_python: Callable[..., subprocess.Popen[str]]) -> Callable[.
 
 @pytest.fixture
 def vectors_path(tmp_path: Path) -> Path:
-    return tmp_path / "vectors.db"
+    return tmp_path / "vectors"
+
+
+@pytest.fixture
+def index_path(vectors_path: Path) -> Path:
+    return vectors_path / "index.db"
 
 
 @pytest.fixture

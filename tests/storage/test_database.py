@@ -32,8 +32,12 @@ from embedcore.storage.database import Database, driver, engine_version, wal_is_
 from embedcore.storage.filesystem import is_mount_point
 from embedcore.storage.ledger import Ledger
 from embedcore.storage.manifest import Manifest
-from embedcore.storage.schema import STATE, STATE_VERSION
-from embedcore.storage.vectors import VectorStore
+from embedcore.storage.schema import (
+    STATE,
+    STATE_VERSION,
+    VECTOR_INDEX,
+    VECTOR_INDEX_VERSION,
+)
 
 ONE = Amount(tokens=1)
 OLD_ENGINE = "3.40.1"
@@ -452,7 +456,9 @@ def test_the_log_lies_beside_the_file_that_a_link_leads_to(
 
 OPENERS: dict[str, Callable[[Path], Database]] = {
     "state": lambda path: Database(path, STATE, version=STATE_VERSION),
-    "vectors": lambda path: VectorStore(path, cap=10**9).database,
+    "vectors": lambda path: Database(
+        path, VECTOR_INDEX, version=VECTOR_INDEX_VERSION, contents=databases.VECTORS
+    ),
     "batch": lambda path: Manifest(path).database,
 }
 

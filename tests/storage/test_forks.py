@@ -311,7 +311,7 @@ thread = {"staying(ledger.database)" if where == "inside" else "threading.Thread
 deeds = [
     lambda: ledger.record("s", Amount(tokens=100)),
     lambda: new_ledger().record("s", Amount(tokens=100)),
-    lambda: new_store(PATH).used,
+    lambda: Database(PATH, STATE, version=1, contents=databases.VECTORS).open(),
     lambda: fork(lambda: 0) and new_ledger().record("s", Amount(tokens=100)),
 ]
 assert [end(fork(deed, how=in_c)) for deed in deeds] == [3] * 4
@@ -501,7 +501,7 @@ children = [fork(lambda: child(name)) for name in "cde"]
 assert [end(one) for one in children] == [0] * 3
 assert end(fork(lambda: buy(store, ["z"]), how=in_c)) == 3
 assert has(store, "abcdez") == 5
-print(sound())
+print(sound(PATH / "index.db"))
 """,
         path=vectors_path,
     )

@@ -2,69 +2,38 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import os
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import given, settings, strategies as st
+from keeping import ORIGIN, TEXTS, WIDTH, buy, change, count, found, keys_of
 
 from embedcore.errors import (
     StorageBusy,
     StorageCorrupt,
-    StorageError,
     StorageFull,
     StorageReadOnly,
     StorageTooNew,
 )
 from embedcore.storage import database as databases, vectors as module
 from embedcore.storage.database import driver
-from embedcore.storage.keys import Keys, Origin
-from embedcore.storage.vector_upkeep import contents, prune, verify
+from embedcore.storage.keys import Origin
+from embedcore.storage.vector_upkeep import contents, verify
 from embedcore.storage.vectors import VectorStore
 from embedcore.testing import vectors_of
 
-WIDTH = 8
-ORIGIN = Origin(model="p:m", fingerprint="f")
 Open = Callable[..., VectorStore]
 Run = Callable[..., str]
 Start = Callable[..., "subprocess.Popen[str]"]
-
-
-def keys_of(texts: Sequence[str]) -> list[bytes]:
-    return Keys(provider="p", model="m", fingerprint="f", input_type=None).of(texts)
-
-
-def buy(store: VectorStore, texts: Sequence[str], *, width: int = WIDTH, **rest: Any) -> None:
-    salt = rest.pop("salt", "")
-    origin = rest.pop("origin", ORIGIN)
-    store.put(keys_of(texts), vectors_of(texts, width, salt=salt), origin, **rest)
-
-
-def found(
-    store: VectorStore, texts: Sequence[str], *, width: int | None = WIDTH, salt: str = ""
-) -> set[str]:
-    """The texts whose vectors are there; each must be its own, bit for bit."""
-    there: list[int] = []
-
-    def take(places: Sequence[int], vectors: Any) -> None:
-        chosen = [texts[place] for place in places]
-        assert vectors.dtype == np.float32
-        assert vectors.tobytes() == vectors_of(chosen, vectors.shape[1], salt=salt).tobytes()
-        there.extend(places)
-
-    store.get(keys_of(texts), width, take)
-    assert there == sorted(set(there))
-    return {texts[place] for place in there}
 
 
 @pytest.mark.case("C12")
@@ -77,7 +46,7 @@ def found(
 def test_zeros_are_found_only_by_who_asks_for_them(steps: list[tuple[str, int, bool]]) -> None:
     """The first vector that says something stays; before it, zeros that somebody wants to keep."""
     with tempfile.TemporaryDirectory() as folder:
-        store = VectorStore(Path(folder) / "v.db", cap=10**9)
+        store = VectorStore(Path(folder) / "v", cap=10**9)
         model: dict[str, int] = {}
         for text, value, zeros in steps:
             vectors = np.full((1, WIDTH), value, dtype=np.float32)
@@ -113,27 +82,6 @@ def test_what_is_all_zeros_and_what_is_nearly(vectors: list[list[float]]) -> Non
     array = np.array(vectors, dtype=np.float32).reshape(-1, 3)
     assert all_zero(array).tolist() == [not any(row) for row in vectors]
     assert all_zero(np.full((2, 4), np.nan, dtype=np.float32)).tolist() == [False, False]
-
-
-def change(path: Path, statement: str, *values: object) -> None:
-    """Go behind the store's back."""
-    connection = driver().connect(path, isolation_level=None)
-    try:
-        connection.execute("PRAGMA ignore_check_constraints=ON")
-        connection.execute(statement, values)
-    finally:
-        connection.close()
-
-
-def count(path: Path) -> int:
-    connection = driver().connect(path)
-    try:
-        return int(connection.execute("SELECT count(*) FROM vector").fetchone()[0])
-    finally:
-        connection.close()
-
-
-TEXTS = [f"text {number}" for number in range(20)]
 
 
 def test_what_was_put_is_found_after_reopening(store: VectorStore, open_store: Open) -> None:
@@ -261,143 +209,24 @@ def test_without_a_known_width_what_is_there_decides(store: VectorStore) -> None
     assert found(store, TEXTS, width=None) == set(TEXTS[:4])
 
 
-DAMAGE = {
-    "data": ("data = CAST(x'00' || substr(data, 2) AS BLOB)", ()),
-    "cut off": ("data = substr(data, 1, 16)", ()),
-    "empty": ("data = x''", ()),
-    "longer": ("data = CAST(data || data AS BLOB)", ()),
-    "checksum": ("checksum = checksum + 1", ()),
-    "width": ("width = width * 2", ()),
-    "a width for all the memory there is": ("width = ?", (2**60,)),
-    "the vector of another": ("data = (SELECT data FROM vector WHERE id = 2)", ()),
-}
-
-
-@pytest.mark.fault(116)
-@pytest.mark.parametrize("known", [WIDTH, None])
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_row_is_no_hit_and_is_healed_by_the_next_put(
-    store: VectorStore, vectors_path: Path, damage: str, known: int | None
-) -> None:
-    buy(store, TEXTS)
-    store.close()
-    setting, values = DAMAGE[damage]
-    change(vectors_path, f"UPDATE vector SET {setting} WHERE id IN (1, 7)", *values)
-    damaged = store.get(keys_of(TEXTS), known, lambda places, vectors: None)
-    assert damaged == 2
-    whole = {*TEXTS} - {TEXTS[0], TEXTS[6]}
-    assert found(store, TEXTS, width=known) == whole
-    assert contents(store).vectors == {"p:m": 18} == {"p:m": count(vectors_path)}
-    buy(store, TEXTS)
-    assert found(store, TEXTS) == set(TEXTS)
-
-
-@pytest.mark.fault(116)
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_verify_finds_what_is_damaged(store: VectorStore, vectors_path: Path, damage: str) -> None:
-    texts = [f"text {number}" for number in range(450)]
-    buy(store, texts)
-    store.close()
-    setting, values = DAMAGE[damage]
-    change(vectors_path, f"UPDATE vector SET {setting} WHERE id IN (1, 7, 400)", *values)
-    steps = list(verify(store))
-    assert steps[-1] == (450, 3)
-    assert [seen for seen, _ in steps] == [200, 400, 450]
-    assert list(verify(store))[-1] == (447, 0)
-
-
-@functools.cache
-def sound_file() -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "vectors.db"
-        store = VectorStore(path, cap=10**9)
-        buy(store, [f"text {number}" for number in range(60)], width=64)
-        store.close()
-        return path.read_bytes()
-
-
-@functools.cache
-def written_bytes() -> list[int]:
-    return [place for place, byte in enumerate(sound_file()) if byte]
-
-
-@pytest.fixture(scope="module")
-def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as name:
-        yield Path(name)
-
-
-def fresh(folder: Path, content: bytes) -> Path:
-    path = folder / "vectors.db"
-    for old in folder.iterdir():
-        old.unlink()
-    path.write_bytes(content)
-    return path
-
-
-def use_everything(path: Path) -> None:
-    """Whatever is found is right, which ``found`` holds it to."""
-    texts = [f"text {number}" for number in range(70)]
-    store = VectorStore(path, cap=10**9, busy_timeout=1.0)
-    try:
-        for width in (64, None):
-            found(store, texts, width=width)
-        buy(store, texts, width=64)
-        found(store, texts, width=64)
-        contents(store)
-        list(verify(store))
-        prune(store, older_than=1.0)
-        prune(store, down_to=0)
-    finally:
-        store.close()
-
-
-@pytest.mark.fault(116)
-@settings(
-    max_examples=2 * settings.default.max_examples,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
-@given(
-    flips=st.lists(st.tuples(st.integers(0, 2**20), st.integers(1, 255)), min_size=1, max_size=3)
-)
-def test_a_file_with_flipped_bytes_yields_no_wrong_vector(
-    folder: Path, flips: list[tuple[int, int]]
-) -> None:
-    damaged = bytearray(sound_file())
-    for place, bits in flips:
-        damaged[written_bytes()[place % len(written_bytes())]] ^= bits
-    with contextlib.suppress(StorageError):
-        use_everything(fresh(folder, bytes(damaged)))
-
-
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-@given(share=st.floats(0, 1, exclude_max=True))
-def test_a_file_that_was_cut_off_is_a_typed_error(folder: Path, share: float) -> None:
-    path = fresh(folder, sound_file()[: int((len(sound_file()) - 32_768) * share)])
-    with pytest.raises(StorageCorrupt) as corrupt:
-        use_everything(path)
-    assert "no cached vectors" in str(corrupt.value) or "embedded again" in str(corrupt.value)
-
-
 def test_a_deleted_file_is_noticed_and_a_new_one_begins_with_a_new_program(
-    store: VectorStore, vectors_path: Path, open_store: Open
+    store: VectorStore, index_path: Path, open_store: Open
 ) -> None:
     buy(store, TEXTS)
     store.close()
     assert found(store, TEXTS) == set(TEXTS)
-    vectors_path.unlink()
+    index_path.unlink()
     with pytest.raises(StorageCorrupt, match="was deleted or replaced"):
         buy(store, TEXTS)
-    for left in vectors_path.parent.glob("vectors.db-*"):
+    for left in index_path.parent.glob("index.db-*"):
         left.unlink()
     assert found(open_store(), TEXTS) == set()
 
 
-def test_a_newer_file_is_refused(store: VectorStore, vectors_path: Path, open_store: Open) -> None:
+def test_a_newer_file_is_refused(store: VectorStore, index_path: Path, open_store: Open) -> None:
     store.database.open()
     store.close()
-    change(vectors_path, "PRAGMA user_version=2")
+    change(index_path, "PRAGMA user_version=2")
     with pytest.raises(StorageTooNew):
         found(open_store(), TEXTS)
 
@@ -411,7 +240,7 @@ def test_what_a_killed_program_left_in_its_log_is_there(
 
 @pytest.mark.fault(121)
 def test_a_look_up_that_is_not_finished_holds_nothing_back(
-    store: VectorStore, open_store: Open, vectors_path: Path
+    store: VectorStore, open_store: Open, index_path: Path
 ) -> None:
     if store.database.journal_mode != "wal":
         pytest.skip("this SQLite is not trusted with WAL")
@@ -423,14 +252,14 @@ def test_a_look_up_that_is_not_finished_holds_nothing_back(
     def take(places: Sequence[int], vectors: Any) -> None:
         if not checked:
             buy(other, ["another"])
-            connection = driver().connect(vectors_path, timeout=0)
+            connection = driver().connect(index_path, timeout=0)
             checked.append(connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone())
             connection.close()
 
     store.get(keys_of(several), WIDTH, take)
     steps = verify(store)
     next(steps)
-    connection = driver().connect(vectors_path, timeout=0)
+    connection = driver().connect(index_path, timeout=0)
     checked.append(connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone())
     connection.close()
     assert [busy for busy, *_ in checked] == [0, 0]
@@ -441,7 +270,7 @@ def test_a_look_up_that_is_not_finished_holds_nothing_back(
 
 @pytest.mark.fault(119)
 def test_at_the_cap_nothing_is_added_and_nothing_thrown_out(
-    open_store: Open, vectors_path: Path
+    open_store: Open, index_path: Path
 ) -> None:
     store = open_store(cap=600_000)
     kept = 0
@@ -455,7 +284,7 @@ def test_at_the_cap_nothing_is_added_and_nothing_thrown_out(
         texts = [f"text {number} {place}" for place in range(10)]
         assert found(store, texts, width=512) == set(texts)
     assert found(store, [f"text {kept} {place}" for place in range(10)], width=512) == set()
-    assert contents(store).vectors == {"p:m": kept * 10} == {"p:m": count(vectors_path)}
+    assert contents(store).vectors == {"p:m": kept * 10} == {"p:m": count(index_path)}
 
 
 def test_a_cap_of_nothing(open_store: Open) -> None:
@@ -475,7 +304,7 @@ def test_what_somebody_counts_on_is_taken_beyond_the_cap(open_store: Open) -> No
 
 def test_the_size_of_a_vector_is_about_what_is_promised(open_store: Open) -> None:
     texts = [f"text {number}" for number in range(976)]
-    whole, half = open_store(), open_store(Path("half.db").absolute())
+    whole, half = open_store(), open_store(Path("half").absolute())
     for start in range(0, len(texts), 244):
         chunk = texts[start : start + 244]
         buy(whole, chunk, width=1536)
@@ -487,7 +316,7 @@ def test_the_size_of_a_vector_is_about_what_is_promised(open_store: Open) -> Non
 
 
 def used_when_empty(open_store: Open) -> int:
-    return open_store(Path("empty.db").absolute()).used
+    return open_store(Path("empty").absolute()).used
 
 
 # What is known of its contents
@@ -522,10 +351,10 @@ def test_another_name_in_the_replies_is_reported_once(store: VectorStore) -> Non
 
 
 def test_a_file_that_stays_locked_is_given_up(
-    store: VectorStore, open_store: Open, start_python: Start, vectors_path: Path
+    store: VectorStore, open_store: Open, start_python: Start, index_path: Path
 ) -> None:
     buy(store, ["a"])
-    holder = start_python(HOLD_THE_LOCK, path=vectors_path)
+    holder = start_python(HOLD_THE_LOCK, path=index_path)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "locked\n"
     other = open_store(busy_timeout=0.2)
@@ -566,10 +395,11 @@ except StorageError as error:
         place = Path(name) / "home"
         place.mkdir()
         Path(name).chmod(0o755)
-        path = place / "vectors.db"
+        path = place / "vectors"
         if exists:
             run_python("buy(new_store(), ['a'])", path=path)
-            path.chmod(0o666)
+            (path / "index.db").chmod(0o666)
+            path.chmod(0o555)
         place.chmod(0o555)
         assert run_python(code, path=path) == StorageReadOnly.__name__
         place.chmod(0o755)
@@ -587,7 +417,7 @@ if sys.argv[2] != "own":
     databases.engine_version = lambda: sys.argv[2]
 store = new_store()
 buy(store, ["first"], width=512)
-largest = max(path.stat().st_size for path in PATH.parent.iterdir())
+largest = max(path.stat().st_size for path in PATH.iterdir())
 resource.setrlimit(resource.RLIMIT_FSIZE, (largest + 100_000, resource.RLIM_INFINITY))
 done = 0
 try:
@@ -637,4 +467,4 @@ def test_a_child_of_a_fork_opens_its_own(store: VectorStore) -> None:
 def test_the_time_to_wait_for_others_is_short(tmp_path: Path) -> None:
     """Of the calls that could go on without it."""
     assert module._BUSY_SECONDS <= 10
-    assert VectorStore(tmp_path / "v.db", cap=1).database._timeout == module._BUSY_SECONDS
+    assert VectorStore(tmp_path / "v", cap=1).database._timeout == module._BUSY_SECONDS

@@ -41,7 +41,7 @@ class StoreMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self._folder = tempfile.TemporaryDirectory()
-        self.path = Path(self._folder.name) / "vectors.db"
+        self.path = Path(self._folder.name) / "vectors"
         self.now = float(NOON)
         self.stores = [self.open(), self.open()]
         self.rows: dict[tuple[str, str], Row] = {}
@@ -132,11 +132,15 @@ class StoreMachine(RuleBasedStateMachine):
             return
         row.damaged = True
         (key,) = self.keys(model, [text])
-        with self.stores[who].database.transaction() as connection:
-            (data,) = connection.execute("SELECT data FROM vector WHERE key = ?", (key,)).fetchone()
-            changed = bytearray(data)
-            changed[byte] ^= 0x40
-            connection.execute("UPDATE vector SET data = ? WHERE key = ?", (bytes(changed), key))
+        with self.stores[who].database.read() as connection:
+            number, offset = connection.execute(
+                "SELECT segment, offset FROM vector WHERE key = ?", (key,)
+            ).fetchone()
+        with (self.path / f"{number:08}.seg").open("r+b") as file:
+            file.seek(offset + byte)
+            (before,) = file.read(1)
+            file.seek(offset + byte)
+            file.write(bytes([before ^ 0x40]))
 
     @rule(who=which)
     def verify(self, who: int) -> None:

@@ -2,7 +2,7 @@
 
 Everything is in one Python process, and nothing takes real time. The world has
 
-- a state folder (``state.db``, ``vectors.db``, ``batches/``), as a user has it;
+- a state folder (``state.db``, ``vectors/``, ``batches/``), as a user has it;
 - a provider, ``world.service``: it creates jobs, runs them and bills. Its meter is the truth;
 - a clock that only ``pass_time`` moves;
 - processes, ``world.processes``: what ``EmbeddingClient`` is for batches, each with connections of
@@ -238,7 +238,7 @@ class Process(EmbeddingClient):
         self.wire = Wire(world.service, self.seams, world.ours.add)
         database = Database(world.folder / "state.db", STATE, version=STATE_VERSION, timeout=5)
         # A cap of nothing: it is for what nobody waits for.
-        self.store = VectorCache(world.folder / "vectors.db", cap=0, busy_timeout=5, now=world.now)
+        self.store = VectorCache(world.folder / "vectors", cap=0, busy_timeout=5, now=world.now)
         self.ledger = Ledger(database, clock=world.now)
         self.context = self._new_context()
         self.seams.sew(database, "state")
@@ -316,7 +316,7 @@ def _templates() -> Path:
     folder = Path(tempfile.mkdtemp(dir=_fast()))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     state = Database(folder / "state.db", STATE, version=STATE_VERSION)
-    for database in (state, VectorStore(folder / "vectors.db", cap=CAP).database):
+    for database in (state, VectorStore(folder / "vectors", cap=CAP).database):
         database.open()
         # Whole only once its log is gone.
         database.close()
@@ -348,8 +348,7 @@ class World:
         self.highest_limit = limit
         self.deaths_are_seen = deaths_are_seen
         self.folder = Path(tempfile.mkdtemp(dir=_fast()))
-        for file in _templates().iterdir():
-            shutil.copy(file, self.folder)
+        shutil.copytree(_templates(), self.folder, dirs_exist_ok=True)
         self.service = Truth(
             models={INFO.model: FakeModel(dimensions=WIDTH)},
             count=lambda texts: [tokens_of(text) for text in texts],
@@ -378,7 +377,7 @@ class World:
         patch(mock.patch.object(batches_module, "myself", self._whoever_runs))
         self.processes = [self._process() for _ in range(processes)]
         self.judge = Database(self.folder / "state.db", STATE, version=STATE_VERSION, timeout=5)
-        self.cache = VectorStore(self.folder / "vectors.db", cap=CAP, now=self.now)
+        self.cache = VectorStore(self.folder / "vectors", cap=CAP, now=self.now)
 
     def close(self) -> None:
         self._stack.close()

@@ -334,7 +334,7 @@ def test_the_cap_of_the_cache_keeps_no_vector_of_a_batch_out(batch_desk: Any) ->
 def test_vectors_of_a_batch_are_kept_from_pruning(batch_desk: Any) -> None:
     batch_desk.work(batch_desk.submit(TEXTS, batch={"keep_days": 12.0}))
     batch_desk.last.close()
-    connection = sqlite3.connect(batch_desk.home / "vectors.db")
+    connection = sqlite3.connect(batch_desk.home / "vectors" / "index.db")
     try:
         (until,) = connection.execute("SELECT min(keep_until) FROM vector").fetchone()
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from runpy import run_path
@@ -78,7 +79,7 @@ def test_a_vector_that_was_pruned_is_a_reason_and_is_bought_again_only_if_asked(
     texts = ["a", "b", "c"]
     job = batch_desk.work(batch_desk.submit(texts))
     batch_desk.last.close()
-    connection = sqlite3.connect(batch_desk.home / "vectors.db")
+    connection = sqlite3.connect(batch_desk.home / "vectors" / "index.db")
     connection.execute("DELETE FROM vector WHERE id = 2")
     connection.commit()
     connection.close()
@@ -92,14 +93,13 @@ def test_a_vector_that_was_pruned_is_a_reason_and_is_bought_again_only_if_asked(
     assert batch_desk.meter.billed_texts.total() == 4
 
 
-def test_a_damaged_vector_is_never_given_out(batch_desk: Any) -> None:
+def test_a_damaged_vector_is_never_given_out(
+    batch_desk: Any, flip_vectors: Callable[..., None]
+) -> None:
     texts = ["a", "b", "c"]
     job = batch_desk.work(batch_desk.submit(texts))
     batch_desk.last.close()
-    connection = sqlite3.connect(batch_desk.home / "vectors.db")
-    connection.execute("UPDATE vector SET data = zeroblob(length(data)) WHERE id = 1")
-    connection.commit()
-    connection.close()
+    flip_vectors(batch_desk.home / "vectors", "id = 1")
     result = job.result(on_error="keep")
     assert int(result.ok.sum()) == 2
     right = vectors_of(texts, 32)

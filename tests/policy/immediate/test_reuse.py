@@ -577,7 +577,7 @@ def test_turned_off_there_is_no_file(server, home, monkeypatch, where, name_sett
         for _ in range(2):
             right(client.embed(["a"]), ["a"])
     assert server.meter.billed_texts == {"a": 2}
-    assert not (home / "vectors.db").exists()
+    assert not (home / "vectors").exists()
 
 
 @pytest.mark.parametrize(
@@ -592,7 +592,7 @@ def test_turned_off_there_is_no_file(server, home, monkeypatch, where, name_sett
 def test_by_itself_it_is_on_for_what_costs(shop, home, info, kept):
     client = shop(FakeEmbedder(info=replace(SINGLE, **info)), cache=None)
     client.embed(["a"])
-    assert (home / "vectors.db").exists() == kept
+    assert (home / "vectors").exists() == kept
     again = shop(FakeEmbedder(info=replace(SINGLE, **info)), cache=True)
     assert again.embed(["a"]).reused.all() == kept, "asked for, it is on for all"
 
@@ -600,8 +600,8 @@ def test_by_itself_it_is_on_for_what_costs(shop, home, info, kept):
 def test_the_file_can_be_elsewhere(shop, home, tmp_path):
     client = shop(cache_dir=tmp_path / "elsewhere")
     client.embed(["a"])
-    assert (tmp_path / "elsewhere" / "vectors.db").exists()
-    assert not (home / "vectors.db").exists()
+    assert (tmp_path / "elsewhere" / "vectors").exists()
+    assert not (home / "vectors").exists()
 
 
 @pytest.mark.fault(115)
@@ -712,8 +712,8 @@ def a_folder(path):
 @pytest.mark.fault(120)
 @pytest.mark.parametrize("damage", [spoiled, emptied, a_folder])
 def test_a_store_that_is_broken_changes_nothing_but_the_bill(server, connect, home, books, damage):
-    home.mkdir(parents=True)
-    damage(home / "vectors.db")
+    (home / "vectors").mkdir(parents=True)
+    damage(home / "vectors" / "index.db")
     told = []
     client = connect(cache=True, observers=[told.append], daily=10_000)
     texts = [f"text {number}" for number in range(20)]
@@ -758,7 +758,7 @@ def test_a_store_that_another_program_has_locked_delays_a_call_once(
 ):
     connect(cache=True).embed(["a"])
     streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    holder = forks(HOLD_THE_LOCK, home / "vectors.db", **streams)
+    holder = forks(HOLD_THE_LOCK, home / "vectors" / "index.db", **streams)
     assert holder.stdout.readline() == "locked\n"
     told = []
     client = connect(cache=True, observers=[told.append], options={"max_texts_per_request": 2})
@@ -792,12 +792,11 @@ sys.stdin.read()
 
 
 @pytest.mark.fault(116)
-def test_a_damaged_vector_is_bought_again_and_told_of(server, connect, home):
+def test_a_damaged_vector_is_bought_again_and_told_of(server, connect, home, flip_vectors):
     texts = ["a", "b", "c"]
     with connect(cache=True) as client:
         client.embed(texts)
-        with client._engine.cache.store.database.transaction() as connection:
-            connection.execute("UPDATE vector SET data = zeroblob(32) WHERE id = 2")
+        flip_vectors(home / "vectors", "id = 2")
     told = []
     client = connect(cache=True, observers=[told.append])
     result = client.embed(texts)
