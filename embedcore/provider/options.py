@@ -26,6 +26,8 @@ ADDRESS: Final = "base_url"
 HEADERS: Final = "headers"
 
 _REFERENCE: Final = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
+# As a shell would read it. "$5" and "$$NAME" name no variable.
+_INSIDE: Final = re.compile(r"(?<!\$)\$(?:[A-Za-z_]|\{[A-Za-z_][A-Za-z0-9_]*\})")
 _KEY_NAME: Final = re.compile(r"(?:^|_)(?:key|secret|password|token)$")
 _FINGERPRINT_VERSION: Final = 1
 _FINGERPRINT_LENGTH: Final = 32
@@ -75,12 +77,13 @@ def resolve_options(provider: Provider, layers: Sequence[OptionLayer]) -> Resolv
     A variable named by ``FromEnvironment`` goes over what a file says, but neither over what was
     passed in Python nor over a ``"$NAME"`` reference, which is the environment already. A key from
     such a variable goes to the provider's own address or to one that a trusted layer names.
-    Raises ``ConfigurationError`` for a key written in plain in a file, and for a reference in an
-    option that holds no key.
+    Raises ``ConfigurationError`` for a key written in plain in a file, for a reference in an option
+    that holds no key, and for one that is only a part of a value.
     """
     values, origins, missing, withheld = HiddenValues(), {}, {}, {}
     for each in layers:
         for name in each.values:
+            _refuse_part_reference(provider, each, name)
             _refuse_plain_key(provider, each, name)
             _refuse_reference(provider, each, name)
     supplied = {
@@ -131,6 +134,34 @@ def _refuse_reference(provider: Provider, layer: OptionLayer, name: str) -> None
             )
 
 
+def _refuse_part_reference(provider: Provider, layer: OptionLayer, name: str) -> None:
+    """A variable inside a longer text is not read: the text would be sent as it stands."""
+    if name != HEADERS and not is_secret(provider.options, name):
+        return
+    place = _place(name, layer.values[name], _holds_part_reference)
+    if place is not None:
+        # Nothing of the value is quoted: what looks like a name may be a part of a key.
+        raise ConfigurationError(
+            f'{place} of provider {provider.name!r} ({layer.origin}) has a "$NAME" as a part of '
+            "its value: a variable is read only where it is the whole value. Set one to all of it, "
+            f'"Bearer " and the key for instance, and write {place.rpartition(".")[2]} = '
+            '"$THAT_VARIABLE". In Python an f-string does the same, and a pydantic.SecretStr is '
+            "taken as it is"
+        )
+
+
+def _place(name: str, value: object, holds: Callable[[object], bool]) -> str | None:
+    """Where in an option there is such a value, as ``headers.Authorization``."""
+    if isinstance(value, Mapping):
+        found = (_place(f"{name}.{key}", inner, holds) for key, inner in value.items())
+        return next((one for one in found if one is not None), None)
+    return name if holds(value) else None
+
+
+def _holds_part_reference(value: object) -> bool:
+    return isinstance(value, str) and not _is_reference(value) and _INSIDE.search(value) is not None
+
+
 def _reference_in(value: object) -> str | None:
     if isinstance(value, Mapping):
         found = (_reference_in(inner) for inner in value.values())
@@ -141,10 +172,12 @@ def _reference_in(value: object) -> str | None:
 def _refuse_plain_key(provider: Provider, layer: OptionLayer, name: str) -> None:
     if layer.plain_keys or not is_secret(provider.options, name):
         return
-    if _has_plain_text(layer.values[name]):
+    place = _place(name, layer.values[name], _has_plain_text)
+    if place is not None:
         raise ConfigurationError(
-            f"{name} of provider {provider.name!r} is written in plain in {layer.origin}: keys do "
-            f'not belong there. Write {name} = "$YOUR_VARIABLE" and set that variable'
+            f"{place} of provider {provider.name!r} is written in plain in {layer.origin}: keys do "
+            f'not belong there. Write {place.rpartition(".")[2]} = "$YOUR_VARIABLE" and set that '
+            "variable"
         )
 
 

@@ -131,6 +131,43 @@ def test_headers_take_references_whatever_their_type(monkeypatch):
     assert found.values["headers"] == {"X-Tenant": "blue"}
 
 
+@pytest.mark.parametrize("origin", ["file", "profile", "Python"])
+@pytest.mark.parametrize("text", ["Bearer {}", "{} ", "key={}", "{}{}", "a{}b"])
+@pytest.mark.parametrize("reference", ["$CANARY", "${CANARY}", "$no_such_variable"])
+def test_a_reference_that_is_a_part_of_a_value_is_refused_and_not_sent(
+    monkeypatch, canary, origin, text, reference
+):
+    monkeypatch.setenv("CANARY", canary)
+    value = text.format(reference, reference)
+    for name, option in (
+        ("key", value),
+        ("raw", value),
+        ("headers.Authorization", {"X-Other": "$CANARY", "Authorization": value}),
+    ):
+        with pytest.raises(ConfigurationError) as it:
+            resolve(**{origin: {name.partition(".")[0]: option}})
+        message = str(it.value)
+        assert f"{name} of provider 'acme' ({origin})" in message
+        assert "it is the whole value" in message
+        assert canary not in message
+
+
+@given(st.text("$5 -%é{}", max_size=8))
+def test_a_dollar_that_names_no_variable_is_a_text(text):
+    provider = Provider(name="acme", options=OpenHeaders, create=_create)
+    layers = [layer("file", {"headers": {"X": text}}), layer("Python", {})]
+    assert resolve_options(provider, layers).values["headers"] == {"X": text}
+    assert resolve(Python={"key": text}).values["key"] == text
+    assert resolve(Python={"key": f"$${text}"}).values["key"] == f"$${text}"
+
+
+def test_what_is_meant_as_it_is_written_is_said_to_be_a_secret():
+    secret = SecretStr("pa$word")
+    found = resolve(Python={"key": secret, "headers": {"X": secret}})
+    assert found.values["key"] is secret
+    assert found.values["headers"] == {"X": secret}
+
+
 def found_layer(values: dict[str, Any]) -> OptionLayer:
     return OptionLayer(origin="found.toml", values=values, trusted=False)
 
