@@ -154,7 +154,7 @@ def prune(
         deleted = housekeeping.prune(store, **rule)
         used = store.used
     screen.json({"deleted": deleted, "prunable": going, "cost_to_embed_again": cost, "used": used})
-    screen.result(f"{plural(deleted, 'vector')} deleted; {size(used)} in use")
+    screen.report(f"{plural(deleted, 'vector')} deleted; {size(used)} in use")
     return 0
 
 
@@ -180,7 +180,7 @@ def verify(screen: Screen, model: str | None) -> int:
                 following = time.monotonic() + LINE_SECONDS
     screen.json({"read": seen, "damaged": damaged})
     ending = f"{damaged:,} were damaged, and are deleted" if damaged else "none is damaged"
-    screen.result(f"{plural(seen, 'vector')} read: {ending}")
+    screen.report(f"{plural(seen, 'vector')} read: {ending}", failed=bool(damaged))
     return FAILED if damaged else 0
 
 
@@ -260,9 +260,9 @@ def probing(screen: Screen, model: str | None, scope: str | None, yes: bool) -> 
             found = probe(store, client.info, client.fingerprint, result.vectors)
     screen.json({"model": ready.name, "cosine": found.cosine, "changed": found.changed})
     if found.cosine is None:
-        screen.result(f"{ready.name}: its vector is kept; the next probe compares with it")
+        screen.report(f"{ready.name}: its vector is kept; the next probe compares with it")
     elif not found.changed:
-        screen.result(f"{ready.name}: the same model as before (cosine {found.cosine:.6f})")
+        screen.report(f"{ready.name}: the same model as before (cosine {found.cosine:.6f})")
     else:
         screen.result(
             f"{ready.name}: another model than before (cosine {found.cosine:.6f}). Its vectors do "

@@ -26,11 +26,11 @@ from embedcore.cli.options import (
     verbose_option,
     yes_option,
 )
-from embedcore.cli.process import BUDGET, FAILED, OK
+from embedcore.cli.process import BUDGET, OK, code_of_rows
 from embedcore.cli.progress import Shown
 from embedcore.cli.screen import Screen
 from embedcore.cli.session import Session, opened
-from embedcore.cli.summary import RunTotals, report_fields, report_text
+from embedcore.cli.summary import RunTotals, ask_it, report_fields, report_text
 from embedcore.cli.text import amount_cut, perhaps_cut_text, plural, tokens
 from embedcore.errors import InputRejected
 from embedcore.files.cuts import codes_of, tally
@@ -73,7 +73,8 @@ def embed_literally(screen: Screen, wish: EmbedArguments) -> int:
     _show(screen, result)
     if result.stopped_at is not None:
         return BUDGET
-    return FAILED if result.errors else OK
+    errors = result.errors.values()
+    return code_of_rows(failed=len(errors), retryable=sum(error.retryable for error in errors))
 
 
 def _plan(ready: Session, wish: EmbedArguments) -> FilePlan:
@@ -230,10 +231,13 @@ def run_files(screen: Screen, wish: EmbedArguments) -> int:
             return 2
         plan = run.estimate.fields(ready) if run.estimate else {}
         screen.json({"plan": plan, **report_fields(report, ready)})
-        screen.result(report_text(report, ready, wish.output))
-    if report.stopped_at is not None:
-        return BUDGET
-    return FAILED if report.failed else OK
+        code = code_of_rows(failed=report.failed, retryable=report.retryable)
+        if report.stopped_at is not None:
+            code = BUDGET
+        screen.report(report_text(report, ready, wish.output), failed=code != OK)
+        if report.has_vectors:
+            screen.info(ask_it(wish.output))
+    return code
 
 
 def _dry_run(screen: Screen, ready: Session, wish: EmbedArguments) -> int:

@@ -92,7 +92,7 @@ quiet_option = click.option(
     is_flag=True,
     expose_value=False,
     callback=_flag("quiet"),
-    help="Say nothing but the result and what is wrong.",
+    help="Say nothing but what was asked for and what is wrong.",
 )
 model_option = click.option(
     "-m",

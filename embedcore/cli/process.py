@@ -52,9 +52,19 @@ def code_of(error: BaseException) -> int:
         (errors.StorageError, STORAGE),
         (errors.ConfigurationError, USAGE),
         (errors.InputRejected, USAGE),
-        (errors.TransientProviderError, TRY_AGAIN),
     )
-    return next((code for kind, code in codes if isinstance(error, kind)), FAILED)
+    found = next((code for kind, code in codes if isinstance(error, kind)), None)
+    if found is not None:
+        return found
+    return TRY_AGAIN if isinstance(error, errors.EmbeddingError) and error.retryable else FAILED
+
+
+def code_of_rows(*, failed: int, retryable: int) -> int:
+    """The exit code of what went on over failed rows. ``retryable``: how many the same again may
+    bring, as after a network that was away."""
+    if retryable:
+        return TRY_AGAIN
+    return FAILED if failed else OK
 
 
 def table() -> str:

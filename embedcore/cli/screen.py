@@ -56,6 +56,11 @@ class Screen:
         if not self.wants_json:
             _write(f"{printable(text if whole else fitted(text, _columns(sys.stdout)))}\n")
 
+    def report(self, text: str, *, failed: bool = False) -> None:
+        """What a command did, for a person. With ``--quiet`` only if a part of it failed."""
+        if failed or not self.quiet:
+            self.result(text)
+
     def table(
         self,
         heads: Sequence[str],

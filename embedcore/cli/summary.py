@@ -69,7 +69,7 @@ class RunTotals:
 
 
 def report_text(report: RunReport, ready: Session, path: Path) -> str:
-    """For a person: what was embedded, what was not, where it is, and what to do next."""
+    """For a person: what was embedded, what was not, and where it is."""
     if report.unchanged:
         missing = "" if path.exists() else " (there is none yet)"
         return f"{shown_path(path)} unchanged{missing}\n" + facts(
@@ -78,13 +78,14 @@ def report_text(report: RunReport, ready: Session, path: Path) -> str:
     rows = report.rows - report.failed - report.not_done
     width = ready.client.dimensions
     shape = f"{plural(rows, 'vector')} of {width} dimensions" if width else plural(rows, "vector")
-    lines = [
-        f"{shown_path(path)}: {shape} by {ready.name}",
-        facts(list(_lines(report, ready.client.info)), indent="  "),
-    ]
-    if rows:
-        lines += ["Ask it something:", f"  {next_command(path)}"]
-    return "\n".join(lines)
+    return f"{shown_path(path)}: {shape} by {ready.name}\n" + facts(
+        list(_lines(report, ready.client.info)), indent="  "
+    )
+
+
+def ask_it(path: Path) -> str:
+    """The hint at the end of a run that wrote vectors."""
+    return f"Ask it something:\n  {next_command(path)}"
 
 
 def next_command(path: Path) -> str:

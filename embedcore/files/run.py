@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from decimal import Decimal
@@ -39,6 +39,7 @@ from embedcore.files.resume import Existing, Target, require_free_names
 from embedcore.files.scan import Scan, blocks, rows_at, scan
 from embedcore.files.types import (
     Columns,
+    DigestIndex,
     FilePlan,
     FileProgress,
     InputFormat,
@@ -147,7 +148,8 @@ class Work:
     """Embeds blocks of rows with distinct texts into the journal, and counts.
 
     ``embedded``: texts embedded now; ``arrived``: those and what the cache had; ``usage``: what
-    they cost; ``reasons``: digest → why it failed; ``stopped_at``: where the budget ended it.
+    they cost; ``reasons``: digest → why it failed; ``retryable``: digests of those that may have a
+    vector later; ``stopped_at``: where the budget ended it.
     """
 
     def __init__(
@@ -168,6 +170,7 @@ class Work:
         self.stopped_at: StoppedRow | None = None
         self.usage = Spending()
         self.reasons: dict[bytes, str] = {}
+        self.retryable: set[bytes] = set()
 
     def embed(self, rows: Sequence[Row], *, progress: Callable[[Progress], None]) -> None:
         """Embed one block; its vectors are on the disk, from each request on as it finishes.
@@ -216,7 +219,10 @@ class Work:
                 _locate(error, row)
             raise error
         reason = error.reason if isinstance(error, InputRejected) else str(error)
-        self.reasons[content_digest(row.text)] = reason
+        digest = content_digest(row.text)
+        self.reasons[digest] = reason
+        if error.retryable:
+            self.retryable.add(digest)
 
 
 class _Block:
@@ -484,6 +490,12 @@ def _rows_with(found: Scan, journal: Journal) -> int:
     return int((journal.index().find(found.digests[~found.empty]) >= 0).sum())
 
 
+def _rows_of(found: Scan, digests: Collection[bytes]) -> int:
+    """How many rows have one of these texts."""
+    index = DigestIndex(as_digests(b"".join(digests)))
+    return int((index.find(found.digests[~found.empty]) >= 0).sum())
+
+
 def _report(target: Target, found: Scan, work: Work, written: Written, embedded: int) -> RunReport:
     empty = int(found.empty.sum())
     texts = len(found.firsts)
@@ -500,6 +512,7 @@ def _report(target: Target, found: Scan, work: Work, written: Written, embedded:
         characters_cut=written.characters_cut,
         perhaps_cut=written.perhaps_cut,
         failed=written.failed,
+        retryable=_rows_of(found, work.retryable),
         not_done=written.not_done,
         failed_path=target.failed if written.failed or written.not_done else None,
         reason=reasons.pop() if len(reasons) == 1 and not empty else None,

@@ -202,12 +202,13 @@ class RunReport:
     the model takes), ``failed`` (empty ones included) and ``not_done`` count rows. ``tokens_cut``:
     by how much the ``truncated`` ones were cut in all; ``characters_cut``: those whose tokens
     were not counted. ``damaged``: rows of the output as it was that were not believed; their texts
-    were embedded anew, as far as they are in the input. ``failed_path`` lists the rows that failed
-    or were not done, if any; ``reason``: why, where all that failed did so for one reason, such as
-    a network that is away. ``stopped_at``: where the budget ended the run. ``declined``:
-    ``on_plan`` answered False; nothing was sent or written. ``unchanged``: there was nothing to
-    write, and the output is as it was. ``journaled``: vectors of an earlier run whose texts are not
-    in this input; they stay in the journal.
+    were embedded anew, as far as they are in the input. ``retryable``: how many of the failed rows
+    the same run may bring later, as after a network that was away. ``failed_path`` lists the rows
+    that failed or were not done, if any; ``reason``: why, where all that failed did so for one
+    reason, such as a network that is away. ``stopped_at``: where the budget ended the run.
+    ``declined``: ``on_plan`` answered False; nothing was sent or written. ``unchanged``: there was
+    nothing to write, and the output is as it was. ``journaled``: vectors of an earlier run whose
+    texts are not in this input; they stay in the journal.
     """
 
     output: Path
@@ -222,6 +223,7 @@ class RunReport:
     damaged: int = 0
     perhaps_cut: int = 0
     failed: int = 0
+    retryable: int = 0
     not_done: int = 0
     failed_path: Path | None = None
     reason: str | None = None
@@ -231,6 +233,11 @@ class RunReport:
     declined: bool = False
     journaled: int = 0
     unchanged: bool = False
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether the output was written, with a vector at least."""
+        return not self.unchanged and self.rows > self.failed + self.not_done
 
 
 SIZE = 32

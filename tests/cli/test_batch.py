@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+from dataclasses import astuple
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -63,7 +64,7 @@ def arguments(command, name):
 def test_the_price_is_shown_first_and_nothing_sent(cli, server, texts_file):
     run = cli("batch", "submit", str(texts_file(30)), "--dry-run")
     assert run.code == 0
-    assert "$0.01 per million tokens); at once it would be $" in run.err
+    assert "$0.01 per million tokens); at once it would be $" in run.out
     assert "Nothing was sent." in run.err
     plan = cli("batch", "submit", "texts.jsonl", "--dry-run", "--json").json["plan"]
     at_once = cli("embed", "texts.jsonl", "--dry-run", "--json").json["plan"]
@@ -71,6 +72,20 @@ def test_the_price_is_shown_first_and_nothing_sent(cli, server, texts_file):
     assert Decimal(at_once["cost"]) == 2 * Decimal(plan["cost"])
     assert plan["tokens"] == at_once["tokens"]
     assert not server.requests
+
+
+def test_quiet_prints_the_id_of_what_was_submitted_and_nothing_of_what_was_fetched(
+    cli, server, texts_file
+):
+    run = cli("batch", "submit", str(texts_file(3)), "-q")
+    assert (run.code, run.err) == (0, "")
+    name = run.out.strip()
+    finish(server)
+    assert cli("batch", "status", name, "-q").out.startswith(f"{name}  ")
+    fetch = ("batch", "fetch", name, "-o", "out.npy")
+    assert astuple(cli(*fetch, "-q")) == (0, "", "")
+    assert "3 vectors" in cli(*fetch).out
+    assert astuple(cli("batch", "gc", "-q")) == (0, "", "")
 
 
 @pytest.mark.case("C9")
@@ -88,7 +103,7 @@ def test_what_is_stored_or_under_way_is_in_no_price(cli, server, texts_file, mon
     plan = cli("batch", "submit", both, "--dry-run", "--json").json["plan"]
     assert (plan["to_embed"], plan["cached"], plan["in_flight"]) == (0, 30, 10)
     assert (plan["cost"], plan["cost_at_once"], plan["tokens"]) == ("0", "0", 0)
-    assert "limit" not in cli("batch", "submit", both, "--dry-run").err
+    assert "limit" not in cli("batch", "submit", both, "--dry-run").out
     jobs = len(server.batches.jobs)
     assert cli("batch", "submit", both).code == 0, "a limit does not refuse what costs nothing"
     assert len(server.batches.jobs) == jobs
@@ -101,13 +116,13 @@ def test_with_a_deadline_a_limit_refuses_what_fits_in_no_way(cli, server, texts_
     both = Decimal(plan["cost"]) + Decimal(plan["cost_at_once"])
     monkeypatch.setenv("EMBEDCORE_TOTAL_COST_LIMIT", f"{both / 2:f}")
     submit = ("batch", "submit", "texts.jsonl", "--deadline", "1h")
-    assert "refuse" not in cli(*submit, "--dry-run").err
+    assert "refuse" not in cli(*submit, "--dry-run").out
     assert cli(*submit).code == 0
     assert len(server.batches.jobs) == 1
     assert server.meter.requests == 0
     monkeypatch.setenv("EMBEDCORE_TOTAL_COST_LIMIT", "0.0000001")
     texts_file(30, start=100)
-    assert "will refuse" in cli(*submit, "--dry-run").err
+    assert "will refuse" in cli(*submit, "--dry-run").out
     assert cli(*submit).code == 3
 
 

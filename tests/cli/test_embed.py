@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import astuple
 from decimal import Decimal
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def test_estimate_run_and_rerun(cli, server, texts_file, read_output):
     assert run.code == 0, run.err
     assert "50 texts" in run.err
     assert "$0.0" in run.err
-    assert "embedcore similar -c 'your question' -i out.jsonl" in run.out
+    assert "embedcore similar -c 'your question' -i out.jsonl" in run.err
     for row in read_output(Path("out.jsonl")):
         wanted = vector_of(row["text"], 1536)
         assert np.array_equal(np.asarray(row["vector"], np.float32), wanted)
@@ -213,7 +214,17 @@ def test_another_model_is_refused_and_overwrite_replaces(cli, texts_file):
 
 def test_quiet_says_nothing_but_the_result(cli, texts_file):
     texts_file(3)
-    assert cli("embed", "texts.jsonl", "-o", "out.npy", "--quiet", *OFFLINE).err == ""
+    embed = ("embed", "texts.jsonl", "-o", "out.npy", *OFFLINE)
+    assert astuple(cli(*embed, "--quiet")) == (0, "", "")
+    assert cli(*embed, "-q", "--dry-run").out.startswith("model ")
+    assert cli(*embed, "-q", "--json").json["rows"] == 3
+    assert cli("embed", "-c", "a", "-q", *OFFLINE).out.startswith("[")
+    assert "similar" in cli(*embed).err
+    with Path("texts.jsonl").open("a") as file:
+        file.write('{"text": ""}\n')
+    kept = cli(*embed, "-q", "--on-error", "keep")
+    assert (kept.code, kept.err) == (1, "")
+    assert "1 row, listed in " in kept.out
 
 
 @pytest.mark.fault(149)
@@ -237,7 +248,7 @@ def test_names_that_are_not_utf8(shell):
     run = shell("embed", name, "-o", os.fsdecode(b"\xff.npy"), *OFFLINE)
     assert run.code == 0, run.err
     assert Path(os.fsdecode(b"\xff.npy")).exists()
-    assert "$'\\377.npy'" in run.out
+    assert "$'\\377.npy'" in run.err
 
 
 def test_unknown_columns_name_the_nearest(cli, texts_file):
@@ -298,7 +309,21 @@ def test_a_network_that_is_away_is_said_once_where_rows_are_kept(cli, texts_file
     Path("embedcore.toml").write_text("[retry]\nattempts = 1\n")
     command = ["embed", str(texts_file(5)), "-o", "out.npy", "--on-error", "keep"]
     run = cli(*command)
-    assert run.code == 1
+    assert run.code == 4
+    assert cli("embed", "-c", "a", "--on-error", "keep").code == 4
     assert (run.out + run.err).count("cannot be reached") == 1
-    assert "Ask it" not in run.out
+    assert "Ask it" not in run.out + run.err
     assert "cannot be reached" in cli(*command, "--json").json["reason"]
+    with Path("texts.jsonl").open("a") as file:
+        file.write('{"text": ""}\n')
+    mixed = cli(*command, "--json")
+    assert (mixed.code, mixed.json["failed"], mixed.json["retryable"]) == (4, 6, 5)
+
+
+@pytest.mark.case("A3")
+def test_a_row_that_the_server_cannot_embed_is_no_reason_to_try_again(cli, server, texts_file):
+    texts_file(64)
+    server.faults.when(marker="text number 7", mode="status", status=500)
+    keep = cli("embed", "texts.jsonl", "-o", "o.npy", "--on-error", "keep", "--json")
+    assert keep.code == 1
+    assert (keep.json["failed"], keep.json["retryable"], keep.json["embedded"]) == (1, 0, 63)

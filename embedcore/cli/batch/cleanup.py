@@ -227,7 +227,7 @@ def collect_garbage(
             "local_files": [str(path) for path in found.files],
         }
     )
-    screen.result(found.text(dry_run=dry_run))
+    screen.report(found.text(dry_run=dry_run), failed=dry_run or bool(found.codes))
     return next(iter(found.codes), OK)
 
 

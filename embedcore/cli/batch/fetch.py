@@ -17,9 +17,9 @@ import numpy as np
 from embedcore import money
 from embedcore.cli.batch.records import Clients, Note, local_batch, read_digests, same_files
 from embedcore.cli.batch.status import change_text, commonest, report_fields, watch_command
-from embedcore.cli.process import FAILED, OK, TRY_AGAIN
+from embedcore.cli.process import TRY_AGAIN, code_of_rows
 from embedcore.cli.progress import Shown
-from embedcore.cli.summary import next_command
+from embedcore.cli.summary import ask_it
 from embedcore.cli.text import (
     facts,
     one_line,
@@ -272,9 +272,7 @@ def fetch_vectors(screen: Screen, wish: FetchWish) -> int:
         )
         fetched = output.write()
     _say(screen, wish, report, fetched)
-    if fetched.pending:
-        return TRY_AGAIN
-    return FAILED if fetched.failed else OK
+    return code_of_rows(failed=fetched.failed, retryable=fetched.pending)
 
 
 def _looked_after(screen: Screen, job: BatchJob, wish: FetchWish) -> BatchReport:
@@ -380,9 +378,9 @@ def _say(screen: Screen, wish: FetchWish, report: BatchReport, fetched: Fetched)
         else f"{shown_path(wish.output)}: {head}",
         facts(list(_facts(report, fetched)), indent="  "),
     ]
+    screen.report("\n".join(lines), failed=bool(fetched.failed or fetched.pending))
     if fetched.written:
-        lines += ["Ask it something:", f"  {next_command(wish.output)}"]
-    screen.result("\n".join(lines))
+        screen.info(ask_it(wish.output))
 
 
 def _facts(report: BatchReport, fetched: Fetched) -> Iterator[tuple[str, str]]:

@@ -176,11 +176,13 @@ def submit_files(screen: Screen, wish: SubmitArguments) -> int:
             plan = _planned(ready, wish, inputs, found)
         estimate = estimated(ready, plan.at_least)
         waits = wish.on_budget == "wait"
-        screen.info(plan.text(ready, estimate, waits=waits, brief=not wish.dry_run))
+        text = plan.text(ready, estimate, waits=waits, brief=not wish.dry_run)
         if wish.dry_run:
+            screen.result(text)
             screen.json({"plan": plan.fields()})
             screen.info("Nothing was sent.")
             return OK
+        screen.info(text)
         if not _agreed(screen, ready, wish, plan):
             screen.error("Nothing was sent.")
             return USAGE
@@ -189,9 +191,12 @@ def submit_files(screen: Screen, wish: SubmitArguments) -> int:
         code = watch(screen, [job], interval=wish.interval) if wish.wait else OK
         report = job.status(poll=False)
         screen.json({"plan": plan.fields(), **report_fields(report)})
-        screen.result(report_text(report))
+        if wish.wait:
+            code = code_of_all([code, code_of_report(report)])
+        text = report.id if screen.quiet and code == OK else report_text(report)
+        screen.result(text)
         screen.info(_next_steps(job, wish, watched=wish.wait))
-    return code_of_all([code, code_of_report(report)]) if wish.wait else OK
+    return code
 
 
 def _require_batches(ready: Session) -> None:
