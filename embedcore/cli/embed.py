@@ -28,7 +28,7 @@ from embedcore.cli.options import (
 )
 from embedcore.cli.process import BUDGET, OK, code_of_rows
 from embedcore.cli.progress import Shown
-from embedcore.cli.screen import Screen
+from embedcore.cli.screen import STDIN, Screen
 from embedcore.cli.session import Session, opened
 from embedcore.cli.summary import RunTotals, ask_it, report_fields, report_text
 from embedcore.cli.text import amount_cut, perhaps_cut_text, plural, tokens
@@ -173,8 +173,10 @@ class FileRun:
         """Embed, and show how far it is. ``options``: those of ``embed_files``."""
         self._screen.paying = False
         with self._shown:
-            # Counting the tokens of a large corpus takes its time as well.
-            self._shown.draw(FileProgress(stage="reading"))
+            # Counting the tokens of a large corpus takes its time as well. What moves would write
+            # over what is typed.
+            if not self._screen.awaits_input(sources, options.get("input_format")):
+                self._shown.draw(FileProgress(stage="reading"))
             try:
                 report = embed_files(
                     self._ready.client,
@@ -241,7 +243,9 @@ def run_files(screen: Screen, wish: EmbedArguments) -> int:
 
 
 def _dry_run(screen: Screen, ready: Session, wish: EmbedArguments) -> int:
-    plan = plan_files(ready.client, _sources(wish), wish.output, **_options(ready, wish))
+    sources = _sources(wish)
+    screen.awaits_input(sources, wish.input_format)
+    plan = plan_files(ready.client, sources, wish.output, **_options(ready, wish))
     estimate = estimated(ready, plan, on_budget=wish.on_budget)
     screen.json({"plan": estimate.fields(ready)})
     screen.result(estimate.text(ready))
@@ -252,7 +256,7 @@ def _dry_run(screen: Screen, ready: Session, wish: EmbedArguments) -> int:
 def _sources(wish: EmbedArguments) -> list[Source]:
     if wish.texts:
         return [wish.texts]
-    return ["-" if str(file) == "-" else file for file in wish.files]
+    return [STDIN if str(file) == STDIN else file for file in wish.files]
 
 
 def _options(ready: Session, wish: EmbedArguments) -> dict[str, Any]:
@@ -293,7 +297,7 @@ class EmbedArguments:
 
 def _existing(_: click.Context, __: click.Parameter, files: tuple[Path, ...]) -> tuple[Path, ...]:
     for file in files:
-        if str(file) != "-" and not file.exists():
+        if str(file) != STDIN and not file.exists():
             name = click.format_filename(file)
             raise click.BadParameter(f"{name!r}: there is no such file. A text goes after -c.")
     return files

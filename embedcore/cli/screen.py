@@ -11,8 +11,11 @@ from decimal import Decimal
 from typing import Final, TextIO
 
 from embedcore import money
-from embedcore.cli.text import command, fitted, printable, scrubbed, table
+from embedcore.cli.text import as_typed, command, fitted, printable, scrubbed, table
 
+# A name among the files that stands for standard input.
+STDIN: Final = "-"
+_INPUTS: Final = {"jsonl": "JSON objects, one a line", "csv": "CSV with a header"}
 # What click puts behind a question.
 _ANSWER: Final = " [y/N]: y"
 
@@ -88,8 +91,18 @@ class Screen:
 
     def error(self, text: str, *, whole: bool = False) -> None:
         """What must be said in any case. ``whole``: its lines stay as they are."""
-        text = printable(scrubbed(text))
+        text = printable(scrubbed(as_typed(text)))
         self._err(text if whole else fitted(text, _columns(sys.stderr)))
+
+    def awaits_input(self, sources: Sequence[object], kind: str | None) -> bool:
+        """Whether a person is to type what is read, which is then said. ``kind``: its format."""
+        named = [str(one) for one in sources if isinstance(one, str | os.PathLike)]
+        if STDIN not in named or not _is_terminal(sys.stdin):
+            return False
+        what = _INPUTS.get(kind or "", "texts, one a line")
+        end = "Ctrl-Z and Enter" if sys.platform == "win32" else "Ctrl-D"
+        self.info(f"Reading {what}, from this terminal: end with {end} on a line of its own.")
+        return True
 
     def ask(self, question: str) -> bool:
         """Whether the person at the terminal says yes. No is the default."""
@@ -110,7 +123,7 @@ class Screen:
         for note in getattr(error, "__notes__", ()):
             self.error(note)
         if self.wants_json and not self._answered:
-            self.json({"error": _described(error, scrubbed(message))})
+            self.json({"error": _described(error, scrubbed(as_typed(message)))})
 
     def stopped(self, error: BaseException) -> None:
         """After an interrupt: what was kept, and how to go on."""

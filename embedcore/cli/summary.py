@@ -12,6 +12,7 @@ from embedcore import money
 from embedcore.cli.estimate import damaged_text
 from embedcore.cli.text import (
     amount_cut,
+    as_typed,
     command,
     duration,
     facts,
@@ -141,7 +142,7 @@ def _lines(report: RunReport, info: ModelInfo) -> Iterator[tuple[str, str]]:
         listed = shown_path(report.failed_path)
         yield "failed", f"{plural(report.failed, 'row')}, listed in {listed}"
         if report.reason is not None:
-            yield "", one_line(report.reason, 500)
+            yield "", one_line(as_typed(report.reason), 500)
     if report.journaled:
         texts = plural(report.journaled, "vector")
         yield "journal", f"{texts} of texts that are not in this input stay beside the output"

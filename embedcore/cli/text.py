@@ -33,6 +33,30 @@ _UNUSUAL = re.compile(
 )
 
 
+# What messages of the library call by its name in Python → what can be typed here instead.
+ARGUMENTS: Final = {
+    "overwrite=True": "--overwrite",
+    "resubmit_lost=True": "--resubmit-lost",
+    'on_empty="keep"': "--on-error keep",
+    'on_empty = "keep", for embed and embed_iter': "--on-error keep",
+    "text_column=…": "--text",
+    "id_column=…": "--id",
+    "keep=…": "--keep",
+    "input_format=…": "--format",
+    "knows no input_type": "knows no --input-type",
+    ": use embed or embed_iter": "",
+    ", or read_again() of the job, then": " then",
+    ", or resubmit_cancelled() of the job": "",
+}
+
+
+def as_typed(message: str) -> str:
+    """A message of the library, with the options of the command line for what Python calls so."""
+    for python, here in ARGUMENTS.items():
+        message = message.replace(python, here)
+    return message
+
+
 def printable(text: str) -> str:
     """Without anything that a terminal would obey; line breaks and tabs stay."""
     return _CONTROLS.sub("", _SEQUENCES.sub("", text))

@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
+from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Final, NoReturn, Self, TypeAlias
@@ -116,8 +117,8 @@ def read_records(
 def _txt_records(lines: Lines, name: str, columns: Columns) -> Iterator[Record]:
     if columns != Columns():
         raise ConfigurationError(
-            f"{name}: a .txt file has one text per line and no columns to choose. Leave out the "
-            "text, id and keep columns, or use .jsonl or .csv"
+            f"{name}: a .txt file has one text per line and no columns to choose. Leave out "
+            "text_column=…, id_column=… and keep=…, or use .jsonl or .csv"
         )
     for number, line in enumerate(lines, 1):
         yield number, None, line.removesuffix("\n").removesuffix("\r"), {}
@@ -141,13 +142,13 @@ def _jsonl_records(lines: Lines, name: str, columns: Columns) -> Iterator[Record
         never_seen.difference_update(row)
         if never_seen and len(names) < _NAMES_LISTED:
             names.update(row)
-        text = _present(row, columns.text, where, "text_column, --text")
+        text = _present(row, columns.text, where, "text_column=…")
         if not isinstance(text, str):
             _reject(where, f"{columns.text!r} must be a string, not {_kind(text)}")
         kept = {column: row.get(column) for column in columns.keep}
         yield number, _json_id(row, columns.id, where), text, kept
     if never_seen and names:
-        _no_column(min(never_seen), sorted(names), name, "keep, --keep")
+        _no_column(min(never_seen), sorted(names), name, "keep=…")
 
 
 def _parsed(line: str, where: str) -> dict[str, JsonValue]:
@@ -166,7 +167,7 @@ def _json_id(row: dict[str, JsonValue], column: str | None, where: str) -> str |
         if "id" not in row:
             return None
         column = "id"
-    value = _present(row, column, where, "id_column, --id")
+    value = _present(row, column, where, "id_column=…")
     if not isinstance(value, str | int) or isinstance(value, bool):
         _reject(where, f"the id {column!r} must be a string or a whole number, not {_kind(value)}")
     return str(value)
@@ -226,10 +227,10 @@ def _csv_places(
             _no_column(column, header, where, option)
         return header.index(column)
 
-    text_at = place(columns.text, "text_column, --text")
+    text_at = place(columns.text, "text_column=…")
     id_column = columns.id or ("id" if "id" in header else None)
-    id_at = None if id_column is None else place(id_column, "id_column, --id")
-    return text_at, id_at, {column: place(column, "keep, --keep") for column in columns.keep}
+    id_at = None if id_column is None else place(id_column, "id_column=…")
+    return text_at, id_at, {column: place(column, "keep=…") for column in columns.keep}
 
 
 def _require_unicode(record: Record, name: str) -> None:
@@ -409,7 +410,7 @@ class Inputs:
         if input_format is None:
             raise ConfigurationError(
                 f"{name}: {path.suffix or 'no suffix'} says nothing about the format; readable are "
-                f"{', '.join(INPUT_SUFFIXES)}, or name the format with input_format, --format"
+                f"{', '.join(INPUT_SUFFIXES)}, or name the format with input_format=…"
             )
         if path.is_file():
             opened = partial(_opened, path, name)
@@ -442,6 +443,9 @@ class Inputs:
 def _parts(stream: BinaryIO) -> Iterator[bytes]:
     while part := stream.read(_PART):
         yield part
+        if len(part) < _PART and isinstance(stream, BufferedReader):
+            # That was the end. A terminal would be asked again, and Ctrl-D needed twice.
+            return
 
 
 def _standard_input() -> BinaryIO:

@@ -76,7 +76,7 @@ def require_same_maker(
     raise ConfigurationError(
         f"{name} holds vectors of {describe(found)}, and this run would add those of "
         f"{describe(asked)}: the two must not mix. Choose another output, or replace it with "
-        "overwrite=True (--overwrite)"
+        "overwrite=True"
     )
 
 

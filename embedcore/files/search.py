@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from embedcore.errors import ConfigurationError
+from embedcore.errors import ConfigurationError, EmbeddingError, InputRejected
 from embedcore.files.disk import display
 from embedcore.files.formats import output_format
 from embedcore.files.resume import describe, origin_of, same_space
@@ -56,7 +56,8 @@ def search(
 
     Damaged rows are left out and counted. An output without rows has no hits, and nothing is sent.
     Raises ``ConfigurationError``, before anything is sent, for a file that was made by another
-    model, is not an output, or has damaged rows only; and what the client raises for the questions.
+    model, is not an output, or has damaged rows only; ``InputRejected`` for an empty question; and
+    what the client raises for the questions.
     """
     path = Path(output)
     if limit < 1:
@@ -70,8 +71,29 @@ def search(
         raise _other_space(path, found, origin_of(client, input_type))
     if not questions or not _has_rows(path):
         return Found([] for _ in questions)
-    vectors = client.embed(questions, input_type=input_type).vectors
-    return nearest(vectors, path, limit=limit)
+    return nearest(_embedded(client, questions, input_type), path, limit=limit)
+
+
+def _embedded(client: EmbeddingClient, questions: Sequence[str], input_type: str | None) -> Vectors:
+    if "" in questions:
+        at = questions.index("")
+        # Whatever the settings say of empty texts: a question without a vector finds nothing.
+        raise InputRejected(
+            f"{_name(questions, at)} is empty: no row is near to it. Nothing was sent",
+            position=at,
+            reason="empty question",
+        )
+    try:
+        return client.embed(questions, input_type=input_type).vectors
+    except EmbeddingError as error:
+        if error.position is not None:
+            said = error.message.removeprefix(f"row {error.position}: ")
+            error.message = f"{_name(questions, error.position)}: {said}"
+        raise
+
+
+def _name(questions: Sequence[str], at: int) -> str:
+    return "the question" if len(questions) == 1 else f"question {at + 1}"
 
 
 def nearest(questions: Vectors, output: Path, *, limit: int) -> Found:

@@ -118,9 +118,9 @@ def test_what_was_said_before_stands_before():
         (["t.txt", "-o", "out.npy", "--text", "body"], "no columns"),
         (["t.txt", "-o", "out.npy", "--on-error", "ignore"], "--on-error"),
         (["t.txt", "-o", "out.npy", "-m", "nosuch:model"], "If you have its package, install it"),
-        (["t.txt", "-o", "out.npy", "--input-type", "song"], "input_type"),
+        (["t.txt", "-o", "out.npy", "--input-type", "song"], "no --input-type 'song'"),
         (["t.txt", "-o", "out.npy", "--scope", "a b"], "scope"),
-        (["t.dat", "-o", "out.npy"], "or name the format with input_format, --format"),
+        (["t.dat", "-o", "out.npy"], "or name the format with --format"),
     ],
 )
 def test_what_is_wrong_is_exit_2_before_anything_is_sent(cli, server, arguments, said):

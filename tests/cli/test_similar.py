@@ -165,3 +165,18 @@ def test_a_file_that_is_no_output_names_no_model(cli):
     run = cli("similar", "-c", "one", "-i", "t.txt")
     assert run.code == 2
     assert "the model is the one" not in run.err
+
+
+def test_a_question_that_cannot_be_asked_is_called_one(cli, server, texts_file, monkeypatch):
+    assert cli("embed", str(texts_file(3)), "-o", "o.npy").code == 0
+    paid = server.meter.requests
+    monkeypatch.setenv("EMBEDCORE_ON_EMPTY", "keep")
+    empty = cli("similar", "-c", "", "-i", "o.npy")
+    assert (empty.code, empty.out) == (2, "")
+    assert empty.err == "Error: the question is empty: no row is near to it. Nothing was sent\n"
+    assert "question 2 is empty" in cli("similar", "-c", "a", "-c", "", "-i", "o.npy").err
+    assert server.meter.requests == paid
+    server.faults.when(marker="BAD", mode="bad_text")
+    refused = cli("similar", "-c", "a", "-c", "BAD", "-i", "o.npy")
+    assert refused.err.startswith("Error: question 2: ")
+    assert "row" not in refused.err

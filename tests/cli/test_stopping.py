@@ -225,6 +225,36 @@ def test_ctrl_c_on_a_terminal(terminal, held_server, texts_file):
     assert screen.shown.rfind("\x1b[?25h") > screen.shown.rfind("\x1b[?25l")
 
 
+@pytest.mark.parametrize(
+    ("command", "kind", "typed"),
+    [
+        (("embed", "-", "-o", "out.jsonl"), "texts, one a line", "a\nb\n"),
+        (
+            ("embed", "-", "-o", "out.jsonl", "--format", "jsonl", "--dry-run"),
+            "JSON objects, one a line",
+            '{"text": "a"}\n{"text": "b"}\n',
+        ),
+        (("batch", "submit", "-", "--dry-run"), "texts, one a line", "a\nb\n"),
+    ],
+)
+def test_a_terminal_that_is_read_says_what_is_waited_for(
+    terminal, server, name_settings, command, kind, typed
+):
+    name_settings("[options.openai]\nbatch = true\n")
+    run = terminal(*command, columns=200)
+    run.wait_for(f"Reading {kind}, from this terminal: end with Ctrl-D")
+    assert "Reading ━" not in run.plain
+    run.send(f"{typed}\x04")
+    run.wait_for("rows +2")
+    run.close()
+
+
+def test_nothing_is_waited_for_where_a_program_writes(shell, server):
+    run = shell("embed", "-", "-o", "out.jsonl", stdin=b"a\n")
+    assert run.code == 0
+    assert "terminal" not in run.err
+
+
 def test_an_interrupt_that_python_drops_while_it_asks_is_no_answer(monkeypatch):
     def confirm(*_: object, **__: object) -> bool:
         # As input() does while it flushes its streams.

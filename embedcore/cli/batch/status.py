@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from embedcore import money
 from embedcore.cli.batch.records import Clients, local_batch, local_batches
 from embedcore.cli.process import BUDGET, FAILED, OK, TRY_AGAIN, code_of
-from embedcore.cli.text import command, duration, facts, one_line, plural, tokens
+from embedcore.cli.text import as_typed, command, duration, facts, one_line, plural, tokens
 from embedcore.config import Config
 from embedcore.errors import EmbeddingError
 
@@ -72,7 +72,7 @@ def commonest(reasons: Mapping[str, int]) -> Iterator[str]:
     """The few reasons that most have, one a line."""
     ordered = sorted(reasons.items(), key=lambda one: -one[1])
     for reason, count in ordered[:_REASONS]:
-        yield f"{count:,} × {one_line(reason, _REASON_LENGTH)}"
+        yield f"{count:,} × {one_line(as_typed(reason), _REASON_LENGTH)}"
     if len(ordered) > _REASONS:
         yield f"and {plural(len(ordered) - _REASONS, 'other reason')}"
 
@@ -110,7 +110,7 @@ def report_fields(report: BatchReport) -> dict[str, Any]:
 
 def troubles(report: BatchReport) -> list[str]:
     """What keeps it from going on, each once."""
-    found = [one_line(job.trouble, _LONGEST) for job in report.jobs if job.trouble]
+    found = [one_line(as_typed(job.trouble), _LONGEST) for job in report.jobs if job.trouble]
     return list(dict.fromkeys(found))
 
 
@@ -155,7 +155,7 @@ def _lines(report: BatchReport, next_try: datetime | None) -> Iterator[tuple[str
             )
     yield from _jobs(report.jobs)
     if report.blocked:
-        yield "blocked", one_line(report.blocked, _LONGEST)
+        yield "blocked", one_line(as_typed(report.blocked), _LONGEST)
     for trouble in troubles(report):
         yield "trouble", trouble
     if next_try is not None and not report.has_ended:

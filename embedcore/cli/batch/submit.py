@@ -161,6 +161,7 @@ def submit_files(screen: Screen, wish: SubmitArguments) -> int:
     """``embedcore batch submit``."""
     columns = Columns(text=wish.text, id=wish.id, keep=wish.keep)
     screen.paying = False
+    screen.awaits_input(wish.files, wish.input_format)
     with (
         opened(wish.model, wish.scope) as ready,
         CountedInputs(

@@ -84,7 +84,7 @@ def not_ours(path: Path, detail: str) -> ConfigurationError:
     """The error for a file that cannot be read as vectors that embedcore wrote."""
     return ConfigurationError(
         f"{display(path)} cannot be read as vectors written by embedcore: {detail}. An output "
-        "takes the place of it only with overwrite=True (--overwrite)"
+        "takes the place of it only with overwrite=True"
     )
 
 
