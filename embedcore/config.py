@@ -413,11 +413,11 @@ def _say_once(path: Path) -> None:
 def beyond_message(path: Path) -> str:
     """Why the limits in that file do not hold here, and what makes them hold."""
     own = user_file()
-    or_there = "" if own is None else f" or set the limits in {own}"
+    or_there = "" if own is None else f"\nor set the limits in {own}"
     return (
-        f"{path} sets limits, and they do not hold here: settings are looked for no further up "
-        "than the top of the repository or the home folder. If they should hold, name the file "
-        f"({CONFIG_VARIABLE}={path}){or_there}"
+        f"{path} sets limits, and they do not hold here:\nsettings are looked for no further up "
+        "than the top of the repository or the\nhome folder. If they should hold, name the file:\n"
+        f"  {CONFIG_VARIABLE}={path}{or_there}"
     )
 
 

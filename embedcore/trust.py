@@ -290,21 +290,20 @@ class FoundFile:
         shown = [f"{one.key} (line {self.line_of(one.path)})" for one in refused[:_MOST_SHOWN]]
         more = f" and {len(refused) - _MOST_SHOWN} more" if len(refused) > _MOST_SHOWN else ""
         quoted = shlex.quote(str(self.path))
-        return (
-            f"{self.path} sets {', '.join(shown)}{more}. {why} If you trust it, look at it and "
-            f"run: embedcore trust {quoted}. In CI, containers and cron name it instead: "
-            f"EMBEDCORE_CONFIG={quoted}. Nothing was sent"
-        )
+        lines = [
+            f"{self.path} sets {', '.join(shown)}{more}.",
+            "Nothing was sent: the file was found in the working directory or above it.",
+            f"Such a file may not set that {why}.",
+            "If you trust it, look at it and run:",
+            f"  embedcore trust {quoted}",
+            "In CI, containers and cron name it instead:",
+            f"  EMBEDCORE_CONFIG={quoted}",
+        ]
+        return "\n".join(lines)
 
 
-NOT_NAMED: Final = (
-    "This file was found in the working directory or above it, and such a file may not set that "
-    "unasked."
-)
-UNDER_A_LIMIT: Final = (
-    "This file was found in the working directory or above it, and such a file may not set that "
-    "while there are limits that it did not set itself."
-)
+NOT_NAMED: Final = "unasked"
+UNDER_A_LIMIT: Final = "while there are limits that it did not set itself"
 
 
 def read_found(path: Path) -> FoundFile | None:
@@ -371,8 +370,8 @@ def _owner_problem(path: Path, info: os.stat_result) -> str | None:
     if problem is None:
         return None
     return (
-        f"{problem}: its settings are not used, and its limits would not hold. Mend that, or, if "
-        f"you trust it, name it: EMBEDCORE_CONFIG={shlex.quote(str(path))}"
+        f"{problem}:\nits settings are not used, and its limits would not hold. Mend that, or, if "
+        f"you\ntrust it, name it:\n  EMBEDCORE_CONFIG={shlex.quote(str(path))}"
     )
 
 

@@ -858,7 +858,8 @@ def test_keys_of_a_file_cannot_write_on_the_screen():
     with pytest.raises(ConfigurationError) as it:
         Config.load()
     assert "\x1b" not in str(it.value)
-    assert "\n" not in str(it.value)
+    assert "(line 1)" in str(it.value).partition("\n")[0]
+    assert str(it.value).count("\n") == 6
 
 
 # Trust

@@ -79,6 +79,10 @@ class Finding:
     level: Level = "ok"
 
 
+# A problem that is told in a sentence, and recognised where it comes again.
+_SENTENCE: Final = 40
+
+
 def findings() -> Iterator[Finding]:
     """Everything, section by section. Never raises an ``EmbeddingError``."""
 
@@ -93,8 +97,14 @@ def findings() -> Iterator[Finding]:
         ("state", lambda: state(config)),
         ("cache", lambda: cache(config)),
     ]
+    problems: list[str] = []
     for section, check in checks:
-        yield from _guarded(section, check)
+        for found in _guarded(section, check):
+            # What one thing breaks is found in several places, and is one thing to mend.
+            if not any(problem in found.value for problem in problems):
+                yield found
+            if found.level == "problem" and len(found.value) > _SENTENCE:
+                problems.append(found.value)
 
 
 def _guarded(section: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:

@@ -248,9 +248,13 @@ def _fitted_line(line: str, width: int) -> str:
 
 
 def facts(pairs: Sequence[tuple[str, str]], *, indent: str = "") -> str:
-    """Names and what belongs to them, one a line."""
+    """Names and what belongs to them, one a line. More lines of a value stand below its first."""
     width = max((len(name) for name, _ in pairs), default=0)
-    return "\n".join(f"{indent}{name.ljust(width)}  {value}".rstrip() for name, value in pairs)
+    below = "\n" + " " * (len(indent) + width + len(_GAP))
+    return "\n".join(
+        f"{indent}{name.ljust(width)}{_GAP}{value}".rstrip().replace("\n", below)
+        for name, value in pairs
+    )
 
 
 def without_credentials(value: str) -> str:

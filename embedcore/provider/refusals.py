@@ -511,11 +511,10 @@ def _about_the_size(refused: Refused, hints: SizeHints) -> EmbeddingError:
             max_texts=hints.max_texts,
             **facts(refused),
         )
-    place = hints.position
-    which = "a text" if place is None else f"text {place} of the request"
     return InputTooLong(
-        describe(refused, f"finds {which} too long"),
-        position=place,
+        # Without its place in the request: the caller knows it by the row, which is put before it.
+        describe(refused, "finds a text too long"),
+        position=hints.position,
         reason="longer than the model takes",
         max_tokens=hints.max_tokens,
         tokens=hints.tokens,

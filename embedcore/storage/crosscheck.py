@@ -53,8 +53,9 @@ class Difference:
 
     def __str__(self) -> str:
         most = f" to {_shown(self.counter, self.at_most)}" if self.at_most != self.entered else ""
+        name = self.counter.replace("held", "reserved").replace("_", " ")
         return (
-            f"{self.counter.replace('_', ' ')} of {self.where}: the counter says "
+            f"{name} of {self.where}: the counter says "
             f"{_shown(self.counter, self.counted)}, the entries add up to "
             f"{_shown(self.counter, self.entered)}{most}"
         )

@@ -115,13 +115,13 @@ def _money_of_batches(connection: sqlite3.Connection) -> Iterator[str]:
         'SELECT "grant" FROM batch WHERE "grant" IS NOT NULL)'
     ).fetchall()
     for identity, tokens in rows:
-        yield f"grant {identity} holds {tokens:,} tokens for no batch, and will never end"
+        yield f"grant {identity} reserves {tokens:,} tokens for no batch, and will never end"
     rows = connection.execute(
         "SELECT id, tokens FROM attempt WHERE state = 'sent' AND lease IS NULL "
         "AND id NOT IN (SELECT attempt FROM part WHERE attempt IS NOT NULL)"
     ).fetchall()
     for identity, tokens in rows:
-        yield f"attempt {identity} holds {tokens:,} tokens for no batch, and will never end"
+        yield f"attempt {identity} reserves {tokens:,} tokens for no batch, and will never end"
     rows = connection.execute(
         'SELECT b.name FROM batch b LEFT JOIN "grant" g ON g.id = b."grant" '
         'WHERE b."grant" IS NOT NULL AND (g.id IS NULL OR g.lease IS NOT NULL)'

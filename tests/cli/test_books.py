@@ -67,6 +67,8 @@ def test_a_counter_of_what_is_held_stops_everything_that_sends(cli, server, alte
     assert server.meter.requests == asked
     assert cli("usage").code == 5
     assert len(books(cli("doctor", "--json"))) == 12
+    assert "tokens reserved of scope" in cli("doctor").out
+    assert " held" not in cli("doctor").out
     assert cli("budget", "recount").out.count("the counter says") == 12
     mended = cli("budget", "recount", "--repair")
     assert (mended.code, "12 counters set right" in mended.out) == (0, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -120,6 +121,22 @@ def test_a_wrong_setting_is_a_finding_here_and_an_error_elsewhere(cli):
     assert other.code == 2
     assert "embedcore.toml" in other.err
     assert "did you mean 'model'" in other.err
+
+
+@pytest.mark.parametrize(
+    "wrong", ["model = 'nosuch:x'", "[options.openai]\nbase_url = 'https://a.b'"]
+)
+def test_one_thing_that_is_wrong_is_one_finding(cli, wrong):
+    Path("embedcore.toml").write_text(f"{wrong}\n")
+    run = cli("doctor", "--json")
+    (problem,) = [one["value"] for one in run.json["findings"] if one["level"] == "problem"]
+    assert run.json["problems"] == 1
+    assert run.out.count(json.dumps(problem)[1:-1]) == 1
+    shown = cli("doctor").out
+    assert "1 problem\n" in shown
+    first, *more = problem.split("\n")
+    assert first in shown
+    assert all(f"   {line}" in shown for line in more)
 
 
 def test_a_variable_that_nothing_reads_is_noticed(cli, monkeypatch):

@@ -178,7 +178,7 @@ class OpenAIEmbedder:
             )
         except replies.NotUnicode as error:
             raise InputRejected(
-                f"text {error.position} of the request is no valid Unicode (a lone surrogate)",
+                "a text is no valid Unicode (a lone surrogate)",
                 position=error.position,
                 reason="no valid Unicode",
             ) from None
