@@ -48,8 +48,8 @@ from embedcore.trust import (
     Others,
     Records,
     Standing,
+    bounded,
     entries,
-    lowered,
     may_set,
     parsed,
     read_found,
@@ -202,9 +202,8 @@ def load(path: Path | str | None = None) -> Config:
     if source.found is not None:
         others = _others(user, [*upper, *variables])
         standing, under_limit = _checked(source.found, settings, others)
-        granted = {one.path for one in sensitive(settings)} if standing == "trusted" else ()
-        settings, lower = lowered(settings, others, granted=granted)
-        origins |= {".".join(keys): whose for keys, whose in lower.items()}
+        settings, changed = bounded(settings, others, standing)
+        origins |= {".".join(keys): whose for keys, whose in changed.items()}
         config = validated(settings, origin)
     for variable, name in _SETTINGS.items():
         if os.environ.get(variable):

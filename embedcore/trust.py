@@ -16,7 +16,7 @@ import re
 import shlex
 import stat
 import tomllib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -95,6 +95,14 @@ _ALLOWED: Final[Mapping[KeyPath, Permission]] = {
         )
     },
 }
+# A found file that says less sets this: what is believed to be lost sooner may be billed again, or
+# be billed and not counted.
+_LEAST_SECONDS: Final[Mapping[KeyPath, float]] = {
+    ("batch", "grace"): 60.0,
+    ("batch", "watch"): 3_600.0,
+    ("batch", "output_wait"): 60.0,
+}
+_LEAST: Final = "the least that a found file may set"
 # What options say of prices.
 PRICES: Final = frozenset({"price", "batch_price"})
 LOWERED_KEYS: Final = tuple(key for key, how in _ALLOWED.items() if how is Permission.LOWERED)
@@ -192,18 +200,25 @@ def digest(found: Sequence[Entry]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def lowered(
-    table: Mapping[str, Any], others: Others, *, granted: Collection[KeyPath] = ()
+def bounded(
+    table: Mapping[str, Any], others: Others, standing: Standing
 ) -> tuple[dict[str, Any], dict[KeyPath, str]]:
-    """The table with the numbers of the other layers where those are lower, and whose they are.
+    """The table of a found file within its bounds, and whose each number is that was changed.
 
-    ``granted``: keys that stay as they are, since their values were trusted.
+    Those are the numbers of the other layers where they are lower, and the least times of a batch.
+    What was trusted stays as it is.
     """
+    granted = {one.path for one in sensitive(table)} if standing == "trusted" else set()
     settings: dict[str, Any] = deepcopy(dict(table))
     origins: dict[KeyPath, str] = {}
     for entry in entries(table):
         named = others.lowest.get(_listed(entry.path))
-        if named is not None and entry.path not in granted and not _at_most(entry, named[0]):
+        least = _LEAST_SECONDS.get(_listed(entry.path))
+        if least is not None and standing == "found" and _at_most(entry, least):
+            named = least, _LEAST
+        elif named is None or entry.path in granted or _at_most(entry, named[0]):
+            named = None
+        if named is not None:
             inner = reduce(lambda outer, key: outer[key], entry.path[:-1], settings)
             inner[entry.path[-1]], origins[entry.path] = named
     return settings, origins

@@ -216,6 +216,24 @@ def test_the_page_lists_what_the_code_allows():
     assert listed == code | {"options.*.base_url"}
 
 
+@pytest.mark.case("D1")
+@pytest.mark.parametrize(("key", "least"), [("grace", 60), ("watch", 3_600), ("output_wait", 60)])
+@pytest.mark.parametrize("table", ["batch", "profiles.docs.batch"])
+def test_a_found_file_does_not_make_a_batch_lose_its_jobs_too_soon(key, least, table, monkeypatch):
+    for said, holds in ((0, least), (least + 1, least + 1)):
+        file = put(
+            Path("embedcore.toml"), f"profiles.docs.model = 'openai:m'\n{table}.{key} = {said}"
+        )
+        config = Config.load()
+        batch = config.batch if table == "batch" else config.profiles["docs"].batch
+        assert getattr(batch, key) == holds
+    put(file, f"profiles.docs.model = 'openai:m'\n{table}.{key} = 0")
+    monkeypatch.setenv("EMBEDCORE_CONFIG", str(file))
+    config = Config.load()
+    batch = config.batch if table == "batch" else config.profiles["docs"].batch
+    assert getattr(batch, key) == 0
+
+
 @pytest.mark.parametrize(
     ("key", "value", "allowed"),
     [

@@ -1,5 +1,5 @@
-"""From files and to files. Import from the modules: ``run``, ``plan``, ``search``, ``types``.
+"""From files and to files. Import from the modules: ``run``, ``search``, ``types``.
 
-``run.embed_files`` embeds inputs into one output and resumes by content, ``plan.plan_files`` says
+``run.embed_files`` embeds inputs into one output and resumes by content, ``run.plan_files`` says
 what that would cost, ``search.search`` asks an output a question.
 """

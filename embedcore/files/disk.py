@@ -1,11 +1,9 @@
 """Files beside an output: opened safely, locked, replaced at once.
 
-Texts lie in it: it is gone with the process, however that ends. POSIX files lose their name as soon
-as they are open, or never have one; Windows deletes the file when the last handle is closed.
-
-Another user of a folder can put something else under their names: a link to another file, or
-a file of the user's own. What is not a plain file that embedcore wrote is never opened for writing,
-replaced or deleted, and stops a run before anything is paid for.
+Another user of a folder can put something else under the names of the lock, the journal and the
+list of failures: a link to another file, or a file of the user's own. What is not a plain file that
+embedcore wrote is never opened for writing, replaced or deleted, and stops a run before anything is
+paid for.
 """
 
 from __future__ import annotations
@@ -186,7 +184,11 @@ def _discard(temporary: Path) -> None:
 
 class Spool:
     """Holds bytes until it is closed, and gives them to any number of readers. Raises
-    ``StorageError`` where the temporary folder cannot hold them."""
+    ``StorageError`` where the temporary folder cannot hold them.
+
+    The bytes may be texts: they are gone with the process, however that ends. POSIX files lose
+    their name as soon as they are open; Windows deletes the file when the last handle is closed.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -337,12 +339,14 @@ def output_lock(lock: Path, output: Path) -> Iterator[None]:
     """
     with storage_errors(lock):
         descriptor = _acquired(lock, output)
+    holder = os.getpid()
     try:
         yield
     finally:
         # Removed before it is released: a process that opened it meanwhile sees that its name is
-        # gone.
-        if os.name == "posix" and _still_named(descriptor, lock):
+        # gone. A child that was forked off in the block does not hold it.
+        is_ours = os.getpid() == holder
+        if os.name == "posix" and is_ours and _still_named(descriptor, lock):
             with suppress(OSError):
                 lock.unlink()
         os.close(descriptor)

@@ -1,13 +1,12 @@
 """Requests: which texts go together, how large a request may be, and its price.
 
-Learned where one was refused, and a smaller one was not.
+The size that a server takes is learned where a request failed and its parts did not.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from embedcore.errors import EmbeddingError, ProviderError
+from embedcore.forksafe import in_child
 from embedcore.provider.types import ModelInfo, Price
 from embedcore.storage.amounts import Amount
 
@@ -227,9 +227,8 @@ def sizes_for(endpoint: str, model: str) -> RequestSizes:  # noqa: ARG001 - the 
     return RequestSizes()
 
 
-if hasattr(os, "register_at_fork"):
-    # A child must not inherit a lock that a thread of the parent was holding.
-    os.register_at_fork(after_in_child=sizes_for.cache_clear)
+# A child must not inherit a lock that a thread of the parent was holding.
+in_child(sizes_for.cache_clear)
 
 
 _ANY: Final = 2**31

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from embedcore.errors import StorageCorrupt
-from embedcore.storage import grants as entries
+from embedcore.storage import grants
 from embedcore.storage.calendar import MICROSECONDS
 from embedcore.storage.grants import is_free, myself
 from embedcore.storage.parts import Sent
@@ -132,7 +132,7 @@ def drop_batch(connection: sqlite3.Connection, identity: int) -> None:
 def release_money(connection: sqlite3.Connection, identity: int) -> None:
     (grant,) = connection.execute('SELECT "grant" FROM batch WHERE id = ?', (identity,)).fetchone()
     if grant is not None:
-        entries.close_grant(connection, grant)
+        grants.close_grant(connection, grant)
         connection.execute('UPDATE batch SET "grant" = NULL WHERE id = ?', (identity,))
 
 

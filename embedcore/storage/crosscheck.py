@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from embedcore import money
-from embedcore.storage import grants as entries
+from embedcore.storage import grants
 from embedcore.storage.amounts import ALL_SCOPES, Amount
 from embedcore.storage.calendar import PERIODS, Period, window_start
 
@@ -129,7 +129,7 @@ def recount(connection: sqlite3.Connection, moment: Moment) -> list[Difference]:
         )
     for one in found:
         note = f"recount: {one}"
-        entries.log(connection, ALL_SCOPES, "", "reset", Amount(), moment, note=note)
+        grants.log(connection, ALL_SCOPES, "", "reset", Amount(), moment, note=note)
     return found
 
 

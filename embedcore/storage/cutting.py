@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from embedcore import money
-from embedcore.storage import counters, grants as admission, grants as entries
+from embedcore.storage import counters, grants
 from embedcore.storage.amounts import Amount, Grant, HeldLoosely, Limit
 from embedcore.storage.parts import COLUMNS, Part, new_key, read_part
 
@@ -164,9 +164,9 @@ class Cutter:
         self, connection: sqlite3.Connection, amount: Amount, *, waits: bool = False
     ) -> Exception | None:
         scope = self.pool.scope
-        grant = entries.new_grant(scope, "all", self.limits, False)
+        grant = grants.new_grant(scope, "all", self.limits, False)
         moment, windows = self._ledger.begin_in(connection, scope, "all")
-        return admission.check(
+        return grants.check(
             connection,
             grant,
             windows,
@@ -209,11 +209,11 @@ class Cutter:
         ).fetchone()
         if spare is not None:
             whole = Grant(id=spare, scope=self.pool.scope, lane="all", limits=(), loose=False)
-            windows = entries.take(connection, whole, amount, None)
+            windows = grants.take(connection, whole, amount, None)
             if windows is not None:
-                mine = entries.new_grant(self.pool.scope, "all", self.limits, False)
+                mine = grants.new_grant(self.pool.scope, "all", self.limits, False)
                 moment = self._ledger.moment_in(connection)
-                entries.open_grant(connection, mine, windows, amount, moment, lease=None)
+                grants.open_grant(connection, mine, windows, amount, moment, lease=None)
                 return mine, None, False
         grant, refusal = self._hold(connection, amount)
         return grant, refusal, grant is not None
@@ -222,15 +222,15 @@ class Cutter:
         self, connection: sqlite3.Connection, amount: Amount
     ) -> tuple[Grant | None, Exception | None]:
         scope = self.pool.scope
-        grant = entries.new_grant(scope, "all", self.limits, False)
+        grant = grants.new_grant(scope, "all", self.limits, False)
         moment, windows = self._ledger.begin_in(connection, scope, "all")
-        refusal = admission.check(
+        refusal = grants.check(
             connection, grant, windows, amount, moment, final=True, is_bound=self._is_bound
         )
         if refusal is not None:
             return None, refusal
         counters.hold(connection, windows, amount)
-        entries.open_grant(connection, grant, windows, amount, moment, lease=None)
+        grants.open_grant(connection, grant, windows, amount, moment, lease=None)
         return grant, None
 
     def _insert(
@@ -258,5 +258,5 @@ class Cutter:
     def _close_spare(self, connection: sqlite3.Connection, batch: BatchRecord) -> None:
         row = connection.execute('SELECT "grant" FROM batch WHERE id = ?', (batch.id,)).fetchone()
         if row is not None and row["grant"] is not None:
-            entries.close_grant(connection, row["grant"])
+            grants.close_grant(connection, row["grant"])
             connection.execute('UPDATE batch SET "grant" = NULL WHERE id = ?', (batch.id,))

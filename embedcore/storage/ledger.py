@@ -1,9 +1,8 @@
 """The ledger: reserve, send, and settle, give back or charge, each one transaction.
 
-Every function runs in the caller's transaction, so that a caller who has more to write down about
-the same outcome commits both at once.
-
-Every method is one immediate transaction, so that any number of threads and processes agree. A call
+Every method of ``Ledger`` is one immediate transaction, so that any number of threads and processes
+agree. The functions are the same steps in the caller's transaction, for a caller who has more to
+write down about the same outcome and commits both at once. A call
 reserves its whole amount before it sends anything; each request then moves its part from the grant
 to an attempt, committed before the first byte leaves. What a crash leaves open is charged or
 released when its lease ends, or when its process is seen to have ended.
@@ -16,13 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from embedcore.storage import (
-    counters,
-    counters as clocks,
-    crosscheck,
-    grants as admission,
-    grants as entries,
-)
+from embedcore.storage import counters, crosscheck, grants
 from embedcore.storage.amounts import ALL_SCOPES, Amount, Attempt, Grant, Lane, Limit
 from embedcore.storage.calendar import MICROSECONDS, day_ends
 from embedcore.storage.counters import Moment
@@ -44,7 +37,7 @@ def settle(
     request_id: str | None = None,
 ) -> list[LimitNear]:
     """The attempt cost ``actual``; corrects one that was charged, and is otherwise done once."""
-    state, windows, generation, charged = entries.entered(connection, attempt)
+    state, windows, generation, charged = grants.entered(connection, attempt)
     counted = None
     if state == "sent":
         counters.settle(connection, windows, attempt.amount, actual)
@@ -52,7 +45,7 @@ def settle(
     elif state == "charged":
         counters.correct(connection, windows, charged, actual, generation)
     if state in ("sent", "charged"):
-        entries.mark(
+        grants.mark(
             connection,
             attempt,
             "settled",
@@ -78,15 +71,15 @@ def give_back(
 
     ``by_status``: only the status of the answer says so. Returns whether the grant has it again.
     """
-    state, windows, generation, charged = entries.entered(connection, attempt)
+    state, windows, generation, charged = grants.entered(connection, attempt)
     has_it = False
     if state == "sent":
-        has_it = entries.give_back(connection, attempt, windows)
+        has_it = grants.give_back(connection, attempt, windows)
     elif state == "charged":
         counters.correct(connection, windows, charged, Amount(), generation)
     else:
         return False
-    entries.mark(
+    grants.mark(
         connection,
         attempt,
         "returned",
@@ -112,9 +105,9 @@ def charge(
 
     ``actual``: what it would have cost, where that is known; None: the whole amount.
     """
-    state, windows, *_ = entries.entered(connection, attempt)
+    state, windows, *_ = grants.entered(connection, attempt)
     if state == "sent":
-        entries.charge(
+        grants.charge(
             connection,
             attempt.id,
             windows,
@@ -171,14 +164,14 @@ class Ledger:
         than half of what is left. ``HeldLoosely`` is raised instead of a refusal that is due to
         the loose bounds of others. ``leased=False``: for a batch, which outlives any lease.
         """
-        grant = entries.new_grant(scope, lane, limits, loose)
+        grant = grants.new_grant(scope, lane, limits, loose)
         with self.database.transaction() as connection:
             moment, windows = self.begin_in(connection, scope, lane)
-            refusal = admission.check(connection, grant, windows, amount, moment, final=final)
+            refusal = grants.check(connection, grant, windows, amount, moment, final=final)
             if refusal is None:
                 lease = self._until(moment) if leased else None
                 counters.hold(connection, windows, amount)
-                entries.open_grant(connection, grant, windows, amount, moment, lease=lease)
+                grants.open_grant(connection, grant, windows, amount, moment, lease=lease)
         if refusal is not None:
             raise refusal
         return grant
@@ -196,14 +189,14 @@ class Ledger:
         inputs: int = 0,
     ) -> Attempt:
         """``hold`` and ``send`` for a call of one request, in one commit."""
-        grant = entries.new_grant(scope, lane, limits, loose)
+        grant = grants.new_grant(scope, lane, limits, loose)
         with self.database.transaction() as connection:
             moment, windows = self.begin_in(connection, scope, lane)
-            refusal = admission.check(connection, grant, windows, amount, moment, final=final)
+            refusal = grants.check(connection, grant, windows, amount, moment, final=final)
             if refusal is None:
                 lease = self._until(moment)
                 counters.hold(connection, windows, amount, requests=1)
-                entries.open_grant(connection, grant, windows, Amount(), moment, lease=lease)
+                grants.open_grant(connection, grant, windows, Amount(), moment, lease=lease)
                 attempt = self._sent(connection, grant, windows, amount, moment, model, inputs)
         if refusal is not None:
             raise refusal
@@ -223,18 +216,18 @@ class Ledger:
             moment = self.moment_in(connection)
             lease = self._until(moment)
             # First of all, or the caller would lose the rest of its own grant as expired.
-            entries.renew(connection, grant, lease)
+            grants.renew(connection, grant, lease)
             windows = counters.ids(connection, grant.scope, grant.lane, moment)
             refusal = self._move(connection, grant, windows, moment)
             held = amount
             if refusal is None:
-                taken = None if fresh else entries.take(connection, grant, amount, lease)
+                taken = None if fresh else grants.take(connection, grant, amount, lease)
                 if taken is not None:
                     # A batch's grant keeps its day.
                     windows, held = taken, Amount()
                 else:
-                    entries.end_expired(connection, moment)
-                    refusal = admission.check(
+                    grants.end_expired(connection, moment)
+                    refusal = grants.check(
                         connection, grant, windows, amount, moment, final=True, waits=False
                     )
             if refusal is None:
@@ -251,21 +244,19 @@ class Ledger:
 
         Only what changes is asked: in total the money is reserved already.
         """
-        found = entries.rest_of(connection, grant)
+        found = grants.rest_of(connection, grant)
         if found is None or found[0] == windows:
             return None
         before, rest = found
-        entries.end_expired(connection, moment)
+        grants.end_expired(connection, moment)
         counters.release(connection, before, rest)
         changed = counters.changed_limits(grant, before, windows)
-        refusal = admission.check(
-            connection, changed, windows, rest, moment, final=True, waits=False
-        )
+        refusal = grants.check(connection, changed, windows, rest, moment, final=True, waits=False)
         if refusal is None:
             counters.hold(connection, windows, rest)
-            entries.move(connection, grant, windows)
+            grants.move(connection, grant, windows)
         else:
-            entries.forget(connection, grant)
+            grants.forget(connection, grant)
         return refusal
 
     def settle(
@@ -288,7 +279,7 @@ class Ledger:
                 connection, attempt, actual, moment, reported=reported, request_id=request_id
             )
             if close:
-                entries.close_grant(connection, attempt.grant.id)
+                grants.close_grant(connection, attempt.grant.id)
             return near
 
     def give_back(
@@ -339,12 +330,12 @@ class Ledger:
     def renew(self, grant: Grant) -> None:
         """Prolong the lease while the holder waits without sending."""
         with self.database.transaction() as connection:
-            entries.renew(connection, grant, self._until(self.moment_in(connection)))
+            grants.renew(connection, grant, self._until(self.moment_in(connection)))
 
     def close(self, grant: Grant) -> None:
         """Release what is left of the grant. Closing twice is harmless."""
         with self.database.transaction() as connection:
-            entries.close_grant(connection, grant.id)
+            grants.close_grant(connection, grant.id)
 
     def record(self, scope: str, amount: Amount, *, model: str = "", note: str = "") -> None:
         """Count something that was spent elsewhere. Unconditional."""
@@ -353,7 +344,7 @@ class Ledger:
             windows = counters.ids(connection, scope, "all", moment)
             counters.spend(connection, windows, amount)
             counters.count_request(connection, windows)
-            entries.log(
+            grants.log(
                 connection, scope, windows, "recorded", amount, moment, model=model, note=note
             )
 
@@ -367,7 +358,7 @@ class Ledger:
             windows = counters.ids(connection, scope, "query", moment)
             spent = counters.reset_day(connection, windows)
             note = f"{spent} tokens of the day taken off by reset"
-            entries.log(connection, scope, windows, "reset", Amount(), moment, note=note)
+            grants.log(connection, scope, windows, "reset", Amount(), moment, note=note)
 
     def differences(self) -> list[crosscheck.Difference]:
         """Counters that are not what the entries add up to."""
@@ -390,17 +381,19 @@ class Ledger:
         """
         with self.database.transaction() as connection:
             moment, after = self.moment_in(connection), self._now()
-            clocks.set_back(connection, after, lease=self._lease, attempt_lease=self._attempt_lease)
+            counters.set_back(
+                connection, after, lease=self._lease, attempt_lease=self._attempt_lease
+            )
             repaired = Moment(now=after, zone=moment.zone)
             windows = counters.ids(connection, ALL_SCOPES, "all", repaired)
             note = f"clock moved from {moment.now} to {after} microseconds by repair"
-            entries.log(connection, ALL_SCOPES, windows, "clock", Amount(), moment, note=note)
+            grants.log(connection, ALL_SCOPES, windows, "clock", Amount(), moment, note=note)
             return moment.now / MICROSECONDS, after / MICROSECONDS
 
     def moment(self) -> Moment:
         """The time of the ledger, and the zone of its days. Nothing is written."""
         with self.database.read() as connection:
-            found = clocks.read_moment(connection, self._now(), self._wanted_zone)
+            found = counters.read_moment(connection, self._now(), self._wanted_zone)
         if found is not None:
             return found
         with self.database.transaction() as connection:
@@ -411,19 +404,19 @@ class Ledger:
         reserved then that will never be sent. Returns the time of the ledger."""
         with self.database.transaction() as connection:
             moment = self.moment_in(connection)
-            entries.end_expired(connection, moment)
-            entries.end_ownerless(connection, moment)
+            grants.end_expired(connection, moment)
+            grants.end_ownerless(connection, moment)
             return moment
 
     def moment_in(self, connection: sqlite3.Connection) -> Moment:
-        return clocks.moment(connection, self._now(), self._wanted_zone)
+        return counters.moment(connection, self._now(), self._wanted_zone)
 
     def begin_in(
         self, connection: sqlite3.Connection, scope: str, lane: Lane
     ) -> tuple[Moment, str]:
         """The time and the windows of something new, once what a crash left open is closed."""
         moment = self.moment_in(connection)
-        entries.end_expired(connection, moment)
+        grants.end_expired(connection, moment)
         return moment, counters.ids(connection, scope, lane, moment)
 
     def _now(self) -> int:
@@ -443,7 +436,7 @@ class Ledger:
         inputs: int,
     ) -> Attempt:
         lease = moment.now + self._attempt_lease
-        attempt = entries.open_attempt(
+        attempt = grants.open_attempt(
             connection, grant, windows, amount, moment, lease=lease, model=model, inputs=inputs
         )
         return replace(attempt, until=day_ends(moment.now, moment.zone))

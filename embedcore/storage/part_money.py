@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from embedcore.errors import StorageCorrupt
 from embedcore.events import Settled
-from embedcore.storage import counters, grants as entries, ledger as outcomes
+from embedcore.storage import counters, grants, ledger as outcomes
 from embedcore.storage.amounts import Amount, Attempt, Grant, Limit
 from embedcore.storage.batches import close_unwanted
 from embedcore.storage.parts import Part, Parts, Sent, change, in_flight
@@ -75,14 +75,14 @@ class PartMoney:
             if room.is_full(*in_flight(connection, self.pool), part):
                 return None
             grant, amount = self._grant(part), _amount(part)
-            windows = entries.take(connection, grant, amount, None)
+            windows = grants.take(connection, grant, amount, None)
             if windows is None:
                 raise StorageCorrupt(
                     f"the money of part {part.id} of a batch is not reserved any more: forget the "
                     "batch and submit it again"
                 )
             counters.hold(connection, windows, Amount(), requests=1)
-            attempt = entries.open_attempt(
+            attempt = grants.open_attempt(
                 connection,
                 grant,
                 windows,
@@ -146,7 +146,7 @@ class PartMoney:
             amount = _amount(part)
             windows = counters.ids(connection, self.pool.scope, "all", moment)
             counters.spend(connection, windows, amount)
-            entries.log(
+            grants.log(
                 connection,
                 self.pool.scope,
                 windows,
@@ -351,7 +351,7 @@ def _free_items(connection: sqlite3.Connection, part: Part) -> None:
 def _end(
     connection: sqlite3.Connection, part: Part, moment: Moment, *, trouble: str | None
 ) -> None:
-    entries.close_grant(connection, part.grant)
+    grants.close_grant(connection, part.grant)
     change(
         connection,
         part,

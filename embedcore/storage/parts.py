@@ -1,4 +1,4 @@
-"""Parts of batches: records, leases and the table of states.
+"""Parts of batches: records, leases and steps (what follows on which state: ``PartWorker``).
 
 Every step is one immediate transaction that is committed before the next remote call, together with
 the money it moves; and every one but the first carries the number of its owner (the epoch), so that

@@ -55,3 +55,18 @@ def test_a_lock_whose_file_was_removed_meanwhile_is_taken_again(
         with output_lock(lock, output), pytest.raises(StorageBusy, match=f"process {os.getpid()}"):
             output_lock(lock, output).__enter__()
     assert len(opened) == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_child_that_leaves_the_block_does_not_take_the_name_away(tmp_path: Path) -> None:
+    lock, output = tmp_path / "v.npy.lock", tmp_path / "v.npy"
+    held = output_lock(lock, output)
+    held.__enter__()
+    child = os.fork()
+    if not child:
+        held.__exit__(None, None, None)
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert lock.exists()
+    held.__exit__(None, None, None)
+    assert not lock.exists()

@@ -1,7 +1,7 @@
 """Shortens a text that the server refused as too long.
 
-Nothing here sends anything, and no unit of the server's is known: only what passed and what did
-not. The rules: ``docs/decisions/0019-cut-by-counts.md``.
+No unit of the server's is known: only what passed and what did not. The rules:
+``docs/decisions/0019-cut-by-counts.md``.
 
 No wording decides. Whether it was the length is known once a shorter one has passed.
 """

@@ -35,7 +35,7 @@ _STEP: Final = (0.25, 0.75)
 
 
 class RateLimiter:
-    """Every request passes ``arrive``, ``turn`` until it left, and one of ``answered``,
+    """Every request passes ``arrive``, ``delay`` until it left, and one of ``answered``,
     ``refused`` and ``lost``. ``now`` never decreases; what would, is taken as no time passed.
     """
 

@@ -4,7 +4,7 @@
 - ``POST /_faults``: ``{"clear": true, "push": [fault, …], "when": [rule, …], "always": fault}``, in
   this order, each part optional. A fault is ``{"mode": …, "bills": …, "path": …, "effect": …}``
   with its options; a rule may have ``marker``, ``probability`` and ``times`` as well.
-- ``/_batches``: see ``batchcontrol``.
+- ``/_batches``: see ``batch_endpoints``.
 
 None needs a key, and none shows in the meter.
 """

@@ -1,7 +1,7 @@
 """Modes of failure of the fake: refusals, broken replies, silence.
 
 A mode is a function of an ``Exchange`` that returns the reply to send instead. Modes register
-themselves in ``MODES``; ``modes_refusals`` and ``modes_replies`` hold them.
+themselves in ``MODES``.
 
 All of these bill: the work was done.
 """

@@ -176,6 +176,18 @@ def test_an_embedder_pickles_when_the_key_is_in_the_environment(
     copy.close()
 
 
+@pytest.mark.case("D2")
+def test_a_key_that_a_local_server_is_not_sent_is_not_sent_by_a_copy_either(
+    server: FakeOpenAI, canary: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", canary)
+    copy = pickle.loads(pickle.dumps(create(MODEL, OpenAIOptions(base_url=server.base_url))))
+    with pytest.raises(AuthenticationFailed):
+        copy.embed(EmbedRequest(texts=[TEXT]))
+    assert not any(canary in str(request.headers) for request in server.requests)
+    copy.close()
+
+
 @pytest.mark.fault(131)
 def test_an_embedder_does_not_pickle_when_that_would_lose_its_key(canary: str) -> None:
     for options in (

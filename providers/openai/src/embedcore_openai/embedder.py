@@ -133,7 +133,9 @@ class OpenAIEmbedder:
                 "this embedder does not pickle: its key or headers would be lost. "
                 f"Set {KEY_VARIABLE} instead, or pickle the client, which keeps its config"
             )
-        return _rebuild, (self._info.model, self._options)
+        # One that was kept from a server of one's own is kept from it there as well.
+        has_key = self._options.api_key is not None or self._options.endpoint.reach == "public"
+        return _rebuild, (self._info.model, self._options, has_key)
 
     def __copy__(self) -> Self:
         """Another embedder of the same options, the key included, with connections of its own."""
@@ -254,8 +256,8 @@ def _warn_of_what_can_be_read(options: OpenAIOptions) -> None:
     _log.warning("%s %s can read texts and key", where.url, why)
 
 
-def _rebuild(model: str, options: OpenAIOptions) -> OpenAIEmbedder:
+def _rebuild(model: str, options: OpenAIOptions, has_key: bool = True) -> OpenAIEmbedder:
     key = os.environ.get(KEY_VARIABLE)
-    if key:
+    if key and has_key:
         options = options.model_copy(update={"api_key": SecretStr(key)})
     return OpenAIEmbedder(model, options)
