@@ -94,7 +94,7 @@ class Segments:
                 return False
             with file:
                 found = os.fstat(file.fileno())
-                # A file with a second name may be somebody's copy of this folder.
+                # A file with a second name may belong to a copy of this folder.
                 if found.st_nlink != 1 or found.st_size < tail or not _is_ours(found):
                     return False
                 if file.read(HEADER_BYTES) != header(number):
