@@ -12,6 +12,7 @@ from embedcore import money
 from embedcore.cli.session import state_ledger
 from embedcore.cli.text import facts, plural
 from embedcore.errors import TokenBudgetExceeded
+from embedcore.provider.registry import meant
 from embedcore.storage import usage
 from embedcore.storage.amounts import ALL_SCOPES, Amount
 
@@ -122,8 +123,8 @@ def _reason(opened: Session, estimate: Estimate, ask_above: Decimal, *, batch: b
         return "A limit will stop this run; what is embedded until then is kept."
     if plan.cost is None:
         return (
-            f"The price of {opened.name} is not known (embedcore models lists those that are "
-            "known; price = … in its options says it, 0 for a server of your own)."
+            f"The price of {opened.name} is not known{perhaps(opened)} (embedcore models lists "
+            "those that are known; price = … in its options says it, 0 for a server of your own)."
         )
     if plan.cost > ask_above:
         up_to = "" if plan.exact else "up to "
@@ -181,11 +182,17 @@ def _work(plan: FilePlan) -> str:
 
 def _cost(plan: FilePlan, opened: Session) -> str:
     if plan.cost is None:
-        return "not known: the price of this model is not"
+        return f"not known: the price of this model is not{perhaps(opened)}"
     bound = "" if plan.exact or not plan.cost else "at most "
     price = opened.client.info.price
     each = f" (${price.immediate:f} per million tokens)" if price and not price.free else ""
     return f"{bound}{money.shown(plan.cost)}{each}"
+
+
+def perhaps(opened: Session) -> str:
+    """After "not known": another model that may be meant."""
+    name = meant(opened.client.provider, opened.client.model)
+    return "" if name is None else f": did you mean {name}?"
 
 
 def limit_text(refusal: BudgetExceeded, *, brief: bool) -> str:

@@ -129,8 +129,11 @@ class Screen:
         """After an interrupt: what was kept, and how to go on."""
         self._trace(error)
         notes = getattr(error, "__notes__", None)
-        if not self.paying:
-            self.error("Stopped." if self.paying is None else "Stopped; nothing was sent.")
+        if self.paying is False:
+            self.error("Stopped; nothing was sent.")
+            return
+        if self.paying is None and not notes:
+            self.error("Stopped.")
             return
         self.error("Stopped." if notes else "Stopped; nothing was kept.")
         for note in notes or ():

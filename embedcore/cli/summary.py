@@ -143,6 +143,9 @@ def _lines(report: RunReport, info: ModelInfo) -> Iterator[tuple[str, str]]:
         yield "failed", f"{plural(report.failed, 'row')}, listed in {listed}"
         if report.reason is not None:
             yield "", one_line(as_typed(report.reason), 500)
+        if report.retryable:
+            rows = "them" if report.retryable == report.failed else plural(report.retryable, "row")
+            yield "", f"run the same again for {rows}: what was embedded is not paid for again"
     if report.journaled:
         texts = plural(report.journaled, "vector")
         yield "journal", f"{texts} of texts that are not in this input stay beside the output"

@@ -12,7 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Final
 
 from embedcore.errors import ConfigurationError, EmbeddingError, PluginError, UnknownProvider
-from embedcore.provider.known import IN_REPOSITORY, how_to_install
+from embedcore.provider.known import IN_REPOSITORY, how_to_install, near_models
 from embedcore.provider.options import require_secret_keys
 
 if TYPE_CHECKING:
@@ -60,6 +60,16 @@ def load(name: str) -> Provider:
     cannot be used.
     """
     return _load(name, os.environ.get(LOAD_PLUGINS_VARIABLE))
+
+
+def meant(provider: str, model: str) -> str | None:
+    """The name, ``provider:model``, that was perhaps meant by a model that its provider does not
+    list; several of them with "or" between. None: it is listed, or nothing is near to it."""
+    head, slash, tail = model.partition("/")
+    if slash and head != provider and any(head == found.name for found in installed()):
+        return f"{head}:{tail}"
+    near = near_models(model, load(provider).models)
+    return " or ".join(f"{provider}:{name}" for name in near) or None
 
 
 def create(name: str, model: str, options: Mapping[str, Any]) -> Embedder:

@@ -318,6 +318,7 @@ def test_a_network_that_is_away_is_said_once_where_rows_are_kept(cli, texts_file
         file.write('{"text": ""}\n')
     mixed = cli(*command, "--json")
     assert (mixed.code, mixed.json["failed"], mixed.json["retryable"]) == (4, 6, 5)
+    assert "run the same again for 5 rows" in cli(*command).out
 
 
 @pytest.mark.case("A3")

@@ -365,3 +365,31 @@ def test_clock_of_the_books_is_shown_and_repaired(cli):
     assert "budget clock --repair" in doctor.out
     assert cli("budget", "clock", "--repair").code == 0
     assert cli("budget", "clock", "--json").json["ahead_seconds"] < 1
+
+
+@pytest.mark.case("F9")
+@pytest.mark.parametrize(
+    ("model", "meant"),
+    [
+        ("3-small", "openai:text-embedding-3-small"),
+        ("openai/text-embedding-3-small", "openai:text-embedding-3-small"),
+        ("openai:text-embedding-3-smal", "openai:text-embedding-3-small"),
+        ("hashing/256", "hashing:256"),
+    ],
+)
+def test_a_model_without_a_price_that_is_nearly_another_is_asked_about(cli, server, model, meant):
+    run = cli("embed", "-c", "one", "-m", model)
+    assert run.code == 2
+    assert f"is not known: did you mean {meant}?" in run.err
+    planned = cli("embed", "-c", "one", "-m", model, "--dry-run")
+    assert (planned.code, f"did you mean {meant}?" in planned.out) == (0, True)
+    assert server.meter.requests == 0
+
+
+@pytest.mark.case("F9")
+def test_a_slip_in_a_model_of_openais_own_is_refused_before_anything_else(cli, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-no-server-is-asked")
+    for model in ("3-small", "openai/text-embedding-3-small", "text-embedding-3-smal"):
+        run = cli("embed", "-c", "one", "-m", model, "--dry-run")
+        assert run.code == 2
+        assert "did you mean openai:text-embedding-3-small?" in run.err

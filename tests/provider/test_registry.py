@@ -18,7 +18,7 @@ from embedcore.errors import AuthenticationFailed, ConfigurationError, PluginErr
 from embedcore.events import Throttled
 from embedcore.provider import known, registry
 from embedcore.provider.hookspecs import Provider
-from embedcore.provider.known import how_to_install
+from embedcore.provider.known import how_to_install, near_models
 from embedcore.provider.registry import (
     build,
     create,
@@ -133,6 +133,34 @@ def test_none_is_an_error_that_says_how_to_install_it(install: Install) -> None:
     told(unknown, "'somewhere-else' is not installed", "If you have its package, install it")
     with pytest.raises(UnknownProvider):
         create("acne", "m", {})
+
+
+MODELS = ("text-embedding-3-small", "text-embedding-3-large", "text-embedding-ada-002")
+
+
+@pytest.mark.case("F9")
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ("3-small", MODELS[:1]),
+        ("small", MODELS[:1]),
+        ("ada-002", MODELS[2:]),
+        ("openai/text-embedding-3-small", MODELS[:1]),
+        ("Text-Embedding-3-Large", MODELS[1:2]),
+        ("text-embedding-3-smal", MODELS[:1]),
+        ("text-embeding-3-large", MODELS[1:2]),
+        ("text-embedding-small", MODELS[:1]),
+        ("text-embedding-3-small", ()),
+        ("text-embedding-4-small", ()),
+        ("text-embedding-3-medium", ()),
+        ("text-embedding-v3", ()),
+        ("embedding", ()),
+        ("bge-m3", ()),
+        ("openai/", ()),
+    ],
+)
+def test_a_name_that_is_nearly_a_model(asked, meant):
+    assert tuple(near_models(asked, MODELS)) == meant
 
 
 @pytest.mark.case("F9")

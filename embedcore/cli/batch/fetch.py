@@ -244,6 +244,14 @@ class NotEnded(click.ClickException):
 
 def fetch_vectors(screen: Screen, wish: FetchWish) -> int:
     """Write what there is of a batch."""
+    try:
+        return _fetch(screen, wish)
+    except KeyboardInterrupt as stop:
+        stop.add_note("Nothing of the batch is lost, and an output is replaced only as a whole.")
+        raise
+
+
+def _fetch(screen: Screen, wish: FetchWish) -> int:
     target = Target.at(wish.output)
     with (
         local_batch(wish.name) as (local, record),

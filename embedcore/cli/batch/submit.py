@@ -33,6 +33,7 @@ from embedcore.cli.estimate import (
     agree,
     estimated,
     limit_text,
+    perhaps,
     rows_text,
     will_be_cut,
 )
@@ -123,7 +124,7 @@ class BatchPlan:
     def _cost(self, ready: Session) -> str:
         price = ready.client.info.price
         if price is None or self.plan.cost is None:
-            return "not known: the price of this model is not"
+            return f"not known: the price of this model is not{perhaps(ready)}"
         if price.free:
             return "$0"
         if price.batch is None:

@@ -21,6 +21,7 @@ from embedcore import money
 from embedcore.errors import (
     EmbeddingError,
     InputNotReady,
+    InvalidResponse,
     ProviderError,
     ProviderUnavailable,
     RemoteGone,
@@ -349,13 +350,26 @@ class PartWorker:
 
     def _find(self, part: Part) -> list[FoundJob]:
         since = datetime.fromtimestamp((part.asked or 0) / MICROSECONDS, UTC) - _SKEW
-        jobs: list[FoundJob] = self._call(
-            lambda: self._context.strategy.find(
-                key=part.key, input_ref=part.input or "", since=since
+        try:
+            jobs: list[FoundJob] = self._call(
+                lambda: self._context.strategy.find(
+                    key=part.key, input_ref=part.input or "", since=since
+                )
             )
-        )
+        except InvalidResponse as error:
+            way = self._way_out(part)
+            if way not in error.message:
+                error.message += way
+            raise
         last = datetime.max.replace(tzinfo=UTC)
         return sorted(jobs, key=lambda one: (one.created_at or last, one.id))
+
+    def _way_out(self, part: Part) -> str:
+        """What ends the wait for a list that may never be readable."""
+        records = map(self._context.batches.numbered, self._jobs.wanted_by(part))
+        names = [record.name for record in records if record is not None]
+        ways = " and ".join(f"embedcore batch forget {name}" for name in names)
+        return f". It is read again; without it only this goes on: {ways}" if ways else ""
 
     def _listed(self, part: Part) -> list[FoundJob]:
         """The jobs of it that the provider lists, but for those that were told to stop."""

@@ -135,3 +135,12 @@ def test_prices_can_be_set() -> None:
     assert (other.immediate, other.batch) == (Decimal("0.02"), Decimal("0.007"))
     with pytest.raises(ConfigurationError, match="price"):
         info("bge-m3", base_url=OWN, batch_price="0.007")
+
+
+@pytest.mark.case("F9")
+def test_a_slip_in_a_name_is_refused_unless_a_price_says_that_it_is_meant() -> None:
+    with pytest.raises(ConfigurationError, match="did you mean openai:text-embedding-3-small"):
+        info("3-small")
+    assert info("3-small", price="0.02").price is not None
+    assert info("3-small", base_model="text-embedding-3-small").dimensions == 1536
+    assert info("3-small", base_url=OWN).price is None

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from embedcore.errors import ProviderUnavailable, RateLimited, RequestRejected
+from embedcore.errors import InvalidResponse, ProviderUnavailable, RateLimited, RequestRejected
 from embedcore.events import BatchDuplicate
 from embedcore.testing.fakes.batch import KEY, Crashed
 
@@ -185,3 +185,18 @@ def test_a_create_that_is_refused_for_good_is_an_error_and_nothing_is_left(batch
     assert client.batch_jobs() == []
     assert batch_desk.files == []
     assert batch_desk.spent().held.tokens == batch_desk.spent().spent.tokens == 0
+
+
+def test_a_list_that_cannot_be_read_names_what_ends_the_wait(batch_desk: Any) -> None:
+    batch_desk.faults.push("create", "before", crash=True)
+    with pytest.raises(Crashed):
+        batch_desk.submit(TEXTS)
+    (job,) = batch_desk.client().batch_jobs()
+    odd = InvalidResponse("an odd list", billed="no")
+    batch_desk.faults.push("find", error=odd, times=1_000)
+    look(batch_desk, job, 700, times=3)
+    trouble = job.status(poll=False).jobs[0].trouble
+    assert trouble.startswith("an odd list. ")
+    assert trouble.count(f"embedcore batch forget {job.id}") == 1
+    assert batch_desk.strategy.calls.count("create") == 1
+    assert job.forget().has_ended

@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Final
 
 from embedcore.errors import ConfigurationError
+from embedcore.provider.known import near_models
 from embedcore.provider.types import ModelInfo, Price
 from embedcore_openai.options import DEFAULT_BASE_URL, OpenAIOptions
 
@@ -157,10 +158,12 @@ def _unknown(model: str, options: OpenAIOptions) -> ModelInfo:
 
     On OpenAI's own host the limits of a request are those of the API. Another server gets small
     requests: 32 texts is what Text Embeddings Inference takes by default, along with 2 MB.
-    Nothing is assumed of price and longest text.
+    Nothing is assumed of price and longest text. Raises ``ConfigurationError`` for a name that is
+    nearly one of OpenAI's own, on its own host.
     """
     info = ModelInfo(provider=PROVIDER, dimensions=options.dimensions)
     if options.endpoint.is_openai:
+        _refuse_near(model, options)
         return replace(
             info,
             max_texts_per_request=_MAX_TEXTS,
@@ -175,6 +178,17 @@ def _unknown(model: str, options: OpenAIOptions) -> ModelInfo:
         max_bytes_per_request=1_000_000,
         reply_models=(tail,) if tail != model else (),
     )
+
+
+def _refuse_near(model: str, options: OpenAIOptions) -> None:
+    """A slip in a model's name, before it is asked for: its price would not be known."""
+    near = near_models(model, MODELS)
+    if near and options.price is None:
+        names = " or ".join(f"{PROVIDER}:{name}" for name in near)
+        raise ConfigurationError(
+            f"{PROVIDER}:{model} is no embedding model of OpenAI's that is known: did you mean "
+            f"{names}? If OpenAI has one of that name, say what it costs: price = … in its options"
+        )
 
 
 def _price(price: Price | None, options: OpenAIOptions) -> Price | None:
