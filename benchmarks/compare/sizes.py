@@ -30,7 +30,7 @@ class Sizes:
     cache_rows: int = 1_000_000
     query: int = 1_000
     gathers: tuple[int, ...] = (200, 1_000)
-    arrivals: int = 4_000
+    arrivals: int = 2_400
     slow_cpu: int = 1_000
     slow_short: int = 1_000
     slow_throughput: int = 2_000
@@ -64,7 +64,7 @@ QUICK = Sizes(
     full_cache=5_000,
     cache_rows=50_000,
     query=300,
-    arrivals=1_600,
+    arrivals=800,
     slow_cpu=500,
     slow_short=500,
     slow_throughput=500,
