@@ -108,13 +108,13 @@ def _aquery(setting: Setting, *, cache: bool) -> AskAsync:
 
 
 class _Cache:
-    """The file of the cache by itself."""
+    """The folder of the cache by itself."""
 
     def __init__(self, setting: Setting) -> None:
         from embedcore.storage.keys import Origin
         from embedcore.storage.vectors import VectorStore
 
-        self._store = VectorStore(setting.folder / "vectors.db", cap=1 << 60)
+        self._store = VectorStore(setting.folder / "vectors", cap=1 << 60)
         self._origin = Origin(model=MODEL, fingerprint="benchmark")
 
     def put(self, keys: Sequence[bytes], vectors: Array) -> None:
