@@ -371,8 +371,9 @@ class Measure:
         return cell
 
     def gather(self, client: Client, row: Row) -> Cell:
-        """Questions in one ``asyncio.gather`` while every request takes 150 ms."""
-        cell: Cell = {"seconds": {}, "times_limit": {}, "requests": {}}
+        """Questions in one ``asyncio.gather`` while every request takes 150 ms. Many may be too
+        many where few were not: ``failed`` says why."""
+        cell: Cell = {"seconds": {}, "times_limit": {}, "requests": {}, "failed": {}}
         for many in self._sizes.gathers:
 
             def own(many: int = many) -> Outcome:
@@ -386,12 +387,13 @@ class Measure:
 
             pairs = self._pairs(self._sizes.streams, own, base)
             if (bad := _unusable(pairs[-1][1])) is not None:
-                return bad
+                cell["failed"][str(many)] = bad
+                continue
             seconds = [(base.used.wall, one.used.wall) for base, one in pairs]
             cell["seconds"][str(many)] = statistics.median(one for _, one in seconds)
             cell["times_limit"][str(many)] = self._times(client, seconds)
             cell["requests"][str(many)] = pairs[-1][1].meter["requests"]
-        return cell
+        return cell if cell["seconds"] else next(iter(cell["failed"].values()))
 
     def arrivals(self, client: Client, row: Row) -> Cell:
         """Questions that arrive evenly while every request takes 150 ms: how long each waits."""

@@ -30,9 +30,12 @@ def _figure(name: str, digits: int = 2, factor: float = 1.0) -> Show:
 
 
 def _gathered(count: str) -> Show:
-    return lambda cell: (
-        f"{_number(cell['seconds'][count])} ({_number(cell['times_limit'][count], 1)} ×)"
-    )
+    def show(cell: Cell) -> str:
+        if count in cell.get("failed", {}):
+            return "failed"
+        return f"{_number(cell['seconds'][count])} ({_number(cell['times_limit'][count], 1)} ×)"
+
+    return show
 
 
 _SPEED: Final[Sequence[Column]] = (

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from compare import corpus, measure
-from compare.clients import embedcore, limit
+from compare import corpus, measure, table
+from compare.clients import embedcore, limit, openai_sdk
 from compare.clients.contract import Client, Row
 from compare.measure import Bill, Measure
 from compare.runner import Outcome, Runner
@@ -97,6 +97,24 @@ def test_a_run_that_failed_leaves_a_reason_and_no_further_rounds() -> None:
     cell = of(runner).arrivals(embedcore.CLIENT, ROWS["embedcore"])
     assert cell == {"error": "RuntimeError"}
     assert runner.runs.count("embedcore") == 1
+
+
+def test_who_fails_with_a_thousand_questions_keeps_the_figure_of_two_hundred() -> None:
+    def used(row: Row, number: int, order: dict[str, Any]) -> Used:
+        if row.name == "openai" and order["texts"] == 1_000:
+            return Used(texts=1_000, error="APITimeoutError: Request timed out.")
+        return whole(order["texts"], wall=0.9 if row.name == "openai" else 0.3)
+
+    row = next(row for row in openai_sdk.CLIENT.rows if row.name == "openai")
+    cell = of(Scripted(used)).gather(openai_sdk.CLIENT, row)
+    assert cell["times_limit"] == {"200": pytest.approx(3.0)}
+    assert cell["failed"] == {"1000": {"error": "APITimeoutError: Request timed out."}}
+    results = {
+        "clients": {"openai_sdk": {}},
+        "rows": {"openai": {"title": "openai", "client": "openai_sdk", "gather": cell}},
+    }
+    lines = table._table(results, table._ASKING, table._Notes())
+    assert lines[-1] == "| openai | 0.90 (3.0 ×) | failed |"
 
 
 def test_under_the_strict_limit_the_ideal_is_that_of_the_calls_which_came_back() -> None:
