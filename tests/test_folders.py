@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -114,8 +115,11 @@ def test_another_users_folder_is_found_as_the_shell_does(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("home", [None, ""])
-def test_a_bare_environment_is_enough(tmp_path: Path, home: str | None) -> None:
+def test_a_bare_environment_is_enough(
+    tmp_path: Path, forks: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, home: str | None
+) -> None:
     """As under env -i, with a number that is no user's."""
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "embedcore.toml").write_text("[options.openai]\ndimensions = 8\n")
     with FakeOpenAI() as server:
         environment = {
@@ -126,28 +130,27 @@ def test_a_bare_environment_is_enough(tmp_path: Path, home: str | None) -> None:
             **({} if home is None else {"HOME": home}),
         }
 
-        def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-            code = f"{STRANGER}\nfrom embedcore.cli import main\nsys.exit(main({list(arguments)}))"
-            return subprocess.run(
-                [sys.executable, "-c", code],
-                env=environment,
-                cwd=tmp_path,
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=60,
-            )
+        def program(*arguments: str) -> str:
+            return f"{STRANGER}\nfrom embedcore.cli import main\nsys.exit(main({list(arguments)}))"
 
-        done = run("embed", "-c", "a word", "--json")
-        assert done.returncode == 0, done.stderr
+        def run(*arguments: str) -> tuple[int, str, str]:
+            both = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+            process = forks(program(*arguments), env=environment, **both)
+            said, complaints = process.communicate(timeout=120)
+            return process.returncode, said, complaints
+
+        # What is imported has to do without as well.
+        command = [sys.executable, "-c", program("embed", "-c", "a word", "--json")]
+        started = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert started.returncode == 0, started.stderr
         assert server.meter.billed_texts == {"a word": 1}
-        for command in (["config"], ["usage"], ["doctor"]):
-            done = run(*command, "--json")
-            assert "fault in embedcore" not in done.stderr
-            assert json.loads(done.stdout)
+        for name in ("config", "usage", "doctor"):
+            _, said, complaints = run(name, "--json")
+            assert "fault in embedcore" not in complaints
+            assert json.loads(said)
         environment.pop("EMBEDCORE_HOME")
-        refused = run("embed", "-c", "another", "--json")
-        assert refused.returncode == 2
-        assert "EMBEDCORE_HOME" in refused.stderr
-        assert run("config").returncode == 0
+        code, _, complaints = run("embed", "-c", "another", "--json")
+        assert code == 2
+        assert "EMBEDCORE_HOME" in complaints
+        assert run("config")[0] == 0
         assert server.meter.billed_texts == {"a word": 1}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,22 +42,39 @@ def cases() -> set[str]:
     return set(re.findall(r"^\| ([A-Z]\d+) \|", CASES.read_text(encoding="utf-8"), re.M))
 
 
+@cache
 def with_tests(mark: str = "fault") -> dict[Any, set[str]]:
     """Row → the files whose tests name it, found without running them."""
     found: dict[Any, set[str]] = {}
     folders = [REPOSITORY / "tests", *(REPOSITORY / "providers").glob("*/tests")]
     for path in (path for folder in folders for path in folder.rglob("*.py")):
-        for row in marks(path.read_text(encoding="utf-8"), mark):
+        for row in marks(calls(path), mark):
             found.setdefault(row, set()).add(path.relative_to(REPOSITORY).as_posix())
     return found
 
 
-def marks(source: str, mark: str = "fault") -> list[Any]:
-    """What every ``pytest.mark.fault(number)``, or another mark, names in a file."""
+@cache
+def calls(path: Path) -> list[ast.Call]:
+    """Every call of a mark with arguments in a file."""
+    return marked(path.read_text(encoding="utf-8"))
+
+
+def marked(source: str) -> list[ast.Call]:
+    return [
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and ast.unparse(node.func.value) == "pytest.mark"
+    ]
+
+
+def marks(calls: list[ast.Call], mark: str = "fault") -> list[Any]:
+    """What every ``pytest.mark.fault(number)``, or another mark, names in them."""
     return [
         argument.value
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == f"pytest.mark.{mark}"
+        for node in calls
+        if isinstance(node.func, ast.Attribute) and node.func.attr == mark
         for argument in node.args
         if isinstance(argument, ast.Constant)
     ]
@@ -117,4 +135,4 @@ class TestThing:
     def test_two(self): ...
 # @pytest.mark.fault(6)
 """
-    assert sorted(marks(source)) == [1, 2, 3, 5]
+    assert sorted(marks(marked(source))) == [1, 2, 3, 5]

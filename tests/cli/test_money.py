@@ -215,7 +215,7 @@ def test_what_is_damaged_in_the_cache_is_in_the_price(cli, server, texts_file, f
 @pytest.mark.parametrize("suffix", ["jsonl", "npy", "parquet"])
 @pytest.mark.parametrize("on_error", ["raise", "keep"])
 def test_on_budget_stop_embeds_what_the_limit_allows_and_a_later_run_the_rest(
-    shell, server, texts_file, monkeypatch, suffix, on_error
+    cli, server, texts_file, monkeypatch, suffix, on_error
 ):
     texts_file(200)
     texts = [json.loads(line)["text"] for line in Path("texts.jsonl").read_text().splitlines()]
@@ -224,8 +224,8 @@ def test_on_budget_stop_embeds_what_the_limit_allows_and_a_later_run_the_rest(
     output = f"out.{suffix}"
     command = ["embed", "texts.jsonl", "-o", output, "--on-budget", "stop", "--on-error", on_error]
     monkeypatch.setenv("EMBEDCORE_DAILY_TOKEN_LIMIT", str(tokens[most - 1]))
-    assert "will end it early" in shell(*command, "--dry-run").out
-    run = shell(*command, "--json")
+    assert "will end it early" in cli(*command, "--dry-run").out
+    run = cli(*command, "--json")
     assert run.code == 3, run.err
     assert server.meter.billed_tokens == tokens[most - 1]
     report = run.json
@@ -238,16 +238,16 @@ def test_on_budget_stop_embeds_what_the_limit_allows_and_a_later_run_the_rest(
     assert failed[0]["reason"].startswith("not done: ")
     assert not Path(f"{output}.journal").exists()
     before = Path(output).read_bytes()
-    again = shell(*command)
+    again = cli(*command)
     assert again.code == 3, "nothing more fits"
     assert f"{output} unchanged" in again.out
     assert Path(output).read_bytes() == before
     monkeypatch.delenv("EMBEDCORE_DAILY_TOKEN_LIMIT")
-    assert shell(*command).code == 0
+    assert cli(*command).code == 0
     assert server.meter.billed_tokens == tokens[-1]
     assert server.meter.billed_twice == {}
     assert not Path(f"{output}.failed.jsonl").exists()
-    whole = shell("embed", "texts.jsonl", "-o", f"whole.{suffix}")
+    whole = cli("embed", "texts.jsonl", "-o", f"whole.{suffix}")
     assert whole.code == 0
     if suffix != "parquet":
         assert Path(output).read_bytes() == Path(f"whole.{suffix}").read_bytes()

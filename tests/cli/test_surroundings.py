@@ -76,14 +76,15 @@ def test_an_argument_in_another_encoding_is_named(
 
 
 @pytest.mark.parametrize("streams", ["stdout", "stderr", "stdout stderr", "stdin stdout stderr"])
-def test_a_program_without_a_console_works(server: FakeOpenAI, streams: str) -> None:
+def test_a_program_without_a_console_works(
+    server: FakeOpenAI, begun: Callable[..., Any], streams: str
+) -> None:
     """As under pythonw: the streams are None."""
     Path("texts.txt").write_text("one line\n")
     gone = "; ".join(f"sys.{name} = None" for name in streams.split())
-    arguments = ["embed", "texts.txt", "-o", "out.npy", "--yes"]
-    code = f"import sys; {gone}; from embedcore.cli import main; sys.exit(main({arguments}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr
+    program = begun("embed", "texts.txt", "-o", "out.npy", "--yes", first=gone)
+    _, complaints = program.communicate(timeout=120)
+    assert program.returncode == 0, complaints
     assert Path("out.npy").exists()
     assert server.meter.billed_texts == {"one line": 1}
 

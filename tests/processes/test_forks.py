@@ -95,15 +95,26 @@ def server(open_server: Callable[..., Server]) -> Server:
 
 
 @pytest.fixture
-def run(server: Server) -> Run:
+def start(forks: Any, server: Server) -> Callable[[str], Any]:
+    """Start a program that talks to ``server``, in a process of its own."""
+
+    def start(code: str) -> Any:
+        both = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return forks(PRELUDE + code, server.options_json, **both)
+
+    return start
+
+
+@pytest.fixture
+def run(start: Callable[[str], Any]) -> Run:
     """Run a program to its end, and that of all processes that inherited its output."""
 
-    def run(code: str, *arguments: object) -> list[str]:
-        command = [sys.executable, "-c", PRELUDE + code, server.options_json, *map(str, arguments)]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-        assert ended.returncode == 0, ended.stderr
-        assert "Traceback" not in ended.stderr, ended.stderr
-        return ended.stdout.split()
+    def run(code: str) -> list[str]:
+        program = start(code)
+        said, complaints = program.communicate(timeout=300)
+        assert program.returncode == 0, complaints
+        assert "Traceback" not in complaints, complaints
+        return str(said).split()
 
     return run
 
@@ -144,7 +155,7 @@ def agree(server: Server, home: Path, *, limit: int | None = None) -> int:
     ],
 )
 def test_the_parent_ends_and_its_children_spend_with_a_third(
-    run: Run, server: Server, state_home: Path, shape: str
+    start: Callable[[str], Any], run: Run, server: Server, state_home: Path, shape: str
 ) -> None:
     limit = 300
     code = f"""
@@ -162,11 +173,7 @@ for thread in threading.enumerate():
 os._exit(0)
 """
     third = f"print(spend(new_client(daily_token_limit={limit})))"
-    program = subprocess.Popen(
-        [sys.executable, "-c", PRELUDE + third, server.options_json],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    program = start(third)
     done = [*run(code), *program.communicate(timeout=300)[0].split()]
     assert program.returncode == 0
     assert agree(server, state_home, limit=limit) == 1 + sum(map(int, done))
@@ -241,7 +248,7 @@ client = new_client()
 thread = threading.Thread(target=spend, args=[client, 1])
 thread.start()
 begun.wait()
-pid = fork(lambda: (signal.alarm(30), client.embed([text()])))
+pid = fork(lambda: (signal.alarm(120), client.embed([text()])))
 forked.set()
 print(end(pid))
 thread.join()

@@ -61,6 +61,7 @@ def test_vectors_are_the_same_on_every_machine_and_version():
     assert pinned == "52dac694dfb54289cfc4ebe1aad79a19aa5cccc89e4227c8afad650794e9bbbb"
 
 
+@pytest.mark.campaign(short=True)
 def test_twenty_thousand_wide_vectors_take_seconds():
     begun = time.process_time()
     vectors_of([f"text {number}" for number in range(20_000)], 1536)

@@ -7,7 +7,7 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -109,10 +109,20 @@ def test_tokens_are_those_of_tiktoken(
     assert list(splintr.encode(text)) == reference.encode(text)
 
 
+# What Unicode has given characters to, and of the rest a part.
+GIVEN = [*range(0, 0x40000, 4096), *range(0x40000, sys.maxunicode + 1, 16 * 4096)]
+ALL = range(0, sys.maxunicode + 1, 4096)
+
+
+@pytest.mark.parametrize(
+    "starts",
+    [GIVEN, pytest.param(ALL, marks=pytest.mark.campaign(short=True))],
+    ids=["given", "all"],
+)
 def test_every_character_is_cut_as_by_tiktoken(
-    splintr: fast.FastEngine, reference: TiktokenEngine
+    splintr: fast.FastEngine, reference: TiktokenEngine, starts: Iterable[int]
 ) -> None:
-    for start in range(0, sys.maxunicode + 1, 4096):
+    for start in starts:
         points = (point for point in range(start, start + 4096) if not 0xD800 <= point < 0xE000)
         text = "".join(f"{chr(point)}'s  {chr(point)} \n{chr(point)}1=x" for point in points)
         assert list(splintr.encode(text)) == reference.encode(text), hex(start)
@@ -138,6 +148,7 @@ def test_the_known_counts_are_those_of_tiktoken(reference: TiktokenEngine, text:
     assert len(reference.encode(text)) == fast.KNOWN_COUNTS[text]
 
 
+@pytest.mark.campaign(short=True)
 @pytest.mark.fault(7)
 @pytest.mark.parametrize("alphabet", ["a", "ab", "etaoin", " \n", " x", "!?", "0123456789"])
 def test_no_text_takes_long(splintr: fast.FastEngine, alphabet: str) -> None:

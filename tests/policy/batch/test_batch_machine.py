@@ -520,6 +520,10 @@ class Results(Parts):
 FIXED = core.global_force_seed is None
 
 
+# An example is a whole life of several batches.
+EXAMPLES = settings.default.max_examples
+
+
 def plan(examples: int, steps: int = 30, **more: Any) -> settings:
     return settings(
         # Shrinking takes minutes and a failure is found in seconds: add Phase.shrink to study one.
@@ -536,19 +540,19 @@ def plan(examples: int, steps: int = 30, **more: Any) -> settings:
 MARKS = [pytest.mark.fault(row) for row in (56, 57, 58, 60, 61, 63, 64, 75, 76, 77)]
 
 TestBatch = BatchMachine.TestCase
-TestBatch.settings = plan(60, derandomize=FIXED)
+TestBatch.settings = plan(EXAMPLES * 3 // 5, derandomize=FIXED)
 TestBatch.pytestmark = MARKS
 
 TestLostAnswers = LostAnswers.TestCase
-TestLostAnswers.settings = plan(40, 12, derandomize=FIXED)
+TestLostAnswers.settings = plan(EXAMPLES * 2 // 5, 12, derandomize=FIXED)
 TestLostAnswers.pytestmark = MARKS
 
 TestLostAnswersWithoutFence = LostAnswersWithoutFence.TestCase
-TestLostAnswersWithoutFence.settings = plan(30, 12, derandomize=FIXED)
+TestLostAnswersWithoutFence.settings = plan(EXAMPLES * 2 // 5, 12, derandomize=FIXED)
 TestLostAnswersWithoutFence.pytestmark = MARKS
 
 TestResults = Results.TestCase
-TestResults.settings = plan(40, 12, derandomize=FIXED)
+TestResults.settings = plan(EXAMPLES * 2 // 5, 12, derandomize=FIXED)
 TestResults.pytestmark = MARKS
 
 MACHINES = {

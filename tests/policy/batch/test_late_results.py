@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from embedcore.errors import (
     InvalidResponse,
@@ -26,6 +26,18 @@ TEXTS = [f"text {number:02d}" for number in range(6)]
 LATE = ["no file", "missing", "empty", "first line", "error"]
 COUNTS = ["honest", "null", "absent", "wrong", "few"]
 USAGE = ["honest", "null", "absent", "zero"]
+# Every two of them together; all three in a campaign.
+WAYS = [
+    pytest.param(
+        late,
+        counts,
+        usage,
+        marks=[] if usage == USAGE[(row + column) % len(USAGE)] else pytest.mark.campaign,
+    )
+    for row, late in enumerate(LATE)
+    for column, counts in enumerate(COUNTS)
+    for usage in USAGE
+]
 
 
 def quirky(batch_desk: Any, **quirks: Any) -> Any:
@@ -39,9 +51,7 @@ def quirky(batch_desk: Any, **quirks: Any) -> Any:
 
 @pytest.mark.case("E2")
 @pytest.mark.fault(72)
-@pytest.mark.parametrize("late", LATE)
-@pytest.mark.parametrize("counts", COUNTS)
-@pytest.mark.parametrize("usage", USAGE)
+@pytest.mark.parametrize(("late", "counts", "usage"), WAYS)
 def test_an_output_that_comes_late_is_waited_for(
     batch_desk: Any, late: Any, counts: Any, usage: Any
 ) -> None:
@@ -55,9 +65,7 @@ def test_an_output_that_comes_late_is_waited_for(
 @pytest.mark.case("E2")
 @pytest.mark.case("E3")
 @pytest.mark.fault(72)
-@pytest.mark.parametrize("late", LATE)
-@pytest.mark.parametrize("counts", COUNTS)
-@pytest.mark.parametrize("usage", USAGE)
+@pytest.mark.parametrize(("late", "counts", "usage"), WAYS)
 def test_an_output_that_never_comes_ends_the_waiting_and_buys_nothing(
     batch_desk: Any, late: Any, counts: Any, usage: Any
 ) -> None:
@@ -80,12 +88,12 @@ def test_an_output_that_never_comes_ends_the_waiting_and_buys_nothing(
 
 
 @pytest.mark.case("E2")
-@pytest.mark.parametrize("usage", USAGE)
-@pytest.mark.parametrize("counts", COUNTS)
-@settings(
-    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+@settings(max_examples=3 * settings.default.max_examples // 5, deadline=None)
+@given(
+    counts=st.sampled_from(COUNTS),
+    usage=st.sampled_from(USAGE),
+    lost=st.sets(st.integers(0, 5), min_size=1, max_size=5),
 )
-@given(lost=st.sets(st.integers(0, 5), min_size=1, max_size=5))
 def test_it_is_decided_for_each_row(
     tmp_path_factory: pytest.TempPathFactory, counts: Any, usage: Any, lost: set[int]
 ) -> None:
