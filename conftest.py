@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Iterator
 
@@ -20,6 +21,12 @@ settings.register_profile(
 # ``settings.default.max_examples``; it has a number of its own only where an example is slow.
 settings.register_profile("wide", settings.get_profile("lean"), max_examples=1_000)
 settings.load_profile("lean")
+
+
+def pytest_collection_finish() -> None:
+    # The tests themselves are there to the end: no collection of garbage need look through them.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

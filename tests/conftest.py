@@ -85,6 +85,34 @@ def _nothing_shared() -> Iterator[None]:
     log.setLevel(logging.NOTSET)
 
 
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``once("name", make)``: the folder that ``make(folder)`` filled, once for all processes of
+    a run: what takes many seconds must not be made by each of them at the same time."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+
+    def once(name: str, make: Callable[[Path], None]) -> Path:
+        folder = shared / f"once-{name}"
+        with (shared / f"once-{name}.lock").open("w") as lock:
+            if sys.platform != "win32":
+                import fcntl
+
+                # Released with the file, also where the process is killed.
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            else:
+                folder = tmp_path_factory.mktemp(name)
+            done = folder / "made"
+            if not done.exists():
+                folder.mkdir(exist_ok=True)
+                make(folder)
+                done.touch()
+        return folder
+
+    return once
+
+
 @pytest.fixture
 def name_settings(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
     """``name_settings(text)``: the user's own settings of this test, which may set everything."""

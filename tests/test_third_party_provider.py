@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import venv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -85,10 +85,10 @@ def clean_environment(**variables: str) -> dict[str, str]:
     return kept | variables
 
 
-def pip(python: Path | str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def pip(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [python, "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments],
-        env=clean_environment(),
+        [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments],
+        env=clean_environment(**variables),
         capture_output=True,
         text=True,
         check=False,
@@ -96,35 +96,36 @@ def pip(python: Path | str, *arguments: str) -> subprocess.CompletedProcess[str]
 
 
 @pytest.fixture(scope="session")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The three distributions as wheels. Skips where pip reaches no registry."""
-    folder = tmp_path_factory.mktemp("wheels")
-    probe = pip(sys.executable, "download", "hatchling", "--dest", str(folder / "probe"))
+def python(once: Callable[..., Path]) -> Path:
+    """The interpreter of a new environment with the wheels and what they depend on.
+
+    Skips where pip reaches no registry.
+    """
+    place = "Scripts/python.exe" if os.name == "nt" else "bin/python"
+    return once("stranger", install) / "venv" / place
+
+
+def install(folder: Path) -> None:
+    builder, wheels, environment = folder / "builder", folder / "wheels", folder / "venv"
+    probe = pip("install", "hatchling", "--target", str(builder))
     if probe.returncode:
         pytest.skip(f"pip reaches no package registry: {probe.stderr.strip()[-200:]}")
+    # Three environments to build in would have nothing else in them.
     built = pip(
-        sys.executable,
         "wheel",
         "--no-deps",
+        "--no-build-isolation",
         "--wheel-dir",
-        str(folder),
+        str(wheels),
         *(str(path) for path in DISTRIBUTIONS),
+        PYTHONPATH=str(builder),
     )
     assert built.returncode == 0, built.stderr
-    found = sorted(str(path) for path in folder.glob("*.whl"))
+    found = sorted(str(path) for path in wheels.glob("*.whl"))
     assert len(found) == len(DISTRIBUTIONS)
-    return found
-
-
-@pytest.fixture(scope="session")
-def python(wheels: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of a new environment with these wheels and what they depend on."""
-    folder = tmp_path_factory.mktemp("stranger") / "venv"
-    venv.create(folder, with_pip=True, symlinks=os.name != "nt")
-    interpreter = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    installed = pip(interpreter, "install", *wheels)
+    venv.create(environment, symlinks=os.name != "nt")
+    installed = pip("--python", str(environment), "install", "--no-compile", *found)
     assert installed.returncode == 0, installed.stderr
-    return interpreter
 
 
 @pytest.fixture

@@ -153,13 +153,20 @@ def test_contract_without_an_embedder_says_what_to_define():
 
 
 @pytest.fixture(scope="module")
-def outcome(tmp_path_factory):
+def outcome(once):
     """(class, test) → "passed", "skipped" or the failure's message, from a run of its own.
 
     All of the contract runs against what is sound and what one test alone must see, and against
     the others the test that must catch them.
     """
-    report = tmp_path_factory.mktemp("contract") / "report.xml"
+    report = once("contract", run_contract) / "report.xml"
+    return {
+        (case.attrib["classname"].rpartition(".")[2], case.attrib["name"]): _result(case)
+        for case in ElementTree.parse(report).iter("testcase")
+    }
+
+
+def run_contract(folder: Path) -> None:
     wanted = [name if name in ONLY else f"{name}::{test}" for name, test in CAUGHT.items()]
     command = [sys.executable, "-m", "pytest", "-q", "--tb=line"]
     command += [f"{BROKEN}::{one}" for one in ("TestSound", *wanted)]
@@ -175,7 +182,7 @@ def outcome(tmp_path_factory):
     # Tables of Unicode that this process has made already: seconds of work.
     tables = {"HYPOTHESIS_STORAGE_DIRECTORY": str(storage_directory().path)}
     run = subprocess.run(
-        [*command, f"--junitxml={report}"],
+        [*command, f"--basetemp={folder / 'temporary'}", f"--junitxml={folder / 'report.xml'}"],
         env={**os.environ, **tables},
         capture_output=True,
         text=True,
@@ -183,10 +190,6 @@ def outcome(tmp_path_factory):
         check=False,
     )
     assert run.returncode == 1, run.stdout + run.stderr
-    return {
-        (case.attrib["classname"].rpartition(".")[2], case.attrib["name"]): _result(case)
-        for case in ElementTree.parse(report).iter("testcase")
-    }
 
 
 def _result(case: ElementTree.Element) -> str:

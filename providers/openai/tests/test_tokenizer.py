@@ -145,7 +145,7 @@ _LONG = {
 @pytest.mark.parametrize("name", list(_LONG))
 def test_long_texts_are_cut_in_little_memory(name: str) -> None:
     text, exact = _LONG[name], Cl100kTokenizer()
-    text = text[len(text) * 9 // 10 :]
+    text = text[-1_200_000:]
     exact.count([""])
     tracemalloc.start()
     prefix = exact.prefix(text, 8191)
