@@ -103,6 +103,7 @@ benchmark: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/cache.py
 	$(BIN)/python benchmarks/hashing_retrieval.py
 	$(BIN)/python benchmarks/tokenizers.py
+	$(BIN)/python benchmarks/wire.py
 
 # Beside the peers: about an hour, and an environment for each of them.
 compare: $(VENV)/.installed-dev

@@ -196,7 +196,7 @@ def rounds(ways: list[str], count: int, number: int) -> Iterator[dict[str, float
                 serving.reset()
                 command = [sys.executable, __file__, "--child", name, "--texts", str(count)]
                 told = subprocess.run(
-                    [*command, "--url", serving.base_url],
+                    [*command, "--url", serving.base_url()],
                     capture_output=True,
                     text=True,
                     check=True,

@@ -194,8 +194,10 @@ def test_what_cannot_be_reached_is_said_at_once(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ProviderUnavailable) as caught:
         client.open()
     assert caught.value.billed == "no"
-    monkeypatch.setenv("HTTP_PROXY", "nonsense://nowhere")
-    with pytest.raises(ConfigurationError, match="cannot be set up"):
+    # For this machine itself no proxy is asked.
+    monkeypatch.setenv("HTTPS_PROXY", "nonsense://nowhere")
+    options["base_url"] = "https://elsewhere.example/v1"
+    with pytest.raises(ConfigurationError, match="the proxy of the environment"):
         EmbeddingClient(options=options).open()
 
 

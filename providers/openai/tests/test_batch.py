@@ -196,6 +196,15 @@ def test_what_is_sent_is_what_the_api_describes(
         assert asked.headers["openai-project"] == "proj-1"
 
 
+def test_what_asks_has_no_body(api: Api, batch_of: BatchOf) -> None:
+    """A server that does not expect one takes it for the next request."""
+    api.routes["GET /v1/batches/batch_1"] = {"id": "batch_1", "status": "in_progress"}
+    batch_of().poll("batch_1")
+    (asked,) = api.asked
+    assert not {"content-length", "transfer-encoding"} & set(asked.headers)
+    assert asked.headers["accept-encoding"] == "identity"
+
+
 def test_the_expiry_of_results_can_be_left_to_the_server(api: Api, batch_of: BatchOf) -> None:
     api.routes["POST /v1/batches"] = {"id": "batch_1"}
     batch_of(batch_output_expiry=False).create("file-1", key=KEY)

@@ -10,11 +10,9 @@ import socket
 import threading
 import tracemalloc
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from embedcore_openai import bodies as deadline
 from embedcore_openai.embedder import OpenAIEmbedder
 from embedcore_openai.options import OpenAIOptions
 from embedcore_openai.plugin import create
@@ -166,13 +164,6 @@ def test_a_proxy_is_bounded_as_well(
     assert isinstance(too_late(lambda seconds: failure_at(url, seconds, **how)), TimedOut)
     assert slow.left.wait(timeout=60)
     slow._stop.set()
-
-
-@pytest.mark.case("D5")
-def test_a_library_that_cannot_be_bounded_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    client = SimpleNamespace(_transport=SimpleNamespace(_pool=object()), _mounts={})
-    deadline.bound(client, lambda: None)
-    assert "cannot be bounded" in caplog.text
 
 
 @pytest.mark.case("D6")

@@ -473,7 +473,7 @@ def test_a_proxy_that_cannot_be_used_is_a_setting(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ALL_PROXY", "gopher://user:hunter2@proxy:1")
-    error = fails(make())
+    error = fails(make(base_url="http://elsewhere.example/v1", allow_plaintext=True))
     assert isinstance(error, ConfigurationError)
     assert "PROXY" in str(error)
     assert "hunter2" not in str(error)
@@ -512,11 +512,11 @@ def test_a_closed_embedder_opens_again_when_used(make: Make) -> None:
 
 @pytest.mark.fault(124)
 def test_ctrl_c_passes_through(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    from embedcore_openai.http import CappedClient
+    from embedcore.provider.http_connections import Connection
 
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(CappedClient, "send", interrupted)
+    monkeypatch.setattr(Connection, "send", interrupted)
     with pytest.raises(KeyboardInterrupt):
         embed(make())

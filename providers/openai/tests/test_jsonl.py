@@ -9,10 +9,10 @@ from itertools import pairwise
 import orjson
 import pytest
 from embedcore_openai.batch_calls import HalfLine, input_line, whole_lines
-from embedcore_openai.bodies import UnreadableBody
 from hypothesis import given, strategies as st
 
 from embedcore.errors import InputRejected
+from embedcore.provider.http import UnreadableBody
 from embedcore.provider.types import BatchItem
 
 

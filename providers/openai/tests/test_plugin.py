@@ -9,6 +9,7 @@ import pytest
 
 from embedcore.errors import ConfigurationError
 from embedcore.provider import registry
+from embedcore.testing import FakeOpenAI
 
 PROBE = """
 import sys
@@ -16,13 +17,33 @@ from embedcore.provider import registry
 embedder = registry.create("openai", "text-embedding-3-small", {})
 assert embedder.info.dimensions == 1536
 assert embedder.tokenizer.exact
-heavy = {"openai", "httpx", "httpx2", "tiktoken", "numpy", "orjson", "regex"} & set(sys.modules)
+heavy = {"openai", "httpx", "httpx2", "urllib3", "tiktoken", "numpy", "orjson", "regex"}
+heavy &= set(sys.modules)
 assert not heavy, heavy
 """
 
 
 def test_building_an_embedder_loads_no_sdk_no_tokenizer_and_no_numpy() -> None:
     subprocess.run([sys.executable, "-c", PROBE], check=True, timeout=60)
+
+
+VECTORS = """
+import sys
+from embedcore.provider import registry
+from embedcore.provider.types import EmbedRequest
+options = {"base_url": sys.argv[1], "api_key": "k"}
+embedder = registry.create("openai", "text-embedding-3-small", options)
+assert embedder.embed(EmbedRequest(texts=["a"])).vectors.shape == (1, 1536)
+heavy = {"openai", "httpx", "httpx2"} & set(sys.modules)
+assert not heavy, heavy
+embedder.close()
+"""
+
+
+def test_vectors_need_no_sdk() -> None:
+    with FakeOpenAI(api_key="k") as server:
+        program = [sys.executable, "-c", VECTORS, server.base_url]
+        subprocess.run(program, check=True, timeout=60)
 
 
 def test_the_registry_finds_it() -> None:

@@ -39,10 +39,15 @@ from embedcore.provider.types import (
     ModelInfo,
 )
 from embedcore_openai import batch_calls as jsonl, batch_objects as objects
-from embedcore_openai.batch_calls import BatchCalls, NewestFirst, all_pages, names_other_field
+from embedcore_openai.batch_calls import (
+    BatchCalls,
+    NewestFirst,
+    Spool,
+    all_pages,
+    names_other_field,
+)
 from embedcore_openai.batch_objects import Job, LineReader
 from embedcore_openai.encodings import Encodings
-from embedcore_openai.http import Spool
 from embedcore_openai.options import OpenAIOptions
 from embedcore_openai.session import Session
 

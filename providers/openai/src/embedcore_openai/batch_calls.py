@@ -6,7 +6,9 @@ or an answer any more.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,20 +24,28 @@ from embedcore.errors import (
     ProviderError,
 )
 from embedcore.provider.error_bodies import read_body
+from embedcore.provider.http import Answer, Call, Download, UnreadableBody, without_frames
 from embedcore.provider.replies import BadReply
 from embedcore.provider.types import BatchItem, BatchStatus, ModelInfo
 from embedcore_openai import batch_objects as objects, errors
-from embedcore_openai.bodies import Download, UnreadableBody
 from embedcore_openai.errors import BATCH_API, Context
-from embedcore_openai.http import Answer, Call, Spool
 from embedcore_openai.options import OpenAIOptions
-from embedcore_openai.session import Session, without_frames
+from embedcore_openai.session import Session
 
 ENDPOINT: Final = "/v1/embeddings"
 
 # Of any honest line: a vector of 16,384 dimensions as text, and as much again.
 _LONGEST: Final = 1_000_000
 _BOM: Final = b"\xef\xbb\xbf"
+
+
+class Spool(io.BufferedRandom):
+    """A temporary file to send."""
+
+    def close(self) -> None:
+        # What could not be written, for want of room, need not be written now.
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 class HalfLine(Exception):
@@ -259,7 +269,7 @@ class Source:
         except HalfLine:
             self.ends_midway = True
             return None
-        except Exception as error:  # noqa: BLE001 - of either HTTP library
+        except Exception as error:  # noqa: BLE001 - of the socket, of HTTP
             raise errors.from_download(error, self._context) from None
 
     def close(self) -> None:
@@ -277,12 +287,11 @@ class BatchCalls:
     def upload(self, name: str, file: Spool) -> str:
         call = Call(
             path="/files",
-            file=(name, file),
             timeout=self._options.timeout * _WAITS_AFTER_UPLOAD,
             longest=self._options.transfer_timeout,
             max_bytes=_LARGEST_OBJECT,
         )
-        return self._ask(call, _id, BATCH_API)
+        return self._ask(call, _id, BATCH_API, file=(name, file))
 
     def create(self, body: bytes, input_ref: str) -> str:
         call = self._call("POST", "/batches", body=body)
@@ -355,14 +364,23 @@ class BatchCalls:
             method=method,
             path=path,
             query=query or {},
+            headers={} if body is None else {"Content-Type": "application/json"},
             body=body,
             timeout=self._options.timeout,
             max_bytes=_LARGEST_OBJECT,
         )
 
     @without_frames
-    def _ask(self, call: Call, read: Read[T], about: str, *, creates: bool = False) -> T:
-        answer, context = self._sent(call, about, creates)
+    def _ask(
+        self,
+        call: Call,
+        read: Read[T],
+        about: str,
+        *,
+        creates: bool = False,
+        file: tuple[str, Spool] | None = None,
+    ) -> T:
+        answer, context = self._sent(call, about, creates, file)
         try:
             return read(_document(answer), context.shown)
         except BadReply as bad:
@@ -376,7 +394,9 @@ class BatchCalls:
         answer, _ = self._sent(call, about, creates=False)
         answer.release()
 
-    def _sent(self, call: Call, about: str, creates: bool) -> tuple[Answer, Context]:
+    def _sent(
+        self, call: Call, about: str, creates: bool, file: tuple[str, Spool] | None = None
+    ) -> tuple[Answer, Context]:
         key = self._session.key()
         context = Context(
             model=self._info.model,
@@ -390,10 +410,13 @@ class BatchCalls:
             downloads=call.stream,
             key_print=self._key_print(key),
         )
-        answer = self._session.send(call, key, context)
+        try:
+            answer = self._session.send_by_sdk(call, key, context, file)
+        except EmbeddingError as error:
+            raise errors.of_batch(error, context) from None
         if not 200 <= answer.status < 300:
-            error = errors.from_batch_answer(answer, context)
-            raise _about_its_input(error, answer) if creates else error
+            refused = errors.from_batch_answer(answer, context)
+            raise _about_its_input(refused, answer) if creates else refused
         return answer, context
 
     def _key_print(self, key: str | None) -> str:

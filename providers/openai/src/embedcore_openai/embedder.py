@@ -18,12 +18,14 @@ from embedcore.errors import (
     ProviderUnavailable,
     RequestRejected,
 )
+from embedcore.provider import http
+from embedcore.provider.http import without_frames
 from embedcore.provider.tokens import EstimatingTokenizer
 from embedcore.provider.types import EmbedReply, EmbedRequest, ModelInfo
 from embedcore_openai import models
 from embedcore_openai.encodings import encodings_of
 from embedcore_openai.options import KEY_VARIABLE, OpenAIOptions
-from embedcore_openai.session import OpenAIStartup, Session, without_frames
+from embedcore_openai.session import OpenAIStartup, Session
 from embedcore_openai.tokenizer import Cl100kTokenizer
 
 if TYPE_CHECKING:
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     from embedcore.provider.types import Vectors
     from embedcore_openai.batch import OpenAIBatch
     from embedcore_openai.errors import Context
-    from embedcore_openai.http import Answer, Call
 
 # Of the body of a refusal, for the names of fields in it.
 _READ_FOR_NAMES = 20_000
@@ -43,8 +44,8 @@ _warned: set[str] = set()
 class OpenAIEmbedder:
     """Implements ``embedcore.provider.protocol.Embedder``. Shared freely between threads.
 
-    Built without key and network; the SDK is imported, and a connection opened, by ``startup`` or
-    the first ``embed``.
+    Built without key and network; a connection is opened by ``startup`` or the first ``embed``.
+    The SDK is for batches.
     """
 
     def __init__(self, model: str, options: OpenAIOptions) -> None:
@@ -84,7 +85,7 @@ class OpenAIEmbedder:
 
     @property
     def startup(self) -> OpenAIStartup:
-        """Imports the SDK, builds the connections, connects."""
+        """Imports what a request needs, and connects."""
         return OpenAIStartup(self._info, self._session, exact=self._exact)
 
     @without_frames
@@ -148,7 +149,7 @@ class OpenAIEmbedder:
         return copy.copy(self)
 
     def _otherwise(
-        self, error: ProviderError, form: str | None, texts: Sequence[str], answer: Answer
+        self, error: ProviderError, form: str | None, texts: Sequence[str], answer: http.Answer
     ) -> str | None:
         """What would be different if the same request were sent again now; None: nothing."""
         # A key that has ended is refused with 403 by some, and not always in words.
@@ -216,9 +217,8 @@ class OpenAIEmbedder:
             server_errors_billed=self._options.server_errors_billed,
         )
 
-    def _call(self, body: bytes, request: EmbedRequest) -> Call:
+    def _call(self, body: bytes, request: EmbedRequest) -> http.Call:
         from embedcore.provider import replies
-        from embedcore_openai.http import Call
 
         timeout = self._options.timeout
         if request.timeout is not None:
@@ -226,9 +226,12 @@ class OpenAIEmbedder:
         if not timeout > 0:
             raise ProviderUnavailable("no time is left for the request", billed="no")
         cap = replies.most_bytes(len(request.texts), self._info.dimensions)
-        return Call(path="/embeddings", body=body, timeout=timeout, max_bytes=cap)
+        headers = {"Content-Type": "application/json"}
+        return http.Call(
+            path="/embeddings", headers=headers, body=body, timeout=timeout, max_bytes=cap
+        )
 
-    def _read(self, answer: Answer, context: Context, into: Vectors | None) -> EmbedReply:
+    def _read(self, answer: http.Answer, context: Context, into: Vectors | None) -> EmbedReply:
         from embedcore.provider import replies
 
         return replies.read(

@@ -1,22 +1,19 @@
-"""Exceptions of the SDK as errors of embedcore.
+"""Answers and failures of the batch API as errors of embedcore.
 
-``embedcore.provider.refusals`` reads status, headers and body. No exception of the SDK is kept as
-a cause: their frames hold the key.
+``embedcore.provider.refusals`` reads status, headers and body, and ``embedcore.provider.http`` says
+what became of a request without an answer.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Final
-
-import openai
 
 from embedcore.errors import (
     Billed,
-    ConfigurationError,
     EmbeddingError,
     InvalidResponse,
-    OutcomeUnknown,
     PermanentProviderError,
     PermissionDenied,
     ProviderError,
@@ -24,13 +21,11 @@ from embedcore.errors import (
     RemoteGone,
     RequestRejected,
     RequestTooLarge,
-    TimedOut,
 )
 from embedcore.provider import refusals
+from embedcore.provider.http import Answer, CutOff, UnreadableBody
 from embedcore.provider.refusals import Asked, Refused, describe, facts
 from embedcore.provider.replies import BadReply
-from embedcore_openai.bodies import CutOff, UnreadableBody
-from embedcore_openai.http import Answer
 
 BATCH_API: Final = "batch API"
 
@@ -52,9 +47,6 @@ class Context(Asked):
 
 # Answers after which a job may be there all the same.
 _UNKNOWN_OUTCOME: Final = frozenset({408, 409})
-_NOT_SENT: Final = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError"})
-_HTTP_LIBRARIES: Final = frozenset({"httpx", "httpx2", "httpcore", "httpcore2"})
-_NOT_SENDABLE: Final = frozenset({"LocalProtocolError", "UnsupportedProtocol", "InvalidURL"})
 
 
 def from_batch_answer(answer: Answer, context: Context) -> EmbeddingError:
@@ -120,36 +112,20 @@ def _elsewhere(refused: Refused, context: Context) -> str:
     )
 
 
-def from_setup(error: Exception, context: Context) -> ConfigurationError:
-    """The error for a connection that could not even be prepared: nothing was sent."""
-    if isinstance(error, ConfigurationError):
-        return error
-    return ConfigurationError(
-        f"a connection to {context.endpoint} cannot be set up "
-        f"({type(error).__name__}: {context.shown(str(error))}). Check the proxy (HTTPS_PROXY, "
-        "ALL_PROXY; SOCKS needs the package socksio) and the certificates (SSL_CERT_FILE)"
-    )
-
-
-def from_exception(error: Exception, context: Context) -> EmbeddingError:
-    """The error for an exchange that brought no HTTP answer.
-
-    Only what fails before the connection stands is certain not to be billed.
-    """
-    translated = _from_exception(error, context)
-    if context.batch and not context.creates:
-        translated.billed = "no"
-    elif context.batch and translated.billed == "yes":
-        translated.billed = "unknown"
-    return translated
+def of_batch(error: EmbeddingError, context: Context) -> EmbeddingError:
+    """The error of a request to the batch API that brought no answer: only a new job costs."""
+    if not context.creates:
+        error.billed = "no"
+    elif error.billed == "yes":
+        error.billed = "unknown"
+    return error
 
 
 def from_download(error: Exception, context: Context) -> EmbeddingError:
     """The error for a body that was cut off. Reading it again costs nothing."""
     if isinstance(error, UnreadableBody):
         return InvalidResponse(f"{context.batch} cannot be read: {error}", billed="no")
-    library = type(error).__module__.partition(".")[0]
-    if not isinstance(error, openai.OpenAIError | OSError) and library not in _HTTP_LIBRARIES:
+    if not isinstance(error, CutOff | OSError | HTTPException):
         return ProviderError(f"{context.batch} cannot be read ({type(error).__name__})")
     cause = f"{type(error).__name__}: {context.shown(str(error))}".rstrip(": ")
     return ProviderUnavailable(f"the download of {context.batch} broke off ({cause})", billed="no")
@@ -163,40 +139,3 @@ def from_bad_batch_reply(reply: BadReply, answer: Answer, context: Context) -> I
         status=answer.status,
         request_id=refusals.request_id(answer.headers, context),
     )
-
-
-def _from_exception(error: Exception, context: Context) -> EmbeddingError:
-    chain = _chain(error)
-    names = {type(link).__name__ for link in chain}
-    cause = f"{type(chain[-1]).__name__}: {context.shown(str(chain[-1]))}".rstrip(": ")
-    for link in chain:
-        if isinstance(link, UnreadableBody):
-            return InvalidResponse(
-                f"the reply of {context.endpoint} cannot be read: {link}", billed="unknown"
-            )
-    if names & _NOT_SENT:
-        return ProviderUnavailable(
-            f"{context.endpoint} cannot be reached ({cause}). Check the address, the network, "
-            "the proxy (HTTPS_PROXY, NO_PROXY) and the certificates (SSL_CERT_FILE)",
-            billed="no",
-        )
-    if names & _NOT_SENDABLE:
-        return ConfigurationError(f"the request to {context.endpoint} cannot be sent ({cause})")
-    if isinstance(error, openai.APITimeoutError):
-        return TimedOut(
-            f"{context.endpoint} did not answer in time ({cause}); the option timeout says how "
-            "long that is"
-        )
-    if isinstance(error, openai.APIConnectionError | CutOff):
-        return OutcomeUnknown(f"the connection to {context.endpoint} broke ({cause})")
-    return ProviderError(f"the request to {context.endpoint} failed ({cause})", billed="unknown")
-
-
-def _chain(error: BaseException) -> list[BaseException]:
-    """The exception and its causes, down to the HTTP library's own."""
-    links: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in links and len(links) < 10:
-        links.append(link)
-        link = link.__cause__
-    return links

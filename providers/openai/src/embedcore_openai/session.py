@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import wraps
 from importlib import import_module
-from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from pydantic import SecretStr
 
@@ -18,58 +17,42 @@ from embedcore.errors import (
     InvalidResponse,
 )
 from embedcore.forksafe import Lazy
+from embedcore.provider import http
+from embedcore.provider.http import without_frames
 from embedcore_openai import token_engines as vocabulary
 from embedcore_openai.options import KEY_VARIABLE, OpenAIOptions
 
 if TYPE_CHECKING:
     from embedcore.provider.types import ModelInfo
+    from embedcore_openai.batch_calls import Spool
     from embedcore_openai.errors import Context
-    from embedcore_openai.http import Answer, Call, Transport
+    from embedcore_openai.sdk import SDK
 
 
 _MOST_BYTES: Final = 1 << 20
-
-Given = ParamSpec("Given")
-Result = TypeVar("Result")
-
-
-def without_frames(method: Callable[Given, Result]) -> Callable[Given, Result]:
-    """The method, whose errors do not show the way they came: frames down there hold the key.
-
-    Nor does the error of which one was made, unless it is its cause.
-    """
-
-    @wraps(method)
-    def only_this_frame(*given: Given.args, **named: Given.kwargs) -> Result:
-        try:
-            return method(*given, **named)
-        except EmbeddingError as error:
-            failure = error
-        if failure.__cause__ is None:
-            failure.__context__ = None
-        # Outside of the handler, where it would become its own context.
-        raise failure.with_traceback(None)
-
-    return only_this_frame
 
 
 class Session:
     """Connections to one endpoint and the key for them. Shared freely between threads.
 
-    The SDK is imported, and a connection opened, by the first ``send``. The frames of what is
-    raised here hold the key: a method that others call is ``without_frames``.
+    A connection is opened by the first ``send``, and the SDK imported by the first ``send_by_sdk``.
+    The frames of what is raised here hold the key: a method that others call is
+    ``without_frames``.
     """
 
     def __init__(self, options: OpenAIOptions) -> None:
         self._options = options
-        # Two processes must not read from one connection: a child of a fork opens its own.
-        self._transport: Lazy[Transport] = Lazy()
+        self._http = http.Session(
+            options.base_url,
+            headers=_headers(options),
+            verify=options.verify,
+            connect_timeout=options.connect_timeout,
+        )
+        self._sdk: Lazy[SDK] = Lazy()
 
     def close(self) -> None:
         """Close the connections. A later ``send`` opens new ones."""
-        transport = self._transport.take()
-        if transport is not None:
-            transport.close()
+        self._http.close()
 
     def key(self) -> str | None:
         """The key for one request; None where none is sent.
@@ -109,54 +92,60 @@ class Session:
         values = [value.get_secret_value() for value in self._options.headers.values()]
         return [*values, key] if key else values
 
-    def prepare(self, context: Context) -> Transport:
-        """Import the SDK and build the connections; none is opened."""
-        from embedcore_openai import errors
-
-        try:
-            return self._connected()
-        except Exception as error:  # noqa: BLE001 - a proxy's address, a certificate, a package
-            raise errors.from_setup(error, context) from None
+    def prepare(self, context: Context) -> None:
+        """Import what a request needs and read the environment; no connection is opened."""
+        self._http.prepare(context)
 
     def connect(self, context: Context) -> None:
         """Open a connection, by a request that costs nothing and carries no key."""
-        from embedcore_openai.http import Call
-
-        call = Call(method="GET", path="/", timeout=self._options.timeout, max_bytes=_MOST_BYTES)
+        call = http.Call(
+            method="GET", path="/", timeout=self._options.timeout, max_bytes=_MOST_BYTES
+        )
         # Any answer will do.
         with contextlib.suppress(InvalidResponse):
             self.send(call, None, context).release()
 
-    def send(self, call: Call, key: str | None, context: Context) -> Answer:
+    def send(self, call: http.Call, key: str | None, context: Context) -> http.Answer:
         """Send one request, once. An HTTP answer of any status is an answer.
 
-        Raises the error of an exchange without one.
+        Raises the errors of ``embedcore.provider.http.Session.send``.
         """
-        from embedcore_openai import errors
+        return self._http.send(self._completed(call, key), context)
 
-        sent = {name: value.get_secret_value() for name, value in self._options.headers.items()}
-        if key is not None:
-            sent["Authorization"] = f"Bearer {key}"
-        transport = self.prepare(context)
-        if self._options.query:
-            call = replace(call, query={**self._options.query, **call.query})
+    def send_by_sdk(
+        self, call: http.Call, key: str | None, context: Context, file: tuple[str, Spool] | None
+    ) -> http.Answer:
+        """The same for the batch API; ``file``: of a form, in place of a body."""
         try:
-            return transport.send(call, sent)
-        except Exception as error:  # noqa: BLE001 - of the SDK and of either HTTP library
-            raise errors.from_exception(error, context) from None
+            sdk = self._sdk.get(self._with_sdk)
+        except Exception as error:  # noqa: BLE001 - a package that is broken
+            raise ConfigurationError(
+                f"the openai package cannot be used ({type(error).__name__}: "
+                f"{context.shown(str(error))})"
+            ) from None
+        return sdk.send(self._completed(call, key), context, file)
 
-    def _connected(self) -> Transport:
-        from embedcore_openai.http import Transport
+    def _with_sdk(self) -> SDK:
+        from embedcore_openai.sdk import SDK
 
-        return self._transport.get(
-            lambda: Transport(
-                base_url=self._options.base_url,
-                organization=self._options.organization,
-                project=self._options.project,
-                connect_timeout=self._options.connect_timeout,
-                verify=self._options.verify,
-            )
-        )
+        return SDK(self._http, self._options.base_url)
+
+    def _completed(self, call: http.Call, key: str | None) -> http.Call:
+        """With the key, and what the options have for every request."""
+        headers = {name: value.get_secret_value() for name, value in self._options.headers.items()}
+        if key is not None:
+            headers["Authorization"] = f"Bearer {key}"
+        query = {**(self._options.query or {}), **call.query}
+        return replace(call, headers={**call.headers, **headers}, query=query)
+
+
+def _headers(options: OpenAIOptions) -> Mapping[str, str]:
+    """Those that are no secrets."""
+    named = {"OpenAI-Organization": options.organization, "OpenAI-Project": options.project}
+    return {
+        "Accept": "application/json",
+        **{name: value for name, value in named.items() if value},
+    }
 
 
 def _missing_key(endpoint: str) -> ConfigurationError:
@@ -170,9 +159,8 @@ def _missing_key(endpoint: str) -> ConfigurationError:
 # What a request imports where it needs it; the last by the socket, for the name of a host.
 _MODULES: Final = (
     "embedcore.provider.replies",
+    "embedcore.provider.http_connections",
     "embedcore_openai.errors",
-    "embedcore_openai.errors",
-    "embedcore_openai.http",
     "encodings.idna",
 )
 _ENGINES: Final = ("tiktoken", "splintr")
