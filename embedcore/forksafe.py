@@ -84,18 +84,25 @@ class Lock(_RLock):
         self._guarded = None if guarded is None else weakref.ref(guarded)
         _register(_locks, self)
 
+    is_mine = _RLock._is_owned
+    """Whether this thread has it."""
+
     def __enter__(self) -> None:
-        process()
-        if _fork.is_near:
-            self._let_it_pass()
-        if self._is_owned():
-            raise RuntimeError("this thread has this lock already")
+        self.approach()
         self.acquire()
 
-    def _let_it_pass(self) -> None:
+    def approach(self) -> None:
+        """What comes before every ``acquire``.
+
+        There is nothing to do, and no need to call this, while ``forking.process`` is this process,
+        no fork ``is_near`` and the lock is not ``is_mine``.
+        """
+        process()
         # A thread that holds one of them may take another: the fork waits for both.
-        if not any(lock._is_owned() for lock in _all(_locks)):
-            _fork.passed.wait(WAIT_SECONDS)
+        if forking.is_near and not any(lock.is_mine() for lock in _all(_locks)):
+            forking.passed.wait(WAIT_SECONDS)
+        if self.is_mine():
+            raise RuntimeError("this thread has this lock already")
 
 
 class Lazy(Generic[Thing]):
@@ -181,7 +188,7 @@ def process() -> int:
     """The number of this process. In a child of a fork that no handler saw it is the first to
     know."""
     number = os.getpid()
-    if number != _fork.process:
+    if number != forking.process:
         _seen_late(number)
     return number
 
@@ -194,8 +201,9 @@ def keep_for_ever(thing: object) -> None:
 
 
 @dataclass(slots=True)
-class _Fork:
-    """``is_near``: new entrants wait until it has ``passed``."""
+class Forking:
+    """``process``: the one that was seen last. ``is_near``: new entrants wait until it has
+    ``passed``."""
 
     process: int = field(default_factory=os.getpid)
     is_near: bool = False
@@ -227,7 +235,7 @@ _locks: dict[int, weakref.ref[Lock]] = {}
 _lazy: dict[int, weakref.ref[Lazy[Any]]] = {}
 _forgets: list[Callable[[], object]] = []
 _inherited: list[object] = []
-_fork = _Fork()
+forking: Final = Forking()
 _prepared = _Prepared()
 _latecomers: dict[int, Any] = {}
 
@@ -254,11 +262,11 @@ def _before() -> None:
     _prepared.forks.append(fork)
     process()
     until = time.monotonic() + WAIT_SECONDS
-    fork.has_turn = _fork.turn.acquire(timeout=WAIT_SECONDS)
+    fork.has_turn = forking.turn.acquire(timeout=WAIT_SECONDS)
     if not fork.has_turn:
         return
-    _fork.passed.clear()
-    _fork.is_near = True
+    forking.passed.clear()
+    forking.is_near = True
     _take_all(fork, outer, until)
     rested = fork.had | outer
     for step in (_rest, _is_at_rest):
@@ -341,11 +349,11 @@ def _after_in_parent() -> None:
             if lock not in fork.own and lock not in outer and lock._is_owned():
                 lock.release()
         if not any(one.has_turn for one in others):
-            _fork.is_near = False
-            _fork.passed.set()
+            forking.is_near = False
+            forking.passed.set()
         # In a child of a fork within this one it is another lock.
-        if _fork.turn._is_owned():
-            _fork.turn.release()
+        if forking.turn._is_owned():
+            forking.turn.release()
     _prepared.forks.pop()
 
 
@@ -360,13 +368,13 @@ def _after_in_child() -> None:
 def _seen_late(number: int) -> None:
     # The locks of this module may be held for ever as well: one is made for this process.
     with _latecomers.setdefault(number, threading.RLock()):
-        if number != _fork.process:
+        if number != forking.process:
             _begin(number, set(), set())
 
 
 def _begin(number: int, own: set[Lock], rested: set[Lock]) -> None:
     """The first thing to happen in a child."""
-    _fork.is_near, _fork.passed, _fork.turn = False, threading.Event(), threading.RLock()
+    forking.is_near, forking.passed, forking.turn = False, threading.Event(), threading.RLock()
     for lock in _all(_locks):
         if lock not in own:
             lock._at_fork_reinit()
@@ -377,7 +385,7 @@ def _begin(number: int, own: set[Lock], rested: set[Lock]) -> None:
         thing._forked()
     for forget in _forgets:
         forget()
-    _fork.process = number
+    forking.process = number
 
 
 # A child forked in C that ends without having used anything must not free it either.

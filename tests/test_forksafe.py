@@ -132,7 +132,7 @@ def test_a_lock_that_is_made_meanwhile_is_taken_as_well() -> None:
     def work() -> None:
         with outer.lock:
             inside.set()
-            while not forksafe._fork.is_near:
+            while not forksafe.forking.is_near:
                 pass
             inner.append(Guarded())
             with inner[0].lock:
@@ -185,7 +185,7 @@ def test_new_entrants_wait_until_the_fork_has_passed() -> None:
             assert not entered.wait(0.05)
 
     def enter() -> None:
-        while not forksafe._fork.is_near:
+        while not forksafe.forking.is_near:
             pass
         go_on.set()
         with last.lock:
@@ -244,7 +244,7 @@ def test_an_interrupt_while_a_fork_is_prepared_leaves_no_lock_behind() -> None:
     assert child(lambda: thing.was_at_rest == [False]) == 0
     assert is_free(thing.lock)
     assert is_free(other.lock)
-    assert not forksafe._fork.is_near
+    assert not forksafe.forking.is_near
 
 
 @pytest.mark.case("C2")
@@ -293,7 +293,7 @@ def test_a_signal_forks_while_a_fork_is_under_way(
     assert len(codes) == 3
     assert all(is_free(one.lock) for one in things)
     assert is_free(own)
-    assert not forksafe._fork.is_near
+    assert not forksafe.forking.is_near
     assert not forksafe._prepared.forks
 
 

@@ -12,9 +12,8 @@ not: the process that closes the file last deletes the log while the child uses 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -28,19 +27,17 @@ from embedcore.errors import (
     StorageTooNew,
     UnsafeStorage,
 )
-from embedcore.forksafe import Lock, keep_for_ever, process
+from embedcore.forksafe import Lock, forking, keep_for_ever, process
 from embedcore.storage.crosscheck import held_differs
 from embedcore.storage.filesystem import (
+    Contents,
+    from_os_error,
     has_room,
-    in_the_way,
-    is_mount_point,
     is_open_here,
-    network_filesystem,
-    no_folder,
-    other_names,
-    place_once,
     refused_access,
-    size_of,
+    require_file,
+    require_place,
+    several_names,
 )
 
 if TYPE_CHECKING:
@@ -75,18 +72,6 @@ def identity_of(path: str | Path, *, links: bool = True) -> Identity | None:
     return Identity(found.st_dev, found.st_ino, found.st_nlink)
 
 
-class Contents(NamedTuple):
-    """What a file holds, in the words of the errors about it.
-
-    ``differs``: asked when it is opened, in a transaction; what is wrong in it, if anything.
-    """
-
-    what: str
-    without: str
-    loss: str
-    differs: Callable[[sqlite3.Connection], str | None] | None = None
-
-
 SPENDING: Final = Contents("a budget", "nothing spent", "reset the budget", held_differs)
 VECTORS: Final = Contents("cached vectors", "no cached vectors", "have them embedded again")
 BATCH: Final = Contents("a batch", "no such batch", "lose the rows of the batch")
@@ -116,21 +101,6 @@ def wal_is_safe(version: str) -> bool:
     """
     parts = tuple(int(part) for part in version.split("."))
     return any(first <= parts < end for first, end in _FIXED)
-
-
-def from_os_error(error: OSError, path: Path) -> StorageError:
-    """Why a file could not be prepared, and what to do."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return StorageFull(f"no room for {path}: free some disk space ({error.strerror})")
-    blocked = no_folder(path)
-    if blocked is not None:
-        return StorageReadOnly(
-            f"{path} cannot be written: {blocked} is no folder. Move it away, or set "
-            "EMBEDCORE_HOME to a folder of yours"
-        )
-    return StorageReadOnly(
-        f"{path} cannot be written ({error.strerror}): set EMBEDCORE_HOME to a folder of yours"
-    )
 
 
 def from_sqlite(error: sqlite3.Error, path: Path | None, contents: Contents) -> StorageError:
@@ -170,8 +140,6 @@ def is_sound(connection: sqlite3.Connection) -> bool:
     except (driver().Error, UnicodeDecodeError):
         return False
 
-
-_LOGS: Final = ("-wal", "-shm", "-journal")
 
 # Under load from 64 processes SQLite's busy handler was seen to starve one of them for up to 40 s.
 BUSY_TIMEOUT_SECONDS = 60.0
@@ -275,13 +243,20 @@ class Database:
     def _exclusive(self) -> Iterator[sqlite3.Connection]:
         # Before the lock: the child of a signal handler may have been forked while this very thread
         # held it. And only then, since to look at the file takes longer than a lock.
-        process()
+        if os.getpid() != forking.process:
+            process()
         if _unsafe or self._is_lost:
             self._check_fork_was_safe()
-        with self._lock:
+        lock = self._lock
+        if forking.is_near or lock.is_mine():
+            lock.approach()
+        lock.acquire()
+        try:
             if self._connection is None:
                 self._connection = self._connect()
             yield self._connection
+        finally:
+            lock.release()
 
     # Before a fork, and in the child
 
@@ -362,42 +337,14 @@ class Database:
 
     def _prepare_file(self, path: Path) -> str:
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            kind = None if self._allow_network_filesystem else network_filesystem(path.parent)
-            if kind is not None:
-                raise UnsafeStorage(
-                    f"{path} is on a network file system ({kind}), where file locks cannot be "
-                    f"trusted with {self._contents.what}: set EMBEDCORE_HOME to a local folder, or "
-                    "allow_network_filesystem = true if only one machine uses it",
-                    reason="network",
-                )
-            self._check_kinds(path)
+            require_place(path, self._contents, network=self._allow_network_filesystem)
             if self._expected is not None:
                 self._check_same(str(path), self._expected)
-            self._check_what_is_there(path)
-            if not path.exists():
-                if not self._creates:
-                    raise StorageError(f"{path} is not there any more")
-                place_once(path, self._fill)
-            refused = refused_access(path)
-            if refused is not None and not os.access(path, os.R_OK | os.W_OK):
-                raise StorageReadOnly(
-                    f"{path} {refused}. Change that, or set EMBEDCORE_HOME to a folder of yours"
-                )
-            if other_names(path) or is_mount_point(path):
-                raise self._several_names()
+            fill = self._fill if self._creates else None
+            require_file(path, self._contents, fill)
         except OSError as error:
             raise from_os_error(error, path) from error
         return os.fspath(path)
-
-    def _several_names(self) -> UnsafeStorage:
-        return UnsafeStorage(
-            f"{self.path} is one file under several names (hard links, or a mount of this file "
-            "alone). Its log lies beside one of them, so that programs which use different names "
-            "do not see each other. Nothing was sent. Delete the other names "
-            f"(find / -samefile {self.path} shows them), or mount the whole folder",
-            reason="links",
-        )
 
     def _recognise_files(self, connection: sqlite3.Connection) -> None:
         if self.path is None:
@@ -413,46 +360,6 @@ class Database:
         found = {name: self._identity_now(name) for name in names}
         self._files = {name: known for name, known in found.items() if known is not None}
         self._expected = None
-
-    def _check_kinds(self, path: Path) -> None:
-        """Raise unless what is at the path, and at those of its logs, is a file or nothing."""
-        for one in (path, *(path.with_name(path.name + end) for end in _LOGS)):
-            wrong = in_the_way(one)
-            if wrong is None:
-                continue
-            if not os.path.exists(one):  # noqa: PTH110 - also for links in a circle
-                raise StorageCorrupt(
-                    f"{one} {wrong}. It is not recreated, since that would {self._contents.loss}. "
-                    "Restore the file, or delete the link to start with "
-                    f"{self._contents.without}"
-                )
-            raise StorageError(
-                f"{one} {wrong}, and {self._contents.what} needs a file of that name. Move it "
-                "away, or set EMBEDCORE_HOME to another folder"
-            )
-
-    def _check_what_is_there(self, path: Path) -> None:
-        # Files come into being whole: an empty one was cut off, and beside a missing one SQLite
-        # would take the old log for the log of the new file.
-        logs = [path.with_name(path.name + end) for end in ("-wal", "-journal")]
-        left = [log for log in logs if size_of(log)]
-        if left and path.is_symlink():
-            raise StorageCorrupt(
-                f"{path} leads to {path.resolve()}, but {left[0]} lies beside the link: the file "
-                "was moved and its log was not. Stop every program that uses it, and move the log "
-                f"beside the file, as {path.resolve()}{left[0].name.removeprefix(path.name)}"
-            )
-        size = size_of(path)
-        # SQLite takes a file of a single byte for an empty one.
-        if (size or 0) > 1 or (size is None and not left):
-            return
-        what, which = (
-            ("is gone but its log is not", left[0]) if size is None else ("is empty", path)
-        )
-        raise StorageCorrupt(
-            f"{path} {what}: restore a copy, or delete {which} to start with "
-            f"{self._contents.without}"
-        )
 
     def _fill(self, draft: Path) -> None:
         connection: sqlite3.Connection = driver().connect(draft, isolation_level=None)
@@ -552,7 +459,7 @@ class Database:
         if now == known:
             return
         if now is not None and (now.device, now.number) == (known.device, known.number):
-            raise self._several_names()
+            raise several_names(self.path or name)
         raise StorageCorrupt(
             f"{name} was deleted or replaced while it was open. Stop every program that uses it, "
             f"and restore it if you can; a new one starts with {self._contents.without}. Then "

@@ -1,4 +1,4 @@
-"""File-system checks: network file systems, what is at a path, atomic replacement."""
+"""State files in the file system: where they may be, what is at their path, how they come to be."""
 
 from __future__ import annotations
 
@@ -11,7 +11,18 @@ import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from embedcore.errors import (
+    StorageCorrupt,
+    StorageError,
+    StorageFull,
+    StorageReadOnly,
+    UnsafeStorage,
+)
+
+if TYPE_CHECKING:
+    import sqlite3
 
 _NETWORK = frozenset(
     {"nfs", "nfs4", "cifs", "smb", "smb2", "smb3", "smbfs", "9p", "afs", "ceph", "lustre"}
@@ -21,6 +32,112 @@ _NETWORK = frozenset(
 _ROOM = 32 * 1024
 _MOUNTS = Path("/proc/self/mountinfo")
 _NO_FOLDER_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
+_LOGS: Final = ("-wal", "-shm", "-journal")
+
+
+class Contents(NamedTuple):
+    """What a file holds, in the words of the errors about it.
+
+    ``differs``: asked when it is opened, in a transaction; what is wrong in it, if anything.
+    """
+
+    what: str
+    without: str
+    loss: str
+    differs: Callable[[sqlite3.Connection], str | None] | None = None
+
+
+def require_place(path: Path, contents: Contents, *, network: bool) -> None:
+    """A folder for the file, on a disk of this machine unless ``network``, and nothing else of its
+    name or of those of its logs. Raises ``StorageError`` and ``OSError``."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    kind = None if network else network_filesystem(path.parent)
+    if kind is not None:
+        raise UnsafeStorage(
+            f"{path} is on a network file system ({kind}), where file locks cannot be "
+            f"trusted with {contents.what}: set EMBEDCORE_HOME to a local folder, or "
+            "allow_network_filesystem = true if only one machine uses it",
+            reason="network",
+        )
+    for one in (path, *(path.with_name(path.name + end) for end in _LOGS)):
+        wrong = in_the_way(one)
+        if wrong is None:
+            continue
+        if not os.path.exists(one):  # noqa: PTH110 - also for links in a circle
+            raise StorageCorrupt(
+                f"{one} {wrong}. It is not recreated, since that would {contents.loss}. "
+                f"Restore the file, or delete the link to start with {contents.without}"
+            )
+        raise StorageError(
+            f"{one} {wrong}, and {contents.what} needs a file of that name. Move it "
+            "away, or set EMBEDCORE_HOME to another folder"
+        )
+
+
+def require_file(path: Path, contents: Contents, fill: Callable[[Path], None] | None) -> None:
+    """The file itself, whole, under one name and for this user to write; ``fill`` fills a new one.
+
+    ``fill`` None: none is made. Raises ``StorageError`` and ``OSError``.
+    """
+    _require_whole(path, contents)
+    if not path.exists():
+        if fill is None:
+            raise StorageError(f"{path} is not there any more")
+        place_once(path, fill)
+    refused = refused_access(path)
+    if refused is not None and not os.access(path, os.R_OK | os.W_OK):
+        raise StorageReadOnly(
+            f"{path} {refused}. Change that, or set EMBEDCORE_HOME to a folder of yours"
+        )
+    if other_names(path) or is_mount_point(path):
+        raise several_names(path)
+
+
+def _require_whole(path: Path, contents: Contents) -> None:
+    # Files come into being whole: an empty one was cut off, and beside a missing one SQLite
+    # would take the old log for the log of the new file.
+    logs = [path.with_name(path.name + end) for end in ("-wal", "-journal")]
+    left = [log for log in logs if size_of(log)]
+    if left and path.is_symlink():
+        raise StorageCorrupt(
+            f"{path} leads to {path.resolve()}, but {left[0]} lies beside the link: the file "
+            "was moved and its log was not. Stop every program that uses it, and move the log "
+            f"beside the file, as {path.resolve()}{left[0].name.removeprefix(path.name)}"
+        )
+    size = size_of(path)
+    # SQLite takes a file of a single byte for an empty one.
+    if (size or 0) > 1 or (size is None and not left):
+        return
+    what, which = ("is gone but its log is not", left[0]) if size is None else ("is empty", path)
+    raise StorageCorrupt(
+        f"{path} {what}: restore a copy, or delete {which} to start with {contents.without}"
+    )
+
+
+def several_names(path: Path | str) -> UnsafeStorage:
+    """The error about a file that has them."""
+    return UnsafeStorage(
+        f"{path} is one file under several names (hard links, or a mount of this file "
+        "alone). Its log lies beside one of them, so that programs which use different names "
+        "do not see each other. Nothing was sent. Delete the other names "
+        f"(find / -samefile {path} shows them), or mount the whole folder",
+        reason="links",
+    )
+
+
+def from_os_error(error: OSError, path: Path) -> StorageError:
+    """Why a file could not be prepared, and what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return StorageFull(f"no room for {path}: free some disk space ({error.strerror})")
+    blocked = no_folder(path)
+    if blocked is not None:
+        return StorageReadOnly(
+            f"{path} cannot be written: {blocked} is no folder. Move it away, or set "
+            "EMBEDCORE_HOME to a folder of yours"
+        )
+    return StorageReadOnly(
+        f"{path} cannot be written ({error.strerror}): set EMBEDCORE_HOME to a folder of yours"
+    )
 
 
 def network_filesystem(folder: Path, *, mounts: Path = _MOUNTS) -> str | None:
