@@ -55,6 +55,7 @@ from embedcore.storage.database import SPENDING, driver, engine_version, wal_is_
 from embedcore.storage.filesystem import network_filesystem
 from embedcore.storage.inspection import faults
 from embedcore.storage.parts import Parts
+from embedcore.storage.standing import standing
 from embedcore.storage.usage import named_rates
 from embedcore.storage.vector_upkeep import contents
 from embedcore.trust import TRUST_VARIABLE, trusted_by_environment
@@ -367,7 +368,7 @@ def _batches(ledger: Ledger) -> Iterator[Finding]:
     found = [record for record in Batches(ledger).all() if not record.has_ended]
     if not found:
         return
-    held = money.in_dollars(sum(jobs.spent(record).held.cost for record in found))
+    held = money.in_dollars(sum(standing(ledger, record).spent.held.cost for record in found))
     yield _state_finding(
         "batches",
         f"{len(found):,} open, {money.shown(held)} reserved for them: "

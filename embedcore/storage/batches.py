@@ -16,7 +16,7 @@ from embedcore.errors import StorageCorrupt
 from embedcore.storage import grants
 from embedcore.storage.calendar import MICROSECONDS
 from embedcore.storage.grants import is_free, myself
-from embedcore.storage.parts import Sent
+from embedcore.storage.parts import Sent, sent_in
 
 if TYPE_CHECKING:
     import sqlite3
@@ -101,6 +101,23 @@ class Counts:
     @property
     def open(self) -> int:
         return self.to_submit + self.in_flight + self.stopped
+
+
+def record_again(connection: sqlite3.Connection, batch: BatchRecord) -> BatchRecord:
+    """As ``Batches.again``, inside a transaction."""
+    found = _records(connection, "id = ?", batch.id)
+    if not found:
+        raise StorageCorrupt(f"batch {batch.name} is not in the state file any more")
+    return found[0]
+
+
+def _records(connection: sqlite3.Connection, condition: str, *values: object) -> list[BatchRecord]:
+    rows = connection.execute(
+        f"SELECT {_COLUMNS} FROM batch WHERE {condition} ORDER BY id", values
+    ).fetchall()
+    return [
+        BatchRecord(**{**dict(row), **{name: bool(row[name]) for name in _FLAGS}}) for row in rows
+    ]
 
 
 def counts_in(connection: sqlite3.Connection, batch: BatchRecord) -> Counts:
@@ -254,7 +271,7 @@ class Batches:
                     now,
                 ),
             ).lastrowid
-            return self._read(connection, "id = ?", identity)[0]
+            return _records(connection, "id = ?", identity)[0]
 
     def unfinished(self) -> list[BatchRecord]:
         """Batches whose process ended while it wrote their rows down."""
@@ -264,17 +281,17 @@ class Batches:
                 "SELECT id, waiter, retry FROM batch WHERE state = 'preparing'"
             ).fetchall()
             left = [one for one, owner, until in owners if is_free(owner, until, now)]
-            return [record for one in left for record in self._read(connection, "id = ?", one)]
+            return [record for one in left for record in _records(connection, "id = ?", one)]
 
     def ended_before(self, moment: int) -> list[BatchRecord]:
         """Batches that ended before a time of the ledger's clock."""
         with self.database.read() as connection:
-            return self._read(connection, "ended < ?", moment)
+            return _records(connection, "ended < ?", moment)
 
     def is_known(self, name: str) -> bool:
         """Whether there is a batch of that name, be it unfinished."""
         with self.database.read() as connection:
-            return bool(self._read(connection, "name = ?", name))
+            return bool(_records(connection, "name = ?", name))
 
     def want(
         self, batch: BatchRecord, wanted: Sequence[Wanted], *, rows: int, texts: int, reused: int
@@ -353,7 +370,7 @@ class Batches:
                         (*mine, identity),
                     )
                     drop_batch(connection, batch.id)
-                    return self._read(connection, "id = ?", identity)[0]
+                    return _records(connection, "id = ?", identity)[0]
         return None
 
     def complete(self, batch: BatchRecord, digest: bytes) -> None:
@@ -381,28 +398,25 @@ class Batches:
 
     def numbered(self, identity: int) -> BatchRecord | None:
         with self.database.read() as connection:
-            found = self._read(connection, "id = ?", identity)
+            found = _records(connection, "id = ?", identity)
         return found[0] if found else None
 
     def named(self, name: str) -> BatchRecord | None:
         with self.database.read() as connection:
-            found = self._read(connection, "name = ? AND state <> 'preparing'", name)
+            found = _records(connection, "name = ? AND state <> 'preparing'", name)
         return found[0] if found else None
 
     def all(self, pool: BatchAccount | None = None) -> list[BatchRecord]:
         """Every batch, or those of one pool; oldest first."""
         with self.database.read() as connection:
             if pool is None:
-                return self._read(connection, "state <> 'preparing'")
-            return self._read(connection, "state <> 'preparing' AND pool = ?", pool.id)
+                return _records(connection, "state <> 'preparing'")
+            return _records(connection, "state <> 'preparing' AND pool = ?", pool.id)
 
     def again(self, batch: BatchRecord) -> BatchRecord:
         """The batch as it is now."""
         with self.database.read() as connection:
-            found = self._read(connection, "id = ?", batch.id)
-        if not found:
-            raise StorageCorrupt(f"batch {batch.name} is not in the state file any more")
-        return found[0]
+            return record_again(connection, batch)
 
     def counts(self, batch: BatchRecord) -> Counts:
         """What has become of its texts that were to be embedded."""
@@ -520,17 +534,7 @@ class Batches:
                 "AND i.part IS NULL AND i.characters_cut IS NOT NULL ORDER BY w.item",
                 (batch.id,),
             ).fetchall()
-        return [
-            (
-                row["key"],
-                Sent(
-                    characters_cut=row["characters_cut"],
-                    key=row["sent_key"],
-                    tokens_cut=row["tokens_cut"],
-                ),
-            )
-            for row in rows
-        ]
+        return [(row["key"], sent_in(row)) for row in rows]
 
     def settle_now(
         self,
@@ -559,14 +563,3 @@ class Batches:
                 "drained_cost = drained_cost + ? WHERE id = ?",
                 (tokens, cost, batch.id),
             )
-
-    def _read(
-        self, connection: sqlite3.Connection, condition: str, *values: object
-    ) -> list[BatchRecord]:
-        rows = connection.execute(
-            f"SELECT {_COLUMNS} FROM batch WHERE {condition} ORDER BY id", values
-        ).fetchall()
-        return [
-            BatchRecord(**{**dict(row), **{name: bool(row[name]) for name in _FLAGS}})
-            for row in rows
-        ]

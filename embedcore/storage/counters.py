@@ -1,4 +1,4 @@
-"""Counters of budget windows, and the ledger's clock.
+"""Counters of budget windows.
 
 A call's money is counted in six windows at once (day, month and total, for its scope and for all
 scopes), a query's in three more. Every function runs inside the caller's transaction.
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final
 
 from embedcore.errors import (
     BudgetExceeded,
-    ConfigurationError,
     CostBudgetExceeded,
     TokenBudgetExceeded,
 )
@@ -25,7 +24,7 @@ from embedcore.storage.amounts import (
     as_shown,
     shown,
 )
-from embedcore.storage.calendar import MICROSECONDS, PERIODS, window_end, window_start, zone_named
+from embedcore.storage.calendar import PERIODS, window_end, window_start
 
 if TYPE_CHECKING:
     import sqlite3
@@ -300,63 +299,3 @@ def newly_near(
                 )
             )
     return near
-
-
-_GRAIN: Final = MICROSECONDS // 10
-
-
-def moment(connection: sqlite3.Connection, real: int, wanted_zone: str | None) -> Moment:
-    """The latest time ever seen, ``real`` included; in the zone that the file was first used with.
-
-    Raises ``ConfigurationError`` if ``wanted_zone`` is another one.
-    """
-    book = _book(connection, wanted_zone)
-    if book is None:
-        zone = wanted_zone or "UTC"
-        zone_named(zone)
-        connection.execute("INSERT INTO book (id, zone, clock) VALUES (1, ?, ?)", (zone, real))
-        return Moment(now=real, zone=zone)
-    if real > book.now + _GRAIN:
-        connection.execute("UPDATE book SET clock = ?", (real,))
-    return replace(book, now=max(real, book.now))
-
-
-def read_moment(
-    connection: sqlite3.Connection, real: int, wanted_zone: str | None
-) -> Moment | None:
-    """As ``moment``, and nothing is written. None in a file that was never used."""
-    book = _book(connection, wanted_zone)
-    return None if book is None else replace(book, now=max(real, book.now))
-
-
-def _book(connection: sqlite3.Connection, wanted_zone: str | None) -> Moment | None:
-    """The latest time that is written down, and the zone; None in a file that was never used."""
-    row = connection.execute("SELECT clock, zone FROM book").fetchone()
-    if row is None:
-        return None
-    if wanted_zone not in (None, row["zone"]):
-        raise ConfigurationError(
-            f"timezone = {wanted_zone!r}, but the ledger has counted its days in {row['zone']!r} "
-            f"since its first use: set timezone = {row['zone']!r}, or use another EMBEDCORE_HOME"
-        )
-    return Moment(now=row["clock"], zone=row["zone"])
-
-
-def set_back(connection: sqlite3.Connection, now: int, *, lease: int, attempt_lease: int) -> None:
-    """Make ``now`` the latest time seen. Leases from the future end as if taken now.
-
-    Otherwise what a crash left open would stay reserved, and what a batch has to do put off, until
-    the time of the wrong clock.
-    """
-    connection.execute("UPDATE book SET clock = ?, tight_until = 0", (now,))
-    connection.execute('UPDATE "grant" SET lease = min(lease, ?)', (now + lease,))
-    connection.execute(
-        "UPDATE attempt SET lease = min(lease, ?) WHERE state = 'sent'", (now + attempt_lease,)
-    )
-    connection.execute(
-        "UPDATE part SET next = min(next, ?1), not_before = min(not_before, ?1), "
-        "asked = min(asked, ?1), since = min(since, ?1), lease = min(lease, ?1)",
-        (now,),
-    )
-    connection.execute("UPDATE batch SET retry = min(retry, ?)", (now,))
-    connection.execute("UPDATE pool SET queue_until = min(queue_until, ?)", (now,))

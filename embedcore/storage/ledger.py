@@ -15,9 +15,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from embedcore.errors import ConfigurationError
 from embedcore.storage import counters, crosscheck, grants
 from embedcore.storage.amounts import ALL_SCOPES, Amount, Attempt, Grant, Lane, Limit
-from embedcore.storage.calendar import MICROSECONDS, day_ends
+from embedcore.storage.calendar import MICROSECONDS, day_ends, zone_named
 from embedcore.storage.counters import Moment
 
 if TYPE_CHECKING:
@@ -120,8 +121,30 @@ def charge(
     return counters.newly_near(connection, windows, attempt.grant, moment)
 
 
+def _set_back(connection: sqlite3.Connection, now: int, *, lease: int, attempt_lease: int) -> None:
+    """Make ``now`` the latest time seen. Leases from the future end as if taken now.
+
+    Otherwise what a crash left open would stay reserved, and what a batch has to do put off, until
+    the time of the wrong clock.
+    """
+    connection.execute("UPDATE book SET clock = ?, tight_until = 0", (now,))
+    connection.execute('UPDATE "grant" SET lease = min(lease, ?)', (now + lease,))
+    connection.execute(
+        "UPDATE attempt SET lease = min(lease, ?) WHERE state = 'sent'", (now + attempt_lease,)
+    )
+    connection.execute(
+        "UPDATE part SET next = min(next, ?1), not_before = min(not_before, ?1), "
+        "asked = min(asked, ?1), since = min(since, ?1), lease = min(lease, ?1)",
+        (now,),
+    )
+    connection.execute("UPDATE batch SET retry = min(retry, ?)", (now,))
+    connection.execute("UPDATE pool SET queue_until = min(queue_until, ?)", (now,))
+
+
 LEASE_SECONDS: Final = 60.0
 ATTEMPT_LEASE_SECONDS: Final = 660.0
+# The clock is written no more often than this.
+_GRAIN: Final = MICROSECONDS // 10
 
 
 class Ledger:
@@ -381,9 +404,7 @@ class Ledger:
         """
         with self.database.transaction() as connection:
             moment, after = self.moment_in(connection), self._now()
-            counters.set_back(
-                connection, after, lease=self._lease, attempt_lease=self._attempt_lease
-            )
+            _set_back(connection, after, lease=self._lease, attempt_lease=self._attempt_lease)
             repaired = Moment(now=after, zone=moment.zone)
             windows = counters.ids(connection, ALL_SCOPES, "all", repaired)
             note = f"clock moved from {moment.now} to {after} microseconds by repair"
@@ -393,9 +414,9 @@ class Ledger:
     def moment(self) -> Moment:
         """The time of the ledger, and the zone of its days. Nothing is written."""
         with self.database.read() as connection:
-            found = counters.read_moment(connection, self._now(), self._wanted_zone)
-        if found is not None:
-            return found
+            seen, now = self._seen(connection), self.now_in(connection)
+        if seen is not None:
+            return replace(seen, now=now)
         with self.database.transaction() as connection:
             return self.moment_in(connection)
 
@@ -409,7 +430,35 @@ class Ledger:
             return moment
 
     def moment_in(self, connection: sqlite3.Connection) -> Moment:
-        return counters.moment(connection, self._now(), self._wanted_zone)
+        """The latest time ever seen, that of now included, which becomes it; in the zone that the
+        file was first used with. Raises ``ConfigurationError`` if another one is wanted."""
+        seen, real = self._seen(connection), self._now()
+        if seen is None:
+            zone = self._wanted_zone or "UTC"
+            zone_named(zone)
+            connection.execute("INSERT INTO book (id, zone, clock) VALUES (1, ?, ?)", (zone, real))
+            return Moment(now=real, zone=zone)
+        if real > seen.now + _GRAIN:
+            connection.execute("UPDATE book SET clock = ?", (real,))
+        return replace(seen, now=max(real, seen.now))
+
+    def now_in(self, connection: sqlite3.Connection) -> int:
+        """The same time, in microseconds since 1970, and nothing is written."""
+        seen, real = self._seen(connection), self._now()
+        return real if seen is None else max(real, seen.now)
+
+    def _seen(self, connection: sqlite3.Connection) -> Moment | None:
+        """The latest time that is written down, and the zone; None in a new file."""
+        row = connection.execute("SELECT clock, zone FROM book").fetchone()
+        if row is None:
+            return None
+        wanted, zone = self._wanted_zone, row["zone"]
+        if wanted not in (None, zone):
+            raise ConfigurationError(
+                f"timezone = {wanted!r}, but the ledger has counted its days in {zone!r} since "
+                f"its first use: set timezone = {zone!r}, or use another EMBEDCORE_HOME"
+            )
+        return Moment(now=row["clock"], zone=zone)
 
     def begin_in(
         self, connection: sqlite3.Connection, scope: str, lane: Lane

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
-from embedcore.storage.amounts import Amount
 from embedcore.storage.calendar import MICROSECONDS
 from embedcore.storage.grants import is_free, myself
 
@@ -134,13 +133,16 @@ class Queue:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Spent:
-    """Money of a batch. ``actual`` includes ``unconfirmed``: charged without proof."""
+class Prospect:
+    """Of a planned part: the account's ``queue``, whether a batch still waits for it
+    (``is_wanted``), whether the batch that planned it goes on and so ``has_texts``, the parts and
+    tokens that are ``in_flight``, and the time of the ledger, in microseconds since 1970."""
 
-    actual: Amount
-    unconfirmed: Amount
-    held: Amount
-    reported: bool
+    queue: Queue
+    is_wanted: bool
+    has_texts: bool
+    in_flight: tuple[int, int]
+    now: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -186,6 +188,12 @@ class Superseded(Exception):
     """Another process owns the part by now: this one leaves it alone."""
 
 
+def sent_in(row: sqlite3.Row) -> Sent:
+    return Sent(
+        characters_cut=row["characters_cut"], key=row["sent_key"], tokens_cut=row["tokens_cut"]
+    )
+
+
 def read_part(row: sqlite3.Row) -> Part:
     return Part(**{**dict(row), "cancelled": bool(row["cancelled"])})
 
@@ -217,27 +225,18 @@ class Parts:
 
     def now(self) -> int:
         """The time of the ledger, in microseconds since 1970."""
-        return self.ledger.moment().now
+        with self.database.read() as connection:
+            return self.ledger.now_in(connection)
 
     def of_batch(self, batch: BatchRecord) -> list[Part]:
         """The parts in which texts of this batch are, and those that it planned."""
         with self.database.read() as connection:
-            rows = connection.execute(
-                f"SELECT {COLUMNS} FROM part WHERE batch = ?1 OR (pool = ?2 AND state <> 'done' "
-                "AND EXISTS (SELECT 1 FROM item i JOIN wish w ON w.item = i.id AND w.batch = ?1 "
-                "WHERE i.part = part.id)) ORDER BY id",
-                (batch.id, batch.pool),
-            ).fetchall()
-        return [read_part(row) for row in rows]
+            return parts_of(connection, batch)
 
     def live(self, pool: BatchAccount) -> list[Part]:
         """The parts of a pool that have not ended, oldest first."""
         with self.database.read() as connection:
-            rows = connection.execute(
-                f"SELECT {COLUMNS} FROM part WHERE pool = ? AND state <> 'done' ORDER BY id",
-                (pool.id,),
-            ).fetchall()
-        return [read_part(row) for row in rows]
+            return live_parts(connection, pool.id)
 
     def again(self, part: Part) -> Part:
         """The part as it is now."""
@@ -299,27 +298,18 @@ class Parts:
     def items(self, part: Part) -> list[tuple[int, int, bytes, int]]:
         """Ordinal, id, key and tokens of the texts in a part, by ordinal."""
         with self.database.read() as connection:
-            return connection.execute(
-                "SELECT ordinal, id, key, tokens FROM item WHERE part = ? ORDER BY ordinal",
-                (part.id,),
-            ).fetchall()
+            return _items(connection, part)
 
-    def shortened(self, part: Part) -> dict[int, Sent]:
-        """The texts in a part of which not all is sent, by their ids."""
+    def contents(self, part: Part) -> tuple[list[tuple[int, int, bytes, int]], dict[int, Sent]]:
+        """``items``, and those of them, by their ids, of which not all is sent."""
         with self.database.read() as connection:
+            items = _items(connection, part)
             rows = connection.execute(
                 "SELECT id, characters_cut, sent_key, tokens_cut FROM item "
                 "WHERE part = ? AND characters_cut IS NOT NULL",
                 (part.id,),
             ).fetchall()
-        return {
-            row["id"]: Sent(
-                characters_cut=row["characters_cut"],
-                key=row["sent_key"],
-                tokens_cut=row["tokens_cut"],
-            )
-            for row in rows
-        }
+        return items, {row["id"]: sent_in(row) for row in rows}
 
     def refused(self, part: Part, ids: Sequence[int]) -> list[Refused]:
         """What is known of these texts of a part."""
@@ -402,15 +392,25 @@ class Parts:
 
     def queue(self, pool: BatchAccount) -> Queue:
         """What is known of the account's queue for this model."""
-        now = self.now()
         with self.database.read() as connection:
+            return _queue(connection, pool, self.ledger.now_in(connection))
+
+    def prospect(self, part: Part, pool: BatchAccount) -> Prospect:
+        """What decides whether a planned part is sent now."""
+        with self.database.read() as connection:
+            now = self.ledger.now_in(connection)
             row = connection.execute(
-                "SELECT min(iif(queue_until + ? > ?, queue, NULL)) AS tokens, "
-                "max(queue_until) AS until, max(refusals) AS refusals FROM pool "
-                "WHERE model = ? AND endpoint = ? AND account = ?",
-                (_LEARNED, now, pool.model, pool.endpoint, pool.account),
+                f"SELECT EXISTS (SELECT 1 {_WAITING}), EXISTS (SELECT 1 FROM batch "
+                "WHERE id = ? AND state = 'open' AND NOT draining)",
+                (part.id, part.batch),
             ).fetchone()
-        return Queue(limit=row["tokens"], until=row["until"] or 0, refusals=row["refusals"] or 0)
+            return Prospect(
+                queue=_queue(connection, pool, now),
+                is_wanted=bool(row[0]),
+                has_texts=bool(row[1]),
+                in_flight=in_flight(connection, pool),
+                now=now,
+            )
 
     def queue_refused(self, pool: BatchAccount, *, limit: int | None, until: int) -> None:
         """A job was refused because too much was enqueued. ``limit``: what is allowed, if known."""
@@ -430,43 +430,6 @@ class Parts:
                 "WHERE model = ? AND endpoint = ? AND account = ? AND refusals > 0",
                 (now, pool.model, pool.endpoint, pool.account),
             )
-
-    def spent(self, batch: BatchRecord) -> Spent:
-        """What the parts that a batch planned cost so far, and what is reserved for it."""
-        mine = "SELECT attempt FROM part WHERE batch = ?1"
-        with self.database.read() as connection:
-            row = connection.execute(
-                "SELECT coalesce(sum(actual_tokens), 0) AS tokens, "
-                "coalesce(sum(actual_cost), 0) AS cost, "
-                "coalesce(sum(iif(state = 'charged', actual_tokens, 0)), 0) AS charged_tokens, "
-                "coalesce(sum(iif(state = 'charged', actual_cost, 0)), 0) AS charged_cost, "
-                "coalesce(sum(iif(state = 'sent', tokens, 0)), 0) AS sent_tokens, "
-                "coalesce(sum(iif(state = 'sent', cost, 0)), 0) AS sent_cost, "
-                "coalesce(min(iif(state IN ('settled', 'charged'), reported, 1)), 1) AS reported "
-                f"FROM attempt WHERE id IN ({mine})",
-                (batch.id,),
-            ).fetchone()
-            drained = connection.execute(
-                "SELECT drained_tokens, drained_cost FROM batch WHERE id = ?", (batch.id,)
-            ).fetchone()
-            left = connection.execute(
-                "SELECT coalesce(sum(tokens), 0) AS tokens, coalesce(sum(cost), 0) AS cost "
-                'FROM "grant" WHERE id IN '
-                '(SELECT "grant" FROM part WHERE batch = ?1 '
-                'UNION SELECT "grant" FROM batch WHERE id = ?1)',
-                (batch.id,),
-            ).fetchone()
-        return Spent(
-            actual=Amount(
-                tokens=row["tokens"] + drained["drained_tokens"],
-                cost=row["cost"] + drained["drained_cost"],
-            ),
-            unconfirmed=Amount(tokens=row["charged_tokens"], cost=row["charged_cost"]),
-            held=Amount(
-                tokens=row["sent_tokens"] + left["tokens"], cost=row["sent_cost"] + left["cost"]
-            ),
-            reported=bool(row["reported"]),
-        )
 
     def unread(self, batch: BatchRecord, *, lost: bool = False) -> list[Part]:
         """The parts that ended without a vector for a text of this batch that was paid for.
@@ -528,6 +491,41 @@ class Parts:
             ).rowcount
             connection.execute("DELETE FROM unread WHERE part NOT IN (SELECT id FROM part)")
         return gone
+
+
+def parts_of(connection: sqlite3.Connection, batch: BatchRecord) -> list[Part]:
+    """As ``Parts.of_batch``, inside a transaction."""
+    rows = connection.execute(
+        f"SELECT {COLUMNS} FROM part WHERE batch = ?1 OR (pool = ?2 AND state <> 'done' "
+        "AND EXISTS (SELECT 1 FROM item i JOIN wish w ON w.item = i.id AND w.batch = ?1 "
+        "WHERE i.part = part.id)) ORDER BY id",
+        (batch.id, batch.pool),
+    ).fetchall()
+    return [read_part(row) for row in rows]
+
+
+def live_parts(connection: sqlite3.Connection, pool: int) -> list[Part]:
+    """As ``Parts.live``, inside a transaction."""
+    rows = connection.execute(
+        f"SELECT {COLUMNS} FROM part WHERE pool = ? AND state <> 'done' ORDER BY id", (pool,)
+    ).fetchall()
+    return [read_part(row) for row in rows]
+
+
+def _items(connection: sqlite3.Connection, part: Part) -> list[tuple[int, int, bytes, int]]:
+    return connection.execute(
+        "SELECT ordinal, id, key, tokens FROM item WHERE part = ? ORDER BY ordinal", (part.id,)
+    ).fetchall()
+
+
+def _queue(connection: sqlite3.Connection, pool: BatchAccount, now: int) -> Queue:
+    row = connection.execute(
+        "SELECT min(iif(queue_until + ? > ?, queue, NULL)) AS tokens, "
+        "max(queue_until) AS until, max(refusals) AS refusals FROM pool "
+        "WHERE model = ? AND endpoint = ? AND account = ?",
+        (_LEARNED, now, pool.model, pool.endpoint, pool.account),
+    ).fetchone()
+    return Queue(limit=row["tokens"], until=row["until"] or 0, refusals=row["refusals"] or 0)
 
 
 def in_flight(connection: sqlite3.Connection, pool: BatchAccount) -> tuple[int, int]:

@@ -13,7 +13,7 @@ import pytest
 from embedcore.assembly import vector_store
 from embedcore.cli.doctor import chosen
 from embedcore.cli.text import size
-from embedcore.storage import database, filesystem
+from embedcore.storage import filesystem
 from embedcore.testing import FakeOpenAI
 
 SMALL = "openai:text-embedding-3-small"
@@ -306,8 +306,7 @@ def test_doctor_says_when_it_is_on_a_network_file_system(
     cli, monkeypatch, state_home, name_settings
 ):
     state_home.mkdir()
-    for module in (database, filesystem):
-        monkeypatch.setattr(module, "network_filesystem", lambda _: "nfs4")
+    monkeypatch.setattr(filesystem, "network_filesystem", lambda _: "nfs4")
     monkeypatch.setattr("embedcore.cli.doctor.network_filesystem", lambda _: "nfs4")
     problems = [one for one in findings(cli("doctor", "--json")) if one[2] == "problem"]
     ((_, value, _),) = problems

@@ -224,7 +224,7 @@ def fake_mounts(
     table = tmp_path / "mountinfo"
     table.write_text("\n".join(lines))
     found = functools.partial(filesystem.network_filesystem, mounts=table)
-    monkeypatch.setattr(databases, "network_filesystem", found)
+    monkeypatch.setattr(filesystem, "network_filesystem", found)
 
 
 def test_without_a_mount_table_a_folder_counts_as_local(tmp_path: Path) -> None:
@@ -592,7 +592,7 @@ def test_a_file_that_was_mounted_alone_is_refused(
     name = str(state_path).replace(" ", "\\040")
     table.write_text(f"1 2 0:1 / / rw - ext4 /dev/a rw\n3 2 0:1 /x {name} rw - ext4 /dev/a rw\n")
     found = functools.partial(is_mount_point, mounts=table)
-    monkeypatch.setattr(databases, "is_mount_point", found)
+    monkeypatch.setattr(filesystem, "is_mount_point", found)
     with pytest.raises(UnsafeStorage, match="mount the whole folder"):
         open_ledger().database.open()
     assert not found(state_path.with_name("other.db"))

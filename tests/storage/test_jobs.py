@@ -15,6 +15,7 @@ from embedcore.storage.cutting import Cut, Cutter
 from embedcore.storage.ledger import Ledger
 from embedcore.storage.part_money import PartMoney, Room
 from embedcore.storage.parts import Part, Parts, Superseded, new_key
+from embedcore.storage.standing import standing
 
 OF = {"scope": "s", "model": "m", "fingerprint": "f", "endpoint": "e", "account": "a"}
 
@@ -223,11 +224,11 @@ def test_what_a_batch_cost_is_the_sum_of_its_parts(
 ) -> None:
     jobs = Parts(ledger)
     batch, part = plan("abc")
-    assert jobs.spent(batch).held == Amount(tokens=6)
+    assert standing(jobs.ledger, batch).spent.held == Amount(tokens=6)
     asked = create(jobs, pool, part)
-    assert jobs.spent(batch).held == Amount(tokens=6)
+    assert standing(jobs.ledger, batch).spent.held == Amount(tokens=6)
     PartMoney(jobs, pool).lose(asked, next_at=0, note="nobody knows")
-    spent = jobs.spent(batch)
+    spent = standing(jobs.ledger, batch).spent
     assert (spent.actual, spent.unconfirmed, spent.held) == (
         Amount(tokens=6),
         Amount(tokens=6),

@@ -16,6 +16,7 @@ from embedcore.policy.batch.part import PartWorker
 from embedcore.storage.amounts import HeldLoosely
 from embedcore.storage.calendar import MICROSECONDS
 from embedcore.storage.part_money import Ended
+from embedcore.storage.standing import Standing, ToDo, standing, to_do
 
 if TYPE_CHECKING:
     from embedcore.policy.batch.context import BatchContext
@@ -50,31 +51,26 @@ def advance(context: BatchContext, batch: BatchRecord, *, asked: bool = False) -
     Raises ``StorageError`` only: what the provider says is in ``problems`` and in the parts, and
     changes nothing that was written down.
     """
-    work = PartWorker(context, asked=asked)
-    batch = context.batches.again(batch)
-    if draining.is_due(context, batch):
+    ledger, work = context.batches.ledger, PartWorker(context, asked=asked)
+    there = to_do(ledger, batch)
+    batch = there.batch
+    if draining.is_due(context, batch, there.now):
         context.batches.drain(batch)
         batch = context.batches.again(batch)
-    changed = _work_through(context, batch, work)
-    if batch.draining and batch.state == "open" and batch.retry <= context.jobs.now():
+    changed = _work_through(context, there, work)
+    if batch.draining and batch.state == "open" and batch.retry <= there.now:
         changed |= draining.drain(context, batch, work.problems)
-    elif _plan(context, batch, work):
+    elif _plan(context, batch, work, there.now):
         changed = True
-        _work_through(context, batch, work)
-    counts = context.batches.counts(batch)
-    if counts.stopped and not batch.has_ended:
-        work.problems.append(_stopped(batch, counts))
-    if counts.open:
-        draining.look_at_the_clock(context, batch)
-    if not batch.has_ended:
-        batch = _end(context, batch, counts)
-    _tell_progress(context, batch, counts)
-    return Look(
-        batch=batch,
-        changed=changed,
-        problems=work.problems,
-        due=_due(context, batch),
-    )
+        _work_through(context, to_do(ledger, batch), work)
+    found = standing(ledger, batch)
+    if found.counts.stopped and not found.batch.has_ended:
+        work.problems.append(_stopped(batch, found.counts))
+    # After what it writes down, the batch is not as it was found.
+    if draining.is_late(context, batch, found) | _end(context, found):
+        found = standing(ledger, batch)
+    _tell_progress(context, found)
+    return Look(batch=found.batch, changed=changed, problems=work.problems, due=_due(found))
 
 
 def cancel(context: BatchContext, batch: BatchRecord) -> BatchRecord:
@@ -117,27 +113,27 @@ def _abandon(context: BatchContext, part: Part) -> None:
     context.tell(*context.steps.end(owned, ended))
 
 
-def _work_through(context: BatchContext, batch: BatchRecord, work: PartWorker) -> bool:
-    changed = False
-    mine = context.jobs.of_batch(batch)
-    for part in mine:
-        changed |= work.work(part)
+def _work_through(context: BatchContext, there: ToDo, work: PartWorker) -> bool:
+    changed, mine = False, {part.id for part in there.parts}
+    for part in there.parts:
+        changed |= work.work(part, there.now)
+    if mine:
+        there = to_do(context.batches.ledger, there.batch)
     # Those of others may keep ours waiting, and who waits for them may be gone. What is wrong with
     # them is said in the log, and is no fault of this batch.
-    others, numbers = PartWorker(context), {part.id for part in mine}
-    waits = any(part.state == "planned" for part in context.jobs.of_batch(batch))
-    for part in context.jobs.live(context.pool):
-        if part.id in numbers:
-            continue
+    waits = any(part.state == "planned" for part in there.parts)
+    theirs = [part for part in there.live if part.id not in mine]
+    others = PartWorker(context) if theirs else work
+    for part in theirs:
         # No batch waits for some any more, and yet their money and their jobs must find an end.
         if waits or part.state in ("lost", "stray") or not context.jobs.is_wanted(part):
-            changed |= others.work(part)
+            changed |= others.work(part, there.now)
     return changed
 
 
-def _plan(context: BatchContext, batch: BatchRecord, work: PartWorker) -> bool:
+def _plan(context: BatchContext, batch: BatchRecord, work: PartWorker, now: int) -> bool:
     """Cut parts of what is still to be submitted, as far as there is money for it."""
-    if batch.state != "open" or batch.draining or batch.retry > context.jobs.now():
+    if batch.state != "open" or batch.draining or batch.retry > now:
         return False
     draining.take_what_is_there(context, batch)
     cut, after, planned = context.cut(), 0, False
@@ -185,27 +181,25 @@ def _stopped(batch: BatchRecord, counts: Counts) -> EmbeddingError:
     )
 
 
-def _end(context: BatchContext, batch: BatchRecord, counts: Counts) -> BatchRecord:
-    """Write down that a batch has ended, if it has."""
-    if batch.state == "open" and not counts.open:
+def _end(context: BatchContext, found: Standing) -> bool:
+    """Write down that a batch has ended, if it has. Returns whether it has now."""
+    batch = found.batch
+    if batch.state == "open" and not found.counts.open:
         state: BatchPhase = "done"
-    elif batch.state == "cancelling" and not _still_mine(context, batch):
+    elif batch.state == "cancelling" and not _still_mine(context, found.parts):
         state = "cancelled"
     else:
-        return context.batches.again(batch)
+        return False
     # First, since no process would do it after a crash in between.
     _forget_texts(context, batch)
     context.batches.set_state(batch, state)
-    return context.batches.again(batch)
+    return True
 
 
-def _still_mine(context: BatchContext, batch: BatchRecord) -> bool:
+def _still_mine(context: BatchContext, parts: list[Part]) -> bool:
     """Whether a job that only this batch waited for is still being stopped."""
     waiting = ("creating", "fenced", "submitted", "collecting")
-    return any(
-        part.state in waiting and not context.jobs.is_wanted(part)
-        for part in context.jobs.of_batch(batch)
-    )
+    return any(part.state in waiting and not context.jobs.is_wanted(part) for part in parts)
 
 
 def _forget_texts(context: BatchContext, batch: BatchRecord) -> None:
@@ -217,25 +211,24 @@ def _forget_texts(context: BatchContext, batch: BatchRecord) -> None:
         manifest.close()
 
 
-def _due(context: BatchContext, batch: BatchRecord) -> float | None:
+def _due(found: Standing) -> float | None:
+    batch = found.batch
     if batch.has_ended:
         return None
-    now = context.jobs.now()
-    times = [part.next for part in context.jobs.of_batch(batch) if part.state != "done"]
+    times = [part.next for part in found.parts if part.state != "done"]
     if batch.blocked is not None:
         times.append(batch.retry)
-    later = [one for one in times if one > now]
-    return (min(later) - now) / MICROSECONDS if later else None
+    later = [one for one in times if one > found.now]
+    return (min(later) - found.now) / MICROSECONDS if later else None
 
 
-def _tell_progress(context: BatchContext, batch: BatchRecord, counts: Counts) -> None:
+def _tell_progress(context: BatchContext, found: Standing) -> None:
     """Texts with an outcome, and those that the provider says are done."""
-    parts = context.jobs.of_batch(batch)
-    spent = context.jobs.spent(batch)
+    spent = found.spent
     context.engine.observe(
         Progress(
-            done=done_so_far(batch, counts, parts),
-            total=batch.texts,
+            done=done_so_far(found),
+            total=found.batch.texts,
             tokens=spent.actual.tokens + spent.held.tokens,
             cost=(spent.actual + spent.held).dollars,
             exact=not spent.held.tokens or context.engine.tokenizer.exact,
@@ -243,11 +236,14 @@ def _tell_progress(context: BatchContext, batch: BatchRecord, counts: Counts) ->
     )
 
 
-def done_so_far(batch: BatchRecord, counts: Counts, parts: list[Part]) -> int:
+def done_so_far(found: Standing) -> int:
     """Texts that have their outcome, or for which the provider has a result."""
+    batch, counts = found.batch, found.counts
     if batch.has_ended:
         return batch.texts
     remote = sum(
-        (part.completed or 0) + (part.failed or 0) for part in parts if part.state == "submitted"
+        (part.completed or 0) + (part.failed or 0)
+        for part in found.parts
+        if part.state == "submitted"
     )
     return batch.reused + counts.stored + counts.failed + min(remote, counts.in_flight)

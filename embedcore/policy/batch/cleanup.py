@@ -26,10 +26,10 @@ def tidy(context: BatchContext) -> list[EmbeddingError]:
     """Do what is due for parts that no batch waits for any more, of earlier fingerprints too."""
     problems: list[EmbeddingError] = []
     for one in contexts_of(context):
-        work = PartWorker(one)
+        work, now = PartWorker(one), one.jobs.now()
         for part in one.jobs.live(one.pool):
             if part.state in ("lost", "stray") or not one.jobs.is_wanted(part):
-                work.work(part)
+                work.work(part, now)
         problems += work.problems
     return problems
 

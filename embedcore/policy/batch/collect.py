@@ -235,7 +235,7 @@ class Collector:
         until there is room. Raises ``Superseded``; what ``results`` raises is in ``broken``.
         """
         jobs = self._context.jobs
-        sent, rows = jobs.shortened(part), jobs.items(part)
+        rows, sent = jobs.contents(part)
         cut = {one: (key, sent[one]) for _, one, key, _ in rows if one in sent}
 
         def keep(ids: list[int]) -> None:

@@ -22,7 +22,7 @@ from embedcore.storage.cutting import Cut, Cutter
 from embedcore.storage.keys import Keys, Origin
 from embedcore.storage.manifest import Manifest
 from embedcore.storage.part_money import PartMoney, Room
-from embedcore.storage.parts import Parts
+from embedcore.storage.parts import Parts, Queue
 
 if TYPE_CHECKING:
     from embedcore.events import Event
@@ -138,24 +138,24 @@ class BatchContext:
         return Cut(
             items=items,
             in_bytes=limits.max_bytes,
-            tokens=self.queue_tokens(),
+            tokens=self.room(self.jobs.queue(self.pool)).tokens,
             overhead=self.engine.info.overhead_tokens_per_text,
             price=rate,
             scale=self.engine.learned.scale,
         )
 
-    def room(self) -> Room:
-        """How much may be in flight now."""
-        return Room(parts=self.settings.parts, tokens=self.queue_tokens())
-
-    def queue_tokens(self) -> int | None:
-        """The tokens that the account may have enqueued, as far as that is known."""
+    def room(self, queue: Queue) -> Room:
+        """How much may be in flight now: as many tokens as the account may have enqueued, as far as
+        that is known."""
         known = (
             self.settings.enqueued_tokens,
             self.strategy.limits.max_enqueued_tokens,
-            self.jobs.queue(self.pool).limit,
+            queue.limit,
         )
-        return min((one for one in known if one is not None), default=None)
+        return Room(
+            parts=self.settings.parts,
+            tokens=min([one for one in known if one is not None], default=None),
+        )
 
     def tell(self, *events: Event) -> None:
         for event in events:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from embedcore.policy.result import Arrival, TextCut
     from embedcore.storage.batches import BatchRecord
     from embedcore.storage.manifest import Manifest
+    from embedcore.storage.standing import Standing
 
 
 logger = logging.getLogger("embedcore")
@@ -95,24 +96,24 @@ def _saved(context: BatchContext, tokens: int) -> Decimal | None:
     return money.in_dollars(price.picodollars(tokens) - price.picodollars(tokens, batch=True))
 
 
-def is_due(context: BatchContext, batch: BatchRecord) -> bool:
+def is_due(context: BatchContext, batch: BatchRecord, now: int) -> bool:
     """Whether the deadline is so near that what is missing must be embedded at once, and may be."""
     if batch.state != "open" or batch.draining or batch.deadline is None:
         return False
-    left = (batch.deadline - context.jobs.now()) / MICROSECONDS
+    left = (batch.deadline - now) / MICROSECONDS
     if left > context.settings.drain_before:
         return False
     tokens = context.batches.open_tokens(batch)
     price = context.engine.info.price
     # The tokens are reserved already, and so is the price of the batch: only the rest is new.
-    now = priced(tokens, price).cost
+    at_once = priced(tokens, price).cost
     then = context.cut().amount(tokens).cost
     if not tokens:
         return False
     # Where the budget is waited for, what is in no job has no money yet.
     unheld = context.cutter.whole(batch, context.cut()) if batch.grant is None else Amount()
     if not context.cutter.affords(
-        Amount(tokens=unheld.tokens, cost=max(now - then, 0) + unheld.cost)
+        Amount(tokens=unheld.tokens, cost=max(at_once - then, 0) + unheld.cost)
     ):
         _warn(
             context,
@@ -130,12 +131,15 @@ def is_due(context: BatchContext, batch: BatchRecord) -> bool:
     return True
 
 
-def look_at_the_clock(context: BatchContext, batch: BatchRecord) -> None:
-    """Say once that a deadline was not kept."""
-    if batch.deadline is not None and batch.state == "open" and batch.draining:
-        late = (context.jobs.now() - batch.deadline) / MICROSECONDS
-        if late > 0 and batch.blocked is None and context.jobs.of_batch(batch):
-            _warn(context, batch, "its deadline has passed, and its jobs have not stopped yet")
+def is_late(context: BatchContext, batch: BatchRecord, found: Standing) -> bool:
+    """Whether a deadline was not kept; said once, of the batch as it was before this look."""
+    if batch.deadline is None or batch.state != "open" or not batch.draining:
+        return False
+    is_late = found.now > batch.deadline and batch.blocked is None
+    if not is_late or not found.counts.open or not found.parts:
+        return False
+    _warn(context, batch, "its deadline has passed, and its jobs have not stopped yet")
+    return True
 
 
 def _warn(context: BatchContext, batch: BatchRecord, why: str) -> None:

@@ -58,11 +58,12 @@ class BatchJob:
         What the provider answered badly is in ``trouble`` of the job concerned. Raises
         ``StorageError``.
         """
+        context = self._context
         if poll and not self.record.has_ended:
-            self.record = recipe.advance(self._context, self.record, asked=True).batch
+            self.record = recipe.advance(context, self.record, asked=True).batch
         else:
-            self.record = self._context.batches.again(self.record)
-        return report_of(self._context, self.record)
+            self.record = context.batches.again(self.record)
+        return report_of(context, self.record)
 
     def advance(self, *, asked: bool = False) -> list[EmbeddingError]:
         """Do whatever is due, once. Returns the errors that waiting alone does not mend.
@@ -88,16 +89,17 @@ class BatchJob:
         """
         if not poll_interval > 0:
             raise ConfigurationError(f"poll_interval = {poll_interval} must be above 0 seconds")
-        engine = self._context.engine
+        context, asked = self._context, True
+        engine = context.engine
         end = None if timeout is None else engine.monotonic() + timeout
-        pause, asked = Pause(stop, engine.wait_for), True
+        pause = Pause(stop, engine.wait_for)
         while True:
-            found = recipe.advance(self._context, self.record, asked=asked)
+            found = recipe.advance(context, self.record, asked=asked)
             self.record, asked = found.batch, False
             if self.record.has_ended:
                 break
             if self.transient:
-                self._context.batches.still_waiting(self.record, waiting_lease(poll_interval))
+                context.batches.still_waiting(self.record, waiting_lease(poll_interval))
             if found.problems and not self._goes_on():
                 raise found.problems[0]
             left = None if end is None else end - engine.monotonic()
@@ -108,7 +110,9 @@ class BatchJob:
                 pause(max(seconds, _SHORTEST_SLEEP))
             except Stopped:
                 break
-        return report_of(self._context, self.record)
+            # The client may have been closed meanwhile, and opened again.
+            context = self._context
+        return report_of(context, self.record)
 
     def result(
         self,

@@ -78,15 +78,15 @@ class PartWorker:
         self.problems: list[EmbeddingError] = []
         # What failed is not tried again in the same look.
         self._failed: set[int] = set()
-        self._ending = Ending(context)
+        self._now = 0
 
-    def work(self, part: Part) -> bool:
-        """Do what is due for a part, if no other process does. Returns whether anything changed.
-
-        Raises ``StorageError``.
+    def work(self, part: Part, now: int) -> bool:
+        """Do what is due for a part at that time, if no other process does. Returns whether
+        anything changed. Raises ``StorageError``.
         """
-        if part.state == "done" or self._rests(part) or part.id in self._failed:
+        if part.state == "done" or self._rests(part, now) or part.id in self._failed:
             return False
+        self._now = now
         owned = self._jobs.take(part)
         if owned is None:
             return False
@@ -107,7 +107,7 @@ class PartWorker:
         finally:
             self._jobs.leave(owned)
 
-    def _rests(self, part: Part) -> bool:
+    def _rests(self, part: Part, now: int) -> bool:
         """Whether nothing is to be done for it yet.
 
         Our own pauses are for those who look all the time. A caller who asks now has it looked at
@@ -115,7 +115,7 @@ class PartWorker:
         to lie apart: the list that they read may lag.
         """
         asked = self._asked and part.state in _LOOKED_AT_WHEN_ASKED
-        return (part.not_before if asked else part.next) > self._jobs.now()
+        return (part.not_before if asked else part.next) > now
 
     def _step(self, part: Part) -> Part:
         steps: dict[str, Callable[[Part], Part]] = {
@@ -161,19 +161,16 @@ class PartWorker:
     def _planned(self, part: Part) -> Part:
         """State *planned*: upload its input and have its job created, if there is room for it."""
         context = self._context
-        queue, limit = self._jobs.queue(context.pool), context.queue_tokens()
-        too_large = limit is not None and part.tokens > limit and part.items > 1
-        if too_large or not self._jobs.is_wanted(part) or not self._has_texts(part):
+        found = self._jobs.prospect(part, context.pool)
+        room = context.room(found.queue)
+        too_large = room.tokens is not None and part.tokens > room.tokens and part.items > 1
+        if too_large or not found.is_wanted or not found.has_texts:
             # It is larger than was learned since to be allowed, or no batch wants it, or the batch
             # that planned it has ended: others who want it cut parts of their own.
             self._delete_input(part)
             self._steps.dissolve(part)
             return replace(part, state="done")
-        room = context.room()
-        if (
-            room.is_full(*self._jobs.in_flight(context.pool), part)
-            or queue.until > self._jobs.now()
-        ):
+        if room.is_full(*found.in_flight, part) or found.queue.until > found.now:
             return part
         if part.input is None:
             part = self._upload(part)
@@ -181,10 +178,6 @@ class PartWorker:
                 return part
         asked = self._steps.ask(part, room)
         return part if asked is None else self._create(asked)
-
-    def _has_texts(self, part: Part) -> bool:
-        batch = None if part.batch is None else self._context.batches.numbered(part.batch)
-        return batch is not None and batch.state == "open" and not batch.draining
 
     def _upload(self, part: Part) -> Part:
         try:
@@ -202,8 +195,7 @@ class PartWorker:
         batch = None if part.batch is None else context.batches.numbered(part.batch)
         if batch is None:
             raise StorageCorrupt(f"part {part.id} belongs to no batch any more")
-        manifest, items = context.manifest(batch), self._jobs.items(part)
-        sent = self._jobs.shortened(part)
+        manifest, (items, sent) = context.manifest(batch), self._jobs.contents(part)
         renewed = self._engine.monotonic()
         try:
             for start in range(0, len(items), _TEXTS_PER_READ):
@@ -420,7 +412,7 @@ class PartWorker:
                 part = self._cancelled(part)
             return self._overdue(part)
         part = self._jobs.note(part, state="collecting")
-        return self._ending.collected(part, status)
+        return Ending(self._context).collected(part, status)
 
     def _cancelled(self, part: Part) -> Part:
         """Tell a job to stop. That it was embedcore who did is written down before."""
@@ -433,7 +425,7 @@ class PartWorker:
         """Say once that a job should have ended long ago; it is still waited for."""
         window = self._context.strategy.limits.window
         end = (part.asked or 0) + round(((window or 0) + _OVERDUE_SECONDS) * MICROSECONDS)
-        if window is None or part.trouble is not None or self._jobs.now() < end:
+        if window is None or part.trouble is not None or self._now < end:
             return part
         trouble = (
             f"its provider still says {part.status}, and its window of {window / 3600:.0f} h is "
@@ -448,7 +440,7 @@ class PartWorker:
             return part
         if status.state == "running":
             return self._jobs.note(part, state="submitted", since=None)
-        return self._ending.collected(part, status)
+        return Ending(self._context).collected(part, status)
 
     def _poll(self, part: Part) -> tuple[Part, BatchStatus | None]:
         """The job's state; None if it is not found, or is gone and the part was ended for that."""
@@ -485,7 +477,7 @@ class PartWorker:
     def _gone(self, part: Part, error: RemoteGone) -> Part:
         stray = part.state == "stray"
         wanted = not stray and self._jobs.is_wanted(part)
-        if wanted and not self._ending.resubmits_lost(part):
+        if wanted and not Ending(self._context).resubmits_lost(part):
             raise error
         ended = Ended(
             actual=None,

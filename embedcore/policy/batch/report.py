@@ -11,10 +11,11 @@ from embedcore.policy.batch import advance as recipe
 from embedcore.policy.result import Spending
 from embedcore.storage.calendar import as_datetime
 from embedcore.storage.parts import ACTIVE
+from embedcore.storage.standing import standing
 
 if TYPE_CHECKING:
     from embedcore.policy.batch.context import BatchContext
-    from embedcore.storage.batches import BatchRecord, Counts
+    from embedcore.storage.batches import BatchAccount, BatchRecord, Counts
     from embedcore.storage.parts import Part
 
 
@@ -87,10 +88,10 @@ class BatchReport:
 
 def report_of(context: BatchContext, batch: BatchRecord) -> BatchReport:
     """What is written down of a batch, without network."""
+    found = standing(context.batches.ledger, batch)
+    batch, parts, counts, spent, _ = found
     pool = context.batches.pool_of(batch)
-    counts, parts = context.batches.counts(batch), context.jobs.of_batch(batch)
-    spent = context.jobs.spent(batch)
-    blocked = batch.blocked or _stopped(batch, counts) or _queue_of(context, batch, parts)
+    blocked = batch.blocked or _stopped(batch, counts) or _queue_of(context, batch, pool, parts)
     return BatchReport(
         id=batch.name,
         state=_state_name(batch, blocked),
@@ -104,7 +105,7 @@ def report_of(context: BatchContext, batch: BatchRecord) -> BatchReport:
         to_submit=0 if batch.has_ended else counts.to_submit,
         in_flight=0 if batch.has_ended else counts.in_flight,
         stopped=0 if batch.has_ended else counts.stopped,
-        done=recipe.done_so_far(batch, counts, parts),
+        done=recipe.done_so_far(found),
         blocked=blocked,
         # Parts that were cut and given up before anything was asked for are of no interest.
         jobs=tuple(_remote(part) for part in parts if part.state != "done" or part.attempt),
@@ -139,11 +140,12 @@ def _stopped(batch: BatchRecord, counts: Counts) -> str | None:
     )
 
 
-def _queue_of(context: BatchContext, batch: BatchRecord, parts: list[Part]) -> str | None:
+def _queue_of(
+    context: BatchContext, batch: BatchRecord, pool: BatchAccount, parts: list[Part]
+) -> str | None:
     """Why jobs that are to be created have to wait, if it is not for jobs of the same scope."""
     if batch.has_ended:
         return None
-    pool = context.batches.pool_of(batch)
     queue, planned = context.jobs.queue(pool), any(part.state == "planned" for part in parts)
     if queue.until > context.jobs.now() and (planned or context.batches.to_submit(batch, 1)):
         return (
