@@ -579,12 +579,13 @@ class EmbeddingClient:
         return BatchJob(record=record, open_context=open_context)
 
     def _context(self, *instead: str, new: bool = False) -> BatchContext:
-        context = self._running.batch_context()
-        if context is not None and (self._running.offers_batches() or not new):
+        running = self._running
+        context = running.batch_context()
+        if context is not None and (not new or running.offers_batches()):
             return context
         from embedcore.policy.batch.context import no_strategy
 
-        raise ConfigurationError(no_strategy(self._engine, *instead))
+        raise ConfigurationError(no_strategy(running.engine, *instead))
 
 
 async def _awaited(call: Callable[..., EmbeddingResult], texts: Iterable[str]) -> EmbeddingResult:

@@ -69,10 +69,7 @@ class BatchRecord:
     retry: int
     created: int
     ended: int | None
-
-    @property
-    def has_ended(self) -> bool:
-        return self.state in ENDED
+    has_ended: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,10 +187,11 @@ def close_unwanted(connection: sqlite3.Connection, these: str, value: int) -> No
 
 _PREPARING_SECONDS: Final = 86_400
 _KEYS_PER_QUERY: Final = 500
-_FLAGS: Final = ("resubmits_lost", "draining")
+_FLAGS: Final = ("resubmits_lost", "draining", "has_ended")
 _COLUMNS: Final = (
     "id, name, pool, input_type, asked_as, state, rows, texts, reused, stored, failed, "
-    'resubmits_lost, deadline, draining, "grant", blocked, retry, created, ended'
+    'resubmits_lost, deadline, draining, "grant", blocked, retry, created, ended, '
+    f"state IN {ENDED} AS has_ended"
 )
 
 

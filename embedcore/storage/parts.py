@@ -385,15 +385,23 @@ class Parts:
             rows = connection.execute(f"SELECT DISTINCT w.batch {_WAITING}", (part.id,)).fetchall()
         return [identity for (identity,) in rows]
 
+    def may_be_paid_again(self, part: Part) -> bool:
+        """Whether a batch that waits for it pays again for what was paid for and lost."""
+        with self.database.read() as connection:
+            row = connection.execute(
+                f"SELECT EXISTS (SELECT 1 {_WAITING} AND b.resubmits_lost)", (part.id,)
+            ).fetchone()
+        return bool(row[0])
+
     def in_flight(self, pool: BatchAccount) -> tuple[int, int]:
         """Parts and tokens that are, or may be, at work for this pool's model and account."""
         with self.database.read() as connection:
             return in_flight(connection, pool)
 
-    def queue(self, pool: BatchAccount) -> Queue:
-        """What is known of the account's queue for this model."""
+    def queue(self, pool: BatchAccount, now: int) -> Queue:
+        """What is known of the account's queue for this model, at a time of the ledger."""
         with self.database.read() as connection:
-            return _queue(connection, pool, self.ledger.now_in(connection))
+            return _queue(connection, pool, now)
 
     def prospect(self, part: Part, pool: BatchAccount) -> Prospect:
         """What decides whether a planned part is sent now."""

@@ -207,16 +207,16 @@ def test_a_full_queue_is_known_to_all_who_share_the_account(
     jobs.queue_refused(pool, limit=1_000, until=until)
     jobs.queue_refused(pool, limit=None, until=until + 1)
     for one in (pool, sibling):
-        queue = jobs.queue(one)
+        queue = jobs.queue(one, jobs.now())
         assert (queue.limit, queue.until, queue.refusals) == (1_000, until + 1, 2)
-    assert jobs.queue(stranger).until == 0
+    assert jobs.queue(stranger, jobs.now()).until == 0
     jobs.queue_took(sibling)
-    queue = jobs.queue(pool)
+    queue = jobs.queue(pool, jobs.now())
     assert (queue.limit, queue.refusals) == (1_000, 0)
     assert queue.until <= jobs.now()
     clock.now += 2 * 86_400
     jobs.now()
-    assert jobs.queue(pool).limit is None, "an account may be allowed more by then"
+    assert jobs.queue(pool, jobs.now()).limit is None, "an account may be allowed more by then"
 
 
 def test_what_a_batch_cost_is_the_sum_of_its_parts(

@@ -30,6 +30,7 @@ from embedcore.policy.batch.report import BatchReport, report_of
 from embedcore.storage.batches import Batches
 from embedcore.storage.calendar import MICROSECONDS
 from embedcore.storage.parts import Parts
+from embedcore.storage.standing import standing
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -207,7 +208,7 @@ class LocalBatches:
         """How a batch stands, without network and whatever the settings are now."""
         context = _Reading(batches=self.batches, jobs=self.jobs, pool=self.batches.pool_of(record))
         # Of an context it needs what is written down, and no provider.
-        return report_of(cast("BatchContext", context), self.batches.again(record))
+        return report_of(cast("BatchContext", context), standing(self.batches.ledger, record))
 
     def reasons(self, record: BatchRecord) -> Counter[str]:
         """Why texts of it failed, and how many for each reason."""

@@ -37,10 +37,14 @@ class Look:
     to look again; None: whenever the caller likes. ``changed``: something went on.
     """
 
-    batch: BatchRecord
+    standing: Standing
     changed: bool = False
     problems: list[EmbeddingError] = field(default_factory=list)
     due: float | None = None
+
+    @property
+    def batch(self) -> BatchRecord:
+        return self.standing.batch
 
 
 def advance(context: BatchContext, batch: BatchRecord, *, asked: bool = False) -> Look:
@@ -70,7 +74,7 @@ def advance(context: BatchContext, batch: BatchRecord, *, asked: bool = False) -
     if draining.is_late(context, batch, found) | _end(context, found):
         found = standing(ledger, batch)
     _tell_progress(context, found)
-    return Look(batch=found.batch, changed=changed, problems=work.problems, due=_due(found))
+    return Look(standing=found, changed=changed, problems=work.problems, due=_due(found))
 
 
 def cancel(context: BatchContext, batch: BatchRecord) -> BatchRecord:
@@ -117,14 +121,16 @@ def _work_through(context: BatchContext, there: ToDo, work: PartWorker) -> bool:
     changed, mine = False, {part.id for part in there.parts}
     for part in there.parts:
         changed |= work.work(part, there.now)
+    if all(part.id in mine for part in there.live):
+        return changed
     if mine:
         there = to_do(context.batches.ledger, there.batch)
     # Those of others may keep ours waiting, and who waits for them may be gone. What is wrong with
     # them is said in the log, and is no fault of this batch.
-    waits = any(part.state == "planned" for part in there.parts)
-    theirs = [part for part in there.live if part.id not in mine]
-    others = PartWorker(context) if theirs else work
-    for part in theirs:
+    others, waits = PartWorker(context), any(part.state == "planned" for part in there.parts)
+    for part in there.live:
+        if part.id in mine:
+            continue
         # No batch waits for some any more, and yet their money and their jobs must find an end.
         if waits or part.state in ("lost", "stray") or not context.jobs.is_wanted(part):
             changed |= others.work(part, there.now)
@@ -135,14 +141,12 @@ def _plan(context: BatchContext, batch: BatchRecord, work: PartWorker, now: int)
     """Cut parts of what is still to be submitted, as far as there is money for it."""
     if batch.state != "open" or batch.draining or batch.retry > now:
         return False
-    draining.take_what_is_there(context, batch)
-    cut, after, planned = context.cut(), 0, False
+    planned = False
     try:
-        while True:
-            part, after = context.cutter.plan(batch, cut, after=after)
-            if part is None:
-                break
-            planned = True
+        # What is reserved and not needed is released where nothing is left to be submitted.
+        if batch.grant is not None or context.batches.to_submit(batch, 1, stopped=True):
+            draining.take_what_is_there(context, batch)
+            planned = _cut(context, batch, now)
     except HeldLoosely as wait:
         _block(context, batch, wait.refusal)
     except BudgetExceeded as error:
@@ -153,6 +157,15 @@ def _plan(context: BatchContext, batch: BatchRecord, work: PartWorker, now: int)
         if batch.blocked is not None and batch.blocked.startswith("budget"):
             context.batches.block(batch, None)
     return planned
+
+
+def _cut(context: BatchContext, batch: BatchRecord, now: int) -> bool:
+    cut, after, planned = context.cut(now), 0, False
+    while True:
+        part, after = context.cutter.plan(batch, cut, after=after)
+        if part is None:
+            return planned
+        planned = True
 
 
 def _block(context: BatchContext, batch: BatchRecord, error: BudgetExceeded) -> None:

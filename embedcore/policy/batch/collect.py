@@ -351,7 +351,7 @@ class _Reading:
         self._retry: dict[int, str] = {}
         info = context.engine.info
         self._found = Found(provider=info.provider, model=info.model)
-        self._keep_until = context.keep_until()
+        self._keep_until = context.keep_until(context.jobs.now())
 
     def take(self, outcomes: Sequence[BatchOutcome]) -> None:
         found = self._found

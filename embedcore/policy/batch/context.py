@@ -124,21 +124,25 @@ class BatchContext:
         for former in former_keys_of(engine, input_type):
             self.store.get(former.of(texts), vector_width(engine), take)
 
-    def cut(self) -> Cut:
-        """How large a part may be now."""
-        limits, price = self.strategy.limits, self.engine.info.price
-        items = min(
-            limits.max_items or _ITEMS_PER_PART,
+    @property
+    def most_items(self) -> int:
+        """How many texts a part may have."""
+        return min(
+            self.strategy.limits.max_items or _ITEMS_PER_PART,
             self.settings.part_texts or _ITEMS_PER_PART,
             _ITEMS_PER_PART,
         )
+
+    def cut(self, now: int) -> Cut:
+        """How large a part may be at that time."""
+        limits, price = self.strategy.limits, self.engine.info.price
         rate = None
         if price is not None:
             rate = price.immediate if price.batch is None else price.batch
         return Cut(
-            items=items,
+            items=self.most_items,
             in_bytes=limits.max_bytes,
-            tokens=self.room(self.jobs.queue(self.pool)).tokens,
+            tokens=self.room(self.jobs.queue(self.pool, now)).tokens,
             overhead=self.engine.info.overhead_tokens_per_text,
             price=rate,
             scale=self.engine.learned.scale,
@@ -161,9 +165,9 @@ class BatchContext:
         for event in events:
             self.engine.observe(event)
 
-    def keep_until(self) -> float:
-        """Until when vectors are pinned, in seconds since 1970."""
-        return self.jobs.now() / MICROSECONDS + self.settings.keep_days * DAY_SECONDS
+    def keep_until(self, now: int) -> float:
+        """Until when vectors are pinned from then on, in seconds since 1970."""
+        return now / MICROSECONDS + self.settings.keep_days * DAY_SECONDS
 
     def later(self, seconds: float) -> int:
         """A time of the ledger's clock, so many seconds from now."""

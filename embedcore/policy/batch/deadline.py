@@ -71,7 +71,7 @@ def what_fits(context: BatchContext, batch: BatchRecord, *, now: bool) -> bool:
 
     ``now``: what it would choose. Where the limits allow only the other way, that is taken.
     """
-    cut = context.cut()
+    cut = context.cut(batch.created)
     as_batch = context.cutter.whole(batch, cut)
     at_once = replace(cut, price=_immediate_price(context))
     ways = {False: as_batch, True: context.cutter.whole(batch, at_once)}
@@ -107,11 +107,12 @@ def is_due(context: BatchContext, batch: BatchRecord, now: int) -> bool:
     price = context.engine.info.price
     # The tokens are reserved already, and so is the price of the batch: only the rest is new.
     at_once = priced(tokens, price).cost
-    then = context.cut().amount(tokens).cost
+    cut = context.cut(now)
+    then = cut.amount(tokens).cost
     if not tokens:
         return False
     # Where the budget is waited for, what is in no job has no money yet.
-    unheld = context.cutter.whole(batch, context.cut()) if batch.grant is None else Amount()
+    unheld = context.cutter.whole(batch, cut) if batch.grant is None else Amount()
     if not context.cutter.affords(
         Amount(tokens=unheld.tokens, cost=max(at_once - then, 0) + unheld.cost)
     ):
@@ -156,13 +157,17 @@ def take_what_is_there(context: BatchContext, batch: BatchRecord) -> bool:
         after = some[-1][0]
         there = context.stored([key for _, key in some])
         if there:
-            context.store.keep(there, context.keep_until())
+            context.store.keep(there, context.keep_until(context.jobs.now()))
             context.batches.settle_now(batch, stored=list(there))
             found = True
+        if len(some) < _TEXTS_PER_CALL:
+            break
     shortened = context.batches.shortened(batch)
+    if not shortened:
+        return found
     there = context.stored([sent.key for _, sent in shortened])
     if cut := [(key, sent) for key, sent in shortened if sent.key in there]:
-        context.store.keep(there, context.keep_until())
+        context.store.keep(there, context.keep_until(context.jobs.now()))
         note_cuts(context, batch.pool, cut)
         context.batches.settle_now(batch, stored=[key for key, _ in cut])
     return found or bool(cut)
@@ -201,7 +206,7 @@ def _embed(
     manifest, engine = context.manifest(batch), context.engine
     if engine.cache is not None:
         # What a batch brings is kept beyond the cap: there is nothing to warn of.
-        engine = replace(engine, cache=engine.cache.pinned(context.keep_until()))
+        engine = replace(engine, cache=engine.cache.pinned(context.keep_until(context.jobs.now())))
     try:
         found = manifest.texts(keys)
         names = [key for key in keys if key in found]
@@ -245,7 +250,7 @@ class _Arriving:
         self._origin = Origin(
             model=engine.label, fingerprint=engine.fingerprint, input_type=input_type
         )
-        self._until = context.keep_until()
+        self._until = context.keep_until(context.jobs.now())
 
     def keep(self, arrival: Arrival) -> None:
         rows = arrival.rows.tolist()

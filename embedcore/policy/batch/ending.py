@@ -73,7 +73,7 @@ class Ending:
         # Where the whole job is at fault, that it names some texts as well leads nowhere.
         progress = bool(found.stored or shorter or (refused and "" not in status.errors))
         cancelled = status.state == "cancelled"
-        paid, again = found.may_be_paid(status, part), self.resubmits_lost(part)
+        paid, again = found.may_be_paid(status, part), self._jobs.may_be_paid_again(part)
         actual = self._cost(part, status, found)
         if actual is not None and actual.tokens > part.tokens > 0:
             self._engine.learned.billed(actual.tokens / part.tokens)
@@ -112,7 +112,7 @@ class Ending:
         now = self._jobs.now()
         since = now if part.since is None or found.fresh else part.since
         over = now >= since + round(self._context.settings.output_wait * MICROSECONDS)
-        if part.since is None and self.resubmits_lost(part):
+        if part.since is None and self._jobs.may_be_paid_again(part):
             # However short the wait is: what one look does not find is not sent again.
             over = False
         if isinstance(found.broken, TransientProviderError):
@@ -219,7 +219,7 @@ class Ending:
         Returns whether waiting may help: one text alone that is too much may never go.
         """
         context = self._context
-        queue = self._jobs.queue(context.pool)
+        queue = self._jobs.queue(context.pool, self._jobs.now())
         limit = status.queue_limit
         others = self._jobs.in_flight(context.pool)[0] - 1
         if limit is None and others <= 0 and part.items > 1:
@@ -233,12 +233,6 @@ class Ending:
             seconds,
         )
         return others > 0 or part.items > 1
-
-    def resubmits_lost(self, part: Part) -> bool:
-        """Whether a batch that waits for it pays again for what was paid for and lost."""
-        batches = self._context.batches
-        found = [batches.numbered(one) for one in self._jobs.wanted_by(part)]
-        return any(batch is not None and batch.resubmits_lost for batch in found)
 
 
 def _may_be_late(error: EmbeddingError) -> bool:

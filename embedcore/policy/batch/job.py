@@ -19,6 +19,7 @@ from embedcore.policy.batch.report import BatchReport, report_of
 from embedcore.policy.batch.result import blocks_of, failure, result_of
 from embedcore.policy.result import EmbeddingResult
 from embedcore.policy.threads import Pause, Stopped
+from embedcore.storage.standing import standing
 
 if TYPE_CHECKING:
     from embedcore.policy.batch.context import BatchContext
@@ -60,10 +61,11 @@ class BatchJob:
         """
         context = self._context
         if poll and not self.record.has_ended:
-            self.record = recipe.advance(context, self.record, asked=True).batch
+            found = recipe.advance(context, self.record, asked=True).standing
         else:
-            self.record = context.batches.again(self.record)
-        return report_of(context, self.record)
+            found = standing(context.batches.ledger, self.record)
+        self.record = found.batch
+        return report_of(context, found)
 
     def advance(self, *, asked: bool = False) -> list[EmbeddingError]:
         """Do whatever is due, once. Returns the errors that waiting alone does not mend.
@@ -71,7 +73,10 @@ class BatchJob:
         ``asked``: as ``status`` does, look now for what the provider should have by now, and not
         only when it is due.
         """
-        found = recipe.advance(self._context, self.record, asked=asked)
+        return self._advance(self._context, asked=asked)
+
+    def _advance(self, context: BatchContext, *, asked: bool = False) -> list[EmbeddingError]:
+        found = recipe.advance(context, self.record, asked=asked)
         self.record = found.batch
         return found.problems
 
@@ -112,7 +117,7 @@ class BatchJob:
                 break
             # The client may have been closed meanwhile, and opened again.
             context = self._context
-        return report_of(context, self.record)
+        return report_of(context, found.standing)
 
     def result(
         self,
@@ -128,10 +133,11 @@ class BatchJob:
         What was received is in its ``.result``. Of a batch that has ended, results that were not to
         be had are read again first; that costs nothing.
         """
-        self.record = self._context.batches.again(self.record)
+        context = self._context
+        self.record = context.batches.again(self.record)
         if self.record.has_ended:
             # What cannot be read now either says so in its row, as before.
-            read_again(self._context, self.record, lost=True)
+            read_again(context, self.record, lost=True)
         report = self.wait(timeout, poll_interval=poll_interval)
         result = result_of(self._context, self.record, report.usage)
         if not result.ok.all() and (on_error or self.on_error) == "raise":
@@ -233,7 +239,7 @@ def start(job: BatchJob, how: Submission) -> BatchJob:
     job.transient = how.waiting is not None
     context = job._context
     try:
-        problems = job.advance()
+        problems = job._advance(context)
         refused = problems and not any(
             part.attempt is not None for part in context.jobs.of_batch(job.record)
         )

@@ -477,7 +477,7 @@ class PartWorker:
     def _gone(self, part: Part, error: RemoteGone) -> Part:
         stray = part.state == "stray"
         wanted = not stray and self._jobs.is_wanted(part)
-        if wanted and not Ending(self._context).resubmits_lost(part):
+        if wanted and not self._jobs.may_be_paid_again(part):
             raise error
         ended = Ended(
             actual=None,

@@ -11,12 +11,12 @@ from embedcore.policy.batch import advance as recipe
 from embedcore.policy.result import Spending
 from embedcore.storage.calendar import as_datetime
 from embedcore.storage.parts import ACTIVE
-from embedcore.storage.standing import standing
 
 if TYPE_CHECKING:
     from embedcore.policy.batch.context import BatchContext
     from embedcore.storage.batches import BatchAccount, BatchRecord, Counts
     from embedcore.storage.parts import Part
+    from embedcore.storage.standing import Standing
 
 
 BatchStateName: TypeAlias = Literal[
@@ -86,12 +86,11 @@ class BatchReport:
         return self.state in ("done", "cancelled", "abandoned")
 
 
-def report_of(context: BatchContext, batch: BatchRecord) -> BatchReport:
+def report_of(context: BatchContext, found: Standing) -> BatchReport:
     """What is written down of a batch, without network."""
-    found = standing(context.batches.ledger, batch)
     batch, parts, counts, spent, _ = found
     pool = context.batches.pool_of(batch)
-    blocked = batch.blocked or _stopped(batch, counts) or _queue_of(context, batch, pool, parts)
+    blocked = batch.blocked or _stopped(batch, counts) or _queue_of(context, found, pool)
     return BatchReport(
         id=batch.name,
         state=_state_name(batch, blocked),
@@ -140,14 +139,14 @@ def _stopped(batch: BatchRecord, counts: Counts) -> str | None:
     )
 
 
-def _queue_of(
-    context: BatchContext, batch: BatchRecord, pool: BatchAccount, parts: list[Part]
-) -> str | None:
+def _queue_of(context: BatchContext, found: Standing, pool: BatchAccount) -> str | None:
     """Why jobs that are to be created have to wait, if it is not for jobs of the same scope."""
+    batch, now = found.batch, found.now
     if batch.has_ended:
         return None
-    queue, planned = context.jobs.queue(pool), any(part.state == "planned" for part in parts)
-    if queue.until > context.jobs.now() and (planned or context.batches.to_submit(batch, 1)):
+    queue = context.jobs.queue(pool, now)
+    planned = any(part.state == "planned" for part in found.parts)
+    if queue.until > now and (planned or context.batches.to_submit(batch, 1)):
         return (
             "queue: the account has too many tokens enqueued; the next job is created at "
             f"{as_datetime(queue.until):%Y-%m-%d %H:%M:%S} UTC at the earliest"

@@ -83,7 +83,7 @@ class Shortener:
         whole, tokens = tokenizer.count([text, beginning])
         input_type = part.input_type or None
         item = BatchItem(
-            id=longest_id(self._context.cut().items), text=beginning, input_type=input_type
+            id=longest_id(self._context.most_items), text=beginning, input_type=input_type
         )
         return Sent(
             characters_cut=len(text) - len(beginning),

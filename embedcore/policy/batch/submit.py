@@ -114,7 +114,7 @@ def submit(context: BatchContext, rows: Iterable[Any], how: Submission) -> Batch
         why = choose_now(
             context,
             texts=writer.missing,
-            tokens=context.batches.open_tokens(batch),
+            tokens=context.batches.open_tokens(batch) if strategy == "auto" else 0,
             strategy=strategy,
             deadline=deadline,
         )
@@ -171,8 +171,8 @@ class _Writer:
         self._first = 0
         self.missing = 0
         # The id of an item is not known before its part is: the longest one is counted.
-        self._longest_id = longest_id(context.cut().items)
-        self._keep_until = context.keep_until()
+        self._longest_id = longest_id(context.most_items)
+        self._keep_until = context.keep_until(batch.created)
 
     def write(self, rows: Sequence[Row]) -> None:
         context = self._context
@@ -299,7 +299,7 @@ def _require_room(context: BatchContext, missing: int) -> None:
 
 def _hold(context: BatchContext, batch: BatchRecord) -> None:
     """Reserve the money of the whole batch; wait while only loose bounds of others forbid it."""
-    engine, cut = context.engine, context.cut()
+    engine, cut = context.engine, context.cut(batch.created)
     amount = hold_when_free(
         lambda: context.cutter.hold(batch, cut),
         engine.account,
