@@ -20,8 +20,8 @@ from embedcore.policy.budget import Account
 from embedcore.policy.cache import VectorCache
 from embedcore.policy.engine import Engine
 from embedcore.policy.planning import sizes_for
-from embedcore.policy.ratelimit.gate import gate_for
 from embedcore.policy.ratelimit.pace import Rates
+from embedcore.policy.ratelimit.queue import gate_for
 from embedcore.policy.retry import RetryQuota
 from embedcore.policy.threads import Pool
 from embedcore.provider import registry
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from embedcore.provider.hookspecs import Provider
     from embedcore.provider.protocol import Embedder
     from embedcore.provider.types import ModelInfo
+    from embedcore.settings import Settings
     from embedcore.storage.amounts import Limit
     from embedcore.storage.vectors import VectorStore
 
@@ -172,17 +173,17 @@ def build(choice: Choice, embedder: Embedder | None, observers: Sequence[Observe
             logger.info("%s", no_key.removeprefix(". "))
     else:
         names = (embedder_fingerprint(embedder),)
-    info, config = embedder.info, choice.config
-    ledger = None if info.local else open_ledger(config, choice.limits)
-    settings, observe = choice.settings, observed_by(observers)
+    info, settings, observe = embedder.info, choice.settings, observed_by(observers)
+    limits, wait = choice.budget
+    ledger = None if info.local else open_ledger(choice.config, limits)
     concurrency = settings.concurrency or info.max_concurrency
     engine = Engine(
         embedder=embedder,
         account=Account(
             ledger=ledger,
             scope=choice.scope,
-            limits=choice.limits,
-            wait=choice.budget_wait,
+            limits=limits,
+            wait=wait,
             provider=info.provider,
             model=info.model,
         ),
@@ -194,7 +195,11 @@ def build(choice: Choice, embedder: Embedder | None, observers: Sequence[Observe
         ),
         quota=RetryQuota(settings.retry.quota, settings.retry.quota_ratio),
         sizes=sizes_for(info.endpoint or info.provider, info.model),
-        cache=open_cache(choice, info, observe),
+        cache=(
+            VectorCache(vector_store(choice.config, settings), observe=observe)
+            if keeps_vectors(settings, info)
+            else None
+        ),
         retry=settings.retry,
         overlong=settings.overlong,
         keep_empty=settings.on_empty == "keep",
@@ -210,27 +215,17 @@ def build(choice: Choice, embedder: Embedder | None, observers: Sequence[Observe
     return Running(choice=choice, engine=engine, ledger=ledger)
 
 
-def open_cache(choice: Choice, info: ModelInfo, observe: Observer) -> VectorCache | None:
-    """The cache of this model; None if its vectors are not kept."""
-    if not keeps_vectors(choice, info):
-        return None
-    return VectorCache(vector_store(choice), observe=observe)
-
-
-def keeps_vectors(choice: Choice, info: ModelInfo) -> bool:
+def keeps_vectors(settings: Settings, info: ModelInfo) -> bool:
     """Whether vectors are cached: as the settings say, else if they cost money."""
-    wanted = choice.settings.cache
-    if wanted is not None:
-        return wanted
+    if settings.cache is not None:
+        return settings.cache
     return not info.local and info.price is not None and not info.price.free
 
 
-def vector_store(choice: Choice) -> VectorStore:
-    """The cache that this choice names, whether or not anything is to be kept in it."""
+def vector_store(config: Config, settings: Settings) -> VectorStore:
+    """The cache that the settings name, whether or not anything is to be kept in it."""
     from embedcore.storage.vectors import VectorStore
 
-    config = choice.config
-    settings = choice.settings
     folder = settings.cache_dir
     return VectorStore(
         (expanded(folder) if folder else state_folder(config)) / VECTORS_FOLDER,
@@ -250,7 +245,7 @@ def _batch_context(choice: Choice, engine: Engine) -> BatchContext | None:
         engine=engine,
         strategy=strategy,
         # Vectors of a batch are kept whatever the settings say: the provider's copy is deleted.
-        store=vector_store(choice) if engine.cache is None else engine.cache.store,
+        store=vector_store(config, settings) if engine.cache is None else engine.cache.store,
         folder=state_folder(config) / BATCHES_FOLDER,
         asked_as=f"{choice.provider}:{choice.model}",
         settings=settings.batch,

@@ -40,10 +40,6 @@ class Choice:
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
-    def limits(self) -> tuple[Limit, ...]:
-        return self.config.limits(self.profile, self.scope)
-
-    @property
     def settings(self) -> Settings:
         """Each one as the profile says, else as the configuration says, else by default."""
         rules = {
@@ -59,9 +55,11 @@ class Choice:
         )
 
     @property
-    def budget_wait(self) -> float:
-        """Seconds to wait while others have more reserved than they will need."""
-        return self.config.budget.tightened_by(self.profile.budget).wait
+    def budget(self) -> tuple[tuple[Limit, ...], float]:
+        """The limits that hold, and the seconds to wait while others have more reserved than they
+        will need."""
+        budget = self.config.budget.tightened_by(self.profile.budget)
+        return budget.limits(self.scope), budget.wait
 
     def resolve(self, provider: Provider) -> ResolvedOptions:
         """This choice's options for its provider, from every layer."""

@@ -171,12 +171,7 @@ class Config(Rules):
 
     def limits(self, profile: Profile, scope: str) -> tuple[Limit, ...]:
         """The tightest limit for each window and unit, those of the profile included."""
-        tightest: dict[tuple[str, str, str], Limit] = {}
-        for limit in self.budget.tightened_by(profile.budget).limits(scope):
-            key = (limit.scope, limit.period, limit.unit)
-            if key not in tightest or limit.amount < tightest[key].amount:
-                tightest[key] = limit
-        return tuple(tightest[key] for key in sorted(tightest))
+        return self.budget.tightened_by(profile.budget).limits(scope)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -32,8 +32,7 @@ from embedcore.events import (
     RequestFinished,
     Throttled,
 )
-from embedcore.provider import registry
-from embedcore.provider.registry import notify
+from embedcore.provider.registry import notify, plugin_observers
 
 logger = logging.getLogger("embedcore")
 
@@ -255,8 +254,7 @@ def observed_by(observers: Sequence[Observer]) -> Observer:
 
     def observe(event: Event) -> None:
         log(event)
-        registry.observe(event)
-        for observer in observers:
+        for observer in (*plugin_observers, *observers):
             notify(observer, event)
 
     return observe

@@ -119,9 +119,9 @@ class Budget(Limits):
             wait=lower.wait if "wait" in lower.model_fields_set else self.wait,
         )
 
-    def limits(self, scope: str) -> list[Limit]:
-        """Every limit of this budget that a call of ``scope`` must keep."""
-        found = []
+    def limits(self, scope: str) -> tuple[Limit, ...]:
+        """The tightest limit for each window and unit that a call of ``scope`` must keep."""
+        tightest: dict[tuple[str, str, str], Limit] = {}
         holders = ((scope, self), (scope, self.scopes.get(scope)), (ALL_SCOPES, self.all_scopes))
         for owner, limits in holders:
             for period in PERIODS:
@@ -129,16 +129,13 @@ class Budget(Limits):
                     amount = limits.amount(period, unit) if limits is not None else None
                     if amount is not None:
                         reserved = int(amount * self.query_share) if owner == scope else 0
-                        found.append(
-                            Limit(
-                                scope=owner,
-                                period=period,
-                                unit=unit,
-                                amount=amount,
-                                reserved=reserved,
-                            )
+                        limit = Limit(
+                            scope=owner, period=period, unit=unit, amount=amount, reserved=reserved
                         )
-        return found
+                        before = tightest.setdefault((owner, period, unit), limit)
+                        if amount < before.amount:
+                            tightest[owner, period, unit] = limit
+        return tuple(tightest[key] for key in sorted(tightest))
 
 
 class RetrySettings(Table):

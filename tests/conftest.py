@@ -67,7 +67,7 @@ def _nothing_shared() -> Iterator[None]:
             if made.cache_info().currsize:
                 made().close()
             made.cache_clear()
-    limiter = sys.modules.get("embedcore.policy.ratelimit.gate")
+    limiter = sys.modules.get("embedcore.policy.ratelimit.queue")
     if limiter is not None:
         limiter.gate_for.cache_clear()
     sizes = sys.modules.get("embedcore.policy.planning")

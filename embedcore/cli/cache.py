@@ -72,7 +72,7 @@ def command(ctx: click.Context, model: str | None) -> None:
     screen: Screen = ctx.obj
     choice = chosen(model)
     _, on = whether_on(choice)
-    store = vector_store(choice)
+    store = vector_store(choice.config, choice.settings)
     there = bool(store.files)
     found = Contents(cap=store.cap)
     if there:
@@ -94,7 +94,8 @@ def command(ctx: click.Context, model: str | None) -> None:
 @click.pass_obj
 def where(screen: Screen, model: str | None) -> None:
     """The path of its folder, whether or not it is there yet."""
-    path = vector_store(chosen(model)).path
+    choice = chosen(model)
+    path = vector_store(choice.config, choice.settings).path
     screen.json({"path": str(path)})
     screen.result(str(path), whole=True)
 
@@ -196,7 +197,8 @@ def migrating(screen: Screen, dry_run: bool, model: str | None) -> int:
     The file is removed at the end. Until then its vectors are found where they are, and an
     interrupted run is continued by the next. Calls and batches can go on meanwhile.
     """
-    store = vector_store(chosen(model))
+    choice = chosen(model)
+    store = vector_store(choice.config, choice.settings)
     with closing(store):
         if not store.has_old:
             screen.json({"path": str(store.old.path), "exists": False})
@@ -256,7 +258,8 @@ def probing(screen: Screen, model: str | None, scope: str | None, yes: bool) -> 
         screen.paying = True
         result = client.embed([PROBE_TEXT], cache=False)
         screen.paying = None
-        with closing(vector_store(chosen(model, ready.config))) as store:
+        choice = chosen(model, ready.config)
+        with closing(vector_store(choice.config, choice.settings)) as store:
             found = probe(store, client.info, client.fingerprint, result.vectors)
     screen.json({"model": ready.name, "cosine": found.cosine, "changed": found.changed})
     if found.cosine is None:
@@ -287,7 +290,7 @@ def _plan_of_probe(client: EmbeddingClient) -> FilePlan:
 @contextmanager
 def _there(screen: Screen, choice: Choice) -> Iterator[VectorStore | None]:
     """The cache, to be closed after the block; None if there is none, which is said."""
-    store = vector_store(choice)
+    store = vector_store(choice.config, choice.settings)
     if not store.files:
         screen.json({"path": str(store.path), "exists": False})
         screen.result(f"nothing is kept yet in {shown_path(store.path)}")

@@ -203,7 +203,7 @@ _NEARLY_FULL: Final = 0.9
 def cache(config: Config) -> Iterator[Finding]:
     """The cache, for the model that the settings name."""
     choice = chosen(None, config)
-    store = vector_store(choice)
+    store = vector_store(choice.config, choice.settings)
     info, on = whether_on(choice)
     yield _cache_finding("vectors", on)
     yield _cache_finding("place", str(store.path))
@@ -229,7 +229,7 @@ def whether_on(choice: Choice) -> tuple[ModelInfo | None, str]:
         return None, f"not known for {name}: {error}"
     with closing(embedder):
         info = embedder.info
-    on = "kept" if keeps_vectors(choice, info) else "not kept"
+    on = "kept" if keeps_vectors(choice.settings, info) else "not kept"
     return info, f"{on} for {name}: {_why(choice, info)}"
 
 

@@ -35,6 +35,8 @@ from embedcore.storage.amounts import (
 )
 
 if TYPE_CHECKING:
+    from decimal import Decimal
+
     from embedcore.provider.types import ModelInfo
     from embedcore.storage.ledger import Ledger
 
@@ -98,12 +100,14 @@ class Account:
             model=self.model,
         )
 
-    def settled(self, amount: Amount, *, unconfirmed: bool, exact: bool = True) -> Settled:
-        """The same of what was charged."""
+    def settled(
+        self, tokens: int, cost: Decimal, *, unconfirmed: bool, exact: bool = True
+    ) -> Settled:
+        """The same of what was charged; ``cost`` in US dollars."""
         return Settled(
             scope=self.scope,
-            tokens=amount.tokens,
-            cost=amount.dollars,
+            tokens=tokens,
+            cost=cost,
             unconfirmed=unconfirmed,
             exact=exact,
             provider=self.provider,
@@ -193,8 +197,7 @@ class CallBudget:
             first = None
         if first is None and self._account.ledger is not None and grant is not None:
             first = self._send(self._account.ledger, grant, amount, inputs=inputs, fresh=fresh)
-        with self._lock:
-            self.spending += Spending(requests=1)
+        self._count(Spending(requests=1))
         return first
 
     def _is_timely(self, first: Attempt) -> bool:
@@ -218,8 +221,7 @@ class CallBudget:
 
     def not_sent(self, attempt: Attempt | None) -> None:
         """The call ended between the commit and the first byte."""
-        with self._lock:
-            self.spending += Spending(requests=-1)
+        self._count(Spending(requests=-1))
         if attempt is not None and self._account.ledger is not None:
             self._account.ledger.give_back(attempt, note="never sent")
 
@@ -239,9 +241,12 @@ class CallBudget:
         """
         known = counted if tokens is None else tokens
         if attempt is None or self._account.ledger is None:
-            return self._spent(Amount(tokens=known or 0), exact=True)
+            self._count(Spending(tokens=known or 0))
+            return Amount(tokens=known or 0)
         held, reported = attempt.amount, tokens is not None
-        actual = self._spent(held if known is None else self.price(known), exact=reported)
+        actual = held if known is None else self.price(known)
+        cost = actual.dollars
+        self._count(Spending(tokens=actual.tokens, cost=cost, exact=reported))
         if actual.tokens > held.tokens:
             self._observe(
                 BoundViolated(
@@ -258,7 +263,10 @@ class CallBudget:
         )
         if last:
             self._sole = self._grant = None
-        self._tell(*near, self._account.settled(actual, unconfirmed=False, exact=known is not None))
+        settled = self._account.settled(
+            actual.tokens, cost, unconfirmed=False, exact=known is not None
+        )
+        self._tell(*near, settled)
         return actual
 
     def account_for(
@@ -297,12 +305,13 @@ class CallBudget:
         return True
 
     def _free_by_status(self, amount: Amount) -> None:
-        with self._lock:
-            self.spending += Spending(
+        self._count(
+            Spending(
                 free_by_status_tokens=amount.tokens,
                 free_by_status_cost=amount.dollars,
                 free_by_status_requests=1,
             )
+        )
 
     def charge(
         self,
@@ -319,17 +328,19 @@ class CallBudget:
         if self._account.ledger is None:
             return
         amount = attempt.amount if counted is None else self.price(counted)
-        with self._lock:
-            self.spending += Spending(
-                tokens=amount.tokens,
-                cost=amount.dollars,
-                unconfirmed_tokens=amount.tokens,
-                unconfirmed_cost=amount.dollars,
+        tokens, cost = amount.tokens, amount.dollars
+        self._count(
+            Spending(
+                tokens=tokens,
+                cost=cost,
+                unconfirmed_tokens=tokens,
+                unconfirmed_cost=cost,
                 exact=False,
             )
+        )
         near = self._account.ledger.charge(attempt, actual=amount, note=note, request_id=request_id)
         exact = counted is not None
-        self._tell(*near, self._account.settled(amount, unconfirmed=True, exact=exact))
+        self._tell(*near, self._account.settled(tokens, cost, unconfirmed=True, exact=exact))
 
     def correct(self, attempt: Attempt | None, tokens: int | None) -> None:
         """The answer of a request that was given up, and charged, came after all."""
@@ -368,10 +379,9 @@ class CallBudget:
         price = self._info.price
         return Amount(tokens=tokens, cost=price.picodollars(tokens) if price is not None else 0)
 
-    def _spent(self, actual: Amount, *, exact: bool) -> Amount:
+    def _count(self, spending: Spending) -> None:
         with self._lock:
-            self.spending += Spending(tokens=actual.tokens, cost=actual.dollars, exact=exact)
-        return actual
+            self.spending += spending
 
     @property
     def _label(self) -> str:

@@ -23,8 +23,8 @@ from embedcore.events import Event, Observer
 from embedcore.policy.budget import Account
 from embedcore.policy.cache import VectorCache
 from embedcore.policy.planning import CheckedTokenizer, PlannedRequest, RequestSizes
-from embedcore.policy.ratelimit.gate import Gate
 from embedcore.policy.ratelimit.pace import Rates
+from embedcore.policy.ratelimit.queue import Gate
 from embedcore.policy.retry import RetryQuota
 from embedcore.policy.threads import Pool
 from embedcore.provider.base import startup_of

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from embedcore import money
-from embedcore.errors import ConfigurationError
 from embedcore.policy.immediate.reuse import former_keys_of, keys_of, vector_width
-from embedcore.policy.texts import Prepared
+from embedcore.policy.texts import Prepared, resolve_input_type
 
 if TYPE_CHECKING:
     from embedcore.policy.batch.context import BatchContext
     from embedcore.policy.engine import Engine
-
-_PLAIN_INPUT_TYPES: Final = frozenset({"query", "document"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,16 +101,3 @@ def _free(
     left = [place for place in range(len(keys)) if place not in cached]
     under_way = context.batches.in_flight(context.pool, [keys[place] for place in left])
     return cached, {place for place in left if keys[place] in under_way}
-
-
-def resolve_input_type(engine: Engine, input_type: str | None) -> str | None:
-    """What is sent to the provider: nothing if the model makes no difference between the types."""
-    known = engine.info.input_types
-    if input_type is None or input_type in known:
-        return input_type
-    if not known and input_type in _PLAIN_INPUT_TYPES:
-        return None
-    choices = ", ".join(known) or "query, document"
-    raise ConfigurationError(
-        f"{engine.label} knows no input_type {input_type!r}; it takes: {choices}"
-    )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from embedcore.errors import EmbeddingError, InputRejected, InputTooLong
+from embedcore.errors import ConfigurationError, EmbeddingError, InputRejected, InputTooLong
 from embedcore.policy.planning import PlannedRequest, Sizes, in_waves, plan_requests
 from embedcore.policy.result import TextCut
 from embedcore.policy.sources import choices_in, in_order, plain
@@ -23,6 +23,22 @@ _EMPTY = (
     "is an empty text, which no model embeds: drop it, or have it kept as a failed row "
     '(on_empty = "keep", for embed and embed_iter)'
 )
+
+
+_PLAIN_INPUT_TYPES: Final = frozenset({"query", "document"})
+
+
+def resolve_input_type(engine: Engine, input_type: str | None) -> str | None:
+    """What is sent to the provider: nothing if the model makes no difference between the types."""
+    known = engine.info.input_types
+    if input_type is None or input_type in known:
+        return input_type
+    if not known and input_type in _PLAIN_INPUT_TYPES:
+        return None
+    choices = ", ".join(known) or "query, document"
+    raise ConfigurationError(
+        f"{engine.label} knows no input_type {input_type!r}; it takes: {choices}"
+    )
 
 
 @dataclass(kw_only=True, slots=True)

@@ -141,12 +141,6 @@ def _model_in(annotation: Any) -> Any:
     return next((found for found in inner if found is not None), None)
 
 
-def observe(event: Event) -> None:
-    """Tell every loaded plugin that observes. Their errors are logged, never raised."""
-    for observer in _plugin_observers():
-        notify(observer, event)
-
-
 def notify(observer: Observer, event: Event) -> None:
     """Call one observer, guarded."""
     try:
@@ -157,6 +151,10 @@ def notify(observer: Observer, event: Event) -> None:
         logging.getLogger("embedcore").exception("an observer failed on %s", type(event).__name__)
 
 
+plugin_observers: Final[list[Observer]] = []
+"""One for each loaded plugin that observes; ``notify`` them."""
+
+
 @functools.cache
 def _manager() -> pluggy.PluginManager:
     import pluggy
@@ -165,17 +163,8 @@ def _manager() -> pluggy.PluginManager:
 
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
+    plugin_observers.clear()
     return manager
-
-
-def _plugin_observers() -> list[Callable[[Event], None]]:
-    # pluggy stops at the first implementation that raises: each is called on its own.
-    if not _manager.cache_info().currsize:
-        return []
-    return [
-        functools.partial(_call_hook, implementation.function)
-        for implementation in _manager().hook.embedcore_observe.get_hookimpls()
-    ]
 
 
 def _call_hook(function: Callable[..., Any], event: Event) -> None:
@@ -222,7 +211,13 @@ def _register(plugin: object, name: str, origin: str, distribution: str) -> Prov
         if not manager.is_registered(plugin):
             manager.register(plugin, name=f"{distribution}:{name}")
             manager.check_pending()
-        return _ask(plugin, name, origin, distribution)
+        provider = _ask(plugin, name, origin, distribution)
+        # pluggy stops at the first implementation that raises: each is called on its own.
+        plugin_observers[:] = [
+            functools.partial(_call_hook, implementation.function)
+            for implementation in manager.hook.embedcore_observe.get_hookimpls()
+        ]
+        return provider
     except BaseException as error:
         # What was refused must not observe either.
         if manager.is_registered(plugin):

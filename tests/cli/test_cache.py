@@ -31,7 +31,8 @@ def bought(cli, server, texts_file, state_home):
 
 
 def damage(path, which):
-    store = vector_store(chosen(None))
+    choice = chosen(None)
+    store = vector_store(choice.config, choice.settings)
     assert store.path == path
     with store.database.transaction() as connection:
         connection.execute(f"UPDATE vector SET checksum = checksum + 1 WHERE {which}")

@@ -18,7 +18,7 @@ from embedcore.events import Event
 from embedcore.policy.budget import Account
 from embedcore.policy.engine import Engine
 from embedcore.policy.immediate.recipe import embed_now
-from embedcore.policy.ratelimit.gate import Gate
+from embedcore.policy.ratelimit.queue import Gate
 from embedcore.policy.retry import RetryQuota
 from embedcore.policy.threads import Pool
 from embedcore.provider.types import EmbedReply, EmbedRequest

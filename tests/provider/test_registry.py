@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError, field_va
 
 from embedcore.errors import AuthenticationFailed, ConfigurationError, PluginError, UnknownProvider
 from embedcore.events import Throttled
+from embedcore.observers import observed_by
 from embedcore.provider import known, registry
 from embedcore.provider.hookspecs import Provider
 from embedcore.provider.known import how_to_install, near_models
@@ -25,7 +26,6 @@ from embedcore.provider.registry import (
     explain_validation,
     installed,
     load,
-    observe,
     split_model,
     validate_options,
 )
@@ -57,9 +57,11 @@ def forgetful() -> Iterator[None]:
     """The registry remembers what it loaded for the life of a process: here, of a test."""
     registry._load.cache_clear()
     registry._manager.cache_clear()
+    registry.plugin_observers.clear()
     yield
     registry._load.cache_clear()
     registry._manager.cache_clear()
+    registry.plugin_observers.clear()
 
 
 @pytest.fixture
@@ -466,13 +468,13 @@ def test_every_observer_is_told_whatever_the_others_do(
     failing = GOOD + "\n@hookimpl\ndef embedcore_observe(event): raise KeyError('observer')\n"
     module = install("first", watching)
     install("second", failing)
-    observe(Throttled(endpoint="nobody loaded yet", seconds=1))
+    observed_by(())(Throttled(endpoint="nobody loaded yet", seconds=1))
     load("first")
     load("second")
     event = Throttled(endpoint="x", seconds=1)
     with caplog.at_level(logging.ERROR, "embedcore"):
-        observe(event)
-        observe(event)
+        observed_by(())(event)
+        observed_by(())(event)
     assert sys.modules[module].seen == [event, event]
     assert [record.message for record in caplog.records] == ["an observer failed on Throttled"] * 2
 
@@ -484,7 +486,7 @@ def test_a_plugin_that_was_refused_observes_nothing(install: Install) -> None:
     )
     with pytest.raises(PluginError):
         load("bad")
-    observe(Throttled(endpoint="x", seconds=1))
+    observed_by(())(Throttled(endpoint="x", seconds=1))
     assert sys.modules[module].seen == []
 
 

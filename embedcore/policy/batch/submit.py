@@ -19,11 +19,10 @@ from embedcore.policy.batch.collect import read_again
 from embedcore.policy.batch.deadline import choose_now, take_what_is_there, what_fits
 from embedcore.policy.budget import hold_when_free, require_price
 from embedcore.policy.cache import room_for, shown_size
-from embedcore.policy.estimate import resolve_input_type
 from embedcore.policy.immediate.recipe import check_on_error
 from embedcore.policy.sources import plain
 from embedcore.policy.stream.rows import Row, RowReader, name_rows
-from embedcore.policy.texts import Prepared
+from embedcore.policy.texts import Prepared, resolve_input_type
 from embedcore.policy.threads import Pause
 from embedcore.provider.types import BatchItem
 from embedcore.settings import Strategy

@@ -367,7 +367,7 @@ def _arrived(
     checked: Checked,
 ) -> list[int]:
     """Keep the vectors, and settle what they cost. Returns the texts without one."""
-    engine, tokens = call.engine, billed_tokens(reply)
+    engine, tokens, request_id = call.engine, billed_tokens(reply), identity(reply)
     attempts.billed = tokens
     indices, vectors = request.indices, checked.vectors
     if checked.missing:
@@ -386,7 +386,7 @@ def _arrived(
         actual = call.budget.settle(
             sent.attempt,
             tokens,
-            identity(reply),
+            request_id,
             counted=counted,
             complete=not checked.missing,
         )
@@ -398,7 +398,7 @@ def _arrived(
         tokens=actual.tokens,
         reported=tokens is not None,
         exact=tokens is not None or counted is not None,
-        request_id=identity(reply),
+        request_id=request_id,
         seconds=engine.monotonic() - sent.started,
     )
     return [request.indices[place] for place in checked.missing]

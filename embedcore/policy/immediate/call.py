@@ -12,13 +12,12 @@ from embedcore.errors import BudgetExceeded, EmbeddingError, TransientProviderEr
 from embedcore.events import Event, Refused
 from embedcore.policy.budget import CallBudget, CallProgress
 from embedcore.policy.engine import Engine, Stop
-from embedcore.policy.estimate import resolve_input_type
 from embedcore.policy.immediate.reuse import Reuse
 from embedcore.policy.immediate.workers import Workers
 from embedcore.policy.result import EmbeddingResult, OnArrival, StoppedAt
 from embedcore.policy.result_buffer import ResultBuffer
 from embedcore.policy.retry import is_about_no_text, may_be_kept
-from embedcore.policy.texts import Prepared
+from embedcore.policy.texts import Prepared, resolve_input_type
 from embedcore.policy.threads import InFlight, Pause
 
 if TYPE_CHECKING:

@@ -57,7 +57,7 @@ from embedcore.policy.batch.result import blocks_of
 from embedcore.policy.batch.submit import Submission
 from embedcore.policy.budget import Account
 from embedcore.policy.engine import Engine
-from embedcore.policy.ratelimit.gate import Gate
+from embedcore.policy.ratelimit.queue import Gate
 from embedcore.policy.retry import RetryQuota
 from embedcore.policy.threads import Pool
 from embedcore.settings import BatchSettings as Rules

@@ -9,8 +9,8 @@ import pytest
 
 from embedcore.errors import ProviderUnavailable, TokenBudgetExceeded
 from embedcore.events import Refused
-from embedcore.policy.ratelimit.gate import Gate
 from embedcore.policy.ratelimit.pace import Rates
+from embedcore.policy.ratelimit.queue import Gate
 from embedcore.storage import usage
 from embedcore.storage.amounts import Amount
 from embedcore.storage.database import Database

@@ -33,7 +33,7 @@ from embedcore.errors import (
 )
 from embedcore.events import BoundViolated, Progress, RequestFailed, RequestFinished, RequestSent
 from embedcore.policy.estimate import plan_now
-from embedcore.policy.ratelimit.gate import Gate
+from embedcore.policy.ratelimit.queue import Gate
 from embedcore.policy.result_buffer import ResultBuffer
 from embedcore.policy.retry import RetryQuota
 from embedcore.provider.types import EmbedReply, ModelInfo, Price

@@ -11,8 +11,8 @@ import time
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from embedcore.policy.ratelimit.gate import Gate, gate_for
 from embedcore.policy.ratelimit.pace import Rates
+from embedcore.policy.ratelimit.queue import Gate, gate_for
 from embedcore.provider.types import RateLimits
 from embedcore.testing import FakeClock
 
