@@ -15,6 +15,7 @@ Write transactions of all SQLite files are counted too.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 import subprocess
@@ -57,9 +58,9 @@ class Trip:
         code = frame.f_code
         ours = self._ours.get(code)
         if ours is None:
-            name = code.co_filename
-            body = code.co_name == "<module>"
-            ours = name.startswith(COUNTED) and not body
+            # The bodies of modules and of classes run while they are imported.
+            is_function = bool(code.co_flags & inspect.CO_OPTIMIZED)
+            ours = is_function and code.co_filename.startswith(COUNTED)
             self._ours[code] = ours
         if not ours:
             return

@@ -173,8 +173,8 @@ def build(choice: Choice, embedder: Embedder | None, observers: Sequence[Observe
             logger.info("%s", no_key.removeprefix(". "))
     else:
         names = (embedder_fingerprint(embedder),)
-    info, settings, observe = embedder.info, choice.settings, observed_by(observers)
-    limits, wait = choice.budget
+    info, settings, (limits, wait) = embedder.info, choice.settings, choice.budget
+    observe = observed_by(observers)
     ledger = None if info.local else open_ledger(choice.config, limits)
     concurrency = settings.concurrency or info.max_concurrency
     engine = Engine(

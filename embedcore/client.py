@@ -518,10 +518,8 @@ class EmbeddingClient:
 
     @property
     def _running(self) -> assembly.Running:
-        return self._opened.get(self._open)
-
-    def _open(self) -> assembly.Running:
-        return assembly.build(self._choice, self._embedder, self._observers)
+        build = partial(assembly.build, self._choice, self._embedder, self._observers)
+        return self._opened.get(build)
 
     def _embed(
         self,

@@ -418,7 +418,7 @@ class CallBudget:
                 loose=loose,
                 final=final,
                 model=self._label,
-                inputs=len(requests[0]),
+                inputs=len(requests[0].indices),
             )
             self._grant = self._first.grant
         else:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from embedcore.errors import StorageCorrupt, StorageError
-from embedcore.forksafe import in_child, process
+from embedcore.forksafe import in_child
 from embedcore.storage import counters
 from embedcore.storage.amounts import (
     Amount,
@@ -66,7 +66,8 @@ class _Seen(NamedTuple):
 
 def myself() -> str:
     """This process, in the words by which others find out whether it has ended."""
-    here = process()
+    # Asked in transactions only: what was forked unseen was noticed there.
+    here = os.getpid()
     known = _own.get(here)
     if known is None:
         known = _own[here] = " ".join(filter(None, _identity(here)))

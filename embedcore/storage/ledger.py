@@ -192,7 +192,7 @@ class Ledger:
             moment, windows = self.begin_in(connection, scope, lane)
             refusal = grants.check(connection, grant, windows, amount, moment, final=final)
             if refusal is None:
-                lease = self._until(moment) if leased else None
+                lease = moment.now + self._lease if leased else None
                 counters.hold(connection, windows, amount)
                 grants.open_grant(connection, grant, windows, amount, moment, lease=lease)
         if refusal is not None:
@@ -217,7 +217,7 @@ class Ledger:
             moment, windows = self.begin_in(connection, scope, lane)
             refusal = grants.check(connection, grant, windows, amount, moment, final=final)
             if refusal is None:
-                lease = self._until(moment)
+                lease = moment.now + self._lease
                 counters.hold(connection, windows, amount, requests=1)
                 grants.open_grant(connection, grant, windows, Amount(), moment, lease=lease)
                 attempt = self._sent(connection, grant, windows, amount, moment, model, inputs)
@@ -237,7 +237,7 @@ class Ledger:
         """
         with self.database.transaction() as connection:
             moment = self.moment_in(connection)
-            lease = self._until(moment)
+            lease = moment.now + self._lease
             # First of all, or the caller would lose the rest of its own grant as expired.
             grants.renew(connection, grant, lease)
             windows = counters.ids(connection, grant.scope, grant.lane, moment)
@@ -353,7 +353,7 @@ class Ledger:
     def renew(self, grant: Grant) -> None:
         """Prolong the lease while the holder waits without sending."""
         with self.database.transaction() as connection:
-            grants.renew(connection, grant, self._until(self.moment_in(connection)))
+            grants.renew(connection, grant, self.moment_in(connection).now + self._lease)
 
     def close(self, grant: Grant) -> None:
         """Release what is left of the grant. Closing twice is harmless."""
@@ -470,9 +470,6 @@ class Ledger:
 
     def _now(self) -> int:
         return round(self._clock() * MICROSECONDS)
-
-    def _until(self, moment: Moment) -> int:
-        return moment.now + self._lease
 
     def _sent(
         self,

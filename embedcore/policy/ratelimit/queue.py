@@ -123,9 +123,9 @@ class RateLimiter:
             soon = self._in_flight and now - self._last_left < _LONGEST_BLIND
             delay = max(delay, _AWAITING_FIRST if blind and soon else 0.0)
         learned = max(
+            self._pace.delay(now, tokens),
             self._requests.delay(now, 1, requests),
             self._tokens.delay(now, one.tokens, tokens),
-            self._pace.delay(now, tokens),
         )
         if learned > 0:
             # No reply brings news any more: one request goes and asks.
@@ -144,11 +144,12 @@ class RateLimiter:
         self._answers += 1
         self._backoff = self._first_backoff
         self._pace.accepted(now, one.tokens)
-        self._requests.accepted(1)
-        self._tokens.accepted(one.tokens)
         if tokens is not None:
             self._configured.correct(tokens - one.tokens)
-        self._observe(now, one, limits)
+        self._requests.accepted(1)
+        self._tokens.accepted(one.tokens)
+        if limits is not None:
+            self._observe(now, one, limits)
         for bucket in (self._requests, self._tokens):
             bucket.forget_if_old(now)
 
@@ -167,7 +168,8 @@ class RateLimiter:
         if self._may_be_uncounted(one):
             self._requests.give_back(now, 1)
             self._tokens.give_back(now, one.tokens)
-        self._observe(now, one, limits)
+        if limits is not None:
+            self._observe(now, one, limits)
         # What left before the gate was closed says nothing new.
         if one.left is not None and one.left > self._closed_at:
             self._learn_from_refusal(now, one, _sensible(seconds), limits)
@@ -248,9 +250,9 @@ class RateLimiter:
     def _may_be_uncounted(self, one: Permit) -> bool:
         return one.left is not None and one.left >= self._seen_left - _TOGETHER
 
-    def _observe(self, now: float, one: Permit, limits: RateLimits | None) -> None:
+    def _observe(self, now: float, one: Permit, limits: RateLimits) -> None:
         """Learn from a reply's headers, unless a later request's were seen."""
-        if limits is None or one.left is None or not self._may_be_uncounted(one):
+        if one.left is None or not self._may_be_uncounted(one):
             return
         first = one.left > self._seen_left + _TOGETHER
         if first:

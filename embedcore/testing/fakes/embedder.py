@@ -131,12 +131,13 @@ class FakeEmbedder(BaseEmbedder):
             outcome = self._next(request)
             if self.latency:
                 self._sleep(self.latency)
-            self._record(request, outcome)
+            tokens = self.cost(request.texts)
+            self._record(request, outcome, tokens)
             if outcome.error is not None:
                 raise outcome.error
             if isinstance(outcome.reply, EmbedReply):
                 return outcome.reply
-            honest = self._honest(request)
+            honest = self._honest(request, tokens)
             return outcome.reply(request, honest) if outcome.reply is not None else honest
 
     def close(self) -> None:
@@ -159,8 +160,8 @@ class FakeEmbedder(BaseEmbedder):
             return Outcome(reply=scripted)
         return scripted if scripted is not None else Outcome()
 
-    def _record(self, request: EmbedRequest, outcome: Outcome) -> None:
-        billed = self.cost(request.texts) if outcome.is_billed else 0
+    def _record(self, request: EmbedRequest, outcome: Outcome, tokens: int) -> None:
+        billed = tokens if outcome.is_billed else 0
         call = Call(
             texts=tuple(request.texts),
             input_type=request.input_type,
@@ -175,13 +176,13 @@ class FakeEmbedder(BaseEmbedder):
         else:
             self.meter.reject()
 
-    def _honest(self, request: EmbedRequest) -> EmbedReply:
+    def _honest(self, request: EmbedRequest, tokens: int) -> EmbedReply:
         dimensions = self.info.dimensions
         if dimensions is None:
             dimensions = 32
         return EmbedReply(
             vectors=vectors_of(request.texts, dimensions, salt=self.salt),
-            tokens=self.cost(request.texts) if self.reports_tokens else None,
+            tokens=tokens if self.reports_tokens else None,
             model=self.info.model,
         )
 
