@@ -281,7 +281,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
     def client_of(embedder: Slow, **more: Any) -> EmbeddingClient:
         client = EmbeddingClient(embedder=more.pop("given", embedder), **more)
-        running = client._opened.get(client._open)
+        running = client._running
         running.engine = replace(running.engine, monotonic=lambda: embedder.now)
         return client
 

@@ -186,7 +186,7 @@ def with_engine() -> Any:
     """``with_engine(client, grace=…)``: the client, whose engine was changed in these things."""
 
     def with_engine(client: EmbeddingClient, **changed: Any) -> EmbeddingClient:
-        running = client._opened.get(client._open)
+        running = client._running
         client._opened._thing = replace(running, engine=replace(running.engine, **changed))
         return client
 

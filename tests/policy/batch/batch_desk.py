@@ -54,7 +54,7 @@ class BatchDesk:
         assert ledger is not None
         ledger._clock = self.clock.time
         # Whoever waits, waits by the same clock: it takes no time.
-        running = client._opened.get(client._open)
+        running = client._running
         by_clock = replace(running.engine, monotonic=self.clock.monotonic, wait_for=self.clock.wait)
         client._opened._thing = replace(running, engine=by_clock)
         self.last = self._opened.enter_context(client)

@@ -278,7 +278,7 @@ client = EmbeddingClient(
     config={"home": settings["home"], "concurrency": 4, "retry": settings.get("retry", {})},
 )
 # It waits for what is under way as long as that takes.
-running = client._opened.get(client._open)
+running = client._running
 client._opened._thing = replace(running, engine=replace(running.engine, grace=3600.0))
 wait = Workers._wait_for_answers
 Workers._wait_for_answers = lambda workers: (print("ending", flush=True), wait(workers))

@@ -105,7 +105,7 @@ def shop(home):
 
 def hurried(client, **engine):
     """It waits only a moment for what is under way when a call ends."""
-    running = client._opened.get(client._open)
+    running = client._running
     hurried = replace(running.engine, grace=0.1, **engine)
     client._opened._thing = replace(running, engine=hurried)
     return client

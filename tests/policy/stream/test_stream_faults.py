@@ -174,7 +174,7 @@ class Interrupting(FakeEmbedder):
 
 embedder, given, kept = Interrupting(), [], []
 with EmbeddingClient(embedder=embedder, config={"cache": False}) as client:
-    running = client._opened.get(client._open)
+    running = client._running
     client._opened._thing = replace(running, engine=replace(running.engine, grace=120.0))
     stream = client.embed_iter((f"row {n}" for n in range(10**6)), block_size=8)
     try:
