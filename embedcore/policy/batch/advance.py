@@ -146,7 +146,11 @@ def _plan(context: BatchContext, batch: BatchRecord, work: PartWorker, now: int)
         # What is reserved and not needed is released where nothing is left to be submitted.
         if batch.grant is not None or context.batches.to_submit(batch, 1, stopped=True):
             draining.take_what_is_there(context, batch)
-            planned = _cut(context, batch, now)
+            cut = context.cut(now)
+            part, after = context.cutter.plan(batch, cut)
+            while part is not None:
+                planned = True
+                part, after = context.cutter.plan(batch, cut, after=after)
     except HeldLoosely as wait:
         _block(context, batch, wait.refusal)
     except BudgetExceeded as error:
@@ -157,15 +161,6 @@ def _plan(context: BatchContext, batch: BatchRecord, work: PartWorker, now: int)
         if batch.blocked is not None and batch.blocked.startswith("budget"):
             context.batches.block(batch, None)
     return planned
-
-
-def _cut(context: BatchContext, batch: BatchRecord, now: int) -> bool:
-    cut, after, planned = context.cut(now), 0, False
-    while True:
-        part, after = context.cutter.plan(batch, cut, after=after)
-        if part is None:
-            return planned
-        planned = True
 
 
 def _block(context: BatchContext, batch: BatchRecord, error: BudgetExceeded) -> None:
