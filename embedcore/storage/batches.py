@@ -271,20 +271,17 @@ class Batches:
             ).lastrowid
             return _records(connection, "id = ?", identity)[0]
 
-    def unfinished(self) -> list[BatchRecord]:
-        """Batches whose process ended while it wrote their rows down."""
-        now = self.ledger.moment().now
+    def over(self, keep: int) -> tuple[list[BatchRecord], int]:
+        """Batches whose process ended while it wrote their rows down, and those that ended so many
+        microseconds ago; and when that was, by the ledger's clock."""
         with self.database.read() as connection:
+            now = self.ledger.now_in(connection)
             owners = connection.execute(
                 "SELECT id, waiter, retry FROM batch WHERE state = 'preparing'"
             ).fetchall()
             left = [one for one, owner, until in owners if is_free(owner, until, now)]
-            return [record for one in left for record in _records(connection, "id = ?", one)]
-
-    def ended_before(self, moment: int) -> list[BatchRecord]:
-        """Batches that ended before a time of the ledger's clock."""
-        with self.database.read() as connection:
-            return _records(connection, "ended < ?", moment)
+            records = [record for one in left for record in _records(connection, "id = ?", one)]
+            return records + _records(connection, "ended < ?", now - keep), now - keep
 
     def is_known(self, name: str) -> bool:
         """Whether there is a batch of that name, be it unfinished."""

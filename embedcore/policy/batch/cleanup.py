@@ -45,13 +45,12 @@ def sweep(context: BatchContext) -> int:
 
     Returns how many batches and files that were. Needs no network.
     """
-    before = context.jobs.now() - round(context.settings.keep_days * DAY_SECONDS * MICROSECONDS)
-    gone = 0
-    for batch in (*context.batches.unfinished(), *context.batches.ended_before(before)):
+    keep = round(context.settings.keep_days * DAY_SECONDS * MICROSECONDS)
+    over, before = context.batches.over(keep)
+    for batch in over:
         forget(context, batch)
-        gone += 1
     context.jobs.forget(before)
-    return gone + _sweep_files(context)
+    return len(over) + _sweep_files(context)
 
 
 def _sweep_files(context: BatchContext) -> int:
