@@ -65,7 +65,8 @@ class Ending:
             return self._look_again(part, status, found, since)
         self._warn(part, status, found)
         shorter = self._shortener.take(part, found)
-        self._jobs.fail(part, [*found.refused, *found.unbelieved])
+        if failed := [*found.refused, *found.unbelieved]:
+            self._jobs.fail(part, failed)
         refused = self._note_refusals(part, status)
         waits = status.queue_full and not found.lines
         if waits:
@@ -73,7 +74,8 @@ class Ending:
         # Where the whole job is at fault, that it names some texts as well leads nowhere.
         progress = bool(found.stored or shorter or (refused and "" not in status.errors))
         cancelled = status.state == "cancelled"
-        paid, again = found.may_be_paid(status, part), self._jobs.may_be_paid_again(part)
+        paid = found.may_be_paid(status, part)
+        again = paid and self._jobs.may_be_paid_again(part)
         actual = self._cost(part, status, found)
         if actual is not None and actual.tokens > part.tokens > 0:
             self._engine.learned.billed(actual.tokens / part.tokens)
@@ -109,16 +111,19 @@ class Ending:
 
     def _waits_since(self, part: Part, status: BatchStatus, found: Found) -> int | None:
         """Since when missing results are waited for; None: they are not, or not any more."""
+        is_late = isinstance(found.broken, TransientProviderError)
+        if not is_late and not found.without_line:
+            return None
         now = self._jobs.now()
         since = now if part.since is None or found.fresh else part.since
         over = now >= since + round(self._context.settings.output_wait * MICROSECONDS)
         if part.since is None and self._jobs.may_be_paid_again(part):
             # However short the wait is: what one look does not find is not sent again.
             over = False
-        if isinstance(found.broken, TransientProviderError):
+        if is_late:
             # However often it was asked for meanwhile, and though a server may be away for longer.
             return None if over and part.tries >= _MOST_READS else since
-        if not found.without_line or not self._jobs.is_awaited(part):
+        if not self._jobs.is_awaited(part):
             return None
         if found.broken is None and not found.may_grow(status, part):
             return None

@@ -406,12 +406,12 @@ class PartWorker:
         part, status = self._poll(part)
         if status is None:
             return part
-        part = self._noted(part, status)
         if status.state == "running":
+            part = self._noted(part, status)
             if not self._jobs.is_wanted(part) and not is_stopping(part.status):
                 part = self._cancelled(part)
             return self._overdue(part)
-        part = self._jobs.note(part, state="collecting")
+        part = self._noted(part, status, state="collecting")
         return Ending(self._context).collected(part, status)
 
     def _cancelled(self, part: Part) -> Part:
@@ -488,16 +488,16 @@ class PartWorker:
         self._context.tell(*self._steps.end(part, ended))
         return replace(part, state="done")
 
-    def _noted(self, part: Part, status: BatchStatus) -> Part:
-        """Note what the provider says, and tell of it if it is news."""
+    def _noted(self, part: Part, status: BatchStatus, **more: object) -> Part:
+        """Note what the provider says, and ``more`` columns; tell of it if it is news."""
         if (status.completed or 0) > 0 or status.state in ("completed", "expired"):
             self._jobs.queue_took(self._context.pool)
         word = status.detail or status.state
         news = (word, status.completed, status.failed, status.total)
         if news == (part.status, part.completed, part.failed, part.total):
             if part.tries:
-                return self._jobs.note(part, tries=0, next=0, trouble=None)
-            return part
+                more |= {"tries": 0, "next": 0, "trouble": None}
+            return self._jobs.note(part, **more) if more else part
         part = self._jobs.note(
             part,
             status=word,
@@ -507,6 +507,7 @@ class PartWorker:
             tries=0,
             next=0,
             trouble=None,
+            **more,
         )
         self._context.tell(
             BatchChanged(

@@ -226,7 +226,8 @@ class _Writer:
         context.store.keep(chosen, self._keep_until)
         there = context.stored(chosen)
         missing = [place for place in fresh if keys[place] not in there]
-        self._manifest.mark_reused(there)
+        if there:
+            self._manifest.mark_reused(there)
         if long := prepared.perhaps_long:
             self._manifest.mark_long([keys[place] for place in long])
         tokens = prepared.measured(exact=context.engine.tokenizer.exact, indices=missing).tokens
