@@ -353,14 +353,18 @@ def _named_source(name: str) -> _Source:
 def nearest_settings(places: Sequence[Path]) -> FoundFile | None:
     """The nearest ``embedcore.toml`` in these folders, else the nearest ``pyproject.toml`` with
     settings in it; its ``table`` is that of the settings."""
-    files = (settings_at(place / name) for name in (FILE_NAME, PYPROJECT) for place in places)
-    return next((found for found in files if found is not None), None)
+    paths = [place / name for name in (FILE_NAME, PYPROJECT) for place in places]
+    # Only as far as the first of ours: what lies beyond it is not looked at.
+    return next(filter(None, map(_ours, map(read_found, paths))), None)
 
 
 def settings_at(path: Path) -> FoundFile | None:
     """The file at that path; None if there is none, or no settings of ours are in it."""
-    found = read_found(path)
-    if found is None or path.name != PYPROJECT:
+    return _ours(read_found(path))
+
+
+def _ours(found: FoundFile | None) -> FoundFile | None:
+    if found is None or found.path.name != PYPROJECT:
         return found
     own = _own_table(found.table)
     return None if own is None else replace(found, table=own, below=("tool", "embedcore"))

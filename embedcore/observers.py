@@ -32,7 +32,7 @@ from embedcore.events import (
     RequestFinished,
     Throttled,
 )
-from embedcore.provider.registry import notify, plugin_observers
+from embedcore.provider.registry import plugin_observers
 
 logger = logging.getLogger("embedcore")
 
@@ -247,6 +247,14 @@ def _in_notebook() -> bool:
     # Only what the notebook itself has imported is looked at.
     get_shell = getattr(sys.modules.get("IPython"), "get_ipython", None)
     return get_shell is not None and getattr(get_shell(), "kernel", None) is not None
+
+
+def notify(observer: Observer, event: Event) -> None:
+    """Call one observer, guarded."""
+    try:
+        observer(event)
+    except Exception:
+        logger.exception("an observer failed on %s", type(event).__name__)
 
 
 def observed_by(observers: Sequence[Observer]) -> Observer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from embedcore.assembly import create_embedder, open_ledger
@@ -35,7 +36,7 @@ class Session:
     client: EmbeddingClient
     model: str | None
 
-    @property
+    @cached_property
     def name(self) -> str:
         return f"{self.client.provider}:{self.client.model}"
 

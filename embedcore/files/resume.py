@@ -86,6 +86,9 @@ class Target:
 
     path: Path
     format: OutputFormat
+    journal: Path
+    lock: Path
+    failed: Path
 
     @classmethod
     def at(cls, output: Path) -> Target:
@@ -99,23 +102,17 @@ class Target:
             raise ConfigurationError(f"{display(output)} is {kind}: choose another output")
         if not path.parent.is_dir():
             raise ConfigurationError(f"{display(path.parent)}: there is no such folder; create it")
-        target = cls(path=path, format=output_format(path))
+        target = cls(
+            path=path,
+            format=output_format(path),
+            journal=beside(path, ".journal"),
+            lock=beside(path, ".lock"),
+            failed=beside(path, ".failed.jsonl"),
+        )
         for one in target.format.paths(path):
             _require_replaceable(one)
         _require_short_names(target)
         return target
-
-    @property
-    def journal(self) -> Path:
-        return beside(self.path, ".journal")
-
-    @property
-    def lock(self) -> Path:
-        return beside(self.path, ".lock")
-
-    @property
-    def failed(self) -> Path:
-        return beside(self.path, ".failed.jsonl")
 
     @contextmanager
     def claimed(self) -> Iterator[None]:

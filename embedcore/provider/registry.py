@@ -141,18 +141,8 @@ def _model_in(annotation: Any) -> Any:
     return next((found for found in inner if found is not None), None)
 
 
-def notify(observer: Observer, event: Event) -> None:
-    """Call one observer, guarded."""
-    try:
-        observer(event)
-    except Exception:
-        import logging
-
-        logging.getLogger("embedcore").exception("an observer failed on %s", type(event).__name__)
-
-
 plugin_observers: Final[list[Observer]] = []
-"""One for each loaded plugin that observes; ``notify`` them."""
+"""One for each loaded plugin that observes. Any of them may raise."""
 
 
 @functools.cache
