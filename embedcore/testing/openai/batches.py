@@ -240,7 +240,7 @@ class BatchDriver:
     def pending(self) -> int:
         """What is late and has not happened yet."""
         with self._lock:
-            return len(self._landings)
+            return len(self._landings.pending)
 
     @property
     def landed(self) -> list[str]:
@@ -257,7 +257,8 @@ class BatchDriver:
     def _request(self) -> Iterator[None]:
         """One request: first happens what is late and due, and jobs catch up with the clock."""
         with self._lock:
-            self._landings.tick()
+            if self._landings.pending:
+                self._landings.tick()
             for job in self._jobs.values():
                 if not job.ended:
                     self._catch_up(job)
