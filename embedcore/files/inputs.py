@@ -19,7 +19,6 @@ from difflib import get_close_matches
 from functools import partial
 from io import BufferedReader
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO, Final, NoReturn, Self, TypeAlias
 
 from embedcore.errors import ConfigurationError, InputRejected
@@ -344,12 +343,7 @@ class Inputs:
             self._temporary = cleanup_on_error.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._temporary.close()
 
     def rows(self) -> Iterator[Row]:

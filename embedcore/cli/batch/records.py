@@ -33,8 +33,6 @@ from embedcore.storage.parts import Parts
 from embedcore.storage.standing import standing
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from embedcore.events import Observer
     from embedcore.files.types import InputFormat, Row
     from embedcore.policy.batch.context import BatchContext
@@ -283,12 +281,7 @@ class Clients:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for client in self._clients.values():
             client.close()
 

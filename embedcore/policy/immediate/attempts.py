@@ -36,99 +36,65 @@ if TYPE_CHECKING:
     from embedcore.storage.amounts import Amount, Attempt
 
 
-class RequestEvents:
-    """Makes the events of an engine's model."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def sent(self, request: PlannedRequest, attempt: int) -> None:
-        info = self._engine.info
-        self._engine.observe(
-            RequestSent(
-                provider=info.provider,
-                model=info.model,
-                inputs=len(request.indices),
-                tokens=request.amount.tokens,
-                attempt=attempt,
-            )
-        )
-
-    def finished(
-        self,
-        request: PlannedRequest,
-        *,
-        tokens: int,
-        reported: bool,
-        exact: bool,
-        request_id: str | None,
-        seconds: float,
-    ) -> None:
-        info = self._engine.info
-        self._engine.observe(
-            RequestFinished(
-                provider=info.provider,
-                model=info.model,
-                inputs=len(request.indices),
-                tokens=tokens,
-                reported=reported,
-                request_id=request_id,
-                seconds=seconds,
-                endpoint=info.endpoint,
-                exact=exact,
-            )
-        )
-
-    def failed(
-        self,
-        error: EmbeddingError,
-        request: PlannedRequest,
-        *,
-        seconds: float,
-        wait: float | None,
-    ) -> None:
-        """``wait``: seconds until it is tried again; None: it is not."""
-        info = self._engine.info
-        self._engine.observe(
-            RequestFailed(
-                provider=info.provider,
-                model=info.model,
-                inputs=len(request.indices),
-                error=type(error).__name__,
-                status=getattr(error, "status", None),
-                request_id=getattr(error, "request_id", None),
-                billed=error.billed,
-                seconds=seconds,
-                wait=wait,
-                endpoint=info.endpoint,
-            )
-        )
-
-    def throttled(self, seconds: float) -> None:
-        self._engine.observe(Throttled(endpoint=self._engine.info.endpoint, seconds=seconds))
-
-    def learned(self, limits: RateLimits) -> None:
-        """The limits are also written down, for ``embedcore doctor``."""
-        info, ledger = self._engine.info, self._engine.account.ledger
-        requests, tokens = limits.limit_requests, limits.limit_tokens
-        self._engine.observe(
-            LimitsLearned(
-                endpoint=info.endpoint,
-                model=info.model,
-                requests_per_minute=requests,
-                tokens_per_minute=tokens,
-            )
-        )
-        if ledger is None:
-            return
-        rates = NamedRates(
-            endpoint=info.endpoint,
+def _tell_sent(engine: Engine, request: PlannedRequest, attempt: int) -> None:
+    info = engine.info
+    engine.observe(
+        RequestSent(
+            provider=info.provider,
             model=info.model,
-            requests_per_minute=requests,
-            tokens_per_minute=tokens,
-            named=time.time(),
+            inputs=len(request.indices),
+            tokens=request.amount.tokens,
+            attempt=attempt,
         )
-        # Whatever is wrong with the ledger, its next step will say it better.
+    )
+
+
+def _tell_failed(
+    engine: Engine,
+    error: EmbeddingError,
+    request: PlannedRequest,
+    *,
+    seconds: float,
+    wait: float | None,
+) -> None:
+    """``wait``: seconds until it is tried again; None: it is not."""
+    info = engine.info
+    engine.observe(
+        RequestFailed(
+            provider=info.provider,
+            model=info.model,
+            inputs=len(request.indices),
+            error=type(error).__name__,
+            status=getattr(error, "status", None),
+            request_id=getattr(error, "request_id", None),
+            billed=error.billed,
+            seconds=seconds,
+            wait=wait,
+            endpoint=info.endpoint,
+        )
+    )
+
+
+def _note_limits(engine: Engine, limits: RateLimits) -> None:
+    """Tell of the limits, and write them down for ``embedcore doctor``."""
+    ledger = engine.account.ledger
+    rates = NamedRates(
+        endpoint=engine.info.endpoint,
+        model=engine.info.model,
+        requests_per_minute=limits.limit_requests,
+        tokens_per_minute=limits.limit_tokens,
+        named=time.time(),
+    )
+    engine.observe(
+        LimitsLearned(
+            endpoint=rates.endpoint,
+            model=rates.model,
+            requests_per_minute=rates.requests_per_minute,
+            tokens_per_minute=rates.tokens_per_minute,
+        )
+    )
+    # Whatever is wrong with the ledger, its next step will say it better.
+    if ledger is not None:
         with contextlib.suppress(StorageError):
             note(ledger.database, rates)
 
@@ -265,7 +231,7 @@ def _attempt(call: Call, request: PlannedRequest, attempts: Attempts) -> list[in
             raise Stopped
         attempts.number += 1
         try:
-            RequestEvents(engine).sent(request, attempts.number)
+            _tell_sent(engine, request, attempts.number)
             reply, checked = _embed(call, sent, request, attempts)
             return _arrived(call, sent, request, attempts, reply, checked)
         finally:
@@ -330,7 +296,7 @@ def _tell_rates(call: Call, reply: object, attempts: Attempts) -> None:
         limits = reply.limits if isinstance(reply.limits, RateLimits) else None
         engine.gate.answered(attempts.permit, limits, tokens=billed_tokens(reply))
         if limits is not None and engine.learned.is_news(limits):
-            RequestEvents(engine).learned(limits)
+            _note_limits(engine, limits)
 
 
 def _checked(call: Call, reply: EmbedReply, texts: int) -> Checked:
@@ -393,13 +359,18 @@ def _arrived(
     _learn(engine, sent, request, actual)
     if tokens is not None:
         engine.compare(sent.texts, tokens)
-    RequestEvents(engine).finished(
-        request,
-        tokens=actual.tokens,
-        reported=tokens is not None,
-        exact=tokens is not None or counted is not None,
-        request_id=request_id,
-        seconds=engine.monotonic() - sent.started,
+    engine.observe(
+        RequestFinished(
+            provider=engine.info.provider,
+            model=engine.info.model,
+            inputs=len(request.indices),
+            tokens=actual.tokens,
+            reported=tokens is not None,
+            request_id=request_id,
+            seconds=engine.monotonic() - sent.started,
+            endpoint=engine.info.endpoint,
+            exact=tokens is not None or counted is not None,
+        )
     )
     return [request.indices[place] for place in checked.missing]
 
@@ -470,7 +441,7 @@ def _failed(
     # Whatever it is followed by, this is what went wrong first.
     attempts.after = typed
     if not isinstance(typed, TransientProviderError):
-        RequestEvents(engine).failed(typed, request, seconds=attempts.seconds, wait=None)
+        _tell_failed(engine, typed, request, seconds=attempts.seconds, wait=None)
     raise typed
 
 
@@ -482,10 +453,11 @@ def _goes_on(
     wait: float,
 ) -> None:
     """Another attempt follows after ``wait`` seconds."""
-    events = RequestEvents(call.engine)
-    events.failed(error, request, seconds=attempts.seconds, wait=wait)
+    engine = call.engine
+    _tell_failed(engine, error, request, seconds=attempts.seconds, wait=wait)
     if isinstance(error, RateLimited):
-        events.throttled(max(wait, call.engine.gate.closed_for))
+        seconds = max(wait, engine.gate.closed_for)
+        engine.observe(Throttled(endpoint=engine.info.endpoint, seconds=seconds))
 
 
 def _ends(
@@ -501,7 +473,7 @@ def _ends(
     if not is_reported and wait is not None:
         _goes_on(call, request, attempts, error, wait)
     elif not is_reported:
-        RequestEvents(call.engine).failed(error, request, seconds=attempts.seconds, wait=None)
+        _tell_failed(call.engine, error, request, seconds=attempts.seconds, wait=None)
         if not (error.budget_blocked or attempts.once):
             error.message += _why_no_more(call, attempts, error)
     if wait is not None:

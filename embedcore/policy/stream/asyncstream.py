@@ -12,7 +12,6 @@ from collections.abc import (
     Iterable,
     Iterator,
 )
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from embedcore.policy.immediate.call import OnBudget
@@ -99,12 +98,7 @@ class AsyncEmbeddingStream(StreamEndView, AsyncIterator[Block]):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def _next(self) -> Block | None:

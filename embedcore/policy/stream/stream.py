@@ -7,7 +7,6 @@ import queue
 import threading
 import weakref
 from collections.abc import Generator, Iterable, Iterator
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 
 from embedcore.errors import BudgetExceeded, ConfigurationError
@@ -277,12 +276,7 @@ class EmbeddingStream(StreamEndView, Iterator[Block]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @contextlib.contextmanager

@@ -69,7 +69,6 @@ from embedcore.testing.vectors import openai_encoding
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
 
 _MINUTE = 60.0
@@ -222,12 +221,7 @@ class FakeOpenAI:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def crashed(self, error: Exception) -> HttpReply:
