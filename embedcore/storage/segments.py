@@ -24,8 +24,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from embedcore.errors import StorageError
-from embedcore.storage.database import from_os_error
-from embedcore.storage.filesystem import sync_folder
+from embedcore.storage.filesystem import from_os_error, sync_folder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
