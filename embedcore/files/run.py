@@ -7,6 +7,7 @@ read and check everything → what is there already → the plan, and leave to g
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from dataclasses import replace
 from decimal import Decimal
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -144,11 +145,14 @@ def _total(costs: Sequence[Decimal | None]) -> Decimal | None:
     return sum(known, Decimal(0)) if len(known) == len(costs) else None
 
 
+_ROWS_OF_CALL: Final = re.compile(r"rows? \d+(?: to \d+)?: ")
+
+
 class Work:
     """Embeds blocks of rows with distinct texts into the journal, and counts.
 
     ``embedded``: texts embedded now; ``arrived``: those and what the cache had; ``usage``: what
-    they cost; ``reasons``: digest → why it failed; ``retryable``: digests of those that may have a
+    they cost; ``reasons``: digest → why it failed; ``retryable``: those of them that may have a
     vector later; ``stopped_at``: where the budget ended it.
     """
 
@@ -170,7 +174,7 @@ class Work:
         self.stopped_at: StoppedRow | None = None
         self.usage = Spending()
         self.reasons: dict[bytes, str] = {}
-        self.retryable: set[bytes] = set()
+        self.retryable: dict[bytes, str] = {}
 
     def embed(self, rows: Sequence[Row], *, progress: Callable[[Progress], None]) -> None:
         """Embed one block; its vectors are on the disk, from each request on as it finishes.
@@ -218,11 +222,13 @@ class Work:
             if named or isinstance(error, InputRejected):
                 _locate(error, row)
             raise error
-        reason = error.reason if isinstance(error, InputRejected) else str(error)
+        # Rows of the call, which are not those of the file.
+        said = _ROWS_OF_CALL.sub("", str(error))
+        reason = error.reason if isinstance(error, InputRejected) else said
         digest = content_digest(row.text)
         self.reasons[digest] = reason
         if error.retryable:
-            self.retryable.add(digest)
+            self.retryable[digest] = reason
 
 
 class _Block:
@@ -500,6 +506,7 @@ def _report(target: Target, found: Scan, work: Work, written: Written, embedded:
     empty = int(found.empty.sum())
     texts = len(found.firsts)
     reasons = set(work.reasons.values())
+    only = reasons.pop() if len(reasons) == 1 and not empty else None
     return RunReport(
         output=target.path,
         rows=found.rows,
@@ -515,7 +522,7 @@ def _report(target: Target, found: Scan, work: Work, written: Written, embedded:
         retryable=_rows_of(found, work.retryable),
         not_done=written.not_done,
         failed_path=target.failed if written.failed or written.not_done else None,
-        reason=reasons.pop() if len(reasons) == 1 and not empty else None,
+        reason=only or next(iter(work.retryable.values()), None),
         stopped_at=work.stopped_at,
         usage=work.usage,
     )

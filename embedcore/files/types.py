@@ -205,7 +205,8 @@ class RunReport:
     were embedded anew, as far as they are in the input. ``retryable``: how many of the failed rows
     the same run may bring later, as after a network that was away. ``failed_path`` lists the rows
     that failed or were not done, if any; ``reason``: why, where all that failed did so for one
-    reason, such as a network that is away. ``stopped_at``: where the budget ended the run.
+    reason; else why the first one did that may have a vector later. ``stopped_at``: where the
+    budget ended the run.
     ``declined``: ``on_plan`` answered False; nothing was sent or written. ``unchanged``: there was
     nothing to write, and the output is as it was. ``journaled``: vectors of an earlier run whose
     texts are not in this input; they stay in the journal.

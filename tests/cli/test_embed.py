@@ -318,7 +318,11 @@ def test_a_network_that_is_away_is_said_once_where_rows_are_kept(cli, texts_file
         file.write('{"text": ""}\n')
     mixed = cli(*command, "--json")
     assert (mixed.code, mixed.json["failed"], mixed.json["retryable"]) == (4, 6, 5)
-    assert "run the same again for 5 rows" in cli(*command).out
+    shown = cli(*command).out
+    assert "run the same again for 5 rows" in shown
+    assert shown.count("cannot be reached") == 1
+    listed = [json.loads(line) for line in Path("out.npy.failed.jsonl").read_text().splitlines()]
+    assert not [one for one in listed if one["reason"].startswith("row")]
 
 
 @pytest.mark.case("A3")

@@ -311,7 +311,7 @@ def test_rows_of_another_model_in_the_same_file_are_no_damage(
     embed_files(new_client(model="other"), sources(["else"]), other)
     one.write_bytes(one.read_bytes() + other.read_bytes())
     client = new_client()
-    with pytest.raises(ConfigurationError, match=r"line 13 is of another model.*--overwrite"):
+    with pytest.raises(ConfigurationError, match=r"line 13 is of another model.*overwrite=True"):
         embed_files(client, sources(), one)
     assert not client.calls
     assert search(client, ["text 1"], one, limit=99).damaged == 1

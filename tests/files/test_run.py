@@ -384,7 +384,7 @@ def test_vectors_of_two_models_never_meet(
         embed_files(new_client(), [iter(["a", "b"])], output)
     before = {path: path.read_bytes() for path in output.parent.iterdir()}
     other = new_client(**change)
-    with pytest.raises(ConfigurationError, match=r"fake:fake .*--overwrite"):
+    with pytest.raises(ConfigurationError, match=r"fake:fake .*overwrite=True"):
         embed_files(other, [iter(["a", "b"])], output)
     assert {path: path.read_bytes() for path in output.parent.iterdir()} == before
     assert not other.calls

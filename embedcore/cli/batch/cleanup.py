@@ -188,9 +188,12 @@ class Garbage:
     files: list[Path] = field(default_factory=list)
     codes: list[int] = field(default_factory=list)
 
+    def __bool__(self) -> bool:
+        return bool(self.remote or self.batches or self.files)
+
     def text(self, *, dry_run: bool) -> str:
         """For a person."""
-        if not (self.remote or self.batches or self.files):
+        if not self:
             return "there is nothing to delete"
         lines = [
             ("input files at the provider", self.remote),
@@ -227,7 +230,8 @@ def collect_garbage(
             "local_files": [str(path) for path in found.files],
         }
     )
-    screen.report(found.text(dry_run=dry_run), failed=dry_run or bool(found.codes))
+    if found or not found.codes:
+        screen.report(found.text(dry_run=dry_run), failed=dry_run or bool(found.codes))
     return next(iter(found.codes), OK)
 
 
