@@ -26,7 +26,7 @@ from typing import Any
 from embedcore.storage.amounts import Amount, Limit
 from embedcore.storage.database import Database, driver, engine_version
 from embedcore.storage.ledger import Ledger
-from embedcore.storage.schema import STATE, STATE_VERSION
+from embedcore.storage.schema import STATE
 
 # Times the time and the CPU of the bare statements, and of the raw limit.
 MOST = {"rate_bare": 2.0, "rate_limit": 4.0, "cpu_bare": 2.5, "cpu_limit": 5.0}
@@ -101,7 +101,7 @@ def _placeholder(name: str) -> Placeholder:
 
 
 def new_ledger(path: Path) -> Ledger:
-    return Ledger(Database(path, STATE, version=STATE_VERSION))
+    return Ledger(Database(path, STATE))
 
 
 def recorded(path: Path, way: Callable[[Ledger], None]) -> list[Statement]:

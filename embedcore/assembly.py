@@ -262,13 +262,12 @@ def open_ledger(config: Config, limits: Sequence[Limit], *, compare: bool = True
     ``compare=False``: also if its counters do not agree with its entries, to find out why.
     """
     # Loads sqlite-utils: a client that is only built needs none of it.
-    from embedcore.storage.schema import STATE, STATE_VERSION
+    from embedcore.storage.schema import STATE
 
     path = state_folder(config) / STATE_FILE
     database = Database(
         path,
         STATE,
-        version=STATE_VERSION,
         allow_network_filesystem=config.allow_network_filesystem,
         contents=SPENDING if compare else SPENDING._replace(differs=None),
     )
@@ -280,7 +279,7 @@ def open_ledger(config: Config, limits: Sequence[Limit], *, compare: bool = True
         if limits or getattr(error, "reason", "network") != "network":
             raise
         logger.warning("usage is not recorded: %s", error)
-        database = Database(None, STATE, version=STATE_VERSION)
+        database = Database(None, STATE)
     return Ledger(database, zone=config.timezone)
 
 

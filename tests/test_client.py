@@ -950,9 +950,9 @@ from embedcore.errors import BudgetExceeded
 from embedcore.storage.amounts import Amount, Limit
 from embedcore.storage.database import Database
 from embedcore.storage.ledger import Ledger
-from embedcore.storage.schema import STATE, STATE_VERSION
+from embedcore.storage.schema import STATE
 
-database = Database(Path(sys.argv[1]) / STATE_FILE, STATE, version=STATE_VERSION)
+database = Database(Path(sys.argv[1]) / STATE_FILE, STATE)
 ledger = Ledger(database, lease=0.3)
 limit = Limit(scope="default", period="day", unit="tokens", amount=100)
 grant = ledger.hold("default", Amount(tokens=80), [limit])

@@ -145,6 +145,12 @@ def test_a_child_of_an_open_client_has_nothing_left_to_import(server: FakeOpenAI
     assert imports("openai", "forked", opened=True) == []
 
 
+def test_only_the_first_process_needs_what_makes_the_tables(server: FakeOpenAI) -> None:
+    first, next_one = ({module for _, module in imports("openai", "now")} for _ in range(2))
+    assert "sqlite_utils" in first
+    assert "sqlite_utils" not in next_one
+
+
 # What it does
 
 

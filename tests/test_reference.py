@@ -36,7 +36,7 @@ from embedcore.provider.types import (
 )
 from embedcore.settings import DEFAULTS, BatchSettings, Budget, Profile, RetrySettings
 from embedcore.storage.database import driver
-from embedcore.storage.schema import STATE_VERSION, VECTOR_INDEX_VERSION
+from embedcore.storage.schema import STATE, VECTOR_INDEX
 from embedcore.storage.vectors import VectorStore
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -205,7 +205,7 @@ def test_the_state_file_is_as_described(state_home):
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     connection.close()
     assert sorted(columns) == sorted(name_in(row[0]) for row in rows("state-file.md", "Column"))
-    assert version == STATE_VERSION
+    assert version == STATE.version
     assert f"`PRAGMA user_version` is {version}." in page("state-file.md")
     assert "state.db-wal" in page("state-file.md"), "how to copy it whole"
 
@@ -231,7 +231,7 @@ def test_the_store_of_bought_vectors_is_as_described(tmp_path):
     connection.close()
     listed = [name_in(row[0]) for row in rows("state-file.md", "Column of `index.db`")]
     assert (sorted(columns), tables) == (sorted(listed), (4,))
-    assert version == VECTOR_INDEX_VERSION
+    assert version == VECTOR_INDEX.version
     assert f"`PRAGMA user_version` is {version} here" in page("state-file.md")
     assert (pages, vacuum) == (4096, 2)
 

@@ -14,6 +14,8 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -45,7 +47,8 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from sqlite_utils import Database as SqliteUtils
-    from sqlite_utils.migrations import Migrations
+
+    from embedcore.storage.schema import Schema
 
 
 _FIXED: Final = (((3, 51, 3), (4,)), ((3, 50, 7), (3, 51)), ((3, 44, 6), (3, 45)))
@@ -77,15 +80,16 @@ VECTORS: Final = Contents("cached vectors", "no cached vectors", "have them embe
 BATCH: Final = Contents("a batch", "no such batch", "lose the rows of the batch")
 
 
+@cache
 def driver() -> ModuleType:
-    """The module that sqlite-utils chose: pysqlite3 where it is installed, else the standard one.
+    """pysqlite3 where it is installed, else the standard module: as sqlite-utils chooses.
 
     Each has exception classes of its own, so no module may import either directly.
     """
-    from sqlite_utils.utils import sqlite3  # type: ignore[attr-defined]
-
-    module: ModuleType = sqlite3
-    return module
+    try:
+        return import_module("pysqlite3")
+    except ImportError:
+        return import_module("sqlite3")
 
 
 def engine_version() -> str:
@@ -162,9 +166,8 @@ class Database:
     def __init__(
         self,
         path: Path | None,
-        migrations: Migrations,
+        schema: Schema,
         *,
-        version: int,
         timeout: float = BUSY_TIMEOUT_SECONDS,
         allow_network_filesystem: bool = False,
         at_creation: Sequence[str] = (),
@@ -173,8 +176,7 @@ class Database:
     ) -> None:
         # The program may change its directory while the file is open.
         self.path = path and path.absolute()
-        self._migrations = migrations
-        self._version = version
+        self._schema = schema
         self._timeout = timeout
         self._allow_network_filesystem = allow_network_filesystem
         self._at_creation, self._contents = at_creation, contents
@@ -401,22 +403,22 @@ class Database:
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
         found = self._user_version(connection)
-        if found == self._version:
+        if found == self._schema.version:
             return
         # The set of pending migrations is only true under the write lock: another process may be
         # opening the file for the first time as well.
         try:
             connection.execute("BEGIN IMMEDIATE")
             found = self._user_version(connection)
-            if found > self._version:
+            if found > self._schema.version:
                 raise StorageTooNew(
                     f"{self.path} has schema {found}, this embedcore knows up to "
-                    f"{self._version}: use a newer embedcore, or set "
+                    f"{self._schema.version}: use a newer embedcore, or set "
                     "EMBEDCORE_HOME to another folder"
                 )
-            if found < self._version:
-                self._migrations.apply(self.utilities(connection))
-                connection.execute(f"PRAGMA user_version={self._version}")
+            if found < self._schema.version:
+                self._schema.apply(self.utilities(connection))
+                connection.execute(f"PRAGMA user_version={self._schema.version}")
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from embedcore.storage.database import BATCH as CONTENTS, Database
-from embedcore.storage.schema import MANIFEST, MANIFEST_VERSION
+from embedcore.storage.schema import MANIFEST
 
 if TYPE_CHECKING:
     import sqlite3
@@ -61,7 +61,6 @@ class Manifest:
         self.database = Database(
             path,
             MANIFEST,
-            version=MANIFEST_VERSION,
             allow_network_filesystem=allow_network_filesystem,
             contents=CONTENTS,
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from embedcore.storage.database import VECTORS as CONTENTS, Database
-from embedcore.storage.schema import VECTORS, VECTORS_VERSION
+from embedcore.storage.schema import VECTORS
 from embedcore.storage.vector_format import decode, is_intact
 from embedcore.storage.vector_table import (
     KEYS_PER_QUERY,
@@ -54,7 +54,6 @@ class OldVectors(VectorTable):
             Database(
                 path,
                 VECTORS,
-                version=VECTORS_VERSION,
                 timeout=busy_timeout,
                 allow_network_filesystem=allow_network_filesystem,
                 contents=CONTENTS,

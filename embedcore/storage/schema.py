@@ -2,103 +2,123 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
-from sqlite_utils.migrations import Migrations
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
     from sqlite_utils import Database
 
-STATE_VERSION: Final = 7
-"""``PRAGMA user_version`` after the last migration below; add one with each."""
-
-STATE: Final = Migrations("embedcore.state")
-
-VECTORS_VERSION: Final = 1
-"""The same for the cache as it was in one file, which is only read now."""
-
-VECTORS: Final = Migrations("embedcore.vectors")
-
-VECTOR_INDEX_VERSION: Final = 1
-"""The same for the index of the cache."""
-
-VECTOR_INDEX: Final = Migrations("embedcore.vector_index")
-
-MANIFEST_VERSION: Final = 2
-"""The same for the file that each batch has."""
-
-MANIFEST: Final = Migrations("embedcore.batch")
+Migration: TypeAlias = "Callable[[Database], None]"
 
 
-@STATE()
+class Schema:
+    """The tables of one kind of file, as migrations in their order: each is applied once."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._migrations: list[Migration] = []
+
+    def __call__(self, migration: Migration) -> Migration:
+        """Add the next one: a decorator. Its name is kept in the files, and stays."""
+        self._migrations.append(migration)
+        return migration
+
+    @property
+    def version(self) -> int:
+        """``PRAGMA user_version`` after the last migration."""
+        return len(self._migrations)
+
+    def apply(self, database: Database) -> None:
+        """Apply those that this file does not have yet."""
+        # Only here: importing it takes longer than opening a file that has them all.
+        from sqlite_utils.migrations import Migrations
+
+        migrations = Migrations(self._name)
+        for migration in self._migrations:
+            migrations()(migration)
+        migrations.apply(database)
+
+
+STATE: Final = Schema("embedcore.state")
+
+VECTORS: Final = Schema("embedcore.vectors")
+"""The cache as it was in one file, which is only read now."""
+
+VECTOR_INDEX: Final = Schema("embedcore.vector_index")
+
+MANIFEST: Final = Schema("embedcore.batch")
+"""The file that each batch has."""
+
+
+@STATE
 def ledger(database: Database) -> None:
     """The ledger: windows count, grants reserve, attempts are what was sent."""
     for statement in (_BOOK, _WINDOW, _GRANT, _ATTEMPT, _WARNING, *_INDEXES):
         database.conn.execute(statement)
 
 
-@STATE()
+@STATE
 def rates(database: Database) -> None:
     """The rate limits that providers named, for ``embedcore doctor``."""
     database.conn.execute(_RATE)
 
 
-@STATE()
+@STATE
 def batches(database: Database) -> None:
     """Batches, the remote jobs that are their parts, and the texts that are on their way."""
     for statement in (_POOL, _BATCH, _PART, _ITEM, _WISH, *_BATCH_INDEXES):
         database.conn.execute(statement)
 
 
-@STATE()
+@STATE
 def lines_of_jobs(database: Database) -> None:
     """Lines that name their part, results that are waited for, and what was cancelled elsewhere."""
     for statement in (*_LINES, _UNREAD):
         database.conn.execute(statement)
 
 
-@STATE()
+@STATE
 def waits_of_jobs(database: Database) -> None:
     """Until when a provider asked to be left alone, apart from when embedcore would look again."""
     database.conn.execute(_NOT_BEFORE)
 
 
-@STATE()
+@STATE
 def owners(database: Database) -> None:
     """Who sent an attempt, in which generation it was settled, and what was free by its status."""
     for statement in _OWNERS:
         database.conn.execute(statement)
 
 
-@STATE()
+@STATE
 def proofs_of_batches(database: Database) -> None:
     """What was paid for and lost, jobs that are not found, and texts that are sent shortened."""
     for statement in _PROOFS:
         database.conn.execute(statement)
 
 
-@MANIFEST()
+@MANIFEST
 def manifest(database: Database) -> None:
     """The caller's rows of one batch, and its texts as they are sent."""
     for statement in (_TEXT, _ROW):
         database.conn.execute(statement)
 
 
-@MANIFEST()
+@MANIFEST
 def cut_by_the_server(database: Database) -> None:
     """What became of texts that were not counted, and that may be too long."""
     for statement in _LONG_TEXTS:
         database.conn.execute(statement)
 
 
-@VECTORS()
+@VECTORS
 def vectors(database: Database) -> None:
     """Cached vectors, where they came from, and how often they were asked for."""
     for statement in (_ORIGIN, _VECTOR, _TALLY):
         database.conn.execute(statement)
 
 
-@VECTOR_INDEX()
+@VECTOR_INDEX
 def vector_index(database: Database) -> None:
     """Where the vector of each key lies in the segment files."""
     for statement in (_ORIGIN, _SEGMENT, _PLACE, _TALLY):

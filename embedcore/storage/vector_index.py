@@ -15,7 +15,7 @@ import numpy as np
 
 from embedcore.errors import StorageError
 from embedcore.storage.database import VECTORS as CONTENTS, Database
-from embedcore.storage.schema import VECTOR_INDEX, VECTOR_INDEX_VERSION
+from embedcore.storage.schema import VECTOR_INDEX
 from embedcore.storage.segments import HEADER_BYTES, SEGMENT_BYTES, Segments, padded
 from embedcore.storage.vector_format import checksums
 from embedcore.storage.vector_table import (
@@ -58,7 +58,6 @@ class VectorIndex(VectorTable):
             Database(
                 self.path,
                 VECTOR_INDEX,
-                version=VECTOR_INDEX_VERSION,
                 timeout=busy_timeout,
                 allow_network_filesystem=allow_network_filesystem,
                 # Pruning can then give the space back, a little at a time.

@@ -27,7 +27,7 @@ from embedcore.storage import usage
 from embedcore.storage.amounts import Amount, Limit
 from embedcore.storage.database import Database
 from embedcore.storage.ledger import Ledger
-from embedcore.storage.schema import STATE, STATE_VERSION
+from embedcore.storage.schema import STATE
 from embedcore.testing import FakeClock, FakeEmbedder, FakeOpenAI, vectors_of
 
 QUICK = RetrySettings(first_wait=0.001, longest_wait=0.002, longest_named_wait=1.0)
@@ -72,7 +72,7 @@ class Desk:
         if clock:
             engine["wait_for"] = clock.wait
         self.embedder = embedder if embedder is not None else FakeEmbedder()
-        self.ledger = ledger or Ledger(Database(None, STATE, version=STATE_VERSION))
+        self.ledger = ledger or Ledger(Database(None, STATE))
         self.events: list[Event] = []
         limits = () if daily is None else (day_limit(daily),)
         self.engine = Engine(
@@ -283,7 +283,7 @@ def books(home: Any) -> Iterator[Any]:
 
     def books(scope: str = SCOPE) -> usage.Usage:
         if not opened:
-            opened.append(Ledger(Database(home / "state.db", STATE, version=STATE_VERSION)))
+            opened.append(Ledger(Database(home / "state.db", STATE)))
         return usage.of_scope(opened[0], scope, "total")
 
     yield books

@@ -17,7 +17,7 @@ from embedcore.storage import usage
 from embedcore.storage.amounts import Amount, Limit
 from embedcore.storage.database import Database
 from embedcore.storage.ledger import Ledger
-from embedcore.storage.schema import STATE, STATE_VERSION
+from embedcore.storage.schema import STATE
 from embedcore.testing import FakeClock
 
 INFO = ModelInfo(provider="fake", model="m", price=Price(immediate="0.02"))
@@ -28,9 +28,7 @@ class Till:
 
     def __init__(self, limit=None, *, info=INFO, local=False, wait=0.0, **ledger):
         self.clock = FakeClock()
-        self.ledger = Ledger(
-            Database(None, STATE, version=STATE_VERSION), clock=self.clock.time, **ledger
-        )
+        self.ledger = Ledger(Database(None, STATE), clock=self.clock.time, **ledger)
         self.limits = (
             ()
             if limit is None

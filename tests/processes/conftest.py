@@ -21,7 +21,7 @@ from embedcore.storage import usage
 from embedcore.storage.amounts import Amount
 from embedcore.storage.database import Database
 from embedcore.storage.ledger import Ledger
-from embedcore.storage.schema import STATE, STATE_VERSION
+from embedcore.storage.schema import STATE
 from embedcore.testing import openai_tokens
 from embedcore.testing.openai import server as serving
 
@@ -174,7 +174,7 @@ class Scene:
         return found
 
     def ledger(self) -> Ledger:
-        return Ledger(Database(self.home / "state.db", STATE, version=STATE_VERSION))
+        return Ledger(Database(self.home / "state.db", STATE))
 
     def books(self) -> tuple[int, int, int]:
         """Tokens spent, those of them that are unconfirmed, and held."""

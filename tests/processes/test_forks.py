@@ -16,7 +16,7 @@ import pytest
 from embedcore.storage import usage
 from embedcore.storage.database import Database
 from embedcore.storage.ledger import Ledger
-from embedcore.storage.schema import STATE, STATE_VERSION
+from embedcore.storage.schema import STATE
 
 if TYPE_CHECKING:
     from conftest import Server
@@ -120,7 +120,7 @@ def run(start: Callable[[str], Any]) -> Run:
 
 
 def books(home: Path) -> dict[str, int]:
-    database = Database(home / "state.db", STATE, version=STATE_VERSION)
+    database = Database(home / "state.db", STATE)
     ledger = Ledger(database)
     try:
         found = usage.of_scope(ledger, "default", "total")

@@ -12,7 +12,7 @@ import pytest
 
 from embedcore.storage.database import Database
 from embedcore.storage.ledger import Ledger
-from embedcore.storage.schema import STATE, STATE_VERSION
+from embedcore.storage.schema import STATE
 from embedcore.storage.vectors import VectorStore
 
 # For ``keeping.py``, which several files here share.
@@ -29,7 +29,7 @@ from embedcore.storage.database import Database
 from embedcore.storage.database import driver
 from embedcore.storage.ledger import Ledger
 from embedcore.storage.keys import Keys, Origin
-from embedcore.storage.schema import STATE, STATE_VERSION
+from embedcore.storage.schema import STATE
 from embedcore.storage.vectors import VectorStore
 from embedcore.testing import vectors_of
 
@@ -37,7 +37,7 @@ driver()
 PATH = Path(sys.argv[1])
 
 def new_ledger(path=PATH, *, timeout=60.0, **rest):
-    return Ledger(Database(path, STATE, version=STATE_VERSION, timeout=timeout), **rest)
+    return Ledger(Database(path, STATE, timeout=timeout), **rest)
 
 def day_limit(amount, *, scope="s"):
     return (Limit(scope=scope, period="day", unit="tokens", amount=amount),)
@@ -96,7 +96,7 @@ def open_ledger(state_path: Path, clock: Clock) -> Iterator[Callable[..., Ledger
 
     def opened(path: Path | None = state_path, *, timeout: float = 60.0, **rest: Any) -> Ledger:
         zone = rest.pop("zone", None)
-        databases.append(Database(path, STATE, version=STATE_VERSION, timeout=timeout, **rest))
+        databases.append(Database(path, STATE, timeout=timeout, **rest))
         return Ledger(databases[-1], zone=zone, clock=clock)
 
     yield opened

@@ -10,7 +10,7 @@ import numpy as np
 
 from embedcore.storage.database import VECTORS as CONTENTS, Database, driver
 from embedcore.storage.keys import Keys, Origin
-from embedcore.storage.schema import VECTORS, VECTORS_VERSION
+from embedcore.storage.schema import VECTORS
 from embedcore.storage.vector_format import checksums, encode
 from embedcore.storage.vectors import VectorStore
 from embedcore.testing import vectors_of
@@ -75,7 +75,6 @@ def keep_as_before(path: Path, texts: Sequence[str], **more: Any) -> None:
     database = Database(
         path.with_name(f"{path.name}.db"),
         VECTORS,
-        version=VECTORS_VERSION,
         at_creation=("page_size=32768", "auto_vacuum=INCREMENTAL"),
         contents=CONTENTS,
     )

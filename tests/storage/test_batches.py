@@ -19,7 +19,7 @@ from embedcore.storage.database import Database
 from embedcore.storage.ledger import Ledger
 from embedcore.storage.part_money import Ended, PartMoney
 from embedcore.storage.parts import Parts
-from embedcore.storage.schema import STATE, STATE_VERSION
+from embedcore.storage.schema import STATE, Schema
 
 CUT = Cut(items=100)
 OF = {"scope": "s", "model": "m", "fingerprint": "f", "endpoint": "e", "account": "a"}
@@ -264,7 +264,10 @@ def test_an_older_file_tells_what_was_paid_for_and_lost(tmp_path: Path) -> None:
     """Also of what is being bought again when it is brought up to date."""
     path = tmp_path / "state.db"
     old = sqlite_utils.Database(path)
-    STATE.apply(old, stop_before="proofs_of_batches")
+    before = Schema("embedcore.state")
+    for migration in STATE._migrations[:6]:
+        before(migration)
+    before.apply(old)
     part = {"pool": 1, "input_type": "", "items": 4, "tokens": 4, "cost": 4, "grant": 1}
     old["part"].insert({**part, "id": 7, "key": "k", "state": "done", "created": 1})
     states = {"lost": "lost", "again": "open", "new": "open", "other": "failed", "came": "stored"}
@@ -277,7 +280,7 @@ def test_an_older_file_tells_what_was_paid_for_and_lost(tmp_path: Path) -> None:
     old.conn.execute("PRAGMA user_version = 6")
     old.conn.commit()
     old.close()
-    with Database(path, STATE, version=STATE_VERSION).read() as connection:
+    with Database(path, STATE).read() as connection:
         rows = connection.execute("SELECT key, paid, characters_cut, sent_key FROM item").fetchall()
         (missing,) = connection.execute("SELECT missing FROM part").fetchone()
     assert missing is None

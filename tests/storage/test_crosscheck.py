@@ -23,7 +23,7 @@ from embedcore.storage.inspection import faults
 from embedcore.storage.ledger import Ledger
 from embedcore.storage.part_money import Ended, PartMoney, Room
 from embedcore.storage.parts import Parts
-from embedcore.storage.schema import STATE, STATE_VERSION
+from embedcore.storage.schema import STATE
 
 pytestmark = pytest.mark.case("C6")
 
@@ -80,7 +80,7 @@ HELD = {
 
 
 def numbers_of_the_schema() -> list[str]:
-    database = Database(None, STATE, version=STATE_VERSION)
+    database = Database(None, STATE)
     with database.read() as connection:
         tables = connection.execute(
             "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE '\\_%' ESCAPE "
@@ -182,7 +182,7 @@ def fill(ledger: Ledger, clock: Any) -> None:
 def filled(tmp_path_factory: pytest.TempPathFactory, new_clock: Callable[[], Any]) -> Any:
     """The file that every test has a copy of, and the time when it was closed."""
     path, clock = tmp_path_factory.mktemp("filled") / "state.db", new_clock()
-    ledger = Ledger(Database(path, STATE, version=STATE_VERSION), clock=clock)
+    ledger = Ledger(Database(path, STATE), clock=clock)
     fill(ledger, clock)
     assert faults(ledger.database) == ([], [])
     ledger.database.close()
@@ -209,7 +209,7 @@ class File:
 
     def opened(self, *, compare: bool = True) -> Ledger:
         contents = SPENDING if compare else SPENDING._replace(differs=None)
-        database = Database(self.path, STATE, version=STATE_VERSION, contents=contents)
+        database = Database(self.path, STATE, contents=contents)
         try:
             database.open()
         except StorageCorrupt:
@@ -281,7 +281,7 @@ def test_the_error_names_window_unit_and_both_amounts(file: File) -> None:
         file.opened()
     message = str(error.value)
     for part in (
-        "cost held of the queries of scope 't' in the month 2026-01",
+        "cost reserved of the queries of scope 't' in the month 2026-01",
         f"the counter says {shown_exactly(held[0] + 1234567)}",
         f"add up to {shown_exactly(held[0])}",
         "Nothing was sent",

@@ -19,7 +19,7 @@ from embedcore.storage.cutting import Cut, Cutter, priced
 from embedcore.storage.database import Database
 from embedcore.storage.ledger import Ledger
 from embedcore.storage.parts import Part, Parts
-from embedcore.storage.schema import STATE, STATE_VERSION
+from embedcore.storage.schema import STATE
 
 Sizes = Sequence[tuple[int, int]]
 
@@ -74,7 +74,7 @@ def day_limit(tokens: int) -> Limit:
 def test_parts_are_everything_in_order_and_each_within_its_limits(
     sizes: Sizes, items: int, in_bytes: int | None, tokens: int | None, overhead: int
 ) -> None:
-    ledger = Ledger(Database(None, STATE, version=STATE_VERSION))
+    ledger = Ledger(Database(None, STATE))
     batches, batch = submitted(ledger, sizes)
     cutter, jobs = cutter_of(batches, batch), Parts(ledger)
     cut = Cut(

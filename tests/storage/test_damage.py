@@ -23,7 +23,7 @@ from embedcore.storage import usage
 from embedcore.storage.amounts import Amount
 from embedcore.storage.database import SPENDING, Database, driver, from_sqlite
 from embedcore.storage.ledger import Ledger
-from embedcore.storage.schema import STATE, STATE_VERSION
+from embedcore.storage.schema import STATE
 
 TEN = Amount(tokens=10)
 NOW = 1_768_478_400.0
@@ -31,7 +31,7 @@ NOW = 1_768_478_400.0
 
 def use_everything(path: Path) -> None:
     """Every kind of statement that the ledger has."""
-    database = Database(path, STATE, version=STATE_VERSION, timeout=1)
+    database = Database(path, STATE, timeout=1)
     try:
         ledger = Ledger(database, clock=lambda: NOW + 1000)
         ledger.record("s", TEN)
@@ -52,7 +52,7 @@ def sound() -> bytes:
     """A file with a bit of everything in it, closed in good order."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "state.db"
-        ledger = Ledger(Database(path, STATE, version=STATE_VERSION), clock=lambda: NOW)
+        ledger = Ledger(Database(path, STATE), clock=lambda: NOW)
         for number in range(40):
             attempt = ledger.hold_and_send(f"s{number % 3}", TEN, model="fake:m", inputs=2)
             ledger.settle(attempt, TEN, request_id=f"req-{number}", close=number % 2 == 0)

@@ -34,9 +34,7 @@ from embedcore.storage.ledger import Ledger
 from embedcore.storage.manifest import Manifest
 from embedcore.storage.schema import (
     STATE,
-    STATE_VERSION,
     VECTOR_INDEX,
-    VECTOR_INDEX_VERSION,
 )
 
 ONE = Amount(tokens=1)
@@ -250,7 +248,7 @@ def test_a_newer_schema_is_left_alone(state_path: Path, open_ledger: Callable[..
     ledger = open_ledger()
     ledger.record("s", ONE)
     with ledger.database.transaction() as connection:
-        connection.execute(f"PRAGMA user_version = {STATE_VERSION + 1}")
+        connection.execute(f"PRAGMA user_version = {STATE.version + 1}")
     ledger.database.close()
     before = state_path.read_bytes()
     with pytest.raises(StorageTooNew, match="use a newer embedcore"):
@@ -265,12 +263,12 @@ def test_all_tables_are_strict_and_migrations_are_on_record(ledger: Ledger) -> N
             " AND name NOT LIKE 'sqlite%' AND name NOT LIKE '~_sqlite%' ESCAPE '~'"
         ).fetchall()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        applied = STATE.applied(ledger.database.utilities(connection))
+        names = connection.execute("SELECT name FROM _sqlite_migrations").fetchall()
     books = {"book", "window", "grant", "attempt", "warning", "rate"}
     batches = {"pool", "batch", "part", "item", "wish", "unread"}
     assert {name for name, _ in tables} == books | batches
     assert {strict for _, strict in tables} == {1}
-    assert version == STATE_VERSION == len(applied)
+    assert version == STATE.version == len(names)
 
 
 @pytest.mark.fault(128)
@@ -455,10 +453,8 @@ def test_the_log_lies_beside_the_file_that_a_link_leads_to(
 
 
 OPENERS: dict[str, Callable[[Path], Database]] = {
-    "state": lambda path: Database(path, STATE, version=STATE_VERSION),
-    "vectors": lambda path: Database(
-        path, VECTOR_INDEX, version=VECTOR_INDEX_VERSION, contents=databases.VECTORS
-    ),
+    "state": lambda path: Database(path, STATE),
+    "vectors": lambda path: Database(path, VECTOR_INDEX, contents=databases.VECTORS),
     "batch": lambda path: Manifest(path).database,
 }
 
@@ -610,7 +606,7 @@ texts = st.text(max_size=30) | st.sampled_from(
 @pytest.mark.fault(138)
 @given(scope=texts, model=texts, note=texts)
 def test_names_are_only_ever_values(scope: str, model: str, note: str) -> None:
-    ledger = Ledger(Database(None, STATE, version=STATE_VERSION))
+    ledger = Ledger(Database(None, STATE))
     ledger.record("bystander", ONE, model="m")
     try:
         attempt = ledger.hold_and_send(scope, ONE, model=model)
@@ -640,6 +636,10 @@ def test_closing_twice_and_using_again(ledger: Ledger) -> None:
     ledger.database.close()
     ledger.record("s", ONE)
     assert spent(ledger) == 2
+
+
+def test_the_driver_is_the_one_that_sqlite_utils_chose():
+    assert driver() is sqlite_utils.utils.sqlite3
 
 
 def test_errors_of_the_driver_in_use_are_the_ones_translated(ledger: Ledger) -> None:

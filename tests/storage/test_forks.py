@@ -311,7 +311,7 @@ thread = {"staying(ledger.database)" if where == "inside" else "threading.Thread
 deeds = [
     lambda: ledger.record("s", Amount(tokens=100)),
     lambda: new_ledger().record("s", Amount(tokens=100)),
-    lambda: Database(PATH, STATE, version=1, contents=databases.VECTORS).open(),
+    lambda: Database(PATH, STATE, contents=databases.VECTORS).open(),
     lambda: fork(lambda: 0) and new_ledger().record("s", Amount(tokens=100)),
 ]
 assert [end(fork(deed, how=in_c)) for deed in deeds] == [3] * 4

@@ -18,7 +18,7 @@ from embedcore.storage.database import Database
 from embedcore.storage.ledger import Ledger
 from embedcore.storage.part_money import Ended, PartMoney, Room
 from embedcore.storage.parts import Part, Parts
-from embedcore.storage.schema import STATE, STATE_VERSION
+from embedcore.storage.schema import STATE
 
 HELD = Amount(tokens=6, cost=60_000)
 ROOM = Room(parts=9)
@@ -209,7 +209,7 @@ def test_what_nobody_asked_for_costs_nothing(desk: Desk) -> None:
 @given(data=st.data())
 def test_whatever_happens_to_parts_the_books_add_up(data: st.DataObject) -> None:
     """Held is what live parts hold, spent is what ended ones cost, and nothing is left over."""
-    desk = Desk(Ledger(Database(None, STATE, version=STATE_VERSION)))
+    desk = Desk(Ledger(Database(None, STATE)))
     spent = 0
     state = "planned"
     for _ in range(data.draw(st.integers(0, 8))):

@@ -41,7 +41,7 @@ from embedcore.storage.amounts import (
 from embedcore.storage.database import Database
 from embedcore.storage.grants import myself
 from embedcore.storage.ledger import Ledger
-from embedcore.storage.schema import STATE, STATE_VERSION
+from embedcore.storage.schema import STATE
 
 LEASE, ATTEMPT_LEASE, TIGHT = 60, 660, 5
 UNITS = ("tokens", "cost")
@@ -275,7 +275,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def _new(self) -> Ledger:
         return Ledger(
-            Database(self.path, STATE, version=STATE_VERSION, timeout=5),
+            Database(self.path, STATE, timeout=5),
             zone=self.books.zone,
             clock=lambda: self.books.real,
             lease=LEASE,
@@ -720,9 +720,7 @@ class MidnightMachine(RuleBasedStateMachine):
         super().__init__()
         start = datetime(2026, 1, 30, 23, 59, 50, tzinfo=ZoneInfo(self.ZONE))
         self.now = start.timestamp()
-        self.ledger = Ledger(
-            Database(None, STATE, version=STATE_VERSION), zone=self.ZONE, clock=lambda: self.now
-        )
+        self.ledger = Ledger(Database(None, STATE), zone=self.ZONE, clock=lambda: self.now)
         self.bill: dict[tuple[str, str, str], int] = {}
 
     def _billed(self, scope: str, tokens: int) -> None:

@@ -29,7 +29,7 @@ from embedcore.storage.amounts import (
 )
 from embedcore.storage.database import Database
 from embedcore.storage.ledger import Ledger
-from embedcore.storage.schema import STATE, STATE_VERSION
+from embedcore.storage.schema import STATE
 
 
 def limit(amount: int, period: Any = "day", unit: Any = "tokens", **rest: Any) -> Limit:
@@ -95,7 +95,7 @@ def test_more_than_a_whole_limit_never_fits_whatever_else_is_in_the_way(
     amount: int, over: int, used: int
 ) -> None:
     """Not even when a window that ends later refuses as well: waiting for that one is no use."""
-    ledger = Ledger(Database(None, STATE, version=STATE_VERSION))
+    ledger = Ledger(Database(None, STATE))
     ledger.record("s", tokens(used))
     with pytest.raises(TokenBudgetExceeded) as refused:
         ledger.hold("s", tokens(amount + over), [limit(amount), limit(2000, "month")])

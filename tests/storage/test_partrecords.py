@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
-from sqlite_utils.migrations import Migrations
 
 from embedcore.storage.batches import Batches
 from embedcore.storage.database import Database
 from embedcore.storage.ledger import Ledger
 from embedcore.storage.parts import Part, Parts, longest_id, new_key
-from embedcore.storage.schema import STATE, STATE_VERSION
+from embedcore.storage.schema import STATE, Schema
 
 ordinals = st.integers(0, 60_000)
 
@@ -81,10 +80,10 @@ def test_the_longest_id_is_as_long_as_any(items: int) -> None:
 @pytest.mark.case("E1")
 def test_parts_of_before_keep_the_form_of_their_ids(tmp_path: Path) -> None:
     """A state file of the version that called a line by its place alone."""
-    before = Migrations("embedcore.state")
-    for one in STATE._migrations[:3]:
-        before(name=one.name)(one.fn)
-    database = Database(tmp_path / "state.db", before, version=3)
+    before = Schema("embedcore.state")
+    for migration in STATE._migrations[:3]:
+        before(migration)
+    database = Database(tmp_path / "state.db", before)
     with database.transaction() as connection:
         connection.execute(
             "INSERT INTO pool (scope, model, fingerprint, endpoint, account) "
@@ -103,7 +102,7 @@ def test_parts_of_before_keep_the_form_of_their_ids(tmp_path: Path) -> None:
         )
     database.close()
 
-    ledger = Ledger(Database(tmp_path / "state.db", STATE, version=STATE_VERSION))
+    ledger = Ledger(Database(tmp_path / "state.db", STATE))
     pool = Batches(ledger).pool(scope="s", model="m", fingerprint="f", endpoint="e", account="a")
     running, cancelling = Parts(ledger).live(pool)
     assert (running.ids, running.item_id(2), running.ordinal_of("2")) == ("ordinal", "2", 2)

@@ -17,7 +17,7 @@ from embedcore.errors import TokenBudgetExceeded
 from embedcore.storage import usage
 from embedcore.storage.amounts import Amount, Limit
 from embedcore.storage.ledger import Ledger
-from embedcore.storage.schema import STATE_VERSION
+from embedcore.storage.schema import STATE
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -223,19 +223,21 @@ def kill_at_every_statement(open_file, check):
 
 
 UPGRADE = """
-from sqlite_utils.migrations import Migrations
+from embedcore.storage.schema import Schema
 
-NEXT = Migrations("embedcore.state")
-NEXT(name="ledger")(lambda database: 1 / 0)
+NEXT = Schema("embedcore.state")
+# Those that are applied already are not applied again.
+for migration in STATE._migrations:
+    NEXT(migration)
 
-@NEXT()
+@NEXT
 def more(database):
     database.conn.execute("CREATE TABLE more (x INTEGER) STRICT")
     database.conn.execute("ALTER TABLE book ADD COLUMN y INTEGER")
     database.conn.execute("UPDATE window SET tokens_spent = tokens_spent * 2")
 
 def upgrade():
-    Database(PATH, NEXT, version=STATE_VERSION + 1).open()
+    Database(PATH, NEXT).open()
 """
 
 
@@ -265,7 +267,7 @@ def check():
     # Whole or not there at all; and whoever comes next can use it.
     if PATH.exists():
         with real.connect(PATH) as connection:
-            assert connection.execute("PRAGMA user_version").fetchone() == (STATE_VERSION,)
+            assert connection.execute("PRAGMA user_version").fetchone() == (STATE.version,)
         connection.close()
     def use():
         new_ledger().record("s", Amount(tokens=1))
@@ -292,7 +294,7 @@ def spent():
         return row + connection.execute("PRAGMA user_version").fetchone()
 
 def check():
-    assert spent() in [(5, STATE_VERSION), (10, STATE_VERSION + 1)]
+    assert spent() in [(5, STATE.version), (10, STATE.version + 1)]
 
 assert not killed_at(-1, lambda: new_ledger().record("s", Amount(tokens=5)))
 kill_at_every_statement(upgrade, check)
@@ -301,7 +303,7 @@ print(*spent())
     )
     steps, spent = said.splitlines()
     assert int(steps) > 8
-    assert spent == f"10 {STATE_VERSION + 1}"
+    assert spent == f"10 {STATE.version + 1}"
 
 
 def test_threads_share_one_ledger(ledger: Ledger) -> None:

@@ -10,7 +10,7 @@ from embedcore.storage.batches import Batches, BatchRecord, Wanted
 from embedcore.storage.cutting import Cut, Cutter
 from embedcore.storage.database import Database
 from embedcore.storage.ledger import Ledger
-from embedcore.storage.schema import STATE, STATE_VERSION
+from embedcore.storage.schema import STATE
 
 steps = st.lists(
     st.tuples(
@@ -26,7 +26,7 @@ steps = st.lists(
 def test_a_text_is_there_as_long_as_somebody_wants_it_or_a_part_has_it(
     steps: list[tuple[str, set[str], int]],
 ) -> None:
-    ledger = Ledger(Database(None, STATE, version=STATE_VERSION))
+    ledger = Ledger(Database(None, STATE))
     batches = Batches(ledger)
     pool = batches.pool(scope="s", model="m", fingerprint="f", endpoint="e", account="a")
     cutter = Cutter(ledger, pool)

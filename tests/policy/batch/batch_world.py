@@ -69,7 +69,7 @@ from embedcore.storage.inspection import faults
 from embedcore.storage.ledger import Ledger
 from embedcore.storage.manifest import Manifest
 from embedcore.storage.parts import Parts
-from embedcore.storage.schema import STATE, STATE_VERSION
+from embedcore.storage.schema import STATE
 from embedcore.storage.vectors import VectorStore
 from embedcore.testing import FakeEmbedder, vectors_of
 from embedcore.testing.fakes.batch import KEY, Crashed, FakeBatch
@@ -236,7 +236,7 @@ class Process(EmbeddingClient):
         self.name = name
         self.seams = Seams()
         self.wire = Wire(world.service, self.seams, world.ours.add)
-        database = Database(world.folder / "state.db", STATE, version=STATE_VERSION, timeout=5)
+        database = Database(world.folder / "state.db", STATE, timeout=5)
         # A cap of nothing: it is for what nobody waits for.
         self.store = VectorCache(world.folder / "vectors", cap=0, busy_timeout=5, now=world.now)
         self.ledger = Ledger(database, clock=world.now)
@@ -315,7 +315,7 @@ def _templates() -> Path:
     """Empty files of state, made once: migrations are slow."""
     folder = Path(tempfile.mkdtemp(dir=_fast()))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    state = Database(folder / "state.db", STATE, version=STATE_VERSION)
+    state = Database(folder / "state.db", STATE)
     for database in (state, VectorStore(folder / "vectors", cap=CAP).database):
         database.open()
         # Whole only once its log is gone.
@@ -376,7 +376,7 @@ class World:
         patch(mock.patch.object(ownership, "has_ended", self.ended.__contains__))
         patch(mock.patch.object(batches_module, "myself", self._whoever_runs))
         self.processes = [self._process() for _ in range(processes)]
-        self.judge = Database(self.folder / "state.db", STATE, version=STATE_VERSION, timeout=5)
+        self.judge = Database(self.folder / "state.db", STATE, timeout=5)
         self.cache = VectorStore(self.folder / "vectors", cap=CAP, now=self.now)
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ from embedcore.storage import usage
 from embedcore.storage.amounts import Amount
 from embedcore.storage.database import Database
 from embedcore.storage.ledger import Ledger
-from embedcore.storage.schema import STATE, STATE_VERSION
+from embedcore.storage.schema import STATE
 from embedcore.testing import FakeClock, FakeEmbedder, tokens_of
 from embedcore.testing.fakes.embedder import FAKE_INFO, Outcome
 
@@ -356,8 +356,8 @@ def test_after_a_kill_the_bill_is_covered_once_the_leases_end(server, home, star
         process.kill()
         process.communicate()
     path = home / "state.db"
-    now = Ledger(Database(path, STATE, version=STATE_VERSION))
-    later = Ledger(Database(path, STATE, version=STATE_VERSION), clock=lambda: time.time() + 700)
+    now = Ledger(Database(path, STATE))
+    later = Ledger(Database(path, STATE), clock=lambda: time.time() + 700)
     try:
         used = usage.of_scope(now, "default", "total")
         assert used.held.tokens + used.spent.tokens >= server.meter.billed_tokens

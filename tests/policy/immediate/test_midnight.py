@@ -15,7 +15,7 @@ from embedcore.storage import usage
 from embedcore.storage.amounts import Amount
 from embedcore.storage.database import Database
 from embedcore.storage.ledger import Ledger
-from embedcore.storage.schema import STATE, STATE_VERSION
+from embedcore.storage.schema import STATE
 from embedcore.testing import FakeClock, FakeEmbedder
 from embedcore.testing.fakes.embedder import FAKE_INFO
 
@@ -38,7 +38,7 @@ def at_midnight(desk, clock):
     so many tokens of the new one."""
 
     def make(request, *, others, error=None, **options):
-        ledger = Ledger(Database(None, STATE, version=STATE_VERSION), clock=clock.time)
+        ledger = Ledger(Database(None, STATE), clock=clock.time)
 
         def script(_, number):
             if number != request:
@@ -90,7 +90,7 @@ def test_what_does_not_fit_the_new_day_ends_the_call_with_what_it_has(at_midnigh
 
 def test_a_request_that_waited_at_the_gate_is_the_new_days(desk, clock):
     """Held and sent in one commit, before it had to wait."""
-    ledger = Ledger(Database(None, STATE, version=STATE_VERSION), clock=clock.time)
+    ledger = Ledger(Database(None, STATE), clock=clock.time)
     gate = Gate(monotonic=clock.monotonic)
     options = {"gate": gate, "rates": Rates(requests_per_minute=1), "clock": clock}
     with desk(FakeEmbedder(info=NARROW), daily=LIMIT, ledger=ledger, **options) as one:
@@ -100,7 +100,7 @@ def test_a_request_that_waited_at_the_gate_is_the_new_days(desk, clock):
 
 
 def test_a_request_that_waited_and_does_not_fit_any_more_is_not_sent(desk, clock):
-    ledger = Ledger(Database(None, STATE, version=STATE_VERSION), clock=clock.time)
+    ledger = Ledger(Database(None, STATE), clock=clock.time)
     gate = Gate(monotonic=clock.monotonic)
     options = {"gate": gate, "rates": Rates(requests_per_minute=1), "clock": clock}
     with desk(FakeEmbedder(info=NARROW), daily=LIMIT, ledger=ledger, **options) as one:

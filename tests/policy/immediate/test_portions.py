@@ -29,7 +29,7 @@ from embedcore.policy.threads import Stopped
 from embedcore.storage.amounts import Limit
 from embedcore.storage.database import Database
 from embedcore.storage.ledger import Ledger
-from embedcore.storage.schema import STATE, STATE_VERSION
+from embedcore.storage.schema import STATE
 from embedcore.testing import FakeClock, FakeEmbedder, tokens_of, vectors_of
 from embedcore.testing.fakes.embedder import FAKE_INFO
 
@@ -246,7 +246,7 @@ def test_a_call_that_waits_goes_on_when_the_window_ends(desk, clock, monkeypatch
     most = portions._LOOK_SECONDS
     assert most <= 30.0, "a limit that was raised is noticed before its window ends"
     monkeypatch.setattr(portions, "_LOOK_SECONDS", 1_800.0)
-    ledger = Ledger(Database(None, STATE, version=STATE_VERSION), clock=clock.time)
+    ledger = Ledger(Database(None, STATE), clock=clock.time)
     rows, waits = [f"{number:04}" for number in range(25)], []
     how = {"ledger": ledger, "wait_for": waiting(clock, waits)}
     with desk(FakeEmbedder(info=INFO), daily=10, **how) as one:
@@ -261,7 +261,7 @@ def test_a_call_that_waits_goes_on_when_the_window_ends(desk, clock, monkeypatch
 
 @pytest.mark.case("C11")
 def test_a_call_that_waits_can_be_stopped_and_loses_nothing(desk, clock):
-    ledger = Ledger(Database(None, STATE, version=STATE_VERSION), clock=clock.time)
+    ledger = Ledger(Database(None, STATE), clock=clock.time)
     rows, stop = [f"{number:04}" for number in range(9)], Stop()
 
     def wait_for(ended, seconds):
@@ -297,7 +297,7 @@ def test_what_waiting_cannot_help_is_raised_with_what_was_done(desk, limit, text
 
 @pytest.mark.case("C11")
 def test_a_deadline_ends_the_wait(desk, clock):
-    ledger = Ledger(Database(None, STATE, version=STATE_VERSION), clock=clock.time)
+    ledger = Ledger(Database(None, STATE), clock=clock.time)
     how = {
         "ledger": ledger,
         "wait_for": waiting(clock, []),

@@ -41,7 +41,7 @@ from embedcore.settings import RetrySettings
 from embedcore.storage.amounts import Amount
 from embedcore.storage.database import Database
 from embedcore.storage.ledger import Ledger
-from embedcore.storage.schema import STATE, STATE_VERSION
+from embedcore.storage.schema import STATE
 from embedcore.testing import FakeClock, FakeEmbedder, FakeTokenizer, tokens_of, vectors_of
 from embedcore.testing.fakes.embedder import FAKE_INFO, Outcome
 
@@ -472,7 +472,7 @@ class Failing(Ledger):
     """Books in which one operation fails."""
 
     def __init__(self, name, error, *, times=10**6):
-        super().__init__(Database(None, STATE, version=STATE_VERSION))
+        super().__init__(Database(None, STATE))
         self._broken, self._error, self._times = name, error, times
         self.calls = 0
 

@@ -19,7 +19,7 @@ from embedcore.policy.immediate import recipe as portions
 from embedcore.storage.amounts import Amount, Limit
 from embedcore.storage.database import Database
 from embedcore.storage.ledger import Ledger
-from embedcore.storage.schema import STATE, STATE_VERSION
+from embedcore.storage.schema import STATE
 from embedcore.testing import FakeClock, FakeEmbedder, vectors_of
 from embedcore.testing.fakes.embedder import FAKE_INFO, FakeTokenizer
 from embedcore.testing.vectors import tokens_of
@@ -160,7 +160,7 @@ def test_a_stream_that_waits_gives_what_it_has_and_goes_on_when_the_window_ends(
             return clock.now()
 
     monkeypatch.setattr(portions, "datetime", Now)
-    database = Database(None, STATE, version=STATE_VERSION)
+    database = Database(None, STATE)
     ledger = Ledger(database, clock=clock.time)
     texts = [f"{n:04}" for n in range(25)]
     with desk(FakeEmbedder(info=NARROW), daily=10, ledger=ledger) as one:

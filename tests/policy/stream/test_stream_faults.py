@@ -371,9 +371,9 @@ next(stream)
     from embedcore.storage import usage
     from embedcore.storage.database import Database
     from embedcore.storage.ledger import Ledger
-    from embedcore.storage.schema import STATE, STATE_VERSION
+    from embedcore.storage.schema import STATE
 
-    ledger = Ledger(Database(state_home / "state.db", STATE, version=STATE_VERSION))
+    ledger = Ledger(Database(state_home / "state.db", STATE))
     assert usage.of_scope(ledger, "default", "total").held == Amount()
     ledger.database.close()
 
