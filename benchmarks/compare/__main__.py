@@ -18,7 +18,7 @@ _PACKAGES = Path(__file__).resolve().parents[1]
 
 
 def main() -> int:
-    # Modules are found as compare.…, never as top-level names that might be somebody else's.
+    # Modules are found as compare.…, never as top-level names that might be another package's.
     sys.path[0] = str(_PACKAGES)
     from compare import environments
 

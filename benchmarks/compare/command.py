@@ -143,7 +143,7 @@ def _measure(
                 cells = _row(measure, client, row, measures, pythons)
                 cells["checked"] = measure.checked.get(row.name, {"vectors": 0, "wrong": 0})
                 results["rows"][row.name] = cells
-                # Whoever stops a long run can still look at what there was.
+                # After a run that was stopped, what there was can still be looked at.
                 (environments.FOLDER / "unfinished.json").write_text(json.dumps(results))
     return results
 

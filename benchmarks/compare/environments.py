@@ -1,7 +1,7 @@
 """Which interpreter runs a client? One of an environment that holds this client and nothing else.
 
 Made once under ``.environments/`` with pip's own settings, and again when what it is made from
-changes. The harness has one too: matplotlib and the fake server's parts are nobody else's business.
+changes. The harness has one too: no client sees matplotlib or the fake server's parts.
 Only the standard library is needed here, since the first environment is made from here.
 """
 

@@ -27,7 +27,7 @@ class Limit:
     refused_count: bool = False
 
     def ideal_seconds(self, tokens: int) -> float:
-        """How long this many tokens take whoever never lets the bucket overflow."""
+        """How long this many tokens take if the bucket never overflows."""
         return max(0.0, tokens - self.burst_tokens) / self.tokens_per_minute * _MINUTE
 
     def ideal_seconds_of_requests(self, requests: float) -> float:

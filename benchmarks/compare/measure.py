@@ -216,7 +216,7 @@ class Measure:
     def goodput(self, client: Client, row: Row) -> Cell:
         """The ideal time for what came back with a vector, as a share of the time it took.
 
-        No duplicates here: whoever leaves them out would have less to do.
+        No duplicates here: a client that leaves them out would have less to do.
         """
         texts = self._sizes.texts(row, "goodput")
         outcome = self._note(
@@ -519,7 +519,7 @@ def disk_bytes(folder: Path) -> int:
 
 def _interpreter(home: Path, base_url: str) -> Callable[[Path, str], float | None]:
     variables = environment(base_url, home / "home")
-    # Another one each time: nobody may have its vector already.
+    # Another one each time: no cache has its vector.
     texts = count()
 
     def run(python: Path, code: str) -> float | None:

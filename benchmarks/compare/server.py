@@ -4,7 +4,7 @@ One thread, one selector, no framework: requests are read whole, replies are han
 the pieces they are prepared in. HTTP/1.1 with keep-alive; never compressed. With a certificate it
 has a second port, where it speaks TLS.
 
-``POST /v1/embeddings`` and, for whoever measures, ``GET /control`` (the meter) and ``POST
+``POST /v1/embeddings`` and, for the harness, ``GET /control`` (the meter) and ``POST
 /control`` (``{"latency": seconds, "limit": {…} or null}``: sets both and starts the meter again).
 
     python -m compare.server --texts 20000
@@ -222,7 +222,7 @@ class Server:
 
     def _embed(self, connection: Connection, body: bytes) -> None:
         answer = self._answers.answer(body)
-        # Refusals come at once, as from a gate that stands before the model.
+        # Refusals come at once: they never reach the model.
         if answer.status != 200:
             self._reply(connection, answer)
             return

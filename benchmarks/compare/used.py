@@ -17,8 +17,8 @@ from compare.clients.contract import Array, Found, Partly
 @dataclass(kw_only=True)
 class Used:
     """What one run used. ``cpu`` and ``wall`` in seconds, ``growth`` in bytes of resident memory
-    above what was there before; ``wrong`` rows hold another text's vector, or nobody's. ``laps``:
-    seconds of each of several equal parts, CPU or wall as the purpose has it."""
+    above what was there before; ``wrong`` rows hold another text's vector, or that of none.
+    ``laps``: seconds of each of several equal parts, CPU or wall as the purpose has it."""
 
     texts: int = 0
     delivered: int = 0

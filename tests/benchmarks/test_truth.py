@@ -76,5 +76,5 @@ def test_short_texts_have_some_fifteen_tokens_and_are_different(counter: Counter
     assert max(counts) <= 22
 
 
-# Components of the vector of "embedcore": whoever changes the function changes every figure.
+# Components of the vector of "embedcore": a change of the function changes every figure.
 EMBEDCORE = [0.03656005859375, -0.0188446044921875, -0.0284423828125]

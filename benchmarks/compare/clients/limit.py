@@ -2,7 +2,7 @@
 
 ``http.client`` with keep-alive, orjson, pybase64 and ``frombuffer`` into an array that is there
 already, 250 texts per request unless told otherwise. In order for CPU and memory, 16 threads where
-latency is to be hidden, and 4 threads behind one gate under a rate limit.
+latency is to be hidden, and 4 threads that wait together under a rate limit.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ from compare.clients.contract import (
 from compare.clients.limit_async import ask_async
 
 _TEXTS: Final = 250
-_GATED_THREADS: Final = 4
+_FEW_THREADS: Final = 4
 _HEADERS: Final = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
 
 
-class _Gate:
-    """Closed for everybody until the time that a refusal named."""
+class _Pause:
+    """All threads wait until the time that a refusal named."""
 
     def __init__(self) -> None:
-        self._opens = 0.0
+        self._ends = 0.0
 
-    def close(self, seconds: float) -> None:
-        self._opens = max(self._opens, time.monotonic() + seconds)
+    def at_least(self, seconds: float) -> None:
+        self._ends = max(self._ends, time.monotonic() + seconds)
 
     def wait(self) -> None:
-        while (left := self._opens - time.monotonic()) > 0:
+        while (left := self._ends - time.monotonic()) > 0:
             time.sleep(left)
 
 
@@ -66,7 +66,7 @@ class _Limit:
             http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         )
         self._path = f"{parts.path}/embeddings"
-        self._gate = _Gate()
+        self._pause = _Pause()
         self._local = threading.local()
 
     def part(self, texts: list[str], into: Array) -> None:
@@ -74,12 +74,12 @@ class _Limit:
         body = self._dumps({"model": MODEL, "input": texts, "encoding_format": "base64"})
         connection = self._connection()
         while True:
-            self._gate.wait()
+            self._pause.wait()
             connection.request("POST", self._path, body, _HEADERS)
             response = connection.getresponse()
             content = response.read()
             if response.status == 429:
-                self._gate.close(int(response.headers["retry-after-ms"]) / 1000)
+                self._pause.at_least(int(response.headers["retry-after-ms"]) / 1000)
                 continue
             if response.status != 200:
                 raise RuntimeError(f"{response.status}: {content[:200]!r}")
@@ -97,7 +97,7 @@ class _Limit:
 
 def _open(setting: Setting) -> Embed:
     limit = _Limit(setting.base_url)
-    threads = {"throughput": THREADS, "goodput": _GATED_THREADS}.get(setting.purpose, 1)
+    threads = {"throughput": THREADS, "goodput": _FEW_THREADS}.get(setting.purpose, 1)
     size = setting.request_texts or _TEXTS
 
     def embed(texts: list[str]) -> Array:
@@ -129,9 +129,9 @@ def _stream(setting: Setting, texts: Iterable[str]) -> Iterator[Block]:
         return found
 
     under_way: deque[tuple[list[str], Future[Array]]] = deque()
-    with ThreadPoolExecutor(_GATED_THREADS) as executor:
+    with ThreadPoolExecutor(_FEW_THREADS) as executor:
         while True:
-            while len(under_way) < 2 * _GATED_THREADS and (block := list(islice(rows, size))):
+            while len(under_way) < 2 * _FEW_THREADS and (block := list(islice(rows, size))):
                 under_way.append((block, executor.submit(one, block)))
             if not under_way:
                 return
