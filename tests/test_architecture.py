@@ -1,4 +1,4 @@
-"""Every name in the tables of docs/architecture.md is in the file where it is said to be."""
+"""Every name in docs/architecture.md and the decisions is in the file where it is said to be."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ import embedcore
 
 PACKAGE = Path(embedcore.__file__).parent
 PAGE = Path(__file__).parents[1] / "docs" / "architecture.md"
-NAMED = sorted(set(re.findall(r"`([\w/]+\.py):([\w.]+)`", PAGE.read_text(encoding="utf-8"))))
+PAGES = [PAGE, *sorted(PAGE.parent.glob("decisions/*.md"))]
+NAMED = sorted(
+    {
+        found
+        for page in PAGES
+        for found in re.findall(r"`([\w/]+\.py):([\w.]+)`", page.read_text(encoding="utf-8"))
+    }
+)
 
 
 def names_in(path: Path) -> set[str]:
@@ -37,7 +44,7 @@ def test_about_thirty_rules_are_named() -> None:
 
 
 def test_every_file_that_the_page_names_is_there() -> None:
-    named = re.findall(r"`([\w/]+\.py)`", PAGE.read_text(encoding="utf-8"))
-    assert named
-    for name in named:
+    found = [re.findall(r"`([\w/]+\.py)`", page.read_text(encoding="utf-8")) for page in PAGES]
+    assert found[0]
+    for name in {name for names in found for name in names}:
         assert (PACKAGE / name).is_file() or (PACKAGE.parent / name).is_file(), name
