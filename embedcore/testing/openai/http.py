@@ -104,6 +104,19 @@ class Connection:
         """Close after this exchange, in good order."""
         self.open = False
 
+    def hold_back(self) -> None:
+        """Send the last packet only with the end, where the system can: who has read the reply
+        has the end as well, however slow this thread is."""
+        cork = getattr(socket, "TCP_CORK", None)
+        if cork is not None:
+            self._socket.setsockopt(socket.IPPROTO_TCP, cork, 1)
+
+    def end_now(self) -> None:
+        """As ``end``, before the thread goes on."""
+        self.end()
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+
     def reset(self) -> None:
         """Drop the connection at once: the client sees a reset, not an end."""
         self.open = False
@@ -141,8 +154,9 @@ def whole(connection: Connection, reply: HttpReply) -> None:
 
 def whole_then_close(connection: Connection, reply: HttpReply) -> None:
     """Whole, and the connection closed without having said so: the client may reuse it."""
+    connection.hold_back()
     whole(connection, reply)
-    connection.end()
+    connection.end_now()
 
 
 def reset(connection: Connection, reply: HttpReply) -> None:  # noqa: ARG001

@@ -54,11 +54,14 @@ SURVIVED = {
     "more", "no_vector", "raw", "slow",
 }  # fmt: skip
 CERTAIN = {
-    "ok", "shuffled", "float_list", "close_after", "leading_space", "wrong_type", "zero_vector",
+    "ok", "shuffled", "float_list", "leading_space", "wrong_type", "zero_vector",
     "rate_limited", "quota_exhausted", "status", "echo_key", "bad_text",
     "context_length", "request_too_large", "over_rate", "redirect", "component", "refusal",
     "slow",
 }  # fmt: skip
+# The next request may go to a connection before its end is seen there: nobody reads that one, and
+# it is charged by its count as any that is not answered.
+MAY_MEET_AN_END = {"close_after"}
 # What does not come in time is asked for again, as often as a slow machine makes it late.
 SLOW = {mode: {"request_timeout": 1.0, "attempts": 10} for mode in ("hang", "late", "drip")}
 
@@ -88,7 +91,8 @@ def test_after_any_fault_rows_are_right_and_the_bill_is_covered(
     assert used.held == Amount()
     assert used.spent.tokens >= server.meter.billed_tokens
     # What was billed and lost is charged by its count.
-    if mode in CERTAIN - {"component"} or (MODES[mode].bills and mode not in SLOW):
+    uncertain = SLOW.keys() | MAY_MEET_AN_END
+    if mode in CERTAIN - {"component"} or (MODES[mode].bills and mode not in uncertain):
         assert used.spent.tokens == server.meter.billed_tokens
     assert used.spent.tokens == result.usage.tokens
     if mode in ("big_endian", "zero_vector"):

@@ -178,7 +178,8 @@ def test_a_number_in_a_refusal_that_is_wrong_costs_no_more_than_none(
             one.right(result, rows)
             needed[most] = one.embedder.meter.requests
             one.check()
-    # Requests that were under way when the size was found are divided each by itself.
-    searches = 2 * math.ceil(math.log2(32)) * threads
+    # Requests that were under way when the size was found are divided each by itself. What refuses
+    # the text at fault names the number once more: the way up from there begins again.
+    searches = 2 * math.ceil(math.log2(32)) * (threads + (0 <= bad < count))
     assert needed[takes] <= needed[None] + 1 + 2 * threads, needed
     assert needed[named] <= max(needed[None], 2 * math.ceil(count / takes)) + searches, needed
