@@ -6,7 +6,6 @@ between they are in both, and the next run finds them there and deletes them.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from embedcore.storage.database import driver
+from embedcore.storage.database import driver, from_os_error
 from embedcore.storage.keys import Origin
 from embedcore.storage.vector_format import all_zero, is_intact
 from embedcore.storage.vector_table import of_types
@@ -128,7 +127,7 @@ def _remove(store: VectorStore) -> bool:
     """Delete the old file if nothing is in it, and no other program has it open."""
     path = store.old.path.absolute()
     store.old.database.close()
-    with contextlib.suppress(driver().OperationalError):
+    try:
         # What is not there is not made by that.
         connection = driver().connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=0)
         connection.isolation_level = None
@@ -141,6 +140,11 @@ def _remove(store: VectorStore) -> bool:
         if is_empty:
             # Windows deletes no file that is open.
             path.unlink(missing_ok=True)
+    except driver().OperationalError:
+        # Another program has it locked.
+        return not store.has_old
+    except OSError as error:
+        raise from_os_error(error, path) from error
     return not store.has_old
 
 

@@ -1,7 +1,8 @@
-"""Do two stores over one file agree with a dictionary, whatever happens in whatever order?"""
+"""Do two stores over one folder agree with a dictionary, whatever happens in whatever order?"""
 
 from __future__ import annotations
 
+import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from keeping import keep_as_before
 
 from embedcore.errors import StorageFull
+from embedcore.storage import vector_index
 from embedcore.storage.keys import Keys, Origin
+from embedcore.storage.vector_migration import Moved, migrate
 from embedcore.storage.vector_upkeep import contents, prune, verify
 from embedcore.storage.vectors import DAY_SECONDS, VectorStore
 from embedcore.testing import vectors_of
@@ -35,12 +39,16 @@ class Row:
     day: int
     until: int = 0
     damaged: bool = False
+    is_old: bool = False
 
 
 class StoreMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self._folder = tempfile.TemporaryDirectory()
+        self._patch = pytest.MonkeyPatch()
+        # Of a few vectors, so that there are several.
+        self._patch.setattr(vector_index, "SEGMENT_BYTES", 300)
         self.path = Path(self._folder.name) / "vectors"
         self.now = float(NOON)
         self.stores = [self.open(), self.open()]
@@ -53,6 +61,7 @@ class StoreMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         for store in self.stores:
             store.close()
+        self._patch.undo()
         self._folder.cleanup()
 
     @property
@@ -75,6 +84,69 @@ class StoreMachine(RuleBasedStateMachine):
             self.rows.setdefault(
                 (model, text), Row(salt, self.today, until=int(until // DAY_SECONDS))
             )
+
+    @rule(model=models, texts=some_texts, salt=st.sampled_from("ab"), days=which)
+    def put_by_an_earlier_version(self, model: str, texts: list[str], salt: str, days: int) -> None:
+        """It knows the old file only, and keeps there what it does not find there."""
+        new = [text for text in texts if (model, text) not in self.rows]
+        until = self.today + days * 3 if days else 0
+        keep_as_before(
+            self.path,
+            new,
+            keys=self.keys(model, new),
+            salt=salt,
+            origin=Origin(model=f"p:{model}", fingerprint="f"),
+            day=self.today,
+            until=until,
+        )
+        for text in new:
+            self.rows[model, text] = Row(salt, self.today, until=until, is_old=True)
+
+    @rule(who=which)
+    def migrate(self, who: int) -> None:
+        damaged = [name for name, row in self.rows.items() if row.damaged and row.is_old]
+        moving = [name for name, row in self.rows.items() if row.is_old and not row.damaged]
+        was_there = self.stores[who].has_old
+        # Else the file stays, empty, as the other has it open.
+        self.stores[1 - who].close()
+        steps = list(migrate(self.stores[who]))
+        assert bool(steps) == was_there
+        if steps:
+            assert steps[-1] == Moved(moved=len(moving), damaged=len(damaged), removed=True)
+        for name in damaged:
+            del self.rows[name]
+        for name in moving:
+            self.rows[name].is_old = False
+
+    @rule(who=which, model=models, text=st.sampled_from(TEXTS))
+    def drop(self, who: int, model: str, text: str) -> None:
+        self.stores[who].drop(self.keys(model, [text])[0])
+        self.rows.pop((model, text), None)
+
+    @rule(who=which)
+    def killed(self, who: int) -> None:
+        """A copy of the folder at this moment, with what is only in the logs, and a torn tail."""
+        for store in self.stores:
+            store.flush()
+        copy = tempfile.TemporaryDirectory()
+        subprocess.run(["cp", "-a", f"{self._folder.name}/.", copy.name], check=True)
+        for segment in Path(copy.name).glob("vectors/*.seg"):
+            with segment.open("ab") as file:
+                file.write(b"\xff" * (7 + who))
+        for store in self.stores:
+            store.close()
+        self._folder.cleanup()
+        self._folder = copy
+        self.path = Path(copy.name) / "vectors"
+        self.stores = [self.open(), self.open()]
+
+    @rule(who=which, model=models, texts=some_texts)
+    def look(self, who: int, model: str, texts: list[str]) -> None:
+        looked = self.stores[who].look(self.keys(model, texts), WIDTH)
+        known = [self.rows.get((model, text)) for text in texts]
+        assert looked.there == {
+            place for place, row in enumerate(known) if row is not None and not row.damaged
+        }
 
     @rule(who=which, model=models, texts=some_texts)
     def get(self, who: int, model: str, texts: list[str]) -> None:
@@ -132,6 +204,10 @@ class StoreMachine(RuleBasedStateMachine):
             return
         row.damaged = True
         (key,) = self.keys(model, [text])
+        if row.is_old:
+            with self.stores[who].old.database.transaction() as connection:
+                connection.execute("UPDATE vector SET checksum = ~checksum WHERE key = ?", (key,))
+            return
         with self.stores[who].database.read() as connection:
             number, offset = connection.execute(
                 "SELECT segment, offset FROM vector WHERE key = ?", (key,)
