@@ -115,20 +115,25 @@ class VectorIndex(VectorTable):
         """
         sound = np.zeros(len(rows), dtype=np.bool_)
         vectors = NOTHING
+        *_, widths, sizes, sums = zip(*rows, strict=True)
         for itemsize, kind in _KINDS.items():
+            # As nearly always: nothing is copied that need not be.
+            every = widths.count(width) == sizes.count(itemsize) == len(rows)
             places = [
-                place for place, row in enumerate(rows) if row[4] == width and row[5] == itemsize
+                place
+                for place in range(0 if every else len(rows))
+                if (widths[place], sizes[place]) == (width, itemsize)
             ]
-            if not places:
+            if not every and not places:
                 continue
-            every = len(places) == len(rows)
             chosen = rows if every else [rows[place] for place in places]
             direct = into if every and _as_in_file(into, itemsize) else None
             stored, fine = self.stored(chosen, width * itemsize, direct)
             if not fine.any():
                 continue
             numbers: NDArray[Any] = stored[:, : width * itemsize].view(kind)
-            fine &= checksums(numbers, [row[1] for row in chosen]) == [row[6] for row in chosen]
+            expected = sums if every else [sums[place] for place in places]
+            fine &= checksums(numbers, [row[1] for row in chosen]) == np.array(expected)
             if every:
                 if into is not None and fine.all():
                     if direct is None:
@@ -148,8 +153,8 @@ class VectorIndex(VectorTable):
         ``into``: an array of rows of that size, as they lie in the file.
         """
         stride = padded(in_bytes)
-        segments = np.array([row[2] for row in rows], dtype=np.int64)
-        offsets = np.array([row[3] for row in rows], dtype=np.int64)
+        _, _, *places = zip(*rows, strict=True)
+        segments, offsets = (np.array(column, dtype=np.int64) for column in places[:2])
         with self.segments.read() as reader:
             sizes = {number: reader.size(number) for number in set(segments.tolist())}
             ends = np.array([sizes[number] for number in segments.tolist()])
@@ -368,7 +373,10 @@ class VectorIndex(VectorTable):
 
 def _readable(rows: Sequence[Any]) -> tuple[list[Any], list[Damaged]]:
     """A damaged file can hold what its columns forbid."""
-    if all(map(_is_row, rows)):
+    columns = list(zip(*rows, strict=True))
+    if all(
+        {*map(type, column)} == {kind} for column, kind in zip(columns, _TYPES, strict=bool(rows))
+    ) and (not rows or (min(columns[4]) > 0 and _KINDS.keys() >= {*columns[5]})):
         return list(rows), []
     bad = [row for row in rows if not _is_row(row)]
     return [row for row in rows if _is_row(row)], list(map(_damaged, bad))

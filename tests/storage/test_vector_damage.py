@@ -276,7 +276,7 @@ def a_folder(path: Path) -> None:
 def test_what_is_no_file_is_said_and_deletes_nothing(
     store: VectorStore, vectors_path: Path, replace: Callable[[Path], None]
 ) -> None:
-    """Somebody moved it, perhaps to a larger disk: then it can be moved back."""
+    """It was moved, perhaps to a larger disk: then it can be moved back."""
     buy(store, TEXTS)
     replace(vectors_path / "00000001.seg")
     with pytest.raises(StorageError, match="no plain file"):
