@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from embedcore.storage.database import driver, from_os_error
+from embedcore.storage.database import driver
+from embedcore.storage.filesystem import from_os_error
 from embedcore.storage.keys import Origin
 from embedcore.storage.vector_format import all_zero, is_intact
 from embedcore.storage.vector_table import of_types

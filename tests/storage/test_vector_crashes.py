@@ -10,6 +10,7 @@ import contextlib
 import errno
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -164,16 +165,24 @@ def is_whole(folder: Path, deed: Deed) -> None:
     store.close()
 
 
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """In memory where the system can: nothing has to be on a disk."""
+    fast = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    with tempfile.TemporaryDirectory(dir=fast) as name:
+        yield Path(name)
+
+
 @pytest.mark.parametrize("name", DEEDS)
-def test_killed_at_any_moment(name: str, tmp_path: Path, segment_bytes: int) -> None:
+def test_killed_at_any_moment(name: str, place: Path, segment_bytes: int) -> None:
     deed, copies = DEEDS[name], []
-    home = tmp_path / "home"
+    home = place / "home"
     home.mkdir()
     store = deed.prepared(home / "vectors")
 
     def copy(at: str) -> None:
         # By another process: to close a file here would drop the locks on it.
-        subprocess.run(["cp", "-a", home, tmp_path / str(len(copies))], check=True)
+        subprocess.run(["cp", "-a", home, place / str(len(copies))], check=True)
         copies.append(at)
 
     with stepping(copy):
@@ -182,7 +191,7 @@ def test_killed_at_any_moment(name: str, tmp_path: Path, segment_bytes: int) -> 
     assert len(copies) >= 3
     for number, at in enumerate(copies):
         try:
-            is_whole(tmp_path / str(number) / "vectors", deed)
+            is_whole(place / str(number) / "vectors", deed)
         except BaseException as error:
             error.add_note(f"killed at step {number}: {at}")
             raise
@@ -190,13 +199,11 @@ def test_killed_at_any_moment(name: str, tmp_path: Path, segment_bytes: int) -> 
 
 @pytest.mark.fault(120)
 @pytest.mark.parametrize("name", DEEDS)
-def test_an_error_of_the_system_at_any_moment(
-    name: str, tmp_path: Path, segment_bytes: int
-) -> None:
+def test_an_error_of_the_system_at_any_moment(name: str, place: Path, segment_bytes: int) -> None:
     """It is one of ours, nothing is half done, and the next call works."""
     deed, at, failed = DEEDS[name], 0, True
     while failed:
-        home = tmp_path / str(at)
+        home = place / str(at)
         home.mkdir()
         store = deed.prepared(home / "vectors")
         failed = False

@@ -21,6 +21,8 @@ from embedcore.storage.vector_upkeep import contents, prune, verify
 from embedcore.storage.vectors import DAY_SECONDS, VectorStore
 from embedcore.testing import vectors_of
 
+# In memory where the system can: it is killed by copying, so that nothing has to be on a disk.
+FAST = "/dev/shm" if Path("/dev/shm").is_dir() else None
 WIDTH, LARGE, CAP = 8, 2**30, 10**9
 TEXTS = [f"text {number}" for number in range(12)]
 MODELS = ("m", "n")
@@ -45,7 +47,7 @@ class Row:
 class StoreMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self._folder = tempfile.TemporaryDirectory()
+        self._folder = tempfile.TemporaryDirectory(dir=FAST)
         self._patch = pytest.MonkeyPatch()
         # Of a few vectors, so that there are several.
         self._patch.setattr(vector_index, "SEGMENT_BYTES", 300)
@@ -128,7 +130,7 @@ class StoreMachine(RuleBasedStateMachine):
         """A copy of the folder at this moment, with what is only in the logs, and a torn tail."""
         for store in self.stores:
             store.flush()
-        copy = tempfile.TemporaryDirectory()
+        copy = tempfile.TemporaryDirectory(dir=FAST)
         subprocess.run(["cp", "-a", f"{self._folder.name}/.", copy.name], check=True)
         for segment in Path(copy.name).glob("vectors/*.seg"):
             with segment.open("ab") as file:
@@ -228,6 +230,10 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(who=which, texts=some_texts.filter(len))
     def beyond_the_cap(self, who: int, texts: list[str]) -> None:
+        # What is in the old file is not kept again, and needs no room.
+        texts = [text for text in texts if ("m", text) not in self.rows]
+        if not texts:
+            return
         store = self.stores[who]
         store.cap = store.used
         with pytest.raises(StorageFull):
