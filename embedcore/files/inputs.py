@@ -17,7 +17,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
-from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, Final, NoReturn, Self, TypeAlias
 
@@ -435,11 +434,11 @@ class Inputs:
 
 
 def _parts(stream: BinaryIO) -> Iterator[bytes]:
-    while part := stream.read(_PART):
+    """As they come. ``read`` would wait for the whole of a part inside Python, and not hear a
+    Ctrl-C that came together with a piece of it; a terminal would need Ctrl-D twice."""
+    read: Callable[[int], bytes] = getattr(stream, "read1", stream.read)
+    while part := read(_PART):
         yield part
-        if len(part) < _PART and isinstance(stream, BufferedReader):
-            # That was the end. A terminal would be asked again, and Ctrl-D needed twice.
-            return
 
 
 def _standard_input() -> BinaryIO:

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from embedcore.errors import ConfigurationError, EmbeddingError, InputRejected
-from embedcore.files.inputs import INPUT_SUFFIXES, Inputs
+from embedcore.files.inputs import INPUT_SUFFIXES, Inputs, _parts
 from embedcore.files.types import Columns, Row
 
 # Any text that UTF-8 can carry, among them NUL, line ends of every kind, quotes and signs.
@@ -313,6 +313,29 @@ def test_columns_make_no_sense_for_txt(tmp_path: Path) -> None:
 def test_one_path_instead_of_a_list_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"\[path\]"):
         Inputs(str(tmp_path / "a.txt"), columns=Columns())
+
+
+class Slow(io.RawIOBase):
+    """A pipe whose writer takes its time. ``asked``: how often more was asked for."""
+
+    asked = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, room: bytearray) -> int:  # type: ignore[override]
+        self.asked += 1
+        piece = b"" if self.asked == 3 else b"a\n"
+        room[: len(piece)] = piece
+        return len(piece)
+
+
+def test_a_piece_is_given_before_more_is_waited_for() -> None:
+    """A Ctrl-C that comes with a piece is heard between the two, or only with the next one."""
+    pipe = Slow()
+    parts = _parts(io.BufferedReader(pipe))
+    assert (next(parts), pipe.asked) == (b"a\n", 1)
+    assert (list(parts), pipe.asked) == ([b"a\n"], 3)
 
 
 @given(content=st.binary(max_size=200), suffix=st.sampled_from(sorted(INPUT_SUFFIXES)))
