@@ -229,7 +229,7 @@ def test_files_that_are_not_ours_are_never_replaced(
     output = tmp_path / f"a.{suffix}"
     output.write_bytes(content)
     if content or suffix != "jsonl":
-        with pytest.raises(ConfigurationError, match="--overwrite") as caught:
+        with pytest.raises(ConfigurationError, match="overwrite=True") as caught:
             embed_files(client, [iter(["a"])], output)
         assert str(output) in str(caught.value)
         assert output.read_bytes() == content
