@@ -14,7 +14,6 @@ ALL_PROXY, NO_PROXY) and certificates (SSL_CERT_FILE, SSL_CERT_DIR) of the envir
 
 from __future__ import annotations
 
-import http.client
 import math
 import time
 import weakref
@@ -40,6 +39,7 @@ from embedcore.provider.http_bodies import CutOff, Download, UnreadableBody
 
 if TYPE_CHECKING:
     import ssl
+    from http.client import HTTPResponse
 
     from embedcore.provider.http_connections import Connection, Pool
     from embedcore.provider.refusals import Asked
@@ -276,7 +276,7 @@ def _received(call: Call, connection: Connection, deadline: float) -> Answer:
     return Answer(response.status, headers, found, lent=lent)
 
 
-def _joined(response: http.client.HTTPResponse) -> dict[str, str]:
+def _joined(response: HTTPResponse) -> dict[str, str]:
     headers: dict[str, str] = {}
     for name, value in response.getheaders():
         name = name.lower()
@@ -324,6 +324,8 @@ def _from_failure(error: Exception, asked: Asked, connection: Connection | None)
 
     Only what fails before a byte of the request has left is certain not to be billed.
     """
+    from http.client import HTTPException, InvalidURL
+
     if isinstance(error, EmbeddingError):
         return error
     sent = connection is not None and connection.has_sent
@@ -331,7 +333,7 @@ def _from_failure(error: Exception, asked: Asked, connection: Connection | None)
         return InvalidResponse(
             f"the reply of {asked.endpoint} cannot be read: {error}", billed="unknown"
         )
-    if not sent and isinstance(error, ValueError | http.client.InvalidURL):
+    if not sent and isinstance(error, ValueError | InvalidURL):
         # Its words may be those of a header.
         return ConfigurationError(
             f"the request to {asked.endpoint} cannot be sent ({type(error).__name__}): an address "
@@ -346,7 +348,7 @@ def _from_failure(error: Exception, asked: Asked, connection: Connection | None)
             "that is"
         )
     # HTTPError of urllib3 is one of its own; HeaderParsingError is all that is left of it here.
-    if isinstance(error, OSError | http.client.HTTPException | CutOff) or _is_of_urllib3(error):
+    if isinstance(error, OSError | HTTPException | CutOff) or _is_of_urllib3(error):
         return OutcomeUnknown(f"the connection to {asked.endpoint} broke ({cause})")
     billed: Billed = "unknown" if sent else "no"
     return ProviderError(f"the request to {asked.endpoint} failed ({cause})", billed=billed)

@@ -7,18 +7,18 @@ body would cost as much time as reading it.
 
 from __future__ import annotations
 
-import http.client
 import logging
 import mmap
 import threading
 import time
 import zlib
 from collections.abc import Generator, Iterator
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from embedcore.forksafe import in_child
 
-Response = http.client.HTTPResponse
+if TYPE_CHECKING:
+    from http.client import HTTPResponse as Response
 
 _KEPT: Final = 4
 _LARGEST_KEPT: Final = 8 << 20

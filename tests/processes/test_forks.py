@@ -231,11 +231,12 @@ print(len(sent), *codes)
 
 
 @c3
-def test_a_fork_while_the_first_request_is_made(run: Run, server: Server, state_home: Path) -> None:
+def test_a_fork_while_the_sdk_is_set_up(run: Run) -> None:
     """What is asked about the platform then may run a program, under a lock of Python's own that
     no child would ever get."""
     codes = run("""
 import platform
+from embedcore.provider import registry
 begun, forked, lock = threading.Event(), threading.Event(), threading.Lock()
 ask = platform.platform
 def slow(*given):
@@ -244,6 +245,38 @@ def slow(*given):
         forked.wait(2)
     return ask(*given)
 platform.platform = slow
+batch = registry.create("openai", "text-embedding-3-small", PLACE).batch
+def poll():
+    try:
+        batch.poll("batch_1")
+    except errors.RemoteGone:
+        return
+    raise AssertionError
+thread = threading.Thread(target=poll)
+thread.start()
+begun.wait()
+pid = fork(lambda: (signal.alarm(120), poll()))
+forked.set()
+print(end(pid))
+thread.join()
+""")
+    assert codes == ["0"]
+
+
+@c3
+def test_a_fork_while_the_first_connection_is_made(
+    run: Run, server: Server, state_home: Path
+) -> None:
+    """The system's resolver has locks of its own, too."""
+    codes = run("""
+import socket
+begun, forked, lock = threading.Event(), threading.Event(), threading.Lock()
+ask = socket.getaddrinfo
+def slow(*given, **named):
+    begun.set()
+    forked.wait(2)
+    return ask(*given, **named)
+socket.getaddrinfo = slow
 client = new_client()
 thread = threading.Thread(target=spend, args=[client, 1])
 thread.start()

@@ -18,6 +18,7 @@ embedder = registry.create("openai", "text-embedding-3-small", {})
 assert embedder.info.dimensions == 1536
 assert embedder.tokenizer.exact
 heavy = {"openai", "httpx", "httpx2", "urllib3", "tiktoken", "numpy", "orjson", "regex"}
+heavy |= {"http.client", "ssl"}
 heavy &= set(sys.modules)
 assert not heavy, heavy
 """
