@@ -82,7 +82,11 @@ def configure(**settings: object) -> None:
     lines += ["[options.openai]", f"dimensions = {DIMENSIONS}"]
     if "limit" in settings:
         lines += ["[budget]", f"daily_token_limit = {settings['limit']}"]
-    Path("embedcore.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    path = Path("embedcore.toml").absolute()
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    # Named by the user: a file that was only found may not set all of this. Each test's
+    # environment is put back.
+    os.environ["EMBEDCORE_CONFIG"] = str(path)
 
 
 @dataclass(kw_only=True)
