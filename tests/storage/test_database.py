@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ import sqlite_utils
 import sqlite_utils.plugins
 from hypothesis import given, strategies as st
 
+from embedcore import forksafe
 from embedcore.errors import (
     ConfigurationError,
     StorageBusy,
@@ -646,3 +648,21 @@ def test_errors_of_the_driver_in_use_are_the_ones_translated(ledger: Ledger) -> 
     with pytest.raises(Exception, match="no such table") as failed, ledger.database.read() as open_:
         open_.execute("SELECT * FROM nowhere")
     assert isinstance(failed.value.__cause__, driver().OperationalError)
+
+
+def test_transactions_do_not_nest(open_ledger: Callable[..., Ledger]) -> None:
+    database = open_ledger().database
+    with database.transaction(), pytest.raises(RuntimeError), database.read():
+        raise AssertionError("it was let in")
+
+
+def test_a_transaction_lets_a_fork_that_is_near_pass(
+    open_ledger: Callable[..., Ledger], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = open_ledger().database
+    database.open()
+    waited: list[float] = []
+    monkeypatch.setattr(forksafe.forking, "is_near", True)
+    monkeypatch.setattr(forksafe.forking, "passed", SimpleNamespace(wait=waited.append))
+    with database.read():
+        assert waited == [forksafe.WAIT_SECONDS]
