@@ -16,14 +16,12 @@ SECONDS = 120.0
 
 
 @pytest.fixture
-def server(monkeypatch):
+def server(monkeypatch, name_settings):
     """An OpenAI whose batches move only by hand."""
     with FakeOpenAI(batch=BatchSettings(progress=Progress())) as fake:
         monkeypatch.setenv("OPENAI_BASE_URL", fake.base_url)
         monkeypatch.setenv("OPENAI_API_KEY", str(fake.api_key))
-        Path("embedcore.toml").write_text(
-            "[options.openai]\nbatch = true\n[batch]\ngrace = 0.2\nlook_again = 0.1\n"
-        )
+        name_settings("[options.openai]\nbatch = true\n[batch]\ngrace = 0.2\nlook_again = 0.1\n")
         yield fake
 
 

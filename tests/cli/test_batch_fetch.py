@@ -354,9 +354,9 @@ def test_a_write_that_fails_leaves_what_there_was(cli, server, texts_file, monke
 # Read again
 
 
-def ended_without(server, cli, path):
+def ended_without(server, cli, path, name_settings):
     """A batch whose results were not to be had; its id."""
-    Path("embedcore.toml").write_text(f"{OFFERED}[batch]\noutput_wait = 0\n")
+    name_settings(f"{OFFERED}[batch]\noutput_wait = 0\n")
     server.batches.settings.quirks.late = "missing"
     server.batches.settings.quirks.late_looks = None
     name = submit(cli, path)
@@ -366,8 +366,10 @@ def ended_without(server, cli, path):
 
 @pytest.mark.case("E3")
 @pytest.mark.parametrize("again", [[], ["--again"]])
-def test_fetch_reads_results_that_were_not_to_be_had(cli, server, texts_file, read_output, again):
-    name = ended_without(server, cli, texts_file(5))
+def test_fetch_reads_results_that_were_not_to_be_had(
+    cli, server, texts_file, read_output, name_settings, again
+):
+    name = ended_without(server, cli, texts_file(5), name_settings)
     run = cli("batch", "fetch", name, "-o", "v.jsonl", *again)
     assert run.code == 1
     assert "cannot be read again" in run.err

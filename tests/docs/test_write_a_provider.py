@@ -76,7 +76,7 @@ def test_every_python_block_is_the_templates_or_runs(
         "import json",
         "from contextlib import suppress",
         "from embedcore import EmbeddingClient",
-        "from contextlib import closing",
+        "from embedcore.provider import http, refusals, replies",
     ]
 
 
