@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import sqlite3
 from dataclasses import astuple
 from decimal import Decimal
 from pathlib import Path
@@ -14,6 +16,7 @@ from embedcore.assembly import vector_store
 from embedcore.cli.doctor import chosen
 from embedcore.cli.text import size
 from embedcore.storage import filesystem
+from embedcore.storage.old_vectors import OldVectors
 from embedcore.testing import FakeOpenAI
 
 SMALL = "openai:text-embedding-3-small"
@@ -341,3 +344,91 @@ def test_a_probe_says_first_what_it_costs_and_asks(cli, server, monkeypatch):
     assert server.meter.requests == sent
     assert cli("cache", "probe", "--yes").code == 0
     assert server.meter.requests == sent + 1
+
+
+# What earlier versions kept
+
+
+@pytest.fixture
+def kept_before(cli, server, bought):
+    """The vectors of ``bought`` as an earlier version of embedcore kept them: in one file."""
+    index = sqlite3.connect(bought / "index.db")
+    origins = index.execute("SELECT * FROM origin").fetchall()
+    rows = index.execute(
+        "SELECT id, key, origin, stored, keep_until, width, checksum, segment, offset, itemsize "
+        "FROM vector"
+    ).fetchall()
+    index.close()
+    old = OldVectors(bought.with_name("vectors.db"), busy_timeout=1.0)
+    old.database._creates = True
+    with old.database.transaction() as connection:
+        connection.executemany("INSERT INTO origin VALUES (?, ?, ?, ?, ?, ?)", origins)
+        for *values, segment, offset, itemsize in rows:
+            with (bought / f"{segment:08}.seg").open("rb") as file:
+                file.seek(offset)
+                data = file.read(values[5] * itemsize)
+            connection.execute(
+                "INSERT INTO vector VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*values, data)
+            )
+    old.database.close()
+    shutil.rmtree(bought)
+    return old.path
+
+
+def test_what_was_kept_before_is_used_and_told_of(cli, server, kept_before, texts_file):
+    bill = server.meter.billed_tokens
+    assert cli("embed", str(texts_file(30)), "-o", "again.npy").code == 0
+    assert server.meter.billed_tokens == bill
+    assert cli("cache", "--json").json["not_moved"] == 40
+    shown = cli("cache").out
+    assert "40 vectors in" in shown
+    assert "embedcore cache migrate moves them" in " ".join(shown.split())
+    assert ("old file", "note") in [
+        (name, level) for name, _, level in findings(cli("doctor", "--json"))
+    ]
+    kept_before.chmod(0o644)
+    assert f"chmod 600 {kept_before}" in cli("doctor").out
+
+
+def test_moving_says_what_it_did_and_ends_with_one_place(
+    cli, server, kept_before, texts_file, state_home, monkeypatch
+):
+    dry = cli("cache", "migrate", "--dry-run")
+    assert dry.code == 0
+    assert dry.out.startswith("40 vectors would be moved from ")
+    assert cli("cache", "migrate", "--dry-run", "--json").json == {"to_move": 40, "moved": 0}
+    assert kept_before.exists()
+    monkeypatch.setattr("embedcore.cli.cache.LINE_SECONDS", 0.0)
+    done = cli("cache", "migrate")
+    assert done.code == 0
+    assert "40 of 40 vectors moved" in done.err
+    assert done.out.startswith("40 vectors moved; ")
+    assert done.out.endswith("vectors.db is removed\n")
+    assert list(state_home.glob("vectors.db*")) == []
+    again = cli("cache", "migrate")
+    assert again.code == 0
+    assert again.out.startswith("nothing is to be moved")
+    assert cli("cache", "--json").json["vectors"] == {LARGE: 10, SMALL: 30}
+    bill = server.meter.billed_tokens
+    assert cli("embed", str(texts_file(30)), "-o", "again.npy").code == 0
+    assert server.meter.billed_tokens == bill
+
+
+def test_moving_while_another_program_has_the_file_open(cli, server, kept_before):
+    choice = chosen(None)
+    other = vector_store(choice.config, choice.settings)
+    other.old.database.open()
+    run = cli("cache", "migrate", "--json")
+    assert run.json == {"moved": 40, "there": 0, "damaged": 0, "removed": False}
+    assert "open in another program" in cli("cache", "migrate").out
+    other.close()
+    assert cli("cache", "migrate", "--json").json["removed"] is True
+    assert not kept_before.exists()
+
+
+@pytest.mark.fault(120)
+def test_an_old_file_that_is_broken_is_exit_5(cli, server, bought):
+    bought.with_name("vectors.db").write_bytes(b"not a database at all" * 1000)
+    run = cli("cache", "migrate")
+    assert run.code == 5
+    assert "embedded again" in run.err
