@@ -168,3 +168,45 @@ def test_prune_and_put_at_the_same_time_lose_no_count(store: VectorStore, open_s
     gone += prune(store)
     assert gone == 400
     assert contents(store).vectors == {"p:m": 0}
+
+
+def test_what_was_pruned_is_in_no_file_any_more(store: VectorStore) -> None:
+    buy(store, named("a", 5))
+    store.drop(keys_of(["a 2"])[0])
+    gone, kept = (vectors_of([text], WIDTH).tobytes() for text in ("a 2", "a 3"))
+    (segment,) = store.path.glob("*.seg")
+    assert gone in segment.read_bytes()
+    prune(store, model="p:none")
+    assert gone not in segment.read_bytes()
+    assert kept in segment.read_bytes()
+    assert there(store, named("a", 5)) == ["a 0", "a 1", "a 3", "a 4"]
+
+
+def test_a_segment_that_is_mostly_gaps_is_copied_into_another(store: VectorStore) -> None:
+    buy(store, named("a", 5))
+    for text in named("a", 3):
+        store.drop(keys_of([text])[0])
+    prune(store, model="p:none")
+    (segment,) = store.path.glob("*.seg")
+    assert segment.name == "00000002.seg"
+    assert segment.stat().st_size < 3 * WIDTH * 4
+    assert there(store, named("a", 5)) == ["a 3", "a 4"]
+
+
+def test_what_is_moved_while_it_is_looked_up_is_found(
+    store: VectorStore, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process copies the segment between the index and the file."""
+    buy(store, named("a", 5))
+    other, read = open_store(), store.index.vectors_of
+    for text in named("a", 3):
+        other.drop(keys_of([text])[0])
+
+    def late(*given: Any) -> Any:
+        prune(other, model="p:none")
+        return read(*given)
+
+    monkeypatch.setattr(store.index, "vectors_of", late)
+    assert store.look(keys_of(named("a", 5)), WIDTH).damaged == []
+    assert store.get(keys_of(named("a", 5)), WIDTH, lambda *_: None) == 0
+    assert there(store, named("a", 5)) == ["a 3", "a 4"]
