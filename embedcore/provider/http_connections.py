@@ -231,7 +231,7 @@ class _Secure(_Bounded, HTTPSConnection):  # type: ignore[misc]
 
 
 class Connection:
-    """One connection: a request, its answer, and the next."""
+    """One connection, for one request and its answer."""
 
     def __init__(self, connected: HTTPConnection, pool: Pool) -> None:
         self._http = connected
@@ -295,7 +295,8 @@ class Connection:
         goes_on = clean and not response.will_close and response.status != 101
         response.close()
         if goes_on:
-            self._pool.give(self)
+            # Another one for the next request: the end of this one must not touch it.
+            self._pool.give(Connection(self._http, self._pool))
         else:
             self.hang_up()
 

@@ -7,6 +7,7 @@ import contextlib
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -367,3 +368,31 @@ def test_which_addresses_go_through_a_proxy(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert (http_connections._proxy_for(urlsplit(url)) is not None) == goes
+
+
+def test_the_end_of_a_request_does_not_touch_the_next_one_on_its_connection(
+    serve: Any, session_to: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread takes the connection as soon as it is idle."""
+    server = serve(echo)
+    session = session_to(server.url)
+    ended = http_connections.Connection.hang_up_unfinished
+    after: list[http.Answer] = []
+
+    def end(connection: http_connections.Connection) -> None:
+        if not after:
+            pool = session._connections(asked())
+            taken = pool.take()
+            assert taken is not None
+            taken.bound(time.monotonic() + 60, 60)
+            ended(connection)
+            taken.send("POST", "/", {}, BODY)
+            assert taken.answer().status == 200
+            taken.hang_up()
+            after.append(http.Answer(200, {}))
+        else:
+            ended(connection)
+
+    monkeypatch.setattr(http_connections.Connection, "hang_up_unfinished", end)
+    sent(session)
+    assert after
