@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from compare import corpus, environments, picture, roster, table
-from compare.clients.contract import Client, Row
+from compare.clients.contract import Client, Purpose, Row
 from compare.measure import LATENCY, LIMIT, Bill, Cell, Measure, machine
 from compare.runner import SHORT, Runner
 from compare.serving import Serving
@@ -21,22 +21,7 @@ from compare.sizes import FULL, QUICK, Sizes
 from compare.tokens import Counter, offer_vocabulary
 
 _HERE: Final = Path(__file__).parent
-MEASURES: Final = (
-    "cpu",
-    "short",
-    "throughput",
-    "goodput",
-    "strict",
-    "memory",
-    "stream",
-    "short-stream",
-    "reuse",
-    "full-cache",
-    "query",
-    "gather",
-    "arrivals",
-    "import",
-)
+MEASURES: Final = (*get_args(Purpose), "import")
 # What a row must have to be measured so; who has not is left out without a word.
 _NEEDED: Final = {
     "strict": "strict",
