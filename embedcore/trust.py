@@ -211,16 +211,18 @@ def bounded(
     granted = {one.path for one in sensitive(table)} if standing == "trusted" else set()
     settings: dict[str, Any] = deepcopy(dict(table))
     origins: dict[KeyPath, str] = {}
+    least = _LEAST_SECONDS if standing == "found" else {}
     for entry in entries(table):
-        named = others.lowest.get(_listed(entry.path))
-        least = _LEAST_SECONDS.get(_listed(entry.path))
-        if least is not None and standing == "found" and _at_most(entry, least):
-            named = least, _LEAST
-        elif named is None or entry.path in granted or _at_most(entry, named[0]):
-            named = None
-        if named is not None:
-            inner = reduce(lambda outer, key: outer[key], entry.path[:-1], settings)
-            inner[entry.path[-1]], origins[entry.path] = named
+        key = _listed(entry.path)
+        lowest = others.lowest.get(key)
+        if key in least and _at_most(entry, least[key]):
+            bound = least[key], _LEAST
+        elif lowest and entry.path not in granted and not _at_most(entry, lowest[0]):
+            bound = lowest
+        else:
+            continue
+        inner = reduce(lambda outer, name: outer[name], entry.path[:-1], settings)
+        inner[entry.path[-1]], origins[entry.path] = bound
     return settings, origins
 
 
