@@ -84,7 +84,7 @@ class Segments:
                 connection.execute(
                     "INSERT INTO segment (id, tail) VALUES (?, ?)", (number, SEGMENT_BYTES)
                 )
-                index.segments.create(number)
+                index.segments.create(number - 1)
                 os.truncate(index.segments.path(number), SEGMENT_BYTES)
             _in_parts(
                 connection,

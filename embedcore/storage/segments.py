@@ -1,9 +1,9 @@
 """Segment files: vectors one after another, only ever added to.
 
-Which bytes of them belong to which vector is in the index. What no row of it names is free: the end
-of a write that was cut off is written over by the next. So nothing in them is locked: a writer
-holds the write lock of the index, and a reader nothing. What is named stays as it is, until the
-whole file goes.
+Which bytes of them belong to which vector is in the index. Nothing in them is locked: a writer
+holds the write lock of the index, and a reader nothing. What is there stays as it is, and its place
+is never used again, even if no row names it: SQLite can bring back a commit of a process that was
+killed, as long as there was no other commit since.
 
 No file is held open for longer than one look-up. To open one costs microseconds, and nothing then
 is shared across a fork, changes under a reader, or keeps Windows from deleting.
@@ -19,6 +19,7 @@ import stat
 import struct
 from collections.abc import Collection, Iterable, Iterator
 from io import FileIO
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -68,40 +69,56 @@ class Segments:
     def path(self, number: int) -> Path:
         return self.folder / f"{number:08}.seg"
 
-    def create(self, number: int) -> None:
-        """Make the file, for the owner only. What a transaction that failed left there goes."""
-        path = self.path(number)
-        with self._translated(path):
-            path.unlink(missing_ok=True)
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _SAFELY
-            with os.fdopen(os.open(path, flags, 0o600), "r+b", buffering=0) as file:
-                _write(file, header(number))
-            sync_folder(self.folder)
+    def create(self, after: int) -> int:
+        """Make a file, for the owner only; returns its number.
 
-    def append(self, number: int, tail: int, block: NDArray[Any]) -> bool:
-        """Write behind ``tail``, down to the disk, with the write lock of the index held.
+        It is above ``after`` and that of no file, also of none that a failed transaction left.
+        """
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _SAFELY
+        for number in count(after + 1):
+            path = self.path(number)
+            with self._translated(path):
+                try:
+                    descriptor = os.open(path, flags, 0o600)
+                except FileExistsError:
+                    continue
+                with FileIO(descriptor, "r+") as file:
+                    _write(file, header(number))
+                sync_folder(self.folder)
+            break
+        return number
 
-        False: what is there is not the file that the index means, and nothing was written.
+    def append(self, number: int, tail: int, block: NDArray[Any]) -> int | None:
+        """Write at the end, down to the disk, with the write lock of the index held.
+
+        Returns where it begins, which is never before ``tail``. None: what is there is not the file
+        that the index means, and nothing was written.
         """
         path = self.path(number)
         with self._translated(path):
             try:
                 file = _opened(path, os.O_RDWR)
             except _NoPlainFile:
-                return False
+                return None
             if file is None:
-                return False
+                return None
             with file:
                 found = os.fstat(file.fileno())
                 # A file with a second name may belong to a copy of this folder.
                 if found.st_nlink != 1 or found.st_size < tail or not _is_ours(found):
-                    return False
+                    return None
                 if file.read(HEADER_BYTES) != header(number):
-                    return False
-                file.seek(tail)
-                _write(file, block.data.cast("B"))
-                _sync(file)
-        return True
+                    return None
+                start = padded(found.st_size)
+                file.seek(start)
+                try:
+                    _write(file, block.data.cast("B"))
+                    _sync(file)
+                except BaseException:
+                    # As on a full disk: others need the room, and nothing names it yet.
+                    file.truncate(found.st_size)
+                    raise
+        return start
 
     def read(self) -> Reader:
         """Segments to read from, open until the end of the block."""
@@ -120,18 +137,27 @@ class Segments:
                     _erase(file, start, min(end, size))
                 _sync(file)
 
-    def remove_all_but(self, known: Collection[int]) -> None:
-        """Delete the segments that no index knows, with its write lock held.
+    def size(self, number: int) -> int:
+        """Bytes of a segment; 0: it is not there."""
+        with self.read() as reader:
+            return reader.size(number)
 
-        What another process reads at this moment stays on Windows, until the next time.
-        """
+    def others(self, known: Collection[int]) -> list[Path]:
+        """The segments that are not known."""
         with self._translated(self.folder):
-            for path in list(self.folder.iterdir()):
-                match = _NAME.fullmatch(path.name)
-                if match is None or int(match[1]) in known or not _is_segment(path):
-                    continue
-                with contextlib.suppress(PermissionError):
-                    path.unlink(missing_ok=True)
+            return [
+                path
+                for path in self.folder.iterdir()
+                if (match := _NAME.fullmatch(path.name))
+                and int(match[1]) not in known
+                and _is_segment(path)
+            ]
+
+    def remove(self, paths: Iterable[Path]) -> None:
+        """Delete segments. What another process reads at this moment stays on Windows."""
+        for path in paths:
+            with self._translated(path), contextlib.suppress(PermissionError):
+                path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _translated(self, path: Path) -> Iterator[None]:
@@ -169,8 +195,8 @@ class Reader:
             return
         try:
             file.seek(offset)
-            while into and (count := file.readinto(into)):
-                into = into[count:]
+            while into and (read := file.readinto(into)):
+                into = into[read:]
         except OSError as error:
             raise _unreadable(self._segments.path(number), error) from error
 
@@ -234,11 +260,11 @@ def _sync(file: FileIO) -> None:
 
 def _erase(file: FileIO, start: int, end: int) -> None:
     for first in range(start, end, _PIECE):
-        count = min(_PIECE, end - first)
+        length = min(_PIECE, end - first)
         file.seek(first)
-        if file.read(count).count(0) < count:
+        if file.read(length).count(0) < length:
             file.seek(first)
-            _write(file, bytes(count))
+            _write(file, bytes(length))
 
 
 def _unreadable(path: Path, error: OSError) -> StorageError:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from embedcore.storage.segments import HEADER_BYTES
+from embedcore.storage.segments import HEADER_BYTES, padded
 from embedcore.storage.vector_table import ROWS_AT_ONCE, marks
 
 if TYPE_CHECKING:
@@ -30,21 +30,35 @@ def compact(index: VectorIndex, down_to: int | None = None) -> None:
 
     Readers and writers go on meanwhile, save for the length of one transaction.
     """
-    _forget_empty(index)
+    _take_stock(index)
     sparse = _sparse(index, down_to)
     if sparse:
         _move(index, sparse)
-        _forget_empty(index)
-    with index.database.transaction() as connection:
-        index.segments.remove_all_but(index.tails(connection))
+        _take_stock(index)
     _erase_gaps(index)
 
 
-def _forget_empty(index: VectorIndex) -> None:
+def _take_stock(index: VectorIndex) -> None:
+    """Forget segments that no row names, and count what was cut off behind the tails of others.
+
+    Files are deleted after the commit: until then one of a process that was killed can come back
+    and name them. What is behind a tail from then on is of a later one, and stays.
+    """
     with index.database.transaction() as connection:
         named = index.named(connection)
-        for number in index.tails(connection).keys() - named.keys():
-            connection.execute("DELETE FROM segment WHERE id = ?", (number,))
+        known = index.tails(connection)
+        for number, tail in list(known.items()):
+            if number in named:
+                end = max(tail, padded(index.segments.size(number)))
+                connection.execute("UPDATE segment SET tail = ? WHERE id = ?", (end, number))
+            else:
+                connection.execute("DELETE FROM segment WHERE id = ?", (number,))
+                del known[number]
+        unknown = index.segments.others(known)
+        if unknown:
+            # A commit that changes nothing is none.
+            connection.execute("UPDATE sqlite_sequence SET seq = seq + 1 WHERE name = 'segment'")
+    index.segments.remove(unknown)
 
 
 def _sparse(index: VectorIndex, down_to: int | None) -> set[int]:

@@ -267,22 +267,21 @@ class VectorIndex(VectorTable):
         last = connection.execute(
             "SELECT id, tail FROM segment ORDER BY id DESC LIMIT 1"
         ).fetchone()
-        number, tail = (0, 0) if last is None else last
-        if (
-            last is None
-            or number in but
-            or tail >= SEGMENT_BYTES
-            or not self.segments.append(number, tail, raw)
-        ):
-            tail = HEADER_BYTES
-            number = (
-                connection.execute("INSERT INTO segment (tail) VALUES (?)", (tail,)).lastrowid or 0
+        number, tail = (0, SEGMENT_BYTES) if last is None else last
+        start = None
+        if number not in but and tail < SEGMENT_BYTES:
+            start = self.segments.append(number, tail, raw)
+        if start is None:
+            used = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'segment'")
+            number = self.segments.create((used.fetchone() or (0,))[0])
+            connection.execute(
+                "INSERT INTO segment (id, tail) VALUES (?, ?)", (number, HEADER_BYTES)
             )
-            self.segments.create(number)
-            if not self.segments.append(number, tail, raw):
+            start = self.segments.append(number, HEADER_BYTES, raw)
+            if start is None:
                 raise StorageError(f"{self.segments.path(number)} was replaced while it was made")
-        connection.execute("UPDATE segment SET tail = ? WHERE id = ?", (tail + raw.nbytes, number))
-        return number, tail
+        connection.execute("UPDATE segment SET tail = ? WHERE id = ?", (start + raw.nbytes, number))
+        return number, start
 
     def origin(self, connection: sqlite3.Connection, origin: Origin) -> tuple[int, str | None]:
         """The number of an origin, made if it is not there: then no name was there before."""

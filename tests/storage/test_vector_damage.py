@@ -10,15 +10,19 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from keeping import TEXTS, WIDTH, buy, change, count, found, keys_of
 
 from embedcore.errors import StorageCorrupt, StorageError
 from embedcore.storage.segments import HEADER_BYTES
+from embedcore.storage.vector_index import VectorIndex
 from embedcore.storage.vector_upkeep import contents, prune, verify
 from embedcore.storage.vectors import VectorStore
+from embedcore.testing import vectors_of
 
 Open = Callable[..., VectorStore]
 WIDE = 64
@@ -296,3 +300,53 @@ def test_a_segment_that_is_gone_is_no_hit_and_its_texts_are_kept_anew(
     assert count(vectors_path / "index.db") == 0
     buy(store, TEXTS)
     assert found(store, TEXTS) == set(TEXTS)
+
+
+@pytest.mark.parametrize("new_segment", [False, True])
+def test_a_commit_that_comes_back_has_its_vectors(
+    store: VectorStore, vectors_path: Path, tmp_path: Path, new_segment: bool, monkeypatch: Any
+) -> None:
+    """The writer was killed when its commit was in the log, and others did not see it yet.
+
+    SQLite lets the next writer go on in its place. If that one is killed as well, the next one who
+    opens the file finds the first commit.
+    """
+    buy(store, TEXTS)
+    if new_segment:
+        monkeypatch.setattr("embedcore.storage.vector_index.SEGMENT_BYTES", 1)
+    seen_by_others = (vectors_path / "index.db-shm").read_bytes()
+    first, second = ([f"{name} {n}" for n in range(5)] for name in ("first", "second"))
+    buy(store, first)
+    with (vectors_path / "index.db-shm").open("r+b") as shared:
+        shared.write(seen_by_others)
+    assert found(store, [*TEXTS, *first]) == set(TEXTS)
+    with monkeypatch.context() as killed:
+        killed.setattr(VectorIndex, "append", before_its_commit(VectorIndex.append))
+        with pytest.raises(Killed):
+            buy(store, second)
+    copy = tmp_path / "copy"
+    shutil.copytree(vectors_path, copy, ignore=shutil.ignore_patterns("*-shm"))
+    after = VectorStore(copy, cap=10**9)
+    assert found(after, [*TEXTS, *first]) == {*TEXTS, *first}
+    buy(after, TEXTS + (more := [f"more {n}" for n in range(3)]))
+    assert found(after, [*TEXTS, *first, *more]) == {*TEXTS, *first, *more}
+    assert list(verify(after))[-1] == (28, 0)
+    prune(after, model="p:none")
+    assert found(after, [*TEXTS, *first, *more]) == {*TEXTS, *first, *more}
+    left = b"".join(path.read_bytes() for path in copy.glob("*.seg"))
+    assert vectors_of(first, WIDTH).astype(np.float32).tobytes() in left
+    assert vectors_of(second, WIDTH).astype(np.float32)[0].tobytes() not in left
+    after.close()
+
+
+class Killed(BaseException):
+    pass
+
+
+def before_its_commit(step: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(step)
+    def cut_off(*given: Any, **named: Any) -> Any:
+        step(*given, **named)
+        raise Killed
+
+    return cut_off
