@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
@@ -74,6 +75,8 @@ def table() -> str:
 
 _STOPPING = b"\nStopping: a few seconds for the replies under way. Ctrl-C again stops at once.\n"
 _SHOW_CURSOR = b"\x1b[?25h"
+# Seconds, doubled at each attempt: SQLite counts its waits for a lock, however short they were.
+_HEARD_WITHIN: Final = 0.05
 
 
 class Terminated(KeyboardInterrupt):
@@ -87,6 +90,7 @@ class Signals:
         self._screen = screen
         self._first: int | None = None
         self._before: dict[int, Any] = {}
+        self._reader: threading.Thread | None = None
 
     @property
     def code(self) -> int:
@@ -97,17 +101,52 @@ class Signals:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._handle)
+            if hasattr(signal, "pthread_kill"):
+                self._listen()
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._reader is not None:
+            os.close(signal.set_wakeup_fd(-1))
+            self._reader.join()
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _listen(self) -> None:
+        """See that a signal is heard also while the main thread waits inside the system.
+
+        Python looks for signals before it waits, and where one interrupts the wait. One that comes
+        between the two, or to another thread, would be heard only after the wait.
+        """
+        ear, mouth = os.pipe()
+        os.set_blocking(mouth, False)
+        before = signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
+        if before != -1:
+            # The program that called main() listens itself.
+            signal.set_wakeup_fd(before)
+            os.close(ear)
+            os.close(mouth)
+            return
+        self._before[signal.SIGURG] = signal.signal(signal.SIGURG, lambda *_: None)
+        self._reader = threading.Thread(target=self._interrupt, args=(ear,), daemon=True)
+        self._reader.start()
+
+    def _interrupt(self, ear: int) -> None:
+        """Interrupt what the main thread waits for, until the first signal was heard."""
+        with open(ear, "rb", buffering=0) as pipe:
+            while numbers := pipe.read(1):
+                wait = _HEARD_WITHIN
+                while numbers[0] != signal.SIGURG and self._first is None:
+                    time.sleep(wait)
+                    wait *= 2
+                    if self._first is None:
+                        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGURG)
 
     def _handle(self, number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG002
         self._first = number
         # The next one ends the process wherever it is, also where no Python runs, as while SQLite
         # waits for a lock. The state file and the journal survive any death.
-        for each in self._before:
+        for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_DFL)
         if sys.stderr.isatty():
             _write(_SHOW_CURSOR)

@@ -160,6 +160,32 @@ def test_stopped_before_anything_was_sent(held_server, begun):
     assert server.meter.requests == 0
 
 
+DELIVERED_TO_ANOTHER = """
+import pathlib, signal, threading, time
+def send():
+    while not pathlib.Path("now").exists():
+        time.sleep(0.01)
+    # The system call that the main thread waits in is not interrupted by this one.
+    signal.pthread_kill(threading.get_ident(), signal.{name})
+threading.Thread(target=send, daemon=True).start()
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_that_interrupts_nothing_is_heard(begun, name, code):
+    """It came just before the wait, or the system gave it to another thread."""
+    os.mkfifo("slow.txt")
+    run = begun(
+        "embed", "slow.txt", "-o", "out.jsonl", first=DELIVERED_TO_ANOTHER.format(name=name)
+    )
+    with Path("slow.txt").open("w") as pipe:
+        pipe.write("a\n")
+        pipe.flush()
+        Path("now").touch()
+        run.communicate(timeout=120)
+    assert run.returncode == code
+
+
 @pytest.mark.fault(145)
 def test_a_broken_pipe_is_quiet(server, texts_file):
     texts_file(5)
