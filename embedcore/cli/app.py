@@ -13,9 +13,8 @@ from typing import Final
 
 import click
 
-from embedcore.cli import process as exits
 from embedcore.cli.options import Group, reads_text, verbose_option
-from embedcore.cli.process import Signals
+from embedcore.cli.process import BROKEN_PIPE, FAULT, STORAGE, Signals, code_of, codes_table
 from embedcore.cli.screen import Screen
 
 # Name → its module, and the line that --help shows without importing it.
@@ -79,7 +78,7 @@ def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 @click.command(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog=f"\b\nExit codes:\n{exits.table()}",
+    epilog=f"\b\nExit codes:\n{codes_table()}",
 )
 @click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version)
 @verbose_option
@@ -115,7 +114,7 @@ def _ended_by(error: BaseException, screen: Screen, signals: Signals) -> int:
     try:
         code = _reported(error, screen, signals)
     except BrokenPipeError:
-        code = exits.BROKEN_PIPE
+        code = BROKEN_PIPE
     try:
         screen.flush()
     except OSError:
@@ -129,7 +128,7 @@ def _reported(error: BaseException, screen: Screen, signals: Signals) -> int:
 
     # click ends the program on a broken pipe, and on nothing else when it is not standalone.
     if isinstance(error, BrokenPipeError | SystemExit):
-        return exits.BROKEN_PIPE
+        return BROKEN_PIPE
     if isinstance(error, KeyboardInterrupt | click.Abort):
         # click puts an Abort, which knows nothing, over the interrupt.
         screen.stopped(error.__cause__ or error)
@@ -141,15 +140,15 @@ def _reported(error: BaseException, screen: Screen, signals: Signals) -> int:
         return error.exit_code
     if isinstance(error, EmbeddingError):
         screen.fail(error, str(error))
-        return exits.code_of(error)
+        return code_of(error)
     if isinstance(error, OSError):
         screen.fail(error, f"the system refused: {error}")
-        return exits.STORAGE
+        return STORAGE
     if isinstance(error, Exception):
         screen.fail(
             error,
             f"a fault in embedcore: {type(error).__name__}: {error}. Please report it, with what "
             "embedcore --verbose shows",
         )
-        return exits.FAULT
+        return FAULT
     raise error

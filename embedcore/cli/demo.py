@@ -22,6 +22,7 @@ import click
 from embedcore import money
 from embedcore.cli.embed import FileRun
 from embedcore.cli.options import model_option, scope_option, talking, yes_option
+from embedcore.cli.process import OK, USAGE
 from embedcore.cli.screen import Screen
 from embedcore.cli.session import Session, opened
 from embedcore.cli.summary import RunTotals, next_command, report_fields
@@ -142,7 +143,7 @@ def command(
             report = _embedded(screen, ready, tally, path, yes=yes)
             if report.declined:
                 screen.error("Nothing was sent.")
-                return 2
+                return USAGE
             found = search(ready.client, QUESTIONS, path, limit=_HITS, input_type="query")
             _show(screen, ready, report, path, found, time.monotonic() - started)
     except UnknownProvider as error:
@@ -153,7 +154,7 @@ def command(
             f"{how_to_install('hashing')}",
             installed=error.installed,
         ) from None
-    return 0
+    return OK
 
 
 def _embedded(

@@ -26,7 +26,7 @@ from embedcore.cli.options import (
     verbose_option,
     yes_option,
 )
-from embedcore.cli.process import BUDGET, OK, code_of_rows
+from embedcore.cli.process import BUDGET, OK, USAGE, code_of_rows
 from embedcore.cli.progress import Shown
 from embedcore.cli.screen import STDIN, Screen
 from embedcore.cli.session import Session, opened
@@ -58,10 +58,10 @@ def embed_literally(screen: Screen, wish: EmbedArguments) -> int:
         if wish.dry_run:
             screen.json({"plan": estimate.fields(ready)})
             screen.result(estimate.text(ready))
-            return 0
+            return OK
         if not agree(screen, ready, estimate, yes=wish.yes, ask_above=ready.config.confirm_above):
             screen.error("Nothing was sent.")
-            return 2
+            return USAGE
         screen.paying = True
         result = ready.client.embed(
             list(wish.texts),
@@ -230,7 +230,7 @@ def run_files(screen: Screen, wish: EmbedArguments) -> int:
         )
         if report.declined:
             screen.error("Nothing was sent.")
-            return 2
+            return USAGE
         plan = run.estimate.fields(ready) if run.estimate else {}
         screen.json({"plan": plan, **report_fields(report, ready)})
         code = code_of_rows(failed=report.failed, retryable=report.retryable)
@@ -250,7 +250,7 @@ def _dry_run(screen: Screen, ready: Session, wish: EmbedArguments) -> int:
     screen.json({"plan": estimate.fields(ready)})
     screen.result(estimate.text(ready))
     screen.info("Nothing was sent.")
-    return 0
+    return OK
 
 
 def _sources(wish: EmbedArguments) -> list[Source]:

@@ -68,7 +68,7 @@ def code_of_rows(*, failed: int, retryable: int) -> int:
     return FAILED if failed else OK
 
 
-def table() -> str:
+def codes_table() -> str:
     """Every code with its meaning, one a line."""
     return "\n".join(f"  {code:>3}  {meaning}" for code, meaning in MEANINGS.items())
 
