@@ -98,7 +98,7 @@ _ECHOES: Final = frozenset(
 # Of a usage: OpenAI's names first, then those of others for the same.
 _TOKENS: Final = frozenset(
     {"prompttokens", "totaltokens", "inputtokens", "tokens", "prompttokencount", "totaltokencount"}
-    | {"inputtokencount", "inputtexttokencount", "tokencount", "billedtokens"}
+    | {"inputtokencount", "inputtexttokencount", "tokencount", "billedtokens", "promptevalcount"}
 )
 # Where a reply may have its usage, if it is not where OpenAI has it.
 _USAGES: Final = frozenset({"usagemetadata", "usageinfo", "tokenusage", "meta", "billedunits"})

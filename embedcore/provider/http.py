@@ -18,12 +18,13 @@ import math
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import TYPE_CHECKING, Final, ParamSpec, Self, TypeVar
 from urllib.parse import urlencode, urlsplit
 
 from embedcore.errors import (
+    AuthenticationFailed,
     Billed,
     ConfigurationError,
     EmbeddingError,
@@ -44,7 +45,16 @@ if TYPE_CHECKING:
     from embedcore.provider.http_connections import Connection, Pool
     from embedcore.provider.refusals import Asked
 
-__all__ = ["Answer", "Call", "CutOff", "Download", "Session", "UnreadableBody", "without_frames"]
+__all__ = [
+    "Answer",
+    "Call",
+    "CutOff",
+    "Download",
+    "Session",
+    "UnreadableBody",
+    "Unsigned",
+    "without_frames",
+]
 
 # The body of a refusal only says more of what its status says: it is not waited for longer.
 _REFUSAL_SECONDS: Final = 10.0
@@ -102,6 +112,17 @@ class Call:
     max_bytes: int = 1 << 20
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class Unsigned:
+    """A request as a signature covers it: ``url`` is whole, ``headers`` are all but those that HTTP
+    itself needs (Host, Content-Length), ``body`` is complete."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
 class Answer:
     """Any HTTP answer, whatever its status; ``headers`` by their names in lower case.
 
@@ -146,8 +167,10 @@ class Session:
     its own.
 
     ``headers`` go with each request. ``verify``: True, a file or folder of certificates to trust,
-    False to trust any, or an ``ssl.SSLContext``. ``connect_timeout``: seconds for a connection, all
-    addresses of the name, the proxy and TLS together; looking up the name is not interrupted.
+    False to trust any, or an ``ssl.SSLContext``, which may hold a client's certificate.
+    ``connect_timeout``: seconds for a connection, all addresses of the name, the proxy and TLS
+    together; looking up the name is not interrupted. ``sign`` is asked before each request for the
+    headers that sign it.
 
     Raises ``ConfigurationError`` for an address that is none; it is not quoted.
     """
@@ -159,12 +182,14 @@ class Session:
         headers: Mapping[str, str] | None = None,
         verify: bool | str | ssl.SSLContext = True,
         connect_timeout: float = 10.0,
+        sign: Callable[[Unsigned], Mapping[str, str]] | None = None,
     ) -> None:
         _refuse_odd(base_url)
         self._base_url = base_url.rstrip("/")
         self._headers = {**_HEADERS, **(headers or {})}
         self._verify = verify
         self._connect_timeout = connect_timeout
+        self._sign = sign
         self._pool: Lazy[Pool] = Lazy()
 
     def close(self) -> None:
@@ -187,9 +212,11 @@ class Session:
 
         Raises ``ProviderUnavailable`` where nothing was sent (``billed`` is "no"), ``TimedOut``,
         ``OutcomeUnknown`` and ``InvalidResponse`` where something was (``billed`` is "unknown"),
-        and ``ConfigurationError`` for what cannot be sent.
+        ``ConfigurationError`` for what cannot be sent, and ``AuthenticationFailed`` where ``sign``
+        fails otherwise than with an error of embedcore.
         """
         pool = self._connections(asked)
+        call = self._signed(call)
         began = time.monotonic()
         deadline = began + (call.longest or call.timeout)
         # Of a stream, the head.
@@ -221,6 +248,27 @@ class Session:
         weakref.finalize(self, pool.close)
         return pool
 
+    def _signed(self, call: Call) -> Call:
+        if self._sign is None:
+            return call
+        if not isinstance(call.body, bytes | None):
+            raise ConfigurationError("a body that is sent in pieces cannot be signed: give bytes")
+        unsigned = Unsigned(
+            method=call.method,
+            url=self._base_url + _with_query(call),
+            headers=_merged(self._headers, call.headers),
+            body=call.body or b"",
+        )
+        try:
+            signature = self._sign(unsigned)
+        except EmbeddingError:
+            raise
+        except Exception as error:  # noqa: BLE001 - its words may be those of a key
+            raise AuthenticationFailed(
+                f"the request could not be signed ({type(error).__name__}); nothing was sent"
+            ) from None
+        return replace(call, headers=_merged(call.headers, signature))
+
     def _connected(self, pool: Pool, until: float, call: Call, asked: Asked) -> Connection:
         seconds = min(call.timeout, self._connect_timeout)
         try:
@@ -233,9 +281,7 @@ class Session:
     ) -> bool:
         """Write the request; False if a connection that was kept turns out to be closed before a
         byte of it left."""
-        target = pool.target + call.path
-        if call.query:
-            target += f"?{urlencode(call.query)}"
+        target = pool.target + _with_query(call)
         was_used = connection.bound(until, each)
         try:
             headers = _merged(self._headers, pool.headers, call.headers)
@@ -246,6 +292,10 @@ class Session:
             connection.hang_up()
             return False
         return True
+
+
+def _with_query(call: Call) -> str:
+    return f"{call.path}?{urlencode(call.query)}" if call.query else call.path
 
 
 def _merged(*several: Mapping[str, str]) -> dict[str, str]:

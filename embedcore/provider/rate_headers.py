@@ -109,14 +109,23 @@ def refill_after(headers: Mapping[str, str]) -> float | None:
 
 
 def rate_limits(headers: Mapping[str, str]) -> RateLimits | None:
-    """The ``x-ratelimit-*`` headers; None if there is none that can be read."""
+    """What the headers say of the limits; None if there is none that can be read.
+
+    OpenAI's names (``x-ratelimit-limit-requests``), which many have, or Mistral's with the span of
+    time in them (``x-ratelimit-limit-req-minute``). Of a limit for ten seconds the rate counts:
+    what is left of it says nothing of a minute.
+    """
+    of_a_minute = any(name.endswith(("-req-minute", "-tokens-minute")) for name in headers)
+    requests, tokens = ("req-minute", "tokens-minute") if of_a_minute else ("requests", "tokens")
+    short = _integer(headers.get("x-ratelimit-limit-req-10-second", ""))
     limits = RateLimits(
-        limit_requests=_integer(headers.get("x-ratelimit-limit-requests", "")),
-        remaining_requests=_integer(headers.get("x-ratelimit-remaining-requests", "")),
-        reset_requests=duration(headers.get("x-ratelimit-reset-requests", "")),
-        limit_tokens=_integer(headers.get("x-ratelimit-limit-tokens", "")),
-        remaining_tokens=_integer(headers.get("x-ratelimit-remaining-tokens", "")),
-        reset_tokens=duration(headers.get("x-ratelimit-reset-tokens", "")),
+        limit_requests=_integer(headers.get(f"x-ratelimit-limit-{requests}", ""))
+        or (short and 6 * short),
+        remaining_requests=_integer(headers.get(f"x-ratelimit-remaining-{requests}", "")),
+        reset_requests=duration(headers.get(f"x-ratelimit-reset-{requests}", "")),
+        limit_tokens=_integer(headers.get(f"x-ratelimit-limit-{tokens}", "")),
+        remaining_tokens=_integer(headers.get(f"x-ratelimit-remaining-{tokens}", "")),
+        reset_tokens=duration(headers.get(f"x-ratelimit-reset-{tokens}", "")),
     )
     return None if limits == RateLimits() else limits
 

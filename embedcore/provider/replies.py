@@ -55,6 +55,23 @@ _BOM: Final = b"\xef\xbb\xbf"
 _BLANK: Final = b" \t\r\n"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Form:
+    """Where a reply has its vectors.
+
+    ``rows``: the names that lead to the list of them. ``vector``: the name of the vector in an
+    entry of it; None: the entry is the vector. ``numbered``: entries have an ``index``; otherwise
+    they are in the order of the texts.
+    """
+
+    rows: tuple[str, ...] = ("data",)
+    vector: str | None = "embedding"
+    numbered: bool = True
+
+
+OPENAI: Final = Form()
+
+
 class BadReply(Exception):
     """The reply cannot be trusted; the message says why and quotes nothing of it.
 
@@ -104,8 +121,16 @@ def request_body(
         body["encoding_format"] = encoding
     if dimensions is not None:
         body["dimensions"] = dimensions
+    return json_body({**body, **(more or {})}, texts)
+
+
+def json_body(document: Mapping[str, object], texts: Sequence[str]) -> bytes:
+    """The JSON of a request, in which ``texts`` stand somewhere.
+
+    Raises ``NotUnicode`` for a text with a lone surrogate.
+    """
     try:
-        return orjson.dumps({**body, **(more or {})})
+        return orjson.dumps(document)
     except orjson.JSONEncodeError:
         for position, text in enumerate(texts):
             if not _is_unicode(text):
@@ -134,17 +159,19 @@ def read(
     *,
     dimensions: int | None = None,
     trust_order: bool = False,
+    form: Form = OPENAI,
     into: Vectors | None = None,
 ) -> EmbedReply:
     """The reply to one request of ``asked.texts``.
 
     ``dimensions``: the width, where it is known. ``trust_order``: without a complete ``index`` the
-    order of the reply counts. ``into``: an array to write to, where it has the right shape.
+    order of the reply counts. ``form``: of another service than OpenAI's. ``into``: an array to
+    write to, where it has the right shape.
 
     Raises what ``refusals.translate`` gives for any other status than a success,
     ``InvalidResponse``, and ``ReplyMismatch`` for another width.
     """
-    outcome = _understood(status, headers, body, asked, dimensions, trust_order, into)
+    outcome = _understood(status, headers, body, asked, dimensions, trust_order, form, into)
     if isinstance(outcome, EmbeddingError):
         # The reply may repeat the key: it must not be seen in a frame of the error.
         del body, headers
@@ -159,6 +186,7 @@ def _understood(
     asked: Asked,
     dimensions: int | None,
     trust_order: bool,
+    form: Form,
     into: Vectors | None,
 ) -> EmbedReply | EmbeddingError:
     if not 200 <= status < 300:
@@ -169,6 +197,7 @@ def _understood(
             count=len(asked.texts),
             dimensions=dimensions,
             trust_order=trust_order,
+            form=form,
             into=into,
         )
     except BadReply as bad:
@@ -228,6 +257,7 @@ def parse_reply(
     count: int,
     dimensions: int | None,
     trust_order: bool = False,
+    form: Form = OPENAI,
     into: Vectors | None = None,
 ) -> Reply:
     """Vectors for ``count`` texts, of width ``dimensions`` where that is known.
@@ -240,13 +270,13 @@ def parse_reply(
     if found is not None:
         skeleton, payloads = found
         try:
-            document, rows = _read(skeleton, count, most, trust_order)
+            document, rows = _read(skeleton, count, most, trust_order, form)
             if (filled := _filled(rows, payloads)) is not None:
                 return _reply(document, filled, dimensions, into)
         except BadReply:
             # Read as a whole, it may say better what is wrong.
             pass
-    document, rows = _read(bytes(body), count, most, trust_order)
+    document, rows = _read(bytes(body), count, most, trust_order, form)
     return _reply(document, rows, dimensions, into)
 
 
@@ -257,22 +287,31 @@ def _without_bom(body: bytes | memoryview) -> bytes | memoryview:
 
 
 def _read(
-    body: bytes, count: int, most: int, trust_order: bool
+    body: bytes, count: int, most: int, trust_order: bool, form: Form
 ) -> tuple[dict[str, Any], list[Any]]:
     if has_more_parts(body, most):
         raise BadReply("it has far more parts than vectors for these texts can have")
     document = _document(body)
-    items = document.get("data")
-    if not isinstance(items, list):
-        raise BadReply("it has no list of embeddings under 'data'")
-    if len(items) != count:
-        raise BadReply(f"it has {len(items)} embeddings for {count} texts")
+    entries = _entries(document, form)
+    if len(entries) != count:
+        raise BadReply(f"it has {len(entries)} embeddings for {count} texts")
     try:
-        rows = _rows_in_order(items, trust_order)
-        _refuse_repeated_keys(body, document, items)
+        # A list of bare vectors is read as one whose entries have nothing beside.
+        items = [{"embedding": each} for each in entries] if form.vector is None else entries
+        rows = _rows_in_order(items, form, trust_order)
+        _refuse_repeated_keys(body, document, entries, form)
     except RecursionError:
         raise BadReply("it is nested too deeply") from None
     return document, rows
+
+
+def _entries(document: dict[str, Any], form: Form) -> list[Any]:
+    found: object = document
+    for name in form.rows:
+        found = found.get(name) if isinstance(found, dict) else None
+    if not isinstance(found, list):
+        raise BadReply(f"it has no list of embeddings under '{'.'.join(form.rows)}'")
+    return found
 
 
 def _filled(rows: list[Any], payloads: list[memoryview]) -> list[Any] | None:
@@ -318,19 +357,24 @@ def _only_not_a_number(name: str) -> float:
     return float("nan") if name == "NaN" else refuse_constant(name)
 
 
-def _refuse_repeated_keys(body: bytes, document: dict[str, Any], items: list[Any]) -> None:
+def _refuse_repeated_keys(
+    body: bytes, document: dict[str, Any], entries: list[Any], form: Form
+) -> None:
     """The fast parser keeps the last of two equal keys: which vector was it then?
 
     Every string of a document has two quotation marks, so that fewer strings in the result than in
     the bytes mean a repeated key, or an escaped quotation mark, and the slow parser must look.
     """
-    strings = strings_in({**document, "data": None})
-    for item in items:
-        strings += len(item)
-        for name, value in item.items():
+    strings = strings_in(_without(document, form.rows))
+    for entry in entries:
+        if not isinstance(entry, dict):
+            strings += type(entry) is str
+            continue
+        strings += len(entry)
+        for name, value in entry.items():
             if type(value) is str:
                 strings += 1
-            elif name != "embedding":
+            elif name != form.vector:
                 strings += strings_in(value)
     if quotation_marks(body) != 2 * strings:
         try:
@@ -339,6 +383,12 @@ def _refuse_repeated_keys(body: bytes, document: dict[str, Any], items: list[Any
             raise BadReply(
                 "its JSON is broken" if bad.not_json else bad.reason, not_json=bad.not_json
             ) from None
+
+
+def _without(document: dict[str, Any], rows: Sequence[str]) -> dict[str, Any]:
+    """The document with None in place of the list of embeddings."""
+    first, *rest = rows
+    return {**document, first: _without(document[first], rest) if rest else None}
 
 
 def strings_in(value: object) -> int:
@@ -360,20 +410,20 @@ def refuse_constant(name: str) -> float:
     raise BadReply(f"it contains {name}, which is not a number in JSON")
 
 
-def _rows_in_order(items: list[Any], trust_order: bool) -> list[Any]:
+def _rows_in_order(items: list[Any], form: Form, trust_order: bool) -> list[Any]:
     """The embeddings by their ``index``, which must be the numbers from 0, each once.
 
     Where exactly one is missing, and the others are different, it can only be the number that is
     left: some servers leave out what is zero.
     """
+    if not form.numbered:
+        return [_usable(_entry(item, form), form) for item in items]
     count = len(items)
     rows: list[Any] = [None] * count
     seen = bytearray(count)
     without: list[Any] = []
     for item in items:
-        if not isinstance(item, dict):
-            raise BadReply("an entry of 'data' is not an object")
-        embedding = _usable(item)
+        embedding = _usable(_entry(item, form), form)
         index = item.get("index")
         if index is None:
             without.append(embedding)
@@ -391,18 +441,25 @@ def _rows_in_order(items: list[Any], trust_order: bool) -> list[Any]:
         if len(without) <= 1:
             return rows
     if trust_order:
-        return [_usable(item) for item in items if isinstance(item, dict)]
+        return [_usable(_entry(item, form), form) for item in items]
     raise BadReply(
         f"{len(without)} of its {count} embeddings have no 'index' (if the server keeps the "
         "order of the texts, say so: trust_order = true)"
     )
 
 
-def _usable(item: dict[str, Any]) -> object:
+def _entry(item: object, form: Form) -> dict[str, Any]:
+    if not isinstance(item, dict):
+        raise BadReply(f"an entry of '{'.'.join(form.rows)}' is not an object")
+    return item
+
+
+def _usable(item: dict[str, Any], form: Form) -> object:
     """The embedding; None for one that is there and is no vector: null, empty, or with nulls."""
-    if "embedding" not in item:
-        raise BadReply("an entry of 'data' has no 'embedding'")
-    embedding = item["embedding"]
+    name = form.vector or "embedding"
+    if name not in item:
+        raise BadReply(f"an entry of '{'.'.join(form.rows)}' has no '{name}'")
+    embedding = item[name]
     if embedding is None or embedding == "" or embedding == []:
         return None
     if isinstance(embedding, list):

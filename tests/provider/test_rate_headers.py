@@ -120,6 +120,26 @@ def test_rate_limits_as_openai_sends_them() -> None:
     )
 
 
+def test_rate_limits_as_mistral_sends_them() -> None:
+    # Values of recordings of 2026-08 and 2025-09.
+    of_a_minute = {
+        "x-ratelimit-limit-req-minute": "360",
+        "x-ratelimit-remaining-req-minute": "359",
+        "x-ratelimit-tokens-query-cost": "9",
+    }
+    assert rate_limits(of_a_minute) == RateLimits(limit_requests=360, remaining_requests=359)
+    earlier = {
+        "x-ratelimit-limit-req-10-second": "60",
+        "x-ratelimit-remaining-req-10-second": "3",
+        "x-ratelimit-limit-tokens-minute": "20000000",
+        "x-ratelimit-remaining-tokens-minute": "19999874",
+        "x-ratelimit-limit-tokens-month": "200000000000",
+    }
+    assert rate_limits(earlier) == RateLimits(
+        limit_requests=360, limit_tokens=20_000_000, remaining_tokens=19_999_874
+    )
+
+
 def test_rate_limits_that_say_nothing_are_none() -> None:
     assert rate_limits({}) is None
     assert rate_limits({"x-ratelimit-remaining-tokens": "-1"}) is None

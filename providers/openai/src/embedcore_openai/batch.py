@@ -91,7 +91,7 @@ class OpenAIBatch:
         there are any."""
         offered = self._options.batch
         return BatchLimits(
-            offered=self._options.endpoint.is_openai if offered is None else offered,
+            offered=self._options.is_openai if offered is None else offered,
             max_items=MAX_ITEMS,
             max_bytes=MAX_BYTES,
             max_enqueued_tokens=self._options.max_enqueued_tokens,

@@ -162,7 +162,7 @@ def _unknown(model: str, options: OpenAIOptions) -> ModelInfo:
     nearly one of OpenAI's own, on its own host.
     """
     info = ModelInfo(provider=PROVIDER, dimensions=options.dimensions)
-    if options.endpoint.is_openai:
+    if options.is_openai:
         _refuse_near(model, options)
         return replace(
             info,

@@ -8,16 +8,9 @@ from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
-from pydantic import SecretStr
-
-from embedcore.errors import (
-    AuthenticationFailed,
-    ConfigurationError,
-    EmbeddingError,
-    InvalidResponse,
-)
+from embedcore.errors import ConfigurationError, InvalidResponse
 from embedcore.forksafe import Lazy
-from embedcore.provider import http
+from embedcore.provider import access, http
 from embedcore.provider.http import without_frames
 from embedcore_openai import token_engines as vocabulary
 from embedcore_openai.options import KEY_VARIABLE, OpenAIOptions
@@ -63,29 +56,12 @@ class Session:
         if self._options.own_authentication:
             # The headers have one, and no other may go along.
             return None
-        given: object = self._options.api_key
-        if callable(given):
-            try:
-                given = given()
-            except EmbeddingError:
-                raise
-            except Exception as error:
-                raise AuthenticationFailed(
-                    f"the callable given as api_key failed with {type(error).__name__}"
-                ) from error
-        key = given.get_secret_value() if isinstance(given, SecretStr) else given
-        if key is not None and not isinstance(key, str):
-            raise ConfigurationError(f"api_key gave a {type(key).__name__} instead of a string")
-        if not key or not key.strip():
-            if self._options.endpoint.reach == "public":
-                raise _missing_key(self._options.base_url)
-            return None
-        if not all("!" <= character <= "~" for character in key):
-            raise ConfigurationError(
-                "the API key contains white space, line breaks or characters beyond ASCII: "
-                f"copy it again, without a line end, into {KEY_VARIABLE}"
-            )
-        return key
+        return access.key_of(
+            self._options.api_key,
+            self._options.endpoint,
+            variable=KEY_VARIABLE,
+            keys_at="https://platform.openai.com/api-keys",
+        )
 
     def secrets(self, key: str | None) -> list[str]:
         """What must not be shown of a request with this key."""
@@ -146,14 +122,6 @@ def _headers(options: OpenAIOptions) -> Mapping[str, str]:
         "Accept": "application/json",
         **{name: value for name, value in named.items() if value},
     }
-
-
-def _missing_key(endpoint: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"no API key for {endpoint}: set the environment variable {KEY_VARIABLE} "
-        f"(export {KEY_VARIABLE}=sk-…), or pass api_key. Keys are made at "
-        "https://platform.openai.com/api-keys"
-    )
 
 
 # What a request imports where it needs it; the last by the socket, for the name of a host.
