@@ -149,6 +149,8 @@ def _fields(info: ModelInfo) -> dict[str, Any]:
         "model": f"{info.provider}:{info.model}",
         "dimensions": info.dimensions,
         "max_input_tokens": info.max_input_tokens,
+        "truncation": info.truncation,
+        "input_types": info.input_types,
         "local": info.local,
         "price": known,
     }

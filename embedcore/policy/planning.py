@@ -227,6 +227,12 @@ def sizes_for(endpoint: str, model: str) -> RequestSizes:  # noqa: ARG001 - the 
     return RequestSizes()
 
 
+def refuses_long(info: ModelInfo, sizes: RequestSizes) -> bool:
+    """Whether the service is known to refuse a text that is too long, or was seen to: then it cuts
+    none unasked."""
+    return info.truncation == "error" or sizes.refuses_long
+
+
 # A child must not inherit a lock that a thread of the parent was holding.
 in_child(sizes_for.cache_clear)
 

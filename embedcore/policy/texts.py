@@ -8,7 +8,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from embedcore.errors import ConfigurationError, EmbeddingError, InputRejected, InputTooLong
-from embedcore.policy.planning import PlannedRequest, Sizes, in_waves, plan_requests
+from embedcore.policy.planning import (
+    PlannedRequest,
+    Sizes,
+    in_waves,
+    plan_requests,
+    refuses_long,
+)
 from embedcore.policy.result import TextCut
 from embedcore.policy.sources import choices_in, in_order, plain
 from embedcore.provider.protocol import Tokenizer
@@ -29,9 +35,14 @@ _PLAIN_INPUT_TYPES: Final = frozenset({"query", "document"})
 
 
 def resolve_input_type(engine: Engine, input_type: str | None) -> str | None:
-    """What is sent to the provider: nothing if the model makes no difference between the types."""
+    """What is sent to the provider: nothing if the model makes no difference between the types.
+
+    No type is the one for stored texts, where the model says which one that is.
+    """
     known = engine.info.input_types
-    if input_type is None or input_type in known:
+    if input_type is None:
+        return engine.info.default_input_type
+    if input_type in known:
         return input_type
     if not known and input_type in _PLAIN_INPUT_TYPES:
         return None
@@ -219,8 +230,7 @@ class Prepared:
         """Row → what was cut off the end of its text; only those that were cut, or may have been.
 
         ``rows``: those that matter, by default all. A text that may be over the limit, and was
-        taken whole by a server that was never seen to refuse one as too long, may have been cut
-        there.
+        taken whole by a server that is not known to refuse such texts, may have been cut there.
         """
         unknown, cuts = self.perhaps_long, dict[int, TextCut]()
         if not (unknown or self._shortened or self._cut_rows):
@@ -243,9 +253,9 @@ class Prepared:
 
     @property
     def perhaps_long(self) -> frozenset[int]:
-        """Texts that may be over the limit, and were not counted, of a server that was never
-        seen to refuse one."""
-        return frozenset() if self._engine.sizes.refuses_long else self._long
+        """Texts that may be over the limit, and were not counted, of a server that may cut them."""
+        engine = self._engine
+        return frozenset() if refuses_long(engine.info, engine.sizes) else self._long
 
     def _cut_all(self, limit: int) -> dict[int, int]:
         """Cut what is too long; texts that are equal only after that are sent once as well.

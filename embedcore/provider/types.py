@@ -54,6 +54,9 @@ class Price:
         return money.cost_of(tokens, rate)
 
 
+Truncation: TypeAlias = Literal["error", "silent", "reported", "unknown"]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelInfo:
     """What the core must know of one model to plan, price and check its requests.
@@ -74,6 +77,11 @@ class ModelInfo:
     - ``price``: None if unknown (then a limit in money refuses the model); ``Price()`` if free.
     - ``local``: computed on this machine: no network, no money, no budget.
     - ``input_types``: the values of ``input_type`` that make a difference to its vectors.
+    - ``default_input_type``: the one of them for texts that are stored. A call that names none is
+      one of this type: the same request, and the same key in the cache.
+    - ``truncation``: what the service does with a text that is too long, as the provider asks it:
+      "error" refuses it, so that whatever is answered was used whole; "silent" cuts it and says
+      nothing; "reported" cuts it and says so.
     - ``reply_models``: further names the provider may answer with; ``("*",)`` for any.
     - ``variant``: what else changes the vectors, for an embedder built by hand, without options.
     - ``endpoint``: where requests go, without credentials: rate limits are those of one endpoint.
@@ -96,6 +104,8 @@ class ModelInfo:
     price: Price | None = None
     local: bool = False
     input_types: tuple[str, ...] = ()
+    default_input_type: str | None = None
+    truncation: Truncation = "unknown"
     reply_models: tuple[str, ...] = ()
     variant: str = ""
     endpoint: str = ""

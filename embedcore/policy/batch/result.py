@@ -13,6 +13,7 @@ from embedcore.errors import (
     ProviderError,
     TransientProviderError,
 )
+from embedcore.policy.planning import refuses_long
 from embedcore.policy.result import EmbeddingResult, Spending, TextCut
 from embedcore.policy.stream.rows import Block, called
 
@@ -135,8 +136,8 @@ class _Reader:
         if found.shortened is not None:
             _, tokens, characters = found.shortened
             return before.and_then(TextCut(tokens=tokens, characters=characters))
-        refuses = self._context.engine.sizes.refuses_long
-        unknown = found.perhaps_long and not refuses
+        engine = self._context.engine
+        unknown = found.perhaps_long and not refuses_long(engine.info, engine.sizes)
         return before if before.is_known or unknown else None
 
     def _vectors(

@@ -26,7 +26,12 @@ def keys_of(engine: Engine, input_type: str | None) -> Keys:
 
 def former_keys_of(engine: Engine, input_type: str | None) -> list[Keys]:
     """Under which keys earlier versions kept the same vectors. Nearly always there are none."""
-    return [_named(engine, former, input_type) for former in engine.former]
+    former = [_named(engine, fingerprint, input_type) for fingerprint in engine.former]
+    if input_type is not None and input_type == engine.info.default_input_type:
+        # Before a provider names its default, a call without a type has a key without one.
+        names = (engine.fingerprint, *engine.former)
+        former += [_named(engine, fingerprint, None) for fingerprint in names]
+    return former
 
 
 def _named(engine: Engine, fingerprint: str, input_type: str | None) -> Keys:
