@@ -3,13 +3,13 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
-LOCAL  := -e providers/openai -e providers/hashing
 ADAPTERS := $(addprefix test-,langchain opentelemetry postgresql qdrant lancedb)
 # Third parties' servers: OGX needs 3.12 or newer, AIBrix 3.12 or older.
 SERVERS := .venv-batch-servers
 SERVERS_PYTHON ?= python3.12
 PROJECTS := pyproject.toml $(wildcard providers/*/pyproject.toml)
 PROVIDERS := $(notdir $(wildcard providers/*))
+LOCAL  := $(PROVIDERS:%=-e providers/%)
 # Tests in parallel: one process per core, at most four. What one has left, another takes.
 JOBS   ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n)
 PYTEST := $(BIN)/python -m pytest -q

@@ -167,7 +167,7 @@ def test_a_name_that_is_nearly_a_model(asked, meant):
 
 @pytest.mark.case("F9")
 @pytest.mark.parametrize(
-    "name", ["cohere", "voyage", "acme", "embedcore", "openai-2", "../openai", "hashing ", ""]
+    "name", ["bedrock", "jina", "acme", "embedcore", "openai-2", "../openai", "hashing ", ""]
 )
 def test_no_package_is_named_that_nobody_here_knows(name: str) -> None:
     """Who registers it first would be installed."""

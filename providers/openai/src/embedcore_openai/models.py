@@ -50,6 +50,7 @@ def _openai(
             as_of=_PRICES_AS_OF,
             source=_MODEL_PAGE + model,
         ),
+        truncation="error",
         reply_models=reply_models,
         endpoint=DEFAULT_BASE_URL,
     )
