@@ -1,0 +1,1 @@
+"""Voyage's embedding models."""
