@@ -26,7 +26,13 @@ _UNIT_SECONDS: Final = {
 _NUMBER: Final = re.compile(r"\d{1,18}(?:\.\d{0,18})?", re.ASCII)
 _INTEGER: Final = re.compile(r"\d{1,18}", re.ASCII)
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
-_REQUEST_IDS: Final = ("x-request-id", "apim-request-id", "request-id", "x-amzn-requestid")
+_REQUEST_IDS: Final = (
+    "x-request-id",
+    "apim-request-id",
+    "request-id",
+    "x-amzn-requestid",
+    "mistral-correlation-id",
+)
 
 # "x-ms-retry-after-ms", "x-rate-limit-retry-after-seconds" …
 _OWN_WAIT: Final = re.compile(

@@ -8,7 +8,8 @@
             ...
             return {"vectors": [...], "tokens": self.bill(texts)}
 
-What the service refuses, ``reply`` raises as ``Refused``. A recording of a real service is played
+What the service refuses, ``reply`` raises as ``Refused``. ``ServiceContract`` is the contract of a
+provider over it. A recording of a real service is played
 by ``Recorded``, which compares what it was asked with what was asked then.
 """
 
@@ -19,13 +20,17 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
+from embedcore.testing.contract import EmbedderContract
 from embedcore.testing.meter import Meter
 from embedcore.testing.openai.http import Delivery, HttpReply, HttpRequest, Listener, RequestHead
 from embedcore.testing.vectors import tokens_of, vectors_of
+
+if TYPE_CHECKING:
+    from embedcore.provider.protocol import Embedder
 
 
 class Refused(Exception):
@@ -235,3 +240,31 @@ class Recorded(FakeService):
             width = int(value[-1].split()[1])
             return value[:-1] + [0.0] * (width - len(value) + 1)
         return [self.completed(each) for each in value]
+
+
+class ServiceContract(EmbedderContract):
+    """The contract over a fixture ``server`` that is a ``FakeService``: define ``embedder_of``."""
+
+    server: FakeService
+
+    @pytest.fixture(autouse=True)
+    def _of_a_service(self, server: FakeService) -> None:
+        self.server = server
+
+    def embedder_of(self, server: Any) -> Embedder:
+        """An embedder that asks this server."""
+        raise NotImplementedError(f"{type(self).__name__} must define embedder_of(server)")
+
+    def make_embedder(self) -> Embedder:
+        return self.embedder_of(self.server)
+
+    def make_broken_embedder(self) -> Embedder:
+        # It repeats the key and the texts.
+        self.server.echoes = True
+        return self.make_embedder()
+
+    def server_bill(self) -> int:
+        return self.server.meter.billed_tokens
+
+    def server_requests(self) -> int:
+        return self.server.meter.requests

@@ -22,8 +22,7 @@ from embedcore.provider.http_embedder import HttpEmbedder, HttpOptions, Key
 from embedcore.provider.options import options_fingerprint
 from embedcore.provider.replies import Form
 from embedcore.provider.types import EmbedRequest, ModelInfo
-from embedcore.testing import EmbedderContract
-from embedcore.testing.service import FakeService, Refused
+from embedcore.testing.service import FakeService, Refused, ServiceContract
 
 KEY = "acme-CANARY-0123456789"
 LENGTHS = (0.25, 3.0)
@@ -83,26 +82,12 @@ def embedder(server: FakeAcme, model: str = "one", **options: Any) -> AcmeEmbedd
     return AcmeEmbedder(model, AcmeOptions(**given_options))
 
 
-class TestContract(EmbedderContract):
+class TestContract(ServiceContract):
     secret = KEY
     examples = 5
 
-    @pytest.fixture(autouse=True)
-    def _server(self, server: FakeAcme) -> None:
-        self.server = server
-
-    def make_embedder(self) -> AcmeEmbedder:
-        return embedder(self.server)
-
-    def make_broken_embedder(self) -> AcmeEmbedder:
-        self.server.echoes = True
-        return self.make_embedder()
-
-    def server_bill(self) -> int:
-        return self.server.meter.billed_tokens
-
-    def server_requests(self) -> int:
-        return self.server.meter.requests
+    def embedder_of(self, server: FakeAcme) -> AcmeEmbedder:
+        return embedder(server)
 
 
 def test_vectors_get_length_one_and_keep_their_direction(server: FakeAcme) -> None:

@@ -16,8 +16,7 @@ from pydantic import ValidationError
 
 from embedcore import EmbeddingClient, errors
 from embedcore.provider.types import EmbedRequest
-from embedcore.testing import EmbedderContract
-from embedcore.testing.service import Recorded, Refused
+from embedcore.testing.service import Recorded, Refused, ServiceContract
 
 KEY = "co-CANARY0123456789abcdefXYZ"
 # Replies of the real service that others recorded, beside the repository.
@@ -35,28 +34,14 @@ def embedder(server: Any, model: str = "embed-v4.0", **options: Any) -> CohereEm
     return CohereEmbedder(model, CohereOptions(base_url=server.url, api_key=KEY, **options))
 
 
-class Contract(EmbedderContract):
+class Contract(ServiceContract):
     secret = KEY
     model = "embed-v4.0"
     options: ClassVar[dict[str, Any]] = {}
     examples = 10
 
-    @pytest.fixture(autouse=True)
-    def _server(self, server: FakeCohere) -> None:
-        self.server = server
-
-    def make_embedder(self) -> CohereEmbedder:
-        return embedder(self.server, self.model, **self.options)
-
-    def make_broken_embedder(self) -> CohereEmbedder:
-        self.server.echoes = True
-        return self.make_embedder()
-
-    def server_bill(self) -> int:
-        return self.server.meter.billed_tokens
-
-    def server_requests(self) -> int:
-        return self.server.meter.requests
+    def embedder_of(self, server: FakeCohere) -> CohereEmbedder:
+        return embedder(server, self.model, **self.options)
 
 
 class TestV4(Contract):

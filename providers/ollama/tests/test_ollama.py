@@ -16,8 +16,7 @@ from embedcore import EmbeddingClient, errors
 from embedcore.provider import refusals, replies
 from embedcore.provider.options import options_fingerprint
 from embedcore.provider.types import EmbedRequest
-from embedcore.testing import EmbedderContract
-from embedcore.testing.service import Refused
+from embedcore.testing.service import Refused, ServiceContract
 
 KEY = "ollama-CANARY0123456789abcdef"
 # What others recorded and specified, beside the repository.
@@ -34,28 +33,14 @@ def embedder(server: Any, model: str = "all-minilm", **options: Any) -> OllamaEm
     return OllamaEmbedder(model, OllamaOptions(base_url=server.url, **options))
 
 
-class Contract(EmbedderContract):
-    model = "all-minilm"
+class Contract(ServiceContract):
     secret = KEY
+    model = "all-minilm"
     options: ClassVar[dict[str, Any]] = {"api_key": KEY}
     examples = 10
 
-    @pytest.fixture(autouse=True)
-    def _server(self, server: FakeOllama) -> None:
-        self.server = server
-
-    def make_embedder(self) -> OllamaEmbedder:
-        return embedder(self.server, self.model, **self.options)
-
-    def make_broken_embedder(self) -> OllamaEmbedder:
-        self.server.echoes = True
-        return self.make_embedder()
-
-    def server_bill(self) -> int:
-        return self.server.meter.billed_tokens
-
-    def server_requests(self) -> int:
-        return self.server.meter.requests
+    def embedder_of(self, server: FakeOllama) -> OllamaEmbedder:
+        return embedder(server, self.model, **self.options)
 
 
 class TestPlain(Contract):

@@ -15,8 +15,7 @@ from fake_voyage import FakeVoyage
 
 from embedcore import EmbeddingClient, errors
 from embedcore.provider.types import EmbedRequest
-from embedcore.testing import EmbedderContract
-from embedcore.testing.service import Recorded, Refused
+from embedcore.testing.service import Recorded, Refused, ServiceContract
 
 KEY = "pa-CANARY0123456789abcdefXYZ"
 # Replies of the real service that others recorded, beside the repository.
@@ -34,28 +33,14 @@ def embedder(server: Any, model: str = "voyage-4", **options: Any) -> VoyageEmbe
     return VoyageEmbedder(model, VoyageOptions(**options))
 
 
-class Contract(EmbedderContract):
+class Contract(ServiceContract):
     secret = KEY
     model = "voyage-4"
     options: ClassVar[dict[str, Any]] = {}
     examples = 10
 
-    @pytest.fixture(autouse=True)
-    def _server(self, server: FakeVoyage) -> None:
-        self.server = server
-
-    def make_embedder(self) -> VoyageEmbedder:
-        return embedder(self.server, self.model, **self.options)
-
-    def make_broken_embedder(self) -> VoyageEmbedder:
-        self.server.echoes = True
-        return self.make_embedder()
-
-    def server_bill(self) -> int:
-        return self.server.meter.billed_tokens
-
-    def server_requests(self) -> int:
-        return self.server.meter.requests
+    def embedder_of(self, server: FakeVoyage) -> VoyageEmbedder:
+        return embedder(server, self.model, **self.options)
 
 
 class TestVoyage4(Contract):
