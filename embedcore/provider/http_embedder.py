@@ -149,7 +149,7 @@ class HttpEmbedder(BaseEmbedder):
     Raises ``ConfigurationError`` for ``dimensions`` that a known model cannot give.
     """
 
-    path: ClassVar[str] = ""
+    path: str = ""
     form: ClassVar[Form | None] = None
     models: ClassVar[Mapping[str, ModelInfo]] = MappingProxyType({})
     other: ClassVar[ModelInfo] = ModelInfo()

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Final
 
-IN_REPOSITORY: Final = ("cohere", "hashing", "mistral", "ollama", "openai", "voyage")
+IN_REPOSITORY: Final = ("cohere", "gemini", "hashing", "mistral", "ollama", "openai", "voyage")
 """The folders below ``providers/``."""
 
 OF_OTHERS: Final[Mapping[str, str]] = {}

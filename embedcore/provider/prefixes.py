@@ -33,7 +33,7 @@ _PREFIXES: Final[tuple[tuple[re.Pattern[str], Mapping[str, str]], ...]] = tuple(
             },
         ),
         (
-            r"embeddinggemma|embedding-gemma",
+            r"embeddinggemma|embedding-gemma|gemini-embedding-2",
             {
                 "query": "task: search result | query: ",
                 "document": "title: none | text: ",

@@ -22,6 +22,7 @@ INFO = ModelInfo(provider="acme", model="m", max_input_tokens=100, overhead_toke
         ("intfloat/multilingual-e5-base", "query: ", "passage: "),
         ("BAAI/bge-large-en-v1.5", "Represent this sentence", ""),
         ("mxbai-embed-large:335m", "Represent this sentence", ""),
+        ("gemini-embedding-2-preview", "task: search result", "title: none"),
         ("embeddinggemma:300m", "task: search result", "title: none"),
     ],
 )
