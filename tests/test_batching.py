@@ -178,7 +178,7 @@ def test_open_batches_are_listed_oldest_first_and_resumed_together(
 # Without a batch API
 
 
-def test_without_a_batch_api_texts_are_bought_now_and_that_is_said_once(
+def test_without_a_batch_api_texts_are_billed_now_and_that_is_said_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     sent: list[Any] = []

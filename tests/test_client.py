@@ -580,7 +580,7 @@ def test_the_scope_of_a_profile():
     assert EmbeddingClient("p", config=config, scope="mine").scope == "mine"
 
 
-def test_what_is_local_needs_no_budget_and_no_books(state_home):
+def test_what_is_local_needs_no_budget_and_no_ledger(state_home):
     config = {"budget": {"daily_token_limit": 0, "daily_cost_limit": 0}}
     with EmbeddingClient("hashing:64", config=config) as client:
         assert len(client.embed_texts(["a", "b"])) == 2
@@ -689,7 +689,7 @@ def test_a_pool_of_spawned_processes_rebuilds_the_client(server, monkeypatch, tm
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     subprocess.run([sys.executable, program, "spawn"], check=True, timeout=60)
-    # What the others bought is reused here, and sent by nobody.
+    # What the others billed is reused here, and sent by nobody.
     assert server.meter.billed_requests == 6
     assert TokenTracker().get_usage_today()["requests"] == 6
     assert TokenTracker().get_usage_today()["tokens_used"] == server.meter.billed_tokens
@@ -925,7 +925,7 @@ def test_a_limit_in_money_refuses_a_model_without_a_price():
 @pytest.mark.fault(126)
 @pytest.mark.parametrize("step", ["hold", "hold_and_send", "send"])
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), StorageReadOnly("gone")])
-def test_when_the_books_fail_nothing_is_sent(monkeypatch, step, error):
+def test_when_the_ledger_fail_nothing_is_sent(monkeypatch, step, error):
     from embedcore.storage.ledger import Ledger
 
     def broken(*_, **__):

@@ -64,7 +64,7 @@ def test_reply_models_are_no_part_of_the_name_any_more(client_of):
 
 
 @pytest.mark.case("E5")
-def test_vectors_that_were_bought_under_the_old_name_are_not_bought_again(server, client_of):
+def test_vectors_that_were_billed_under_the_old_name_are_not_billed_again(server, client_of):
     with client_of(old=True) as old:
         old.embed(TEXTS)
     billed = server.meter.billed_tokens

@@ -210,7 +210,7 @@ def test_the_state_file_is_as_described(state_home):
     assert "state.db-wal" in page("state-file.md"), "how to copy it whole"
 
 
-def test_the_store_of_bought_vectors_is_as_described(tmp_path):
+def test_the_store_of_billed_vectors_is_as_described(tmp_path):
     store = VectorStore(tmp_path / "vectors", cap=1)
     store.database.open()
     store.close()

@@ -47,7 +47,7 @@ def test_a_text_that_comes_again_is_paid_for_once_in_the_whole_stream(client, se
     assert server.meter.billed_texts.total() == 7
 
 
-def test_without_the_store_everything_is_bought_anew(client, server):
+def test_without_the_store_everything_is_billed_anew(client, server):
     for _ in range(2):
         right(list(client.embed_iter(["a", "b"], cache=False)), ["a", "b"])
     assert server.meter.billed_texts == {"a": 2, "b": 2}

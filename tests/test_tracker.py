@@ -150,7 +150,7 @@ def test_money_is_no_matter_of_tokens():
     tracker.close()
 
 
-def test_a_client_and_a_tracker_keep_the_same_books():
+def test_a_client_and_a_tracker_keep_the_same_ledger():
     fake = FakeEmbedder()
     tracker = TokenTracker(daily_limit=100)
     with EmbeddingClient(embedder=fake, config={"budget": {"daily_token_limit": 100}}) as client:

@@ -157,7 +157,7 @@ def test_it_is_shared_between_threads(embeddings, fake):
 # Money
 
 
-def test_every_way_is_in_the_books(server):
+def test_every_way_is_in_the_ledger(server):
     embeddings = EmbedcoreEmbeddings(MODEL, scope="search")
     embeddings.embed_documents(["one two", "three"])
     embeddings.embed_query("four")

@@ -214,7 +214,7 @@ def test_a_server_that_is_killed_and_never_goes_on(ogx, upstream, clients, until
     ended = job.forget()
     assert ended.state == "abandoned"
     assert ended.usage.unconfirmed_tokens > 0
-    # After that the same texts can be bought again.
+    # After that the same texts can be billed again.
     assert are_right(client.batch_embed_texts(texts, poll_interval=OFTEN), texts)
 
 

@@ -190,7 +190,7 @@ def test_a_provider_that_is_gone_is_said_and_changes_nothing(cli, server, submit
     assert "does not accept the API key" in status.out
 
 
-def test_what_was_lost_is_bought_again_only_when_asked(cli, server, submit, name_settings):
+def test_what_was_lost_is_billed_again_only_when_asked(cli, server, submit, name_settings):
     name_settings(f"{OFFERED}[batch]\ngrace = 0\n")
     name = submit(5)
     server.batches.vanish(server.batches.jobs[0].id)

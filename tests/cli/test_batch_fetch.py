@@ -218,7 +218,7 @@ def test_a_list_of_failed_rows_goes_when_none_fails(cli, server, texts_file):
 
 @pytest.mark.case("D4")
 @pytest.mark.parametrize("name", ["v.npy.lock", "v.npy.failed.jsonl", "v.npy.rows.jsonl"])
-def test_what_is_not_ours_beside_an_output_is_found_before_anything_is_bought(
+def test_what_is_not_ours_beside_an_output_is_found_before_anything_is_billed(
     cli, server, texts_file, name
 ):
     """A batch whose deadline is near buys what is missing when it is looked after."""

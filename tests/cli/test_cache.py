@@ -1,4 +1,4 @@
-"""Is it clear what is kept of what was bought, and does room come without a surprise?"""
+"""Is it clear what is kept of what was billed, and does room come without a surprise?"""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LARGE = "openai:text-embedding-3-large"
 
 
 @pytest.fixture
-def bought(cli, server, texts_file, state_home):
+def billed(cli, server, texts_file, state_home):
     """Thirty texts of one model and ten of another; the folder they are kept in."""
     assert cli("embed", str(texts_file(30)), "-o", "a.npy").code == 0
     assert (
@@ -42,7 +42,7 @@ def damage(path, which):
     store.close()
 
 
-def test_before_anything_is_bought(cli, state_home):
+def test_before_anything_is_billed(cli, state_home):
     run = cli("cache")
     assert run.code == 0
     assert f"{state_home / 'vectors'} (not there yet)" in run.out
@@ -57,15 +57,15 @@ def test_before_anything_is_bought(cli, state_home):
     assert not state_home.exists(), "looking creates nothing"
 
 
-def test_what_is_in_it(cli, server, bought):
+def test_what_is_in_it(cli, server, billed):
     assert cli("embed", "-c", "text number 3", "-c", "something else").code == 0
     shown = cli("cache")
     assert shown.code == 0
-    assert max(map(len, shown.out.replace(str(bought), "PATH").splitlines())) <= 80
+    assert max(map(len, shown.out.replace(str(billed), "PATH").splitlines())) <= 80
     found = cli("cache", "--json").json
     assert found["vectors"] == {LARGE: 10, SMALL: 31}
     assert (found["hits"], found["misses"]) == (1, 41)
-    assert found["path"] == str(bought)
+    assert found["path"] == str(billed)
     assert found["used"] < found["cap"] == 10**10
     assert f"{SMALL}       31" in shown.out
     assert "2.4% of 42 texts were found and not paid for again" in shown.out
@@ -101,13 +101,13 @@ def test_whether_it_is_on_and_why(cli, settings, model, said, name_settings):
 # Room
 
 
-def test_nothing_is_pruned_without_saying_which(cli, bought):
+def test_nothing_is_pruned_without_saying_which(cli, billed):
     run = cli("cache", "prune", "--yes")
     assert run.code == 2
     assert "--older-than" in run.err
 
 
-def test_without_a_terminal_pruning_needs_yes_and_says_what_it_costs(cli, bought):
+def test_without_a_terminal_pruning_needs_yes_and_says_what_it_costs(cli, billed):
     run = cli("cache", "prune", "--all")
     assert run.code == 2
     assert "40 vectors would be deleted; to embed them again would cost about $0.0" in run.err
@@ -120,7 +120,7 @@ def test_without_a_terminal_pruning_needs_yes_and_says_what_it_costs(cli, bought
 
 
 @pytest.mark.parametrize(("answer", "left"), [("y", 0), ("n", 40)])
-def test_on_a_terminal_it_asks(cli, terminal, bought, answer, left):
+def test_on_a_terminal_it_asks(cli, terminal, billed, answer, left):
     screen = terminal("cache", "prune", "--all")
     screen.wait_for(r"would cost\s+about \$0\.\d+\. Go on\? \[y/N\]")
     screen.send(f"{answer}\r")
@@ -128,7 +128,7 @@ def test_on_a_terminal_it_asks(cli, terminal, bought, answer, left):
     assert sum(cli("cache", "--json").json["vectors"].values()) == left
 
 
-def test_the_cost_of_buying_again_is_that_of_the_books(cli, server, bought):
+def test_the_cost_of_buying_again_is_that_of_the_ledger(cli, server, billed):
     spent = {
         one["model"]: Decimal(one["spent_cost"])
         for one in cli("usage", "--json").json["models"]
@@ -139,20 +139,20 @@ def test_the_cost_of_buying_again_is_that_of_the_books(cli, server, bought):
     assert answer["deleted"] == 0
     expected = sum(spent.values())
     assert expected * Decimal("0.95") <= Decimal(answer["cost_to_embed_again"]) <= expected
-    (bought.parent / "state.db").unlink()
+    (billed.parent / "state.db").unlink()
     shown = cli("cache", "prune", "--dry-run", "--all")
     assert "what they would cost again is not known" in shown.out
 
 
 @pytest.mark.parametrize("name", [SMALL, "text-embedding-3-small", "docs"])
-def test_only_those_of_one_model(cli, bought, name):
+def test_only_those_of_one_model(cli, billed, name):
     Path("embedcore.toml").write_text(f'[profiles.docs]\nmodel = "{SMALL}"\n')
     run = cli("cache", "prune", "--model", name, "--yes", "--json")
     assert run.json["deleted"] == 30
     assert cli("cache", "--json").json["vectors"] == {LARGE: 10, SMALL: 0}
 
 
-def test_those_of_a_provider_that_is_gone(cli, bought, monkeypatch):
+def test_those_of_a_provider_that_is_gone(cli, billed, monkeypatch):
     monkeypatch.setenv("EMBEDCORE_LOAD_PLUGINS", "hashing")
     assert cli("cache", "prune", "--model", SMALL, "--yes", "--json").json["deleted"] == 30
 
@@ -160,7 +160,7 @@ def test_those_of_a_provider_that_is_gone(cli, bought, monkeypatch):
 @pytest.mark.parametrize(
     ("age", "deleted"), [("0d", 40), ("0", 40), ("1d", 0), ("2w", 0), ("400D", 0)]
 )
-def test_only_those_that_are_old(cli, bought, age, deleted):
+def test_only_those_that_are_old(cli, billed, age, deleted):
     run = cli("cache", "prune", "--older-than", age, "--yes", "--json")
     assert run.code == 0
     assert run.json["deleted"] == deleted
@@ -187,7 +187,7 @@ def test_down_to_a_size_the_oldest_go(cli, server, texts_file):
 @pytest.mark.parametrize(
     ("option", "value"), [("--older-than", "soon"), ("--older-than", "-1d"), ("--down-to", "much")]
 )
-def test_what_cannot_be_understood_deletes_nothing(cli, bought, option, value):
+def test_what_cannot_be_understood_deletes_nothing(cli, billed, option, value):
     run = cli("cache", "prune", option, value, "--yes")
     assert run.code == 2
     assert "write it" in run.err
@@ -198,11 +198,11 @@ def test_what_cannot_be_understood_deletes_nothing(cli, bought, option, value):
 
 
 @pytest.mark.fault(116)
-def test_verify_says_what_was_damaged(cli, server, bought, monkeypatch):
+def test_verify_says_what_was_damaged(cli, server, billed, monkeypatch):
     sound = cli("cache", "verify")
     assert sound.code == 0
     assert sound.out == "40 vectors read: none is damaged\n"
-    damage(bought, "id IN (2, 33)")
+    damage(billed, "id IN (2, 33)")
     monkeypatch.setattr("embedcore.cli.cache.LINE_SECONDS", 0.0)
     found = cli("cache", "verify", "--json")
     assert found.code == 1
@@ -213,8 +213,8 @@ def test_verify_says_what_was_damaged(cli, server, bought, monkeypatch):
 
 
 @pytest.mark.fault(120)
-def test_a_file_that_is_broken_is_exit_5_and_stops_no_embedding(cli, server, bought):
-    (bought / "index.db").write_bytes(b"not a database at all" * 1000)
+def test_a_file_that_is_broken_is_exit_5_and_stops_no_embedding(cli, server, billed):
+    (billed / "index.db").write_bytes(b"not a database at all" * 1000)
     for name in ("cache", "verify", "prune"):
         arguments = {"cache": ["cache"], "prune": ["cache", "prune", "--all", "--yes"]}
         run = cli(*arguments.get(name, ["cache", name]))
@@ -276,11 +276,11 @@ def findings(run):
     ]
 
 
-def test_doctor_tells_of_it(cli, server, bought):
+def test_doctor_tells_of_it(cli, server, billed):
     found = findings(cli("doctor", "--json"))
     assert found[:3] == [
         ("vectors", f"kept for {SMALL}: they cost money", "ok"),
-        ("place", str(bought), "ok"),
+        ("place", str(billed), "ok"),
         ("cap", "10.0 GB; a million vectors take about 6.3 GB", "ok"),
     ]
     ((name, value, level),) = found[3:]
@@ -288,7 +288,7 @@ def test_doctor_tells_of_it(cli, server, bought):
     assert value.startswith("40 vectors, ")
 
 
-def test_doctor_says_when_it_is_nearly_full(cli, server, bought, name_settings):
+def test_doctor_says_when_it_is_nearly_full(cli, server, billed, name_settings):
     name_settings("cache_cap = 300000\n")
     (found,) = [one for one in findings(cli("doctor", "--json")) if one[0] == "file"]
     assert found[2] == "note"
@@ -297,8 +297,8 @@ def test_doctor_says_when_it_is_nearly_full(cli, server, bought, name_settings):
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
 @pytest.mark.fault(137)
-def test_doctor_says_when_others_can_read_it(cli, server, bought):
-    index = bought / "index.db"
+def test_doctor_says_when_others_can_read_it(cli, server, billed):
+    index = billed / "index.db"
     index.chmod(0o644)
     run = cli("doctor")
     assert run.code == 1
@@ -350,28 +350,28 @@ def test_a_probe_says_first_what_it_costs_and_asks(cli, server, monkeypatch):
 
 
 @pytest.fixture
-def kept_before(cli, server, bought):
-    """The vectors of ``bought`` as an earlier version of embedcore kept them: in one file."""
-    index = sqlite3.connect(bought / "index.db")
+def kept_before(cli, server, billed):
+    """The vectors of ``billed`` as an earlier version of embedcore kept them: in one file."""
+    index = sqlite3.connect(billed / "index.db")
     origins = index.execute("SELECT * FROM origin").fetchall()
     rows = index.execute(
         "SELECT id, key, origin, stored, keep_until, width, checksum, segment, offset, itemsize "
         "FROM vector"
     ).fetchall()
     index.close()
-    old = OldVectors(bought.with_name("vectors.db"), busy_timeout=1.0)
+    old = OldVectors(billed.with_name("vectors.db"), busy_timeout=1.0)
     old.database._creates = True
     with old.database.transaction() as connection:
         connection.executemany("INSERT INTO origin VALUES (?, ?, ?, ?, ?, ?)", origins)
         for *values, segment, offset, itemsize in rows:
-            with (bought / f"{segment:08}.seg").open("rb") as file:
+            with (billed / f"{segment:08}.seg").open("rb") as file:
                 file.seek(offset)
                 data = file.read(values[5] * itemsize)
             connection.execute(
                 "INSERT INTO vector VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*values, data)
             )
     old.database.close()
-    shutil.rmtree(bought)
+    shutil.rmtree(billed)
     return old.path
 
 
@@ -427,8 +427,8 @@ def test_moving_while_another_program_has_the_file_open(cli, server, kept_before
 
 
 @pytest.mark.fault(120)
-def test_an_old_file_that_is_broken_is_exit_5(cli, server, bought):
-    bought.with_name("vectors.db").write_bytes(b"not a database at all" * 1000)
+def test_an_old_file_that_is_broken_is_exit_5(cli, server, billed):
+    billed.with_name("vectors.db").write_bytes(b"not a database at all" * 1000)
     run = cli("cache", "migrate")
     assert run.code == 5
     assert "embedded again" in run.err

@@ -65,10 +65,10 @@ def test_with_openai_the_price_is_shown_and_confirmed_first(cli, server):
     assert run.code == 0, run.err
     assert run.json["embedded"] > 2_000
     assert Decimal(run.json["cost"]) > 0
-    bought = server.meter.snapshot()["billed_texts"]
+    billed = server.meter.snapshot()["billed_texts"]
     again = cli("demo", "--model", "openai:text-embedding-3-small")
-    assert again.code == 0, "what was bought needs no answer"
-    assert server.meter.snapshot()["billed_texts"] == bought, "questions are paid once as well"
+    assert again.code == 0, "what was billed needs no answer"
+    assert server.meter.snapshot()["billed_texts"] == billed, "questions are paid once as well"
     assert server.meter.billed_twice == {}
 
 

@@ -49,7 +49,7 @@ def test_dry_run_sends_and_writes_nothing(cli, server, texts_file):
     assert server.meter.requests == 0
 
 
-def test_only_what_changed_is_bought(cli, server, texts_file):
+def test_only_what_changed_is_billed(cli, server, texts_file):
     texts_file(20)
     cli("embed", "texts.jsonl", "-o", "out.npy", "--quiet")
     texts_file(25, start=5)

@@ -83,8 +83,8 @@ def test_a_price_nobody_knows_is_not_shown_as_nothing():
     report = RunReport(
         output=Path("out.npy"), rows=5, empty=0, duplicates=0, reused=0, embedded=5, usage=usage
     )
-    bought = dict(_lines(report, ModelInfo(price=None)))["billed"]
-    assert bought.endswith("1 request, at a price that is not known")
+    billed = dict(_lines(report, ModelInfo(price=None)))["billed"]
+    assert billed.endswith("1 request, at a price that is not known")
     assert dict(_lines(report, ModelInfo(price=Price())))["billed"].endswith("$0")
     totals = RunTotals()
     totals(Settled(scope="s", tokens=19, cost=Decimal(0), unconfirmed=True))
@@ -181,7 +181,7 @@ def test_with_yes_the_ledger_still_refuses(cli, server, texts_file, monkeypatch)
 def test_what_is_cached_costs_nothing_in_any_question(cli, server, dear, monkeypatch):
     """Another output, the limit used up, every price asked about: the vectors are there."""
     assert cli("embed", dear, "-o", "out.npy", "--yes").code == 0
-    bought = server.meter.billed_tokens
+    billed = server.meter.billed_tokens
     monkeypatch.setenv("EMBEDCORE_CONFIRM_ABOVE", "0")
     monkeypatch.setenv("EMBEDCORE_DAILY_TOKEN_LIMIT", "1")
     monkeypatch.setenv("EMBEDCORE_TOTAL_COST_LIMIT", "0.0000000001")
@@ -193,10 +193,10 @@ def test_what_is_cached_costs_nothing_in_any_question(cli, server, dear, monkeyp
     assert "cost      $0" in shown
     assert cli("embed", dear, "-o", "another.jsonl").code == 0
     assert cli("embed", "-c", "text number 7", "-c", "text number 8").code == 0
-    assert server.meter.billed_tokens == bought
+    assert server.meter.billed_tokens == billed
     run = cli("embed", "-c", "text number 7", "-c", "a new text")
     assert run.code == 3, "what must be paid for is still refused"
-    assert server.meter.billed_tokens == bought
+    assert server.meter.billed_tokens == billed
 
 
 @pytest.mark.case("C9")
@@ -278,14 +278,14 @@ def test_a_local_model_needs_no_budget(cli, texts_file, monkeypatch):
 
 
 def test_usage_says_what_the_meter_says(cli, server, texts_file):
-    cli("embed", str(texts_file(30)), "-o", "out.npy", "--scope", "books")
+    cli("embed", str(texts_file(30)), "-o", "out.npy", "--scope", "ledger")
     cli("embed", "-c", "a question", "--scope", "web")
     report = cli("usage", "--json").json
     day = {one["scope"]: one for one in report["scopes"] if one["period"] == "day"}
     assert day["*"]["spent_tokens"] == server.meter.billed_tokens
     assert Decimal(day["*"]["spent_cost"]) == server.meter.billed_tokens * Decimal("0.00000002")
     assert day["*"]["requests"] == 2
-    assert day["books"]["spent_tokens"] + day["web"]["spent_tokens"] == day["*"]["spent_tokens"]
+    assert day["ledger"]["spent_tokens"] + day["web"]["spent_tokens"] == day["*"]["spent_tokens"]
     (model,) = [one for one in report["models"] if one["period"] == "day"]
     assert model["model"] == f"openai:{PAID}"
     assert model["spent_tokens"] == server.meter.billed_tokens
@@ -351,7 +351,7 @@ def test_budget_without_limits_says_how_to_set_one(cli):
 
 
 @pytest.mark.fault(91)
-def test_clock_of_the_books_is_shown_and_repaired(cli):
+def test_clock_of_the_ledger_is_shown_and_repaired(cli):
     assert cli("embed", "-c", "x", "-m", "hashing:8").code == 0
     ledger = open_ledger(Config.load(), ())
     with ledger.database.transaction() as connection:

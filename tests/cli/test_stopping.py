@@ -104,7 +104,7 @@ def test_killed_it_loses_no_more_than_the_requests_in_flight(
 
 
 @pytest.mark.fault(142)
-@pytest.mark.parametrize("locked", [False, True], ids=["waiting", "books-locked"])
+@pytest.mark.parametrize("locked", [False, True], ids=["waiting", "ledger-locked"])
 def test_a_second_ctrl_c_is_immediate(held_server, texts_file, state_home, begun, locked):
     server = held_server(0)
     texts_file(10)
@@ -112,20 +112,20 @@ def test_a_second_ctrl_c_is_immediate(held_server, texts_file, state_home, begun
     run = begun("embed", "texts.jsonl", "-o", "out.jsonl", grace=grace)
     server.wait_for(1)
     if locked:
-        # While SQLite waits for the books no Python runs, and no handler of Python's either.
-        books = driver().connect(state_home / "state.db", isolation_level=None)
-        books.execute("BEGIN IMMEDIATE")
+        # While SQLite waits for the ledger no Python runs, and no handler of Python's either.
+        ledger = driver().connect(state_home / "state.db", isolation_level=None)
+        ledger.execute("BEGIN IMMEDIATE")
     run.send_signal(signal.SIGINT)
     until_stopping(run)
     if locked:
         time.sleep(grace + 1)
     assert run.poll() is None
     run.send_signal(signal.SIGINT)
-    # Who waited for the reply, or for the books, would end by a code of its own.
+    # Who waited for the reply, or for the ledger, would end by a code of its own.
     assert run.wait(timeout=120) == -signal.SIGINT
     run.communicate()
     if locked:
-        books.close()
+        ledger.close()
 
 
 @pytest.mark.fault(142)

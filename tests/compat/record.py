@@ -417,7 +417,7 @@ class Recorder:
         self.submit("preparing", die=[("embedcore.storage.batches:Batches.want", "after", 1)])
 
     def outputs(self) -> None:
-        """Runs of the command line. Their state folder is another one, without bought vectors."""
+        """Runs of the command line. Their state folder is another one, without billed vectors."""
         folder = self.target / "outputs"
         folder.mkdir(parents=True)
         words = [f"voice of the {colour} world" for colour in COLOURS]

@@ -218,7 +218,7 @@ def embed(
     )
     monkeypatch.setenv("RECORDED_KEY", "sk-recorded-0123456789abcdef")
     monkeypatch.setenv("EMBEDCORE_CONFIG", str(settings))
-    # What was bought is known from the output alone.
+    # What was billed is known from the output alone.
     monkeypatch.setenv("EMBEDCORE_CACHE", "false")
     monkeypatch.chdir(outputs)
 
@@ -239,7 +239,7 @@ def embed(
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("kind", ["vectors", "no-text"])
 def test_an_output_is_carried_on(embed: Callable[..., Any], ending: str, kind: str) -> None:
-    """As it is nothing is bought; then a row is new, and one has another text."""
+    """As it is nothing is billed; then a row is new, and one has another text."""
     more = ["--no-text"] if kind == "no-text" else []
     rows = {f"row-{number}": text_of(colour) for number, colour in enumerate(COLOURS[:4])}
     output = f"{kind}.{ending}"
@@ -249,7 +249,7 @@ def test_an_output_is_carried_on(embed: Callable[..., Any], ending: str, kind: s
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_a_row_that_failed_is_bought_when_it_is_mended(
+def test_a_row_that_failed_is_billed_when_it_is_mended(
     embed: Callable[..., Any], outputs: Path, ending: str
 ) -> None:
     rows = {f"row-{number}": text_of(colour) for number, colour in enumerate(COLOURS[:3])}
@@ -266,15 +266,15 @@ def test_a_run_that_was_killed_is_resumed(
     rows = {f"row-{number}": text_of(colour) for number, colour in enumerate(COLOURS[:4])}
     left = [outputs / f"unfinished.{ending}.{name}" for name in ("journal", "lock")]
     assert all(path.exists() for path in left)
-    bought = {text_of("green"): 1, text_of("black"): 1}
-    assert embed(rows, f"unfinished.{ending}") == bought
+    billed = {text_of("green"): 1, text_of("black"): 1}
+    assert embed(rows, f"unfinished.{ending}") == billed
     assert not any(path.exists() for path in left)
 
 
 # Money
 
 
-def test_the_books_open_with_every_amount_in_them(past: Past) -> None:
+def test_the_ledger_open_with_every_amount_in_it(past: Past) -> None:
     for scope, used in (("web", 143), ("docs", 7)):
         tracker = TokenTracker(200, scope=scope, config={"home": past.home})
         today = tracker.get_usage_today()
@@ -325,12 +325,12 @@ def test_what_a_killed_process_left_open_is_charged_and_released(past: Past) -> 
     texts = past.state["money_texts"]["killed"]
     result = past.client("killed").embed(texts)
     assert right(result.vectors, texts)
-    # The first request was answered, and stored; the others are bought.
+    # The first request was answered, and stored; the others are billed.
     assert past.billed_now == Counter(texts[2:])
     assert past.total("killed") == (10 + 48 + 4 * TOKENS, 0)
 
 
-def test_vectors_that_were_bought_are_not_bought_again(past: Past) -> None:
+def test_vectors_that_were_billed_are_not_billed_again(past: Past) -> None:
     texts, web = STATE["money_texts"], past.client("web")
     assert right(web.embed(texts["web"][:3]).vectors, texts["web"][:3])
     assert right(web.embed(texts["web"][4:5], input_type="query").vectors, texts["web"][4:5])
@@ -386,7 +386,7 @@ def bill(past: Past, scope: str) -> Counter[str]:
 
 @pytest.mark.parametrize("scope", GOES_ON)
 def test_an_open_batch_is_carried_to_its_end(past: Past, scope: str) -> None:
-    """Every text has its vector, none was billed twice, and the books say what the bill says."""
+    """Every text has its vector, none was billed twice, and the ledger says what the bill says."""
     texts, client = past.state["texts"][scope], past.client(scope)
     past.look(client)
     job = client.batch_job(past.state["batches"][scope])
@@ -473,7 +473,7 @@ def test_a_batch_that_had_ended_stays_as_it_was(
     assert past.total(scope) == (spent, 0)
 
 
-def test_what_was_paid_for_and_lost_is_bought_again_only_if_asked(past: Past) -> None:
+def test_what_was_paid_for_and_lost_is_billed_again_only_if_asked(past: Past) -> None:
     texts, client = past.state["texts"]["gone"], past.client("gone")
     with pytest.raises(BatchEmbeddingFailed):
         client.submit_batch(texts).result(poll_interval=0.01)

@@ -33,9 +33,9 @@ def vector_of(text: str, model: str = "fake", width: int = WIDTH) -> np.ndarray:
 
 @dataclass
 class FakeClient:
-    """``before(texts)`` may raise or return how many texts are bought before ``error`` is raised.
+    """``before(texts)`` may raise or return how many texts are billed before ``error`` is raised.
 
-    ``bad``: texts whose rows fail. ``meter``: a file that gets one line for each text bought.
+    ``bad``: texts whose rows fail. ``meter``: a file that gets one line for each text billed.
     Texts of more than ``longest`` characters are "truncated" by the rest, which ``cut`` tells.
     """
 
@@ -51,7 +51,7 @@ class FakeClient:
     cut: Callable[[int], TextCut] = lambda rest: TextCut(tokens=rest)
     stop_after: Callable[[int], tuple[int, BaseException] | None] = lambda call: None
     calls: list[list[str]] = field(default_factory=list)
-    bought: list[str] = field(default_factory=list)
+    billed: list[str] = field(default_factory=list)
     input_types: set[str | None] = field(default_factory=set)
     former: tuple[str, ...] = ()
 
@@ -124,7 +124,7 @@ class FakeClient:
         )
 
     def _pay(self, text: str) -> None:
-        self.bought.append(text)
+        self.billed.append(text)
         if self.meter is not None:
             with self.meter.open("ab") as file:
                 file.write(hashlib.sha256(text.encode()).hexdigest()[:16].encode() + b"\n")

@@ -54,7 +54,7 @@ class Damaged:
                 raise
 
     def check(self, suffix: str, changed: dict[Path, bytes], missing: int = 0) -> int | None:
-        """Search and run again after a change. What was bought, None for an error that says why.
+        """Search and run again after a change. What was billed, None for an error that says why.
 
         ``missing``: how many rows may be gone without a trace."""
         output = self.folder / f"v.{suffix}"
@@ -68,13 +68,13 @@ class Damaged:
         with self.naming(output):
             report = embed_files(client, sources(), output, keep=["n"])
         if report is None:
-            assert not client.bought
+            assert not client.billed
             return None
         assert self.load(output) == self.rows[suffix]
-        assert len(set(client.bought)) == len(client.bought)
+        assert len(set(client.billed)) == len(client.billed)
         # Where a line feed is damaged, two rows are one line.
-        assert len(client.bought) <= 2 * report.damaged + missing
-        return len(client.bought)
+        assert len(client.billed) <= 2 * report.damaged + missing
+        return len(client.billed)
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +124,8 @@ def test_a_line_that_is_damaged_costs_one_text_whatever_it_is(damaged: Damaged) 
         intact = damaged.written[suffix][path]
         start = len(b"".join(intact.splitlines(keepends=True)[:5]))
         end = intact.index(b"\n", start)
-        bought = damaged.check(suffix, {path: intact[:start] + b"#" + intact[start + 1 :]})
-        assert bought == 1
+        billed = damaged.check(suffix, {path: intact[:start] + b"#" + intact[start + 1 :]})
+        assert billed == 1
         assert damaged.check(suffix, {path: intact[:end] + b"#" + intact[end + 1 :]}) == 2
         middle = start + 20
         assert damaged.check(suffix, {path: intact[:middle] + b"\n" + intact[middle:]}) == 1
@@ -195,7 +195,7 @@ CHANGES = [
 
 @pytest.mark.parametrize("place", [0, 5, 11])
 @pytest.mark.parametrize("change", CHANGES)
-def test_only_the_row_that_was_changed_is_bought_again(
+def test_only_the_row_that_was_changed_is_billed_again(
     tmp_path: Path,
     new_client: Any,
     check_rows: Callable[..., None],
@@ -214,7 +214,7 @@ def test_only_the_row_that_was_changed_is_bought_again(
     assert TEXTS[place] not in {hit.text for hit in hits}
     client = new_client()
     report = embed_files(client, sources(), output)
-    assert (report.damaged, client.bought) == (1, [TEXTS[place]])
+    assert (report.damaged, client.billed) == (1, [TEXTS[place]])
     check_rows(output, TEXTS)
 
 
@@ -250,7 +250,7 @@ def test_so_it_is_in_parquet(
     changed_in_parquet(output, column, 7, value)
     client = new_client()
     report = embed_files(client, sources(), output)
-    assert (report.damaged, client.bought) == (1, [TEXTS[7]])
+    assert (report.damaged, client.billed) == (1, [TEXTS[7]])
     check_rows(output, TEXTS)
 
 
@@ -269,7 +269,7 @@ def test_a_row_group_that_cannot_be_read_costs_its_rows_alone(
     output.write_bytes(content)
     client = new_client()
     assert embed_files(client, sources(texts), output).damaged == group.num_rows < len(texts)
-    assert client.bought == texts[2048 : 2048 + group.num_rows]
+    assert client.billed == texts[2048 : 2048 + group.num_rows]
     check_rows(output, texts)
 
 
@@ -299,7 +299,7 @@ def test_vectors_that_changed_places_are_found_out(
                 changed_in_parquet(output, name, place, lambda _, value=value: value)
     client = new_client()
     report = embed_files(client, sources(), output)
-    assert (report.damaged, client.bought) == (3, [TEXTS[2], TEXTS[3], TEXTS[5]])
+    assert (report.damaged, client.billed) == (3, [TEXTS[2], TEXTS[3], TEXTS[5]])
     check_rows(output, TEXTS)
 
 
@@ -388,7 +388,7 @@ def test_a_sum_without_its_name_lets_no_altered_vector_through(
     assert search(new_client(), ["text 1"], output).damaged == 1
     client = new_client()
     report = embed_files(client, sources(), output, keep=["n"])
-    assert (report.damaged, client.bought) == (1, [TEXTS[place]])
+    assert (report.damaged, client.billed) == (1, [TEXTS[place]])
     check_rows(output, TEXTS)
 
 
@@ -412,7 +412,7 @@ def test_rows_older_than_sums_are_believed_before_rows_that_have_them(
     output.write_bytes(newer + older.read_bytes())
     client = new_client()
     assert embed_files(client, sources(), output).damaged == 5
-    assert client.bought == TEXTS[:5]
+    assert client.billed == TEXTS[:5]
     check_rows(output, TEXTS)
 
 
@@ -463,7 +463,7 @@ def test_a_vector_of_zeros_is_asked_for_again(
     assert load(output)[4]["vector"] == [0] * 6
     client = new_client()
     report = embed_files(client, sources(), output)
-    assert (client.bought, report.damaged) == (["text 4"], 0)
+    assert (client.billed, report.damaged) == (["text 4"], 0)
     assert any(load(output)[4]["vector"])
 
 
@@ -482,5 +482,5 @@ def test_a_damaged_text_is_no_hit_and_costs_nothing(
     assert {hit.text for hit in hits} == set(TEXTS) - {"text 3"}
     client = new_client()
     embed_files(client, sources(), output)
-    assert not client.bought
+    assert not client.billed
     check_rows(output, TEXTS)

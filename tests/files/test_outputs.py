@@ -132,7 +132,7 @@ def test_a_cut_is_told_in_tokens_only_if_they_were_counted(
         found = tally(block.cuts)
         assert (found.rows, found.unknown) == (4, 1) == (report.truncated, report.perhaps_cut)
         assert (found.tokens, found.characters) == (1 + most, 2 + most)
-    assert client.bought == [*texts, "short"]
+    assert client.billed == [*texts, "short"]
 
 
 @pytest.mark.fault(7)
@@ -211,10 +211,10 @@ def test_a_matrix_and_a_sidecar_of_two_runs_are_found_out(
     one.write_bytes(two.read_bytes())
     (block,) = output_format(one).blocks(one)
     assert block.sound.tolist() == [False, False, True]
-    # Such rows are bought again rather than believed.
+    # Such rows are billed again rather than believed.
     again = new_client()
     embed_files(again, [iter(["a", "b", "c"])], one)
-    assert sorted(again.bought) == ["a", "b"]
+    assert sorted(again.billed) == ["a", "b"]
     check_rows(one, ["a", "b", "c"])
 
 

@@ -50,7 +50,7 @@ def test_the_plan_is_what_the_run_does(
     assert report.usage.tokens == plan.tokens
     assert report.usage.cost == plan.cost
     assert plan.requests == -(-plan.to_embed // block) == len(client.calls)
-    assert plan.truncated == sum(len(text) > 3 for text in client.bought)
+    assert plan.truncated == sum(len(text) > 3 for text in client.billed)
 
 
 def test_without_an_output_all_is_missing(client: Any) -> None:

@@ -37,9 +37,9 @@ try:
     embed_files(client, [texts], output, block=int(block))
 except EmbeddingError as error:
     kept = 0 if error.partial is None else int(error.partial.ok.sum())
-    print(type(error).__name__, kept, len(client.bought))
+    print(type(error).__name__, kept, len(client.billed))
 else:
-    print("done", len(client.bought))
+    print("done", len(client.billed))
 """
 
 
@@ -265,7 +265,7 @@ def test_two_processes_on_one_output(
     # Its death releases the lock.
     client = new_client()
     embed_files(client, [(f"text {i}" for i in range(100))], case.output)
-    assert len(client.bought) == 95
+    assert len(client.billed) == 95
     check_rows(case.output, [f"text {i}" for i in range(100)])
 
 
@@ -291,7 +291,7 @@ def test_a_full_disk_keeps_the_old_output_and_all_that_was_paid_for(
     assert (code, said) == (0, "StorageFull 20 20")
     check_rows(case.output, old)
     code, said = case.run(150, 20)
-    # Records of the torn block that are whole count as bought.
+    # Records of the torn block that are whole count as billed.
     assert code == 0
     assert 20 < int(said.removeprefix("done ")) <= 40
     check_rows(case.output, [f"text {i}" for i in range(150)])

@@ -67,15 +67,15 @@ def test_stopped_and_resumed_with_the_real_client(
     embedder.left = 4
     with pytest.raises(ProviderUnavailable):
         embed_files(real, [iter(texts)], output, block=9)
-    bought = len(embedder.sent)
-    assert 9 <= bought <= 12
+    billed = len(embedder.sent)
+    assert 9 <= billed <= 12
     embedder.left = 10**9
     plan = plan_files(real, [iter(texts)], output, block=9)
-    assert (plan.reused, plan.to_embed, plan.duplicates) == (bought, 25 - bought, 15)
+    assert (plan.reused, plan.to_embed, plan.duplicates) == (billed, 25 - billed, 15)
     report = embed_files(real, [iter(texts)], output, block=9)
     check_rows(output, texts)
     assert sorted(embedder.sent) == sorted(set(texts))
-    assert (report.embedded, report.reused) == (25 - bought, bought)
+    assert (report.embedded, report.reused) == (25 - billed, billed)
     assert report.usage.requests == plan.requests
     (hits,) = search(real, ["text 7"], output, limit=2)
     assert [hit.text for hit in hits] == ["text 7", "text 7"]

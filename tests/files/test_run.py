@@ -1,4 +1,4 @@
-"""Whatever happens between runs on one output: every vector is right, and none is bought twice."""
+"""Whatever happens between runs on one output: every vector is right, and none is billed twice."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ STEPS = st.lists(
 
 
 class World:
-    """One output over several runs, and what is known to have been bought for it."""
+    """One output over several runs, and what is known to have been billed for it."""
 
     def __init__(self, folder: Path, suffix: str, new_client: Any, check_rows: Any) -> None:
         self.output = folder / f"v.{suffix}"
@@ -95,9 +95,9 @@ class World:
             self.finished(step, client, failing, report, before)
 
     def stopped(self, step: Step, client: Any, notes: list[str]) -> None:
-        assert not set(client.bought) & self.retained
-        self.retained |= set(client.bought)
-        if client.bought:
+        assert not set(client.billed) & self.retained
+        self.retained |= set(client.billed)
+        if client.billed:
             assert any("are kept in" in note for note in notes)
         if self.written is not None:
             self.check_rows(self.output, self.written)
@@ -127,7 +127,7 @@ class World:
         report: RunReport,
         before: set[str],
     ) -> None:
-        assert not set(client.bought) & self.retained
+        assert not set(client.billed) & self.retained
         written = [text for text in step.texts if text not in failing]
         unchanged = not written and (self.written is not None or not step.texts)
         assert report.unchanged == unchanged
@@ -141,11 +141,11 @@ class World:
             return
         self.check_rows(self.output, self.written)
         assert report.rows == len(step.texts)
-        assert report.embedded == len(client.bought) == len(set(client.bought))
+        assert report.embedded == len(client.billed) == len(set(client.billed))
         assert report.embedded + report.reused + len(set(failing)) == len(set(step.texts))
         assert report.duplicates == len(step.texts) - len(set(step.texts))
         assert report.failed == len(failing)
-        assert report.usage.tokens == sum(map(len, client.bought))
+        assert report.usage.tokens == sum(map(len, client.billed))
         if not step.texts:
             # Nothing is touched: not even what an earlier run has listed.
             return
@@ -176,13 +176,13 @@ def test_any_sequence_of_crashes_edits_and_reruns(
         world.take(step)
 
 
-def test_only_what_changed_is_bought(
+def test_only_what_changed_is_billed(
     output: Path, new_client: Any, check_rows: Callable[..., None]
 ) -> None:
     embed_files(new_client(), [iter(["a", "b", "c", "b"])], output)
     client = new_client()
     report = embed_files(client, [iter(["c", "x", "b", "b", "a"])], output)
-    assert client.bought == ["x"]
+    assert client.billed == ["x"]
     assert (report.reused, report.embedded, report.duplicates) == (3, 1, 1)
     check_rows(output, ["c", "x", "b", "b", "a"])
     client = new_client()
@@ -209,7 +209,7 @@ def test_failed_rows_are_listed_and_tried_again(
     ]
     client = new_client()
     report = embed_files(client, [iter(["a", "bad", "b"])], output)
-    assert client.bought == ["bad"]
+    assert client.billed == ["bad"]
     assert report.failed_path is None
     assert not output.with_name(output.name + ".failed.jsonl").exists()
 
@@ -311,7 +311,7 @@ def test_a_journal_with_a_damaged_header_goes_on_or_stays(
     assert plan_files(new_client(), [iter(["a", "b", "c"])], output).to_embed == 1
     client = new_client()
     embed_files(client, [iter(["a", "b", "c"])], output, overwrite=overwrite)
-    assert client.bought == ["c"]
+    assert client.billed == ["c"]
     assert not journal.exists()
     check_rows(output, ["a", "b", "c"])
 
@@ -334,7 +334,7 @@ def test_what_was_paid_for_stays_in_the_journal_until_an_output_has_it(
         embed_files(broken, [iter(["v"])], output)
     client = new_client()
     report = embed_files(client, [iter(one)], output)
-    assert sorted(client.bought) == sorted({"t3", *one[20:]})
+    assert sorted(client.billed) == sorted({"t3", *one[20:]})
     assert report.journaled == 0
     check_rows(output, one)
     assert not output.with_name(f"{output.name}.journal").exists()
@@ -404,7 +404,7 @@ def test_overwrite_still_reuses_what_fits(output: Path, new_client: Any) -> None
     embed_files(new_client(), [iter(["a"])], output)
     again = new_client()
     embed_files(again, [iter(["a", "b"])], output, overwrite=True)
-    assert again.bought == ["b"]
+    assert again.billed == ["b"]
 
 
 def test_an_input_is_never_overwritten(tmp_path: Path, client: Any, jsonl: Any) -> None:

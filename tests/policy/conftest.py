@@ -49,7 +49,7 @@ class _Front(EmbeddingClient):
 
 
 class Desk:
-    """An engine over a provider in this process, with its own books, gate and threads.
+    """An engine over a provider in this process, with its own ledger, gate and threads.
 
     With a ``clock`` its waits take no time, and pass on the clock.
     """
@@ -114,7 +114,7 @@ class Desk:
         return [event for event in self.events if isinstance(event, kind)]
 
     def check(self, *, certain: bool = True) -> None:
-        """Nothing is held, and the books cover the bill: to the token, if all is certain."""
+        """Nothing is held, and the ledger covers the bill: to the token, if all is certain."""
         used = self.used
         assert used.held == Amount(), f"still held: {used.held}"
         billed = self.embedder.meter.billed_tokens
@@ -277,15 +277,15 @@ def connect(server: FakeOpenAI, home: Any) -> Iterator[Any]:
 
 
 @pytest.fixture
-def books(home: Any) -> Iterator[Any]:
-    """``books()``: what the state file says was spent and is held, by another connection."""
+def ledger(home: Any) -> Iterator[Any]:
+    """``ledger()``: what the state file says was spent and is held, by another connection."""
     opened: list[Ledger] = []
 
-    def books(scope: str = SCOPE) -> usage.Usage:
+    def ledger(scope: str = SCOPE) -> usage.Usage:
         if not opened:
             opened.append(Ledger(Database(home / "state.db", STATE)))
         return usage.of_scope(opened[0], scope, "total")
 
-    yield books
+    yield ledger
     for ledger in opened:
         ledger.database.close()

@@ -95,7 +95,7 @@ def cost_of(text):
 @pytest.mark.fault(84)
 @pytest.mark.parametrize("clients", [1, 32])
 @pytest.mark.parametrize("text", [WORD * 40, "字" * 40, "x"], ids=["words", "wide", "one"])
-def test_32_threads_and_a_budget_of_50_calls(server, connect, books, clients, text):
+def test_32_threads_and_a_budget_of_50_calls(server, connect, ledger, clients, text):
     cost = cost_of(text)
     shared = [connect(daily=50 * cost) for _ in range(clients)]
     sent, wrong = [], []
@@ -119,14 +119,14 @@ def test_32_threads_and_a_budget_of_50_calls(server, connect, books, clients, te
     assert len(sent) == server.meter.billed_requests
     # Not refused far too early either: no bound that is held is loose enough for that.
     assert len(sent) >= 49
-    used = books()
+    used = ledger()
     assert used.held == Amount()
     assert used.spent.tokens == server.meter.billed_tokens <= 50 * cost
 
 
 @pytest.mark.fault(84)
 @pytest.mark.parametrize("count", [3, pytest.param(8, marks=pytest.mark.campaign(short=True))])
-def test_processes_and_a_budget_of_50_calls(server, processes, settings_of, books, count):
+def test_processes_and_a_budget_of_50_calls(server, processes, settings_of, ledger, count):
     text = WORD * 40
     cost = cost_of(text)
     calls = 120 // count
@@ -137,13 +137,13 @@ def test_processes_and_a_budget_of_50_calls(server, processes, settings_of, book
     assert sent == server.meter.billed_requests <= 50
     assert sent >= 49
     assert sum(one["refused"] for one in said) == 120 - sent
-    used = books()
+    used = ledger()
     assert used.held == Amount()
     assert used.spent.tokens == server.meter.billed_tokens
 
 
 @pytest.mark.fault(29)
-def test_lost_answers_never_lead_beyond_the_budget(server, connect, books):
+def test_lost_answers_never_lead_beyond_the_budget(server, connect, ledger):
     text = WORD * 40
     cost = cost_of(text)
     client = connect(daily=50 * cost, retry={"quota": 1000})
@@ -161,14 +161,14 @@ def test_lost_answers_never_lead_beyond_the_budget(server, connect, books):
         thread.join(300)
     # A lost answer is charged as it was held, which may be by its bytes: five times the tokens.
     assert 20 <= server.meter.billed_requests <= 50
-    used = books()
+    used = ledger()
     assert used.held == Amount()
     assert server.meter.billed_tokens <= used.spent.tokens <= 50 * cost
 
 
 @pytest.mark.fault(92)
 @pytest.mark.fault(95)
-def test_a_large_call_fits_a_limit_just_above_it(server, connect, books):
+def test_a_large_call_fits_a_limit_just_above_it(server, connect, ledger):
     texts = million()
     client = connect(daily=1_050_000)
     result = client.embed(texts)
@@ -177,7 +177,7 @@ def test_a_large_call_fits_a_limit_just_above_it(server, connect, books):
     with pytest.raises(TokenBudgetExceeded) as caught:
         client.embed([WORD * 8000] * 2 + [f"{number} " + WORD * 7000 for number in range(8)])
     assert caught.value.spent == 1_000_000
-    assert books().held == Amount()
+    assert ledger().held == Amount()
 
 
 def million():
@@ -190,7 +190,7 @@ def million():
 
 
 def test_a_large_call_fits_while_four_processes_keep_making_small_ones(
-    server, connect, processes, settings_of, books
+    server, connect, processes, settings_of, ledger
 ):
     """What they need is exactly what the limit allows: whoever is refused was refused wrongly."""
     texts, small = million(), WORD * 249 + "end"
@@ -201,12 +201,12 @@ def test_a_large_call_fits_while_four_processes_keep_making_small_ones(
     result = client.embed(texts)
     assert result.ok.all()
     assert reports(running) == [{"sent": 50, "refused": 0}] * 4
-    used = books()
+    used = ledger()
     assert used.held == Amount()
     assert used.spent.tokens == server.meter.billed_tokens == 1_050_000
 
 
-def test_bulk_work_leaves_queries_their_share(server, connect, books):
+def test_bulk_work_leaves_queries_their_share(server, connect, ledger):
     text = WORD * 9 + "end"
     cost = cost_of(text)
     client = connect(daily=10 * cost, budget={"query_share": 0.3})
@@ -219,11 +219,11 @@ def test_bulk_work_leaves_queries_their_share(server, connect, books):
     with pytest.raises(TokenBudgetExceeded):
         client.embed_query(text)
     assert server.meter.billed_requests == 10
-    assert books().spent.tokens == server.meter.billed_tokens
+    assert ledger().spent.tokens == server.meter.billed_tokens
 
 
 @pytest.mark.fault(92)
-def test_a_limit_of_nothing_and_no_limit_at_all(server, connect, books):
+def test_a_limit_of_nothing_and_no_limit_at_all(server, connect, ledger):
     client = connect(daily=0)
     for rows in (["a"], ["a", "b"] * 50):
         with pytest.raises(TokenBudgetExceeded) as caught:
@@ -232,7 +232,7 @@ def test_a_limit_of_nothing_and_no_limit_at_all(server, connect, books):
     assert server.meter.requests == 0
     assert client.embed_texts([]) == []
     client.embed_texts(["a"], check_budget=False)
-    assert books().spent.tokens == server.meter.billed_tokens == 1
+    assert ledger().spent.tokens == server.meter.billed_tokens == 1
 
 
 def test_what_is_computed_here_needs_no_budget(home):
@@ -244,7 +244,7 @@ def test_what_is_computed_here_needs_no_budget(home):
 
 
 @pytest.mark.fault(96)
-def test_scopes_have_budgets_of_their_own(server, connect, books):
+def test_scopes_have_budgets_of_their_own(server, connect, ledger):
     text = WORD * 9 + "end"
     cost = cost_of(text)
     budget = {"scopes": {"one": {"daily_token_limit": cost}}}
@@ -254,4 +254,4 @@ def test_scopes_have_budgets_of_their_own(server, connect, books):
         one.embed([text])
     for _ in range(3):
         other.embed([text])
-    assert (books("one").spent.tokens, books("other").spent.tokens) == (cost, 3 * cost)
+    assert (ledger("one").spent.tokens, ledger("other").spent.tokens) == (cost, 3 * cost)

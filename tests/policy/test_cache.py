@@ -217,7 +217,7 @@ def test_without_a_width_nothing_is_said_of_the_size(path, caplog):
         (0, GIGABYTE, 1, "cache_cap has 0.00 MB left"),
     ],
 )
-def test_what_will_not_fit_is_told_before_it_is_bought(
+def test_what_will_not_fit_is_told_before_it_is_billed(
     path, caplog, monkeypatch, cap, free, vectors, what
 ):
     usage = namedtuple("usage", "total used free")

@@ -24,7 +24,7 @@ INFO = ModelInfo(provider="fake", model="m", price=Price(immediate="0.02"))
 
 
 class Till:
-    """A budget over books in memory, with a clock that stands still."""
+    """A budget over a ledger in memory, with a clock that stands still."""
 
     def __init__(self, limit=None, *, info=INFO, local=False, wait=0.0, **ledger):
         self.clock = FakeClock()

@@ -1,4 +1,4 @@
-"""Is what one call buys bought by no other, and does nobody wait for what will not come?"""
+"""Is what one call buys billed by no other, and does nobody wait for what will not come?"""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_what_is_free_is_claimed_and_what_is_not_is_waited_for():
     assert claims.take(KEYS[:3], [0, 1, 2], Caller()) == [], "what is done is free again"
 
 
-def test_what_was_not_bought_is_lost_to_all_who_wait_and_free_again():
+def test_what_was_not_billed_is_lost_to_all_who_wait_and_free_again():
     claims, one, second, third = InFlightKeys(), Caller(), Caller(), Caller()
     claims.take(KEYS[:2], [0, 1], one)
     claims.take(KEYS[:2], [5, 4], second)
@@ -158,11 +158,11 @@ def test_each_store_has_claims_of_its_own():
     st.lists(st.lists(st.integers(0, 7), unique=True, min_size=1), min_size=2, max_size=6),
     st.lists(st.booleans(), min_size=64, max_size=64),
 )
-def test_in_any_interleaving_each_key_is_bought_once_or_by_whoever_comes_after_a_failure(
+def test_in_any_interleaving_each_key_is_billed_once_or_by_whoever_comes_after_a_failure(
     wants, fails
 ):
     claims, lock = InFlightKeys(), threading.Lock()
-    bought, failed, ends = [], [], []
+    billed, failed, ends = [], [], []
     chances = iter(fails)
 
     def call(wanted):
@@ -175,7 +175,7 @@ def test_in_any_interleaving_each_key_is_bought_once_or_by_whoever_comes_after_a
                     continue
                 with lock:
                     fail = next(chances, False)
-                    (failed if fail else bought).append(number)
+                    (failed if fail else billed).append(number)
                 if fail:
                     # As a call whose request failed for good: it does without this one.
                     claims.release([KEYS[number]], caller)

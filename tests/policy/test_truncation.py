@@ -134,7 +134,7 @@ def test_what_was_cut_is_said_for_each_row(desk, given_texts):
 
 
 @pytest.mark.fault(12)
-def test_texts_that_differ_only_behind_the_cut_are_bought_once(desk):
+def test_texts_that_differ_only_behind_the_cut_are_billed_once(desk):
     rows = ["x" * 20, "x" * 21, "x" * 90, "y"]
     with desk(FakeEmbedder(info=INFO)) as one:
         result = one.embed(rows)

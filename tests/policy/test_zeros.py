@@ -72,7 +72,7 @@ def test_zeros_are_flagged_and_never_kept(
 
     embedder.bad = frozenset()
     again = client.embed(TEXTS)
-    assert {row for row in range(6) if not again.reused[row]} == BAD, "the others are bought"
+    assert {row for row in range(6) if not again.reused[row]} == BAD, "the others are billed"
     assert (again.vectors == vectors_of(TEXTS, again.vectors.shape[1])).all()
     assert not again.zeros.any()
     assert client.embed(TEXTS).reused.all()
@@ -122,7 +122,7 @@ def test_zeros_that_are_in_a_file_of_before_are_no_hit(client: Any, embedder: An
     again = client.embed(TEXTS)
     assert not again.zeros.any()
     assert again.reused.tolist() == [False] * 3 + [True] * 3
-    assert client.embed(TEXTS).reused.all(), "what was bought took their place"
+    assert client.embed(TEXTS).reused.all(), "what was billed took their place"
 
 
 def client_keys(client: Any, texts: list[str]) -> list[bytes]:

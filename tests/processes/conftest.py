@@ -1,4 +1,4 @@
-"""What the tests with real processes share: a fake server of its own, workers, and the books."""
+"""What the tests with real processes share: a fake server of its own, workers, and the ledger."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ class Scene:
     def ledger(self) -> Ledger:
         return Ledger(Database(self.home / "state.db", STATE))
 
-    def books(self) -> tuple[int, int, int]:
+    def amounts(self) -> tuple[int, int, int]:
         """Tokens spent, those of them that are unconfirmed, and held."""
         ledger = self.ledger()
         try:
@@ -207,11 +207,11 @@ class Scene:
             time.sleep(0.1)
 
     def check(self, texts: int, tokens: int) -> None:
-        """Everything was bought, nothing twice, nothing is held, and the books equal the bill."""
+        """Everything was billed, nothing twice, nothing is held, and the ledger equals the bill."""
         bill = self.server.bill
         assert (bill["distinct_texts"], bill["billed_texts"]) == (texts, texts)
         assert bill["billed_tokens"] == tokens
-        spent, unconfirmed, held = self.books()
+        spent, unconfirmed, held = self.amounts()
         assert held == 0
         assert spent - unconfirmed == tokens
         ledger = self.ledger()

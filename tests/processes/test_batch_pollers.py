@@ -64,6 +64,6 @@ def test_pollers_that_stand_still_and_die_disturb_nobody(open_scene, tokens_of_t
         found = worker.end()
         assert found is None or (found.get("right", True) and "error" not in found), found
     assert scene.do("embed", ("text", 0, TEXTS, 0), lease=LEASE)["right"]
-    # The texts of whoever was killed before anything of his was written down are bought here.
+    # The texts of whoever was killed before anything of his was written down are billed here.
     scene.do("resume", ("", 0, 0, 0), lease=LEASE)
     scene.check(TEXTS, tokens_of_texts("text", 0, TEXTS))

@@ -30,7 +30,7 @@ def test_a_crash_around_create_is_told_apart_by_looking(open_scene, tokens_of_te
     scene.do("embed", ALL)
     scene.do("resume", NOBODY)
     assert len(scene.server.jobs) == 3
-    _, unconfirmed, _ = scene.books()
+    _, unconfirmed, _ = scene.amounts()
     # What was held is charged: our count of tokens, which is an upper bound of theirs.
     assert unconfirmed == 0 if after else unconfirmed >= tokens_of_texts("text", 20, 40)
     scene.check(60, tokens_of_texts("text", 0, 60))
@@ -57,7 +57,7 @@ def test_a_job_whose_creation_was_not_answered_is_found_again(open_scene, tokens
     assert scene.do("embed", ALL)["right"]
     assert len(scene.server.jobs) == 3
     scene.check(60, tokens_of_texts("text", 0, 60))
-    assert scene.books()[1] == 0
+    assert scene.amounts()[1] == 0
 
 
 @pytest.mark.fault(58)
@@ -73,7 +73,7 @@ def test_a_create_that_lands_after_the_fence_finds_no_input(open_scene, tokens_o
     assert scene.server.drive()["landed"] != []
     assert len(scene.server.jobs) == 3
     scene.check(60, tokens_of_texts("text", 0, 60))
-    assert scene.books()[1] >= tokens_of_texts("text", 0, 20)
+    assert scene.amounts()[1] >= tokens_of_texts("text", 0, 20)
 
 
 @pytest.mark.fault(61)
@@ -160,7 +160,7 @@ def test_a_kill_while_results_are_stored_costs_nothing(
     assert scene.do("embed", ALL)["right"]
     assert len(scene.server.jobs) == 3
     scene.check(60, tokens_of_texts("text", 0, 60))
-    assert scene.books()[1] == 0
+    assert scene.amounts()[1] == 0
 
 
 @pytest.mark.fault(82)

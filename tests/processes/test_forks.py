@@ -1,4 +1,4 @@
-"""Programs that fork, as a whole: does the bill agree with the books, and does the limit hold?
+"""Programs that fork, as a whole: does the bill agree with the ledger, and does the limit hold?
 
 Each runs in processes of its own, against a server in another.
 """
@@ -119,7 +119,7 @@ def run(start: Callable[[str], Any]) -> Run:
     return run
 
 
-def books(home: Path) -> dict[str, int]:
+def ledger(home: Path) -> dict[str, int]:
     database = Database(home / "state.db", STATE)
     ledger = Ledger(database)
     try:
@@ -132,9 +132,9 @@ def books(home: Path) -> dict[str, int]:
 
 
 def agree(server: Server, home: Path, *, limit: int | None = None) -> int:
-    """The bill is what the books say, and within the limit; returns the number of requests."""
+    """The bill is what the ledger says, and within the limit; returns the number of requests."""
     bill: dict[str, Any] = server._ask("/_meter")
-    assert books(home) == {
+    assert ledger(home) == {
         "spent": bill["billed_tokens"],
         "held": 0,
         "requests": bill["billed_requests"],
@@ -352,7 +352,7 @@ print(rest, *codes)
 
 
 @c2
-def test_a_child_without_books_of_its_parents_needs_none(run: Run, server: Server) -> None:
+def test_a_child_without_a_ledger_of_its_parents_needs_none(run: Run, server: Server) -> None:
     """Nothing is refused where nothing was open: a local model, a client that was never used."""
     said = run("""
 used = new_client()

@@ -1,4 +1,4 @@
-"""What every recipe promises: each row once with its own vector, nothing bought twice."""
+"""What every recipe promises: each row once with its own vector, nothing billed twice."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_killed_and_run_again_it_buys_each_text_once(recipe, server, where):
 
 
 def test_killed_and_run_again_only_what_is_not_there_is_sent(recipe, server, configure):
-    # Without the store, nothing but the recipe itself knows what was bought.
+    # Without the store, nothing but the recipe itself knows what was billed.
     configure(cache=False)
     recipe.put(corpus(repeated=0))
     recipe.die("recipe.write", 4)

@@ -162,7 +162,7 @@ def test_who_waits_may_ask_for_what_was_lost_later(
     assert batches.resubmit_lost(batch) == 2
     assert batches.again(batch).resubmits_lost
     assert batches.counts(batch).to_submit == 2
-    assert batches.counts(other).failed == 1, "of others nothing is bought again"
+    assert batches.counts(other).failed == 1, "of others nothing is billed again"
 
 
 def test_a_batch_that_was_dropped_takes_no_more_texts(
@@ -261,7 +261,7 @@ def test_what_a_crash_left_half_written_is_found(
 
 @pytest.mark.case("E3")
 def test_an_older_file_tells_what_was_paid_for_and_lost(tmp_path: Path) -> None:
-    """Also of what is being bought again when it is brought up to date."""
+    """Also of what is being billed again when it is brought up to date."""
     path = tmp_path / "state.db"
     old = sqlite_utils.Database(path)
     before = Schema("embedcore.state")

@@ -149,7 +149,7 @@ def fill_batches(ledger: Ledger) -> None:
 
 
 def fill(ledger: Ledger, clock: Any) -> None:
-    """Everything that can be in the books, with resets in the middle of it."""
+    """Everything that can be in the ledger, with resets in the middle of it."""
     amount = Amount(tokens=10, cost=100)
     for scope in ("s", "t", "*"):
         for lane in ("all", "query"):

@@ -266,9 +266,9 @@ def test_all_tables_are_strict_and_migrations_are_on_record(ledger: Ledger) -> N
         ).fetchall()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         names = connection.execute("SELECT name FROM _sqlite_migrations").fetchall()
-    books = {"book", "window", "grant", "attempt", "warning", "rate"}
+    ledger_file = {"book", "window", "grant", "attempt", "warning", "rate"}
     batches = {"pool", "batch", "part", "item", "wish", "unread"}
-    assert {name for name, _ in tables} == books | batches
+    assert {name for name, _ in tables} == ledger_file | batches
     assert {strict for _, strict in tables} == {1}
     assert version == STATE.version == len(names)
 

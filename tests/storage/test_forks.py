@@ -470,7 +470,7 @@ print(sound(), len(usage.audit(ledger)))
     assert said == "ok 1801"
 
 
-def test_books_in_memory_are_there_on_both_sides(run_python: Run, engine: str) -> None:
+def test_a_ledger_in_memory_is_there_on_both_sides(run_python: Run, engine: str) -> None:
     said = run_python(f"""{engine}{INSIDE}
 forksafe.WAIT_SECONDS = 0.05
 ledger = new_ledger(None)
@@ -489,7 +489,7 @@ print(usage.of_scope(ledger, "s").spent.tokens)
 
 
 @c2
-def test_bought_vectors_too(run_python: Run, vectors_path: Path, engine: str) -> None:
+def test_billed_vectors_too(run_python: Run, vectors_path: Path, engine: str) -> None:
     said = run_python(
         f"""{engine}
 store = new_store()
@@ -528,7 +528,7 @@ print(sound(), len(manifest.rows(0, 9)))
     assert said == "ok 4"
 
 
-def test_a_child_that_never_looks_keeps_the_parents_books_whole(
+def test_a_child_that_never_looks_keeps_the_parents_ledger_whole(
     run_python: Run, engine: str, state_path: Path, open_ledger: Callable[..., Ledger]
 ) -> None:
     """As servers fork workers that do something else, and end in whichever way."""

@@ -1,4 +1,4 @@
-"""The steps that move money: the state and the books agree after each, whatever the order."""
+"""The steps that move money: the state and the ledger agree after each, whatever the order."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def test_what_nobody_asked_for_costs_nothing(desk: Desk) -> None:
 
 
 @given(data=st.data())
-def test_whatever_happens_to_parts_the_books_add_up(data: st.DataObject) -> None:
+def test_whatever_happens_to_parts_the_ledger_add_up(data: st.DataObject) -> None:
     """Held is what live parts hold, spent is what ended ones cost, and nothing is left over."""
     desk = Desk(Ledger(Database(None, STATE)))
     spent = 0

@@ -66,7 +66,7 @@ class Counted:
 
 
 @dataclass
-class Books:
+class Model:
     """The model: everything that was ever held or sent, and the sums over it."""
 
     zone: str
@@ -270,14 +270,14 @@ class LedgerMachine(RuleBasedStateMachine):
     )
     def open(self, zone: str, start: str) -> None:
         local = datetime.fromisoformat(start).replace(tzinfo=ZoneInfo(zone))
-        self.books = Books(zone=zone, real=int(local.timestamp()))
+        self.model = Model(zone=zone, real=int(local.timestamp()))
         self.ledgers = [self._new(), self._new()]
 
     def _new(self) -> Ledger:
         return Ledger(
             Database(self.path, STATE, timeout=5),
-            zone=self.books.zone,
-            clock=lambda: self.books.real,
+            zone=self.model.zone,
+            clock=lambda: self.model.real,
             lease=LEASE,
             attempt_lease=ATTEMPT_LEASE,
         )
@@ -286,11 +286,11 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def _attempt_hold(self, amount: Amount, call: dict[str, Any], ask: Any) -> Any:
         """Ask the ledger and the model, compare their answers; the handle, or None if refused."""
-        books = self.books
-        books.tick()
-        books.expire()
-        keys = books.keys(call["scope"], call["lane"])
-        said = books.verdict(
+        model = self.model
+        model.tick()
+        model.expire()
+        keys = model.keys(call["scope"], call["lane"])
+        said = model.verdict(
             keys,
             call["lane"],
             call["limits"],
@@ -322,7 +322,7 @@ class LedgerMachine(RuleBasedStateMachine):
         keys: tuple[Key, ...],
         said: str,
     ) -> None:
-        books, lane = self.books, call["lane"]
+        model, lane = self.model, call["lane"]
         unit = "tokens" if type(error).__name__.startswith("Token") else "cost"
 
         def told(number: int) -> int | Decimal:
@@ -331,7 +331,7 @@ class LedgerMachine(RuleBasedStateMachine):
         failing = [
             limit
             for limit in call["limits"]
-            if amount.of(limit.unit) > max(books.left(limit, keys, lane), 0)
+            if amount.of(limit.unit) > max(model.left(limit, keys, lane), 0)
         ]
         assert (unit, error.period, error.scope, error.limit) in [
             (limit.unit, limit.period, limit.scope, told(limit.amount))
@@ -339,7 +339,7 @@ class LedgerMachine(RuleBasedStateMachine):
             if limit.unit == unit
         ]
         key = (error.scope, "all", error.period, _start_of(keys, error.period))
-        spent, held = books.spent(key, unit), books.held(key, unit)
+        spent, held = model.spent(key, unit), model.held(key, unit)
         assert (error.spent, error.held) == (told(spent), told(held))
         assert error.asked == told(amount.of(unit))
         never = [amount.of(limit.unit) > most(limit, lane) for limit in failing]
@@ -353,9 +353,9 @@ class LedgerMachine(RuleBasedStateMachine):
         """No limit of the caller is exceeded, by the file's own counters."""
         rows = self._windows()
         for limit in call["limits"]:
-            window = rows[self.books.window_of(limit, keys)]
+            window = rows[self.model.window_of(limit, keys)]
             used = window[f"{limit.unit}_spent"] + window[f"{limit.unit}_held"]
-            kept = self.books.reserved(limit, self.books.window_of(limit, keys), call["lane"])
+            kept = self.model.reserved(limit, self.model.window_of(limit, keys), call["lane"])
             assert used + kept <= limit.amount or not amount.of(limit.unit)
 
     @rule(target=grants, side=sides, amount=amounts, call=calls, leased=st.sampled_from([1, 1, 0]))
@@ -368,7 +368,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if grant is None:
             return multiple()
         self._open(grant, amount, leased=bool(leased))
-        self._within(call, self.books.grants[grant.id].keys, amount)
+        self._within(call, self.model.grants[grant.id].keys, amount)
         return grant
 
     @rule(target=attempts, side=sides, amount=amounts, call=calls)
@@ -379,8 +379,8 @@ class LedgerMachine(RuleBasedStateMachine):
         if attempt is None:
             return multiple()
         self._open(attempt.grant, Amount(), leased=True)
-        self._send(attempt, self.books.grants[attempt.grant.id].keys)
-        self._within(call, self.books.attempts[attempt.id].keys, amount)
+        self._send(attempt, self.model.grants[attempt.grant.id].keys)
+        self._within(call, self.model.attempts[attempt.id].keys, amount)
         return attempt
 
     @rule(target=attempts, side=sides, grant=grants, share=amounts, fresh=st.booleans())
@@ -392,11 +392,11 @@ class LedgerMachine(RuleBasedStateMachine):
         return self._send_of(side, attempt.grant, attempt.amount, fresh)
 
     def _send_of(self, side: int, grant: Grant, share: Amount, fresh: bool) -> Any:
-        books = self.books
-        books.tick()
-        mine = books.grants.get(grant.id)
+        model = self.model
+        model.tick()
+        mine = model.grants.get(grant.id)
         if mine is not None and mine.lease is not None:
-            mine.lease, mine.is_ownerless = books.now + LEASE, False
+            mine.lease, mine.is_ownerless = model.now + LEASE, False
         if not self._moved(side, grant, share, fresh):
             return multiple()
         if (
@@ -417,51 +417,51 @@ class LedgerMachine(RuleBasedStateMachine):
         )
         if attempt is None:
             return multiple()
-        self._send(attempt, books.keys(grant.scope, grant.lane))
-        self._within(call, books.attempts[attempt.id].keys, share)
+        self._send(attempt, model.keys(grant.scope, grant.lane))
+        self._within(call, model.attempts[attempt.id].keys, share)
         return attempt
 
     def _moved(self, side: int, grant: Grant, share: Amount, fresh: bool) -> bool:
         """What is left of a grant of another day is held in this one, or not at all any more."""
-        books = self.books
-        keys = books.keys(grant.scope, grant.lane)
-        mine = books.grants.get(grant.id)
+        model = self.model
+        keys = model.keys(grant.scope, grant.lane)
+        mine = model.grants.get(grant.id)
         if mine is None or mine.lease is None or mine.keys == keys:
             return True
-        books.expire()
-        del books.grants[grant.id]
+        model.expire()
+        del model.grants[grant.id]
         changed = tuple(
             limit
             for limit in grant.limits
-            if books.window_of(limit, keys) != books.window_of(limit, mine.keys)
+            if model.window_of(limit, keys) != model.window_of(limit, mine.keys)
         )
         call = {"scope": grant.scope, "lane": grant.lane, "limits": changed}
-        if books.verdict(keys, grant.lane, changed, mine.amount, waits=False) == "refused":
+        if model.verdict(keys, grant.lane, changed, mine.amount, waits=False) == "refused":
             with pytest.raises(BudgetExceeded) as refusal:
                 self.ledgers[side].send(grant, share, fresh=fresh)
             self._check_refusal(refusal.value, mine.amount, call, keys, "refused")
             return False
         mine.keys = keys
-        books.grants[grant.id] = mine
+        model.grants[grant.id] = mine
         return True
 
     def _open(self, grant: Grant, left: Amount, *, leased: bool) -> None:
-        self.books.grants[grant.id] = Counted(
-            keys=self.books.keys(grant.scope, grant.lane),
+        self.model.grants[grant.id] = Counted(
+            keys=self.model.keys(grant.scope, grant.lane),
             amount=left,
             state="open",
             loose=grant.loose,
-            lease=self.books.now + LEASE if leased else None,
+            lease=self.model.now + LEASE if leased else None,
         )
 
     def _send(self, attempt: Attempt, keys: tuple[Key, ...]) -> None:
-        self.books.attempts[attempt.id] = Counted(
+        self.model.attempts[attempt.id] = Counted(
             keys=keys,
             amount=attempt.amount,
             state="sent",
             loose=attempt.grant.loose,
-            lease=self.books.now + ATTEMPT_LEASE,
-            sent_in=self.books.generation,
+            lease=self.model.now + ATTEMPT_LEASE,
+            sent_in=self.model.generation,
         )
 
     # How an attempt ends; every rule may meet one that has ended already
@@ -473,34 +473,34 @@ class LedgerMachine(RuleBasedStateMachine):
         close=st.booleans(),
     )
     def settle(self, side: int, attempt: Attempt, actual: Amount | None, close: bool) -> None:
-        self.books.tick()
-        mine = self.books.attempts[attempt.id]
+        self.model.tick()
+        mine = self.model.attempts[attempt.id]
         actual = attempt.amount if actual is None else actual
         near = self.ledgers[side].settle(attempt, actual, close=close)
         if mine.state == "sent":
-            mine.counted_in = self.books.generation
+            mine.counted_in = self.model.generation
         if mine.state in ("sent", "charged"):
             mine.state, mine.amount = "settled", actual
         if close:
-            self.books.grants.pop(attempt.grant.id, None)
+            self.model.grants.pop(attempt.grant.id, None)
         self._check_near(mine, attempt, near)
 
     @rule(side=sides, attempt=attempts, actual=st.one_of(st.none(), amounts))
     def charge(self, side: int, attempt: Attempt, actual: Amount | None) -> None:
-        self.books.tick()
-        mine = self.books.attempts[attempt.id]
+        self.model.tick()
+        mine = self.model.attempts[attempt.id]
         near = self.ledgers[side].charge(attempt, actual=actual, note="lost")
         if mine.state == "sent":
-            mine.state, mine.counted_in = "charged", self.books.generation
+            mine.state, mine.counted_in = "charged", self.model.generation
             mine.amount = attempt.amount if actual is None else actual
         self._check_near(mine, attempt, near)
 
     @rule(side=sides, attempt=attempts)
     def give_back(self, side: int, attempt: Attempt) -> None:
-        self.books.tick()
+        self.model.tick()
         has_it = self.ledgers[side].give_back(attempt)
-        mine = self.books.attempts[attempt.id]
-        grant = self.books.grants.get(attempt.grant.id)
+        mine = self.model.attempts[attempt.id]
+        grant = self.model.grants.get(attempt.grant.id)
         assert has_it == (mine.state == "sent" and grant is not None and grant.keys == mine.keys)
         if grant is not None and has_it:
             grant.amount = grant.amount + mine.amount
@@ -508,49 +508,49 @@ class LedgerMachine(RuleBasedStateMachine):
             mine.state = "returned"
 
     def _check_near(self, mine: Counted, attempt: Attempt, near: list[Any]) -> None:
-        expected = self.books.near(mine.keys, attempt.grant.limits)
+        expected = self.model.near(mine.keys, attempt.grant.limits)
         assert [(one.scope, one.period, one.unit) for one in near] == expected
 
     @rule(side=sides, grant=grants)
     def close(self, side: int, grant: Grant) -> None:
         self.ledgers[side].close(grant)
-        self.books.grants.pop(grant.id, None)
+        self.model.grants.pop(grant.id, None)
 
     @rule(side=sides, grant=grants)
     def renew(self, side: int, grant: Grant) -> None:
-        self.books.tick()
+        self.model.tick()
         self.ledgers[side].renew(grant)
-        mine = self.books.grants.get(grant.id)
+        mine = self.model.grants.get(grant.id)
         if mine is not None and mine.lease is not None:
-            mine.lease, mine.is_ownerless = self.books.now + LEASE, False
+            mine.lease, mine.is_ownerless = self.model.now + LEASE, False
 
     # By hand
 
     @rule(side=sides, scope=scopes, amount=amounts)
     def record(self, side: int, scope: str, amount: Amount) -> None:
-        books = self.books
-        books.tick()
+        model = self.model
+        model.tick()
         self.ledgers[side].record(scope, amount)
-        books.records.append(
+        model.records.append(
             Counted(
-                keys=books.keys(scope, "all"),
+                keys=model.keys(scope, "all"),
                 amount=amount,
                 state="recorded",
-                sent_in=books.generation,
-                counted_in=books.generation,
+                sent_in=model.generation,
+                counted_in=model.generation,
             )
         )
 
     @rule(side=sides, scope=scopes)
     def reset(self, side: int, scope: str) -> None:
-        books = self.books
-        books.tick()
+        model = self.model
+        model.tick()
         self.ledgers[side].reset(scope)
-        keys = books.keys(scope, "query")
-        books.generation += 1
+        keys = model.keys(scope, "query")
+        model.generation += 1
         for day in (keys[0], keys[6]):
-            books.resets[day] = books.generation
-            books.told = {mark for mark in books.told if mark[:2] != (day, "tokens")}
+            model.resets[day] = model.generation
+            model.told = {mark for mark in model.told if mark[:2] != (day, "tokens")}
 
     @rule(side=sides, attempt=attempts, charged=st.one_of(st.none(), amounts), actual=amounts)
     def answer_after_a_charge(
@@ -571,25 +571,25 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([1, 4, 30, 61, 90, 3600, 86_400, 40 * 86_400]))
     def time_passes(self, seconds: int) -> None:
-        self.books.real += seconds
+        self.model.real += seconds
 
     @rule(seconds=st.sampled_from([1, 70, 3600, 86_400, 40 * 86_400]))
     def clock_goes_back(self, seconds: int) -> None:
-        self.books.real -= seconds
+        self.model.real -= seconds
 
     @rule(side=sides)
     def clock_is_repaired(self, side: int) -> None:
-        books = self.books
-        books.tick()
+        model = self.model
+        model.tick()
         before, after = self.ledgers[side].repair_clock()
-        assert (before, after) == (books.now, books.real)
-        books.now, books.tight_until = books.real, 0
-        books.keys("*", "all")
-        for grant in books.grants.values():
+        assert (before, after) == (model.now, model.real)
+        model.now, model.tight_until = model.real, 0
+        model.keys("*", "all")
+        for grant in model.grants.values():
             if grant.lease is not None:
-                grant.lease = min(grant.lease, books.now + LEASE)
-        for attempt in books.attempts.values():
-            attempt.lease = min(attempt.lease, books.now + ATTEMPT_LEASE)
+                grant.lease = min(grant.lease, model.now + LEASE)
+        for attempt in model.attempts.values():
+            attempt.lease = min(attempt.lease, model.now + ATTEMPT_LEASE)
 
     @rule(side=sides)
     def file_is_reopened(self, side: int) -> None:
@@ -599,10 +599,10 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(which=st.sampled_from([(0, 2), (1, 2), (0, 1)]), side=sides)
     def their_process_has_ended(self, which: tuple[int, int], side: int) -> None:
         """Of every second grant and attempt, or of all. Whoever held them may not know."""
-        books = self.books
+        model = self.model
         # In the order in which they were made: the ids of grants are random.
-        grants = list(books.grants)[which[0] :: which[1]]
-        sent = [key for key, one in books.attempts.items() if one.state == "sent"]
+        grants = list(model.grants)[which[0] :: which[1]]
+        sent = [key for key, one in model.attempts.items() if one.state == "sent"]
         attempts = sent[which[0] :: which[1]]
         with self.ledgers[side].database.transaction() as connection:
             for table, identities in (('"grant"', grants), ("attempt", attempts)):
@@ -611,23 +611,23 @@ class LedgerMachine(RuleBasedStateMachine):
                     [(ENDED, identity) for identity in identities],
                 )
         for identity in grants:
-            books.grants[identity].is_ownerless = books.grants[identity].lease is not None
+            model.grants[identity].is_ownerless = model.grants[identity].lease is not None
         for identity in attempts:
-            books.attempts[identity].is_ownerless = True
+            model.attempts[identity].is_ownerless = True
 
     @rule(side=sides)
     def usage_is_read(self, side: int) -> None:
         """What is shown as held is what somebody may still send."""
-        books = self.books
-        books.tick()
+        model = self.model
+        model.tick()
         shown = usage.windows_now(self.ledgers[side])
-        books.expire()
-        books.end_ownerless()
+        model.expire()
+        model.end_ownerless()
         for one in shown:
             key = (one.scope, "all", one.period, one.start)
             for unit in UNITS:
-                assert one.held.of(unit) == books.held(key, unit)
-                assert one.spent.of(unit) == books.spent(key, unit)
+                assert one.held.of(unit) == model.held(key, unit)
+                assert one.spent.of(unit) == model.spent(key, unit)
 
     @rule(side=sides)
     def process_dies_within_a_transaction(self, side: int) -> None:
@@ -641,22 +641,22 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_file_agrees(self) -> None:
-        if not hasattr(self, "books"):
+        if not hasattr(self, "model"):
             return
         for key, row in self._windows().items():
             expected = {
-                f"{unit}_{what}": getattr(self.books, what)(key, unit)
+                f"{unit}_{what}": getattr(self.model, what)(key, unit)
                 for unit in UNITS
                 for what in ("spent", "held")
             }
-            expected["requests"] = self.books.requests(key)
+            expected["requests"] = self.model.requests(key)
             assert row == expected, key
             assert min(row.values()) >= 0
 
     @invariant()
     def nothing_is_found_wrong(self) -> None:
         """Not even by reading all of it, in whatever state it is."""
-        if hasattr(self, "books"):
+        if hasattr(self, "model"):
             found = inspection.faults(self.ledgers[1].database)
             assert found.counters == []
             assert [one for one in found.others if "for no batch" not in one] == []
@@ -668,19 +668,19 @@ class LedgerMachine(RuleBasedStateMachine):
                 f"SELECT scope, lane, period, start, {', '.join(names)} FROM window"
             ).fetchall()
         found = {tuple(row[:4]): dict(zip(names, row[4:], strict=True)) for row in rows}
-        assert set(found) == self.books.known
+        assert set(found) == self.model.known
         return found
 
     def teardown(self) -> None:
         """Everybody dies: when all leases are over, and the batches closed, nothing is held."""
-        if hasattr(self, "books"):
-            for grant in [key for key, one in self.books.grants.items() if one.lease is None]:
+        if hasattr(self, "model"):
+            for grant in [key for key, one in self.model.grants.items() if one.lease is None]:
                 handle = Grant(id=grant, scope="a", lane="all", limits=(), loose=False)
                 self.ledgers[0].close(handle)
                 self.ledgers[1].close(handle)
-                del self.books.grants[grant]
-            self.books.tick()
-            self.books.real = self.books.now + ATTEMPT_LEASE + 1
+                del self.model.grants[grant]
+            self.model.tick()
+            self.model.real = self.model.now + ATTEMPT_LEASE + 1
             call = {"scope": "a", "lane": "all", "limits": ()}
             last = self._attempt_hold(Amount(), call, lambda: self.ledgers[1].hold("a", Amount()))
             self._open(last, Amount(), leased=True)

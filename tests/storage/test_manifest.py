@@ -90,7 +90,7 @@ def test_rows_come_back_in_their_order_with_their_own_texts(
     manifest.close()
 
 
-def test_what_was_bought_before_is_marked_on_its_rows(manifest_at: Open) -> None:
+def test_what_was_billed_before_is_marked_on_its_rows(manifest_at: Open) -> None:
     manifest = manifest_at()
     write(manifest, ["a", "b", "a", None])
     manifest.mark_reused([key_of("a")])

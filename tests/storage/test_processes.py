@@ -151,7 +151,7 @@ print("held")
 @pytest.mark.fault(85)
 @pytest.mark.fault(86)
 @pytest.mark.parametrize("number", range(4))
-def test_killed_at_any_moment_the_books_still_balance(
+def test_killed_at_any_moment_the_ledger_still_balance(
     start_python: Start, open_ledger: Callable[..., Ledger], clock: Any, number: int
 ) -> None:
     """Nothing is spent that was not sent, and nothing is held that nobody can account for."""

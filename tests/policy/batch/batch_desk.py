@@ -121,7 +121,7 @@ class BatchDesk:
         return result
 
     def check_money(self, *, certain: bool = True, left: int = 0) -> None:
-        """Nothing bought twice, nothing held, and the books say what the provider bills."""
+        """Nothing billed twice, nothing held, and the ledger says what the provider bills."""
         assert self.meter.billed_twice == {}
         used = self.spent()
         assert used.held == Amount(tokens=left, cost=used.held.cost if left else 0)

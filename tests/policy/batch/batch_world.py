@@ -632,9 +632,9 @@ class World:
                 if old is new or text not in self.texts_of(old) or self.key_of(old) in self.excused:
                     continue
                 ran = [one for one in old.results if one.line.texts == (text,)]
-                bought = bool(ran) and ran[0].failure is None and not old.gone
-                if bought and not any(one.buys_lost for one in mine):
-                    yield f"{text!r} was paid for in {old.id}, and is bought again in {new.id}"
+                paid = bool(ran) and ran[0].failure is None and not old.gone
+                if paid and not any(one.buys_lost for one in mine):
+                    yield f"{text!r} was paid for in {old.id}, and is paid again in {new.id}"
                 stopped = old.id in self.elsewhere - self.ours and not ran
                 if stopped and not any(one.sends_again for one in mine):
                     yield f"{text!r} of {old.id} was cancelled elsewhere, and is in {new.id}"
@@ -666,11 +666,11 @@ class World:
             if times > 1
         ]
 
-    def bought_twice(self) -> dict[str, int]:
-        """Texts whose vector was bought more than once, without an excuse."""
+    def paid_twice(self) -> dict[str, int]:
+        """Texts whose vector was paid more than once, without an excuse."""
         if self.service.settings.accepts_deleted_input:
             return {}
-        bought: Counter[str] = Counter()
+        paid: Counter[str] = Counter()
         for job in self.service.jobs:
             if self.key_of(job) in self.excused or job.gone:
                 continue
@@ -678,14 +678,14 @@ class World:
             for result in job.results:
                 (text,) = result.line.texts
                 if result.failure is None and text not in hidden:
-                    bought[text] += 1
-        return {text: times for text, times in bought.items() if times > 1}
+                    paid[text] += 1
+        return {text: times for text, times in paid.items() if times > 1}
 
     def is_awaited(self, job: Job) -> bool:
         """Whether somebody knows of the job and has not yet all that it left."""
         return bool(self._rows("SELECT 1 FROM part WHERE job = ? AND state <> 'done'", job.id))
 
-    # The books
+    # The ledger
 
     def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         with self.judge.read() as connection:
@@ -701,7 +701,7 @@ class World:
         """What holds at every moment."""
         assert not self.violations, self.violations
         assert not self.overlaps()
-        assert not self.bought_twice()
+        assert not self.paid_twice()
         self._check_money()
         self._check_vectors()
         self._check_stopped()
@@ -837,7 +837,7 @@ class World:
             elif state == "charged":
                 assert actual == held >= billed[key]
             else:
-                assert billed[key] == 0, f"{billed[key]} tokens that are not in the books"
+                assert billed[key] == 0, f"{billed[key]} tokens that are not in the ledger"
         (spent,) = self._rows(
             "SELECT coalesce(sum(tokens_spent), 0) FROM window WHERE period = 'total' "
             "AND lane = 'all' AND scope = ?",
@@ -881,7 +881,7 @@ class World:
             hidden = job.gone or text in self.hidden.get(job.id, set())
             failure = results[0].failure if results else None
             if job.id in self.lost or hidden:
-                # Paid for and lost: it is bought again only for those who say so.
+                # Paid for and lost: it is paid again only for those who say so.
                 failures += 1_000
             if failure is not None and failure.http and failure.status < 429:
                 failures += 1_000
@@ -891,7 +891,7 @@ class World:
 
 
 def spent(world: World) -> Amount:
-    """What the books say was spent in all."""
+    """What the ledger says was spent in all."""
     rows = world._rows(
         "SELECT tokens_spent, cost_spent FROM window WHERE period = 'total' AND lane = 'all' "
         "AND scope = ?",

@@ -26,7 +26,7 @@ def texts_of(count: int, *, first: int = 0) -> list[str]:
     return [f"text {number:02d}" for number in range(first, first + count)]
 
 
-def test_everything_is_bought_once_and_every_row_gets_its_own_vector(batch_desk: Any) -> None:
+def test_everything_is_billed_once_and_every_row_gets_its_own_vector(batch_desk: Any) -> None:
     texts = [*texts_of(7), *texts_of(3), "another one"]
     job = batch_desk.submit(texts, batch={"part_texts": 3})
     assert len(batch_desk.jobs) == 3
@@ -272,7 +272,7 @@ def test_one_text_that_never_fits_is_an_error_and_not_a_wait(batch_desk: Any) ->
     assert batch_desk.files == []
 
 
-def test_what_was_bought_while_it_waited_is_not_bought_again(batch_desk: Any) -> None:
+def test_what_was_billed_while_it_waited_is_not_billed_again(batch_desk: Any) -> None:
     texts = texts_of(4)
     job = batch_desk.submit(texts, daily=4, on_budget="wait")
     batch_desk.client(daily=100).embed(texts[2:])

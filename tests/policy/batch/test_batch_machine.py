@@ -1,4 +1,4 @@
-"""Is anything bought twice, lost, or held for ever, whatever happens to whom and when?
+"""Is anything billed twice, lost, or held for ever, whatever happens to whom and when?
 
 Three processes over one state folder, the provider's own bill as the truth. A rule does one thing,
 and may have somebody die or stand still at any seam on its way. At the end nothing more goes wrong,
@@ -486,7 +486,7 @@ class LostAnswers(Machine):
 
 class LostAnswersWithoutFence(LostAnswers):
     """The same where the provider takes inputs that were deleted: texts may be billed twice there,
-    and the books must know."""
+    and the ledger must know."""
 
     keeps_deleted = True
 

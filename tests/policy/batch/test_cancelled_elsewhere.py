@@ -124,7 +124,7 @@ def test_texts_that_nobody_wants_any_more_are_like_new_for_the_next(batch_desk: 
 
 
 @pytest.mark.case("E6")
-def test_texts_that_were_bought_elsewhere_need_no_answer(batch_desk: Any) -> None:
+def test_texts_that_were_billed_elsewhere_need_no_answer(batch_desk: Any) -> None:
     job = batch_desk.submit(TEXTS, cache=True)
     cancelled_elsewhere(batch_desk)
     job.advance()

@@ -80,7 +80,7 @@ def test_whatever_comes_no_row_gets_a_vector_that_is_not_its_own(
     assert (result.vectors[result.ok] == right[result.ok]).all()
     known = set(map(str, range(8)))
     came = {int(line.id) for line in lines if line.vector is not None and line.id in known}
-    # A text without a line may have been paid for: it is not bought again.
+    # A text without a line may have been paid for: it is not billed again.
     tried_again = {int(line.id) for line in lines if line.error is not None and line.retryable} - {
         int(line.id) for line in lines if line.error is not None and not line.retryable
     }

@@ -39,7 +39,7 @@ def submit(batch_desk: Any, texts: Any, *, batch: Any = None, **how: Any) -> Any
     return batch_desk.client(**config).submit_batch(texts, **how)
 
 
-def bought_now(batch_desk: Any) -> list[str]:
+def billed_now(batch_desk: Any) -> list[str]:
     """The texts of every request that was no batch, as often as they were billed."""
     return sorted(batch_desk.embedder.meter.billed_texts.elements())
 
@@ -85,7 +85,7 @@ def test_small_work_is_done_when_it_is_submitted(priced: Any) -> None:
     assert job.record.state == "done"
     assert priced.jobs == []
     priced.check(job, [*TEXTS, TEXTS[0]])
-    assert bought_now(priced) == sorted(TEXTS)
+    assert billed_now(priced) == sorted(TEXTS)
     usage = job.status().usage
     assert (usage.tokens, usage.cost) == (24, in_dollars(PRICED.price.picodollars(24)))
 
@@ -103,7 +103,7 @@ def test_what_the_budget_refuses_at_once_leaves_nothing(priced: Any) -> None:
         client.submit_batch(TEXTS, strategy="immediate")
     assert client.batch_jobs() == []
     assert priced.files == []
-    assert bought_now(priced) == []
+    assert billed_now(priced) == []
     priced.check_money()
 
 
@@ -123,10 +123,10 @@ def test_auto_takes_the_batch_where_only_its_price_fits(
         client.submit_batch(TEXTS, strategy="immediate")
     job = client.submit_batch(TEXTS, strategy="auto", deadline=deadline, on_budget=on_budget)
     assert len(priced.jobs) == 1
-    assert bought_now(priced) == []
+    assert billed_now(priced) == []
     priced.work(job)
     priced.check(job, TEXTS)
-    assert bought_now(priced) == []
+    assert billed_now(priced) == []
     assert priced.spent().spent.cost <= 300_000
     priced.check_money()
 
@@ -154,7 +154,7 @@ def test_auto_refuses_what_fits_in_no_way_and_leaves_nothing(priced: Any) -> Non
         with pytest.raises(BudgetExceeded):
             client.submit_batch(TEXTS, strategy="auto")
         assert client.batch_jobs() == []
-    assert priced.jobs == priced.files == bought_now(priced) == []
+    assert priced.jobs == priced.files == billed_now(priced) == []
     assert priced.spent().held.tokens == 0
 
 
@@ -178,12 +178,12 @@ def test_what_is_late_is_embedded_at_once_and_what_was_done_is_kept(priced: Any,
     priced.clock.advance(1.1 * HOUR)
     job.advance()
     assert remote.status == "cancelling"
-    assert bought_now(priced) == [], "not before it is known what the job has done"
+    assert billed_now(priced) == [], "not before it is known what the job has done"
     priced.service.end_cancel(remote.id, done=done)
     job.advance()
     assert job.record.state == "done"
     priced.check(job, TEXTS)
-    assert len(bought_now(priced)) == len(TEXTS) - done
+    assert len(billed_now(priced)) == len(TEXTS) - done
     assert billed_twice(priced) == []
     assert priced.spent().held.tokens == 0
     assert priced.spent().spent.tokens == 24
@@ -203,7 +203,7 @@ def test_without_the_money_the_batch_goes_on(priced: Any, caplog: Any) -> None:
     assert caplog.text.count("the budget does not allow") == 1
     priced.work(job)
     priced.check(job, TEXTS)
-    assert bought_now(priced) == []
+    assert billed_now(priced) == []
 
 
 def test_a_deadline_that_was_not_kept_is_said_once(priced: Any, caplog: Any) -> None:

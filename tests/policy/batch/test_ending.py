@@ -78,7 +78,7 @@ def test_a_job_that_is_cancelling_for_hours_is_waited_for(batch_desk: Any) -> No
     for _ in range(20):
         batch_desk.clock.advance(600)
         job.advance()
-    assert len(batch_desk.jobs) == 1, "what may still come is not bought again"
+    assert len(batch_desk.jobs) == 1, "what may still come is not billed again"
     assert job.status(poll=False).in_flight == 6
     batch_desk.service.end_cancel(first.id)
     job.advance()
@@ -102,7 +102,7 @@ def test_a_completed_job_with_only_an_error_file_has_its_reasons_read(batch_desk
 
 
 @pytest.mark.fault(70)
-def test_results_that_are_gone_are_paid_and_not_bought_again(batch_desk: Any) -> None:
+def test_results_that_are_gone_are_paid_and_not_billed_again(batch_desk: Any) -> None:
     job = batch_desk.submit(TEXTS)
     batch_desk.finish_all()
     batch_desk.service.vanish_output(batch_desk.jobs[0].id)
@@ -127,7 +127,7 @@ def test_results_that_are_gone_are_paid_and_not_bought_again(batch_desk: Any) ->
 
 
 @pytest.mark.fault(70)
-def test_who_said_so_before_has_lost_results_bought_again_at_once(batch_desk: Any) -> None:
+def test_who_said_so_before_has_lost_results_billed_again_at_once(batch_desk: Any) -> None:
     job = batch_desk.submit(TEXTS, resubmit_lost=True, batch={"attempts": 3})
     batch_desk.finish_all()
     batch_desk.service.vanish_output(batch_desk.jobs[0].id)

@@ -112,7 +112,7 @@ def test_results_that_are_gone_are_settled(batch_desk: Any) -> None:
 
 
 @pytest.mark.case("H2")
-def test_what_is_bought_near_a_deadline_is_settled_too(batch_desk: Any) -> None:
+def test_what_is_billed_near_a_deadline_is_settled_too(batch_desk: Any) -> None:
     job = batch_desk.client().submit_batch(TEXTS, strategy="immediate")
     batch_desk.work(job)
     used = batch_desk.spent()

@@ -1,4 +1,4 @@
-"""What an ended job owes is looked for, and never bought a second time without being asked."""
+"""What an ended job owes is looked for, and never billed a second time without being asked."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_an_output_that_never_comes_ends_the_waiting_and_buys_nothing(
 def test_it_is_decided_for_each_row(
     tmp_path_factory: pytest.TempPathFactory, counts: Any, usage: Any, lost: set[int]
 ) -> None:
-    """Any lines may be missing: the others are collected, and those are not bought again."""
+    """Any lines may be missing: the others are collected, and those are not billed again."""
     made = batch_desk.__wrapped__(tmp_path_factory.mktemp("rows"))
     one = quirky(next(made), counts=counts, usage=usage)
     job = one.submit(
@@ -410,7 +410,7 @@ def test_two_jobs_that_get_each_others_output_keep_nothing_of_it(
     assert np.isnan(result.vectors).all()
     assert all("output_gone" in error.message for error in result.errors.values())
     assert "3 lines name no text of it" in result.errors[0].message
-    assert len(batch_desk.jobs) == 2, "nothing is bought again"
+    assert len(batch_desk.jobs) == 2, "nothing is billed again"
     assert batch_desk.spent().spent.tokens == 12
     assert batch_desk.spent().held == Amount()
 

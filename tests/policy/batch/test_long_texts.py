@@ -136,7 +136,7 @@ def shortening(batch_desk: Any, *, most: int = LIMIT, exact: bool = False, **inf
 
 
 def check_cut(desk: Any, job: Any, rows: list[str], most: int) -> list[str]:
-    """Every row has the vector of what its text was cut to, in another process too, and the books
+    """Every row has the vector of what its text was cut to, in another process too, and the ledger
     are right. Returns what was sent of each text in the end."""
     result = desk.client().batch_job(job.id).result(on_error="keep")
     assert result.ok.all(), result.errors

@@ -1,7 +1,7 @@
 """Other members of each kind: servers that count, answer and write their lines in odd ways.
 
-Over real sockets. Whatever they do, each row has its own vector or a reason, nothing is bought
-twice, and what was billed is in the books.
+Over real sockets. Whatever they do, each row has its own vector or a reason, nothing is billed
+twice, and what was billed is in the ledger.
 """
 
 from __future__ import annotations

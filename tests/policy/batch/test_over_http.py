@@ -103,7 +103,7 @@ def test_late_results_are_read_when_they_are_there(
 @pytest.mark.case("E3")
 @pytest.mark.parametrize("late", LATE)
 @pytest.mark.parametrize("usage", ["honest", "absent"])
-def test_results_that_never_come_are_not_bought_again_and_can_be_read_later(
+def test_results_that_never_come_are_not_billed_again_and_can_be_read_later(
     server: FakeOpenAI, client_of: Any, late: Any, usage: Any
 ) -> None:
     quirky(server, late=late, late_looks=None, usage=usage)
@@ -403,7 +403,7 @@ def test_a_job_that_a_gateway_refuses_by_its_status_is_asked_for_again_and_count
 @pytest.mark.parametrize("status", [408, 429, 500, 503])
 @pytest.mark.parametrize("times", [1, 2, None])
 @pytest.mark.parametrize("total", ["honest", "absent"])
-def test_what_failed_for_the_moment_and_was_billed_is_in_the_books_and_bounded(
+def test_what_failed_for_the_moment_and_was_billed_is_in_the_ledger_and_bounded(
     server: FakeOpenAI,
     client_of: Callable[..., EmbeddingClient],
     caplog: pytest.LogCaptureFixture,
@@ -497,7 +497,7 @@ def test_what_is_refused_for_another_reason_is_never_cut(
 @pytest.mark.case("E3")
 @pytest.mark.parametrize("status", [404, 410])
 @pytest.mark.parametrize("times", [1, 5])
-def test_a_job_that_a_server_does_not_find_for_a_while_is_not_bought_again(
+def test_a_job_that_a_server_does_not_find_for_a_while_is_not_billed_again(
     server: FakeOpenAI, client_of: Callable[..., EmbeddingClient], status: int, times: int
 ) -> None:
     server.faults.when(path="GET /v1/batches/{id}", mode="status", status=status, times=times)

@@ -150,7 +150,7 @@ def test_the_error_comes_only_when_nothing_else_goes_on(batch_desk: Any) -> None
 
 
 @pytest.mark.fault(71)
-def test_a_job_that_is_gone_is_bought_again_for_who_asks_for_it(batch_desk: Any) -> None:
+def test_a_job_that_is_gone_is_billed_again_for_who_asks_for_it(batch_desk: Any) -> None:
     job = batch_desk.submit(TEXTS)
     batch_desk.service.vanish(batch_desk.jobs[0].id)
     job.advance()
@@ -175,10 +175,10 @@ GONE = RemoteGone("404: no such job", status=404)
 @pytest.mark.fault(71)
 @pytest.mark.parametrize("looks", [1, 2, 7])
 @pytest.mark.parametrize("when", ["at work", "ended", "cancelled"])
-def test_a_job_that_is_not_found_for_a_while_is_bought_once(
+def test_a_job_that_is_not_found_for_a_while_is_billed_once(
     batch_desk: Any, looks: int, when: str
 ) -> None:
-    """That what is lost may be bought again does not say that it is lost."""
+    """That what is lost may be billed again does not say that it is lost."""
     job = batch_desk.submit(TEXTS, resubmit_lost=True)
     if when != "at work":
         batch_desk.finish_all()

@@ -157,7 +157,7 @@ def test_of_several_jobs_the_earliest_is_ours_and_the_others_are_stopped(batch_d
     told = batch_desk.told(BatchDuplicate)
     assert [one.job for one in told] == [one.id for one in batch_desk.jobs[1:]]
     assert sum(one.tokens for one in told) == 8
-    assert batch_desk.spent().spent.tokens == 8, "what they may cost is on the books at once"
+    assert batch_desk.spent().spent.tokens == 8, "what they may cost is on the ledger at once"
     batch_desk.work(job)
     assert [one.id for one in job.status().jobs] == [first.id]
     batch_desk.check(job, TEXTS)

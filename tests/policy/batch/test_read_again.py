@@ -160,9 +160,9 @@ def test_what_was_lost_is_lost_still_when_nobody_buys_it_again_after_all(
             batch_desk.service.end_cancel(one.id)
     assert said(batch_desk, job) == reasons
 
-    bought = batch_desk.meter.billed_tokens
+    billed = batch_desk.meter.billed_tokens
     third = batch_desk.work(batch_desk.submit(TEXTS))
-    assert (third.status().failed, batch_desk.meter.billed_tokens) == (6, bought), "unasked"
+    assert (third.status().failed, batch_desk.meter.billed_tokens) == (6, billed), "unasked"
     quirky(batch_desk, late=None)
     assert job.read_again() == 6
     batch_desk.check(job, TEXTS)
@@ -187,7 +187,7 @@ def test_the_reason_of_a_batch_that_ended_stays_when_its_texts_are_tried_again(
 
 
 @pytest.mark.case("E3")
-def test_what_is_read_again_is_bought_by_nobody_who_waits_for_it(batch_desk: Any) -> None:
+def test_what_is_read_again_is_billed_by_nobody_who_waits_for_it(batch_desk: Any) -> None:
     job = lost(batch_desk)
     daily = batch_desk.spent().spent.tokens
     again = batch_desk.submit(TEXTS, resubmit_lost=True, daily=daily, on_budget="wait")
@@ -249,7 +249,7 @@ def test_submitting_the_same_again_reads_before_it_buys(batch_desk: Any) -> None
 
 
 @pytest.mark.case("E5")
-def test_lost_rows_are_read_before_they_are_bought_again(batch_desk: Any) -> None:
+def test_lost_rows_are_read_before_they_are_billed_again(batch_desk: Any) -> None:
     lost(batch_desk)
     quirky(batch_desk, late=None)
     again = batch_desk.submit(TEXTS, resubmit_lost=True)
@@ -260,7 +260,7 @@ def test_lost_rows_are_read_before_they_are_bought_again(batch_desk: Any) -> Non
 
 
 @pytest.mark.case("E5")
-def test_what_cannot_be_read_again_is_bought_when_it_is_asked_for(batch_desk: Any) -> None:
+def test_what_cannot_be_read_again_is_billed_when_it_is_asked_for(batch_desk: Any) -> None:
     lost(batch_desk)
     again = batch_desk.submit(TEXTS, resubmit_lost=True)
     quirky(batch_desk, late=None)
@@ -337,9 +337,9 @@ def test_what_was_lost_is_lost_still_when_its_records_are_gone(
         if not one.ended:
             batch_desk.service.cancel(one.id)
             batch_desk.service.end_cancel(one.id)
-    bought = batch_desk.meter.billed_tokens
+    billed = batch_desk.meter.billed_tokens
     third = batch_desk.work(batch_desk.submit(TEXTS))
-    assert (third.status().failed, batch_desk.meter.billed_tokens) == (6, bought), "unasked"
+    assert (third.status().failed, batch_desk.meter.billed_tokens) == (6, billed), "unasked"
     assert "output_gone" in third.result(on_error="keep").errors[0].message
     quirky(batch_desk, late=None)
     fourth = batch_desk.work(batch_desk.submit(TEXTS, resubmit_lost=True))
@@ -355,6 +355,6 @@ def test_who_only_joined_does_not_buy_again_what_another_gave_up(batch_desk: Any
     joined = batch_desk.submit(TEXTS, **nothing)
     assert joined.status().to_submit == 6
     end_of(batch_desk, again, how)
-    bought = batch_desk.meter.billed_tokens
+    billed = batch_desk.meter.billed_tokens
     joined = batch_desk.work(batch_desk.client().batch_job(joined.id))
-    assert (joined.status().failed, batch_desk.meter.billed_tokens) == (6, bought)
+    assert (joined.status().failed, batch_desk.meter.billed_tokens) == (6, billed)

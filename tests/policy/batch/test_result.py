@@ -45,7 +45,7 @@ def test_blocks_of_any_size_say_what_the_result_says(
     reused = np.concatenate([block.reused for block in blocks]).tolist()
     first = {text: row for row, text in reversed(list(enumerate(rows)))}
     assert reused == [row not in bad and first[text] != row for row, text in enumerate(rows)], (
-        "one row of each text was bought, in whatever block the others are"
+        "one row of each text was billed, in whatever block the others are"
     )
     assert result.reused.tolist() == reused
     errors = {
@@ -73,7 +73,7 @@ def test_what_is_under_way_says_so(batch_desk: Any) -> None:
     assert [vector for _, vector in block] == [None, None]
 
 
-def test_a_vector_that_was_pruned_is_a_reason_and_is_bought_again_only_if_asked(
+def test_a_vector_that_was_pruned_is_a_reason_and_is_billed_again_only_if_asked(
     batch_desk: Any,
 ) -> None:
     texts = ["a", "b", "c"]

@@ -1,6 +1,6 @@
 """The faults of batches, one by one: what is lost, late, twice or gone, and what it costs then.
 
-Each ends with ``World.end``: everybody advances until all is quiet, and the books are compared with
+Each ends with ``World.end``: everybody advances until all is quiet, and the ledger is compared with
 the provider's bill.
 """
 

@@ -106,10 +106,10 @@ def test_columns_are_named_as_for_a_stream(batch_desk: Any, rows: Any, how: Any)
         assert (found[key] == vectors_of([text], 32)[0]).all()
 
 
-# What is bought
+# What is billed
 
 
-def test_equal_texts_are_bought_once_however_far_apart(batch_desk: Any) -> None:
+def test_equal_texts_are_billed_once_however_far_apart(batch_desk: Any) -> None:
     texts = [f"text {number % 4_500}" for number in range(9_200)]
     job = batch_desk.work(batch_desk.submit(texts))
     assert batch_desk.meter.billed_requests == 4_500
@@ -119,7 +119,7 @@ def test_equal_texts_are_bought_once_however_far_apart(batch_desk: Any) -> None:
     assert int(result.reused.sum()) > 0
 
 
-def test_what_was_bought_before_is_neither_sent_nor_held(batch_desk: Any) -> None:
+def test_what_was_billed_before_is_neither_sent_nor_held(batch_desk: Any) -> None:
     texts = ["one", "two", "three"]
     batch_desk.client().embed(texts[:2])
     spent = batch_desk.spent().spent
@@ -132,7 +132,7 @@ def test_what_was_bought_before_is_neither_sent_nor_held(batch_desk: Any) -> Non
     assert batch_desk.spent().spent.tokens == spent.tokens + 2
 
 
-def test_if_everything_was_bought_before_there_is_no_job(batch_desk: Any) -> None:
+def test_if_everything_was_billed_before_there_is_no_job(batch_desk: Any) -> None:
     texts = ["one", "two"]
     batch_desk.client().embed(texts)
     job = batch_desk.submit(texts)
@@ -181,7 +181,7 @@ def test_texts_that_must_not_be_cut_are_rejected(batch_desk: Any) -> None:
 # Bad rows
 
 
-def test_bad_rows_are_kept_with_their_reasons_and_the_others_bought(batch_desk: Any) -> None:
+def test_bad_rows_are_kept_with_their_reasons_and_the_others_billed(batch_desk: Any) -> None:
     rows = [{"no": 1}, {"t": ""}, {"t": "good"}, {"t": 7}, "text", {"t": "fine"}, {"t": None}]
     job = batch_desk.work(batch_desk.submit(rows, text="t", on_error="keep"))
     expected = ["", "", "good", "", "", "fine", ""]
@@ -226,7 +226,7 @@ def test_rows_that_end_with_an_error_leave_nothing(batch_desk: Any) -> None:
 
 
 @pytest.mark.parametrize("width", [32, None])
-def test_vectors_that_would_not_fit_the_disk_are_not_bought(
+def test_vectors_that_would_not_fit_the_disk_are_not_billed(
     batch_desk: Any, width: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch_desk.provide(info=replace(FAKE_INFO, dimensions=width))
@@ -259,7 +259,7 @@ def test_without_a_batch_price_the_usual_one_is_held(batch_desk: Any) -> None:
     assert batch_desk.spent().spent == Amount(tokens=1, cost=20_000)
 
 
-def test_what_cannot_cost_anything_is_bought_with_every_limit_used_up(batch_desk: Any) -> None:
+def test_what_cannot_cost_anything_is_billed_with_every_limit_used_up(batch_desk: Any) -> None:
     batch_desk.client(daily=2).embed(["one two"])
     job = batch_desk.client(daily=2).submit_batch(["one two"])
     assert job.record.has_ended

@@ -98,14 +98,14 @@ def test_a_provider_that_hangs_is_given_up_soon_after_the_deadline(desk):
         assert one.spent == tokens_of("a") * 3 + tokens_of("HANG")
         assert partial.usage.unconfirmed_tokens == tokens_of("HANG")
         one.right(one.embed(["d", "e", "f", "g", "h"]), ["d", "e", "f", "g", "h"])
-        # The answer that came after all corrects the books.
+        # The answer that came after all corrects the ledger.
         embedder.release.set()
         until(lambda: one.spent == one.embedder.meter.billed_tokens)
         one.check()
 
 
 @pytest.mark.fault(127)
-def test_an_answer_too_late_that_nothing_was_billed_corrects_the_books_as_well(desk):
+def test_an_answer_too_late_that_nothing_was_billed_corrects_the_ledger_as_well(desk):
     class Refusing(Hanging):
         def embed(self, request):
             super().embed(request)
@@ -240,7 +240,7 @@ def test_a_call_may_be_stopped_at_any_moment(desk, seed):
 
 
 @pytest.mark.fault(148)
-def test_a_cancelled_task_leaves_nothing_held(server, connect, books, hold_replies):
+def test_a_cancelled_task_leaves_nothing_held(server, connect, ledger, hold_replies):
     go = hold_replies(after=0)
     client = connect(options={"max_texts_per_request": 1}, concurrency=2)
     rows = [f"row {number}" for number in range(20)]
@@ -255,10 +255,10 @@ def test_a_cancelled_task_leaves_nothing_held(server, connect, books, hold_repli
         go.set()
 
     asyncio.run(main())
-    until(lambda: books().held == Amount())
+    until(lambda: ledger().held == Amount())
     sent = server.meter.requests
     assert sent == 2
-    until(lambda: books().spent.tokens == server.meter.billed_tokens)
+    until(lambda: ledger().spent.tokens == server.meter.billed_tokens)
     time.sleep(0.3)
     assert server.meter.requests == sent
 
@@ -306,7 +306,7 @@ def start(server, home, forks):
 
 @pytest.mark.fault(142)
 def test_an_interrupt_waits_for_what_is_under_way_and_says_what_was_kept(
-    server, start, books, hold_replies
+    server, start, ledger, hold_replies
 ):
     go = hold_replies(after=6)
     process = start()
@@ -319,13 +319,13 @@ def test_an_interrupt_waits_for_what_is_under_way_and_says_what_was_kept(
     said = json.loads(out.splitlines()[-1])
     assert said["rows"] == 200
     assert said["ok"] == server.meter.requests == 10
-    used = books()
+    used = ledger()
     assert used.held == Amount()
     assert used.spent.tokens == server.meter.billed_tokens
 
 
 @pytest.mark.fault(142)
-def test_a_second_interrupt_ends_at_once_and_charges(server, start, books, hold_replies):
+def test_a_second_interrupt_ends_at_once_and_charges(server, start, ledger, hold_replies):
     hold_replies(after=3)
     process = start()
     until(lambda: server.meter.requests == 7)
@@ -336,7 +336,7 @@ def test_a_second_interrupt_ends_at_once_and_charges(server, start, books, hold_
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
-    used = books()
+    used = ledger()
     assert used.held == Amount()
     assert used.spent.tokens >= server.meter.billed_tokens
 

@@ -45,12 +45,12 @@ def by_stream(client, rows):
 @pytest.mark.fault(25)
 @pytest.mark.parametrize("embed", [by_call, by_stream])
 @pytest.mark.parametrize(("mode", "options"), LOST, ids=lambda value: str(value)[:40])
-def test_a_lost_answer_is_charged_by_its_count(server, connect, books, mode, options, embed):
+def test_a_lost_answer_is_charged_by_its_count(server, connect, ledger, mode, options, embed):
     server.faults.push(mode, bills=True, **options)
     heard = []
     client = connect(observers=[heard.append])
     embed(client, ROWS)
-    used = books()
+    used = ledger()
     assert used.held == Amount()
     assert used.spent.tokens == server.meter.billed_tokens < IN_BYTES
     lost = [event for event in heard if isinstance(event, Settled) and event.unconfirmed]
@@ -59,20 +59,20 @@ def test_a_lost_answer_is_charged_by_its_count(server, connect, books, mode, opt
 
 
 @pytest.mark.parametrize("embed", [by_call, by_stream])
-def test_without_a_tokenizer_it_is_the_bound(server, connect, books, monkeypatch, embed):
+def test_without_a_tokenizer_it_is_the_bound(server, connect, ledger, monkeypatch, embed):
     monkeypatch.setattr("embedcore_openai.models.counts_like_openai", lambda *_: False)
     server.faults.push("reset_billed")
     embed(connect(), ROWS)
     whole = server.meter.billed_tokens // 2
-    assert books().spent.tokens == IN_BYTES + whole
+    assert ledger().spent.tokens == IN_BYTES + whole
 
 
-def test_a_budget_that_counts_allow_is_not_used_up_by_bounds(server, connect, books):
+def test_a_budget_that_counts_allow_is_not_used_up_by_bounds(server, connect, ledger):
     """Two lost answers leave room for the third; by their bounds they would not."""
     client = connect(daily=2 * IN_BYTES + 10)
     server.faults.push("reset_billed", times=2)
     assert client.embed(ROWS).ok.all()
-    assert books().spent.tokens == server.meter.billed_tokens
+    assert ledger().spent.tokens == server.meter.billed_tokens
     assert server.meter.requests == 3
 
 

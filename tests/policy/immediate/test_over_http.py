@@ -82,12 +82,12 @@ def call(client, rows=ROWS, on_error="keep"):
 @pytest.mark.parametrize("mode", sorted(MODES))
 @pytest.mark.filterwarnings("default::ResourceWarning")
 def test_after_any_fault_rows_are_right_and_the_bill_is_covered(
-    server, connect, books, rows_are_right, mode
+    server, connect, ledger, rows_are_right, mode
 ):
     client = connect(retry=SLOW.get(mode), options={"max_texts_per_request": 3})
     server.faults.push(mode, **OPTIONS.get(mode, {}))
     result, error = call(client)
-    used = books()
+    used = ledger()
     assert used.held == Amount()
     assert used.spent.tokens >= server.meter.billed_tokens
     # What was billed and lost is charged by its count.
@@ -138,19 +138,19 @@ FAULTS = st.lists(
 )
 @given(FAULTS, st.integers(1, 14), st.sampled_from(["keep", "raise"]))
 @pytest.mark.filterwarnings("default::ResourceWarning")
-def test_any_mixture_of_faults(server, connect, books, rows_are_right, faults, count, on_error):
+def test_any_mixture_of_faults(server, connect, ledger, rows_are_right, faults, count, on_error):
     client = connect(
         options={"max_texts_per_request": 3}, concurrency=3, retry={"longest_named_wait": 0.1}
     )
     rows = [f"text number {number}" for number in range(count)]
     server.faults.clear()
-    before, bill_before = books().spent.tokens, server.meter.billed_tokens
+    before, bill_before = ledger().spent.tokens, server.meter.billed_tokens
     for mode, options in faults:
         options = OPTIONS.get(mode, options if mode == "status" else {})
         server.faults.push(mode, **options)
     result, _ = call(client, rows, on_error)
     rows_are_right(result, rows, 8)
-    used = books()
+    used = ledger()
     assert used.held == Amount()
     assert used.spent.tokens - before == result.usage.tokens
     assert result.usage.tokens >= server.meter.billed_tokens - bill_before
@@ -167,7 +167,7 @@ def test_any_mixture_of_faults(server, connect, books, rows_are_right, faults, c
     [{"retry_after": 1}, {"retry_after_ms": 400}, {"retry_after": 0.4}, {"retry_after_date": 250}],
     ids=str,
 )
-def test_a_429_that_names_a_time_is_obeyed(server, connect, books, by_clock, named):
+def test_a_429_that_names_a_time_is_obeyed(server, connect, ledger, by_clock, named):
     clock = FakeClock()
     client = by_clock(connect(retry={"attempts": 1}), clock)
     server.faults.push("rate_limited", **named)
@@ -177,7 +177,7 @@ def test_a_429_that_names_a_time_is_obeyed(server, connect, books, by_clock, nam
     least, most = (100, 252) if "retry_after_date" in named else (0.4, 2.2)
     assert least <= clock.monotonic() - began < most
     assert result.usage.requests == 2
-    assert books().spent.tokens == server.meter.billed_tokens
+    assert ledger().spent.tokens == server.meter.billed_tokens
 
 
 @pytest.mark.fault(22)
@@ -192,7 +192,7 @@ def test_a_429_that_names_too_long_a_time_is_an_error_at_once(server, connect):
 
 @pytest.mark.fault(20)
 @pytest.mark.fault(21)
-def test_waiting_for_the_gate_uses_no_attempts_and_other_waits_do(server, connect, books, by_clock):
+def test_waiting_for_a_turn_uses_no_attempts_and_other_waits_do(server, connect, ledger, by_clock):
     client = by_clock(connect(retry={"attempts": 2}), FakeClock())
     server.faults.push("rate_limited", times=6, retry_after_ms=10)
     assert client.embed(ROWS).usage.requests == 7
@@ -202,7 +202,7 @@ def test_waiting_for_the_gate_uses_no_attempts_and_other_waits_do(server, connec
     with pytest.raises(RateLimited):
         client.embed(ROWS)
     assert server.meter.requests == 7 + 3 + 10
-    assert books().spent.tokens == server.meter.billed_tokens
+    assert ledger().spent.tokens == server.meter.billed_tokens
 
 
 @pytest.mark.case("B7")
@@ -218,14 +218,14 @@ def test_a_503_that_names_too_long_a_time_is_about_no_text(server, connect):
 
 @pytest.mark.case("C1")
 @pytest.mark.fault(21)
-def test_a_minute_of_429_without_a_time_is_waited_out_for_nothing(server, connect, books, by_clock):
+def test_a_minute_of_429_without_a_time_is_waited_out_for_free(server, connect, ledger, by_clock):
     clock = FakeClock()
     client = by_clock(connect(budget={"daily_token_limit": 200}), clock)
     began = clock.monotonic()
     server.faults.when(lambda _: clock.monotonic() < began + 35, mode="rate_limited")
     assert client.embed(ROWS).ok.all()
     assert server.meter.rejected_requests > 6
-    assert books().spent.tokens == server.meter.billed_tokens
+    assert ledger().spent.tokens == server.meter.billed_tokens
 
 
 @pytest.mark.fault(20)
@@ -258,7 +258,7 @@ def test_when_the_server_closes_the_gate_all_threads_wait(server, connect):
 )
 @pytest.mark.parametrize("on_error", ["keep", "raise"])
 def test_what_concerns_the_account_is_raised_at_once(
-    server, connect, books, rows_are_right, mode, options, kind, on_error
+    server, connect, ledger, rows_are_right, mode, options, kind, on_error
 ):
     client = connect(options={"max_texts_per_request": 2}, concurrency=1)
     server.faults.push("ok")
@@ -268,7 +268,7 @@ def test_what_concerns_the_account_is_raised_at_once(
     assert server.meter.requests == 2
     rows_are_right(caught.value.partial, ROWS, 8)
     assert caught.value.partial.ok.tolist() == [True, True, False, False, False]
-    used = books()
+    used = ledger()
     assert used.held == Amount()
     assert used.spent.tokens == server.meter.billed_tokens
 
@@ -277,7 +277,7 @@ def test_what_concerns_the_account_is_raised_at_once(
 @pytest.mark.fault(47)
 @pytest.mark.parametrize("mode", ["other_model", "wrong_width"])
 @pytest.mark.parametrize("on_error", ["keep", "raise"])
-def test_a_reply_of_other_settings_is_not_asked_for_again(server, connect, books, mode, on_error):
+def test_a_reply_of_other_settings_is_not_asked_for_again(server, connect, ledger, mode, on_error):
     client = connect(options={"max_texts_per_request": 3}, concurrency=1)
     server.faults.push(mode)
     with pytest.raises(ReplyMismatch) as caught:
@@ -285,7 +285,7 @@ def test_a_reply_of_other_settings_is_not_asked_for_again(server, connect, books
     assert caught.value.billed == "yes"
     assert server.meter.requests == 1
     assert not caught.value.partial.ok.any()
-    assert books().spent.tokens >= server.meter.billed_tokens
+    assert ledger().spent.tokens >= server.meter.billed_tokens
 
 
 # One bad text, one that is too long, too many
@@ -293,7 +293,7 @@ def test_a_reply_of_other_settings_is_not_asked_for_again(server, connect, books
 
 @pytest.mark.fault(50)
 @pytest.mark.parametrize("place", [0, 777, 2047])
-def test_one_bad_text_among_2048(server, connect, books, rows_are_right, place):
+def test_one_bad_text_among_2048(server, connect, ledger, rows_are_right, place):
     client = connect()
     rows = [f"text number {number}" for number in range(2048)]
     rows[place] += " BAD"
@@ -305,14 +305,14 @@ def test_one_bad_text_among_2048(server, connect, books, rows_are_right, place):
     assert [row for row in range(2048) if not partial.ok[row]] == [place]
     assert server.meter.requests <= 2 + 22
     assert server.meter.billed_twice == {}
-    used = books()
+    used = ledger()
     assert used.held == Amount()
     assert used.spent.tokens == server.meter.billed_tokens
 
 
 @pytest.mark.fault(49)
 @pytest.mark.parametrize("wording", ["new", "old"])
-def test_a_text_that_the_server_finds_too_long(server, connect, books, wording):
+def test_a_text_that_the_server_finds_too_long(server, connect, ledger, wording):
     rows = [f"text number {number}" for number in range(20)]
     rows[13] = "LONG " + "word " * 40
     server.faults.when(marker="word word word word " * 6, mode="context_length", wording=wording)
@@ -325,11 +325,11 @@ def test_a_text_that_the_server_finds_too_long(server, connect, books, wording):
         rejecting.embed(rows)
     kept = rejecting.embed(rows, on_error="keep")
     assert set(kept.errors) == {13}
-    assert books().spent.tokens == server.meter.billed_tokens
+    assert ledger().spent.tokens == server.meter.billed_tokens
 
 
 @pytest.mark.fault(51)
-def test_requests_that_are_too_large_get_smaller(server, connect, books, rows_are_right):
+def test_requests_that_are_too_large_get_smaller(server, connect, ledger, rows_are_right):
     import json
 
     client = connect()
@@ -338,18 +338,18 @@ def test_requests_that_are_too_large_get_smaller(server, connect, books, rows_ar
     )
     rows = [f"text number {number}" for number in range(1000)]
     rows_are_right(client.embed(rows), rows, 8)
-    assert books().spent.tokens == server.meter.billed_tokens
+    assert ledger().spent.tokens == server.meter.billed_tokens
     server.faults.clear()
     server.faults.always("status", status=413)
     before = server.meter.requests
     with pytest.raises(RequestTooLarge):
         client.embed(rows, on_error="keep")
     assert server.meter.requests - before <= 64 + 32
-    assert books().held == Amount()
+    assert ledger().held == Amount()
 
 
 @pytest.mark.fault(46)
-def test_a_bill_above_what_was_held_is_recorded_and_told(server, connect, books):
+def test_a_bill_above_what_was_held_is_recorded_and_told(server, connect, ledger):
     told = []
     client = connect(observers=[told.append])
     server.faults.always("usage", factor=9)
@@ -358,7 +358,7 @@ def test_a_bill_above_what_was_held_is_recorded_and_told(server, connect, books)
     client.embed(["words"])
     violations = [event for event in told if isinstance(event, BoundViolated)]
     assert [(event.reserved, event.billed) for event in violations] == [(4, 9)]
-    assert books().spent.tokens == 18
+    assert ledger().spent.tokens == 18
 
 
 def test_what_arrived_stays_as_it_was_when_the_call_ends(connect):

@@ -89,7 +89,7 @@ def test_what_fits_is_embedded_in_order_and_the_rest_is_named(desk, given_rows, 
         assert result.usage.tokens == one.embedder.meter.billed_tokens
         assert len(one.told(Refused)) == (most < len(texts))
         one.check()
-        # The limit is raised: the rest is bought from there, and nothing twice.
+        # The limit is raised: the rest is billed from there, and nothing twice.
         one.limited(10_000)
         if result.stopped_at is not None:
             rest = rows[result.stopped_at.position :]
@@ -122,7 +122,7 @@ def test_kept_errors_stay_apart_from_what_was_not_done(desk):
 
 @pytest.mark.case("C11")
 def test_a_retry_that_the_budget_refuses_stops_the_call(desk):
-    """The first attempt is charged without vectors; what was bought beside it is given."""
+    """The first attempt is charged without vectors; what was billed beside it is given."""
     down = ProviderUnavailable("down", billed="unknown")
     embedder = FakeEmbedder(
         info=replace(INFO, max_texts_per_request=1, max_concurrency=1), script=[None, down]

@@ -79,7 +79,7 @@ def test_no_texts_need_nothing(desk):
 
 @pytest.mark.fault(12)
 @pytest.mark.fault(16)
-def test_rows_come_in_order_and_each_text_is_bought_once(desk):
+def test_rows_come_in_order_and_each_text_is_billed_once(desk):
     rows = texts(25) * 2 + ["a"] + texts(25)
     with desk(small()) as one:
         result = one.embed(rows)
@@ -181,7 +181,7 @@ def test_keep_keeps_what_is_wrong_with_rows(desk, error):
 @pytest.mark.fault(48)
 @pytest.mark.parametrize("error", ALWAYS_RAISED, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("on_error", ["keep", "raise"])
-def test_what_is_not_a_rows_fault_is_always_raised_with_what_was_bought(desk, error, on_error):
+def test_what_is_not_a_rows_fault_is_always_raised_with_what_was_billed(desk, error, on_error):
     rows = [*texts(8), "BAD", *texts(3, "more")]
     with desk(small(script=marked(error)), threads=1) as one:
         with pytest.raises(type(error)) as caught:
@@ -462,14 +462,14 @@ def test_the_parts_of_a_charged_request_need_new_money(desk):
         one.check(certain=False)
 
 
-# The books fail
+# The ledger fails
 
 
 OPERATIONS = {"hold", "hold_and_send", "send", "settle", "charge", "give_back", "close"}
 
 
 class Failing(Ledger):
-    """Books in which one operation fails."""
+    """Ledger in which one operation fails."""
 
     def __init__(self, name, error, *, times=10**6):
         super().__init__(Database(None, STATE))
@@ -488,7 +488,7 @@ class Failing(Ledger):
 @pytest.mark.fault(103)
 @pytest.mark.parametrize("on_error", ["keep", "raise"])
 @pytest.mark.parametrize("rows", [3, 10])
-def test_vectors_in_hand_are_kept_when_the_books_cannot_be(desk, on_error, rows):
+def test_vectors_in_hand_are_kept_when_the_ledger_cannot_be(desk, on_error, rows):
     rows = texts(rows)
     ledger = Failing("settle", StorageFull("no room"))
     with desk(small(), ledger=ledger, threads=1) as one:
@@ -496,8 +496,8 @@ def test_vectors_in_hand_are_kept_when_the_books_cannot_be(desk, on_error, rows)
             one.embed(rows, on_error=on_error)
         partial = caught.value.partial
         one.right(partial, rows)
-        bought = set(one.embedder.meter.billed_texts)
-        assert {row for row, ok in zip(rows, partial.ok, strict=True) if ok} == bought
+        billed = set(one.embedder.meter.billed_texts)
+        assert {row for row, ok in zip(rows, partial.ok, strict=True) if ok} == billed
         assert not set(partial.errors) & set(np.flatnonzero(partial.ok))
         # The attempt is open still, so that its money cannot be spent again.
         used = one.used
@@ -549,7 +549,7 @@ def test_without_memory_for_the_vectors_nothing_is_sent_and_nothing_paid(
 
 
 @pytest.mark.case("H4")
-def test_a_lack_of_memory_for_what_was_bought_hides_no_error(desk, monkeypatch):
+def test_a_lack_of_memory_for_what_was_billed_hides_no_error(desk, monkeypatch):
     def none_left(*_, **__):
         raise MemoryError
 
@@ -587,7 +587,7 @@ def test_a_failure_that_cannot_be_booked_ends_the_call(desk, name):
 
 
 @pytest.mark.fault(124)
-def test_an_interrupt_is_not_hidden_by_broken_books(desk):
+def test_an_interrupt_is_not_hidden_by_a_broken_ledger(desk):
     ledger = Failing("charge", StorageFull("no room"))
     script = [KeyboardInterrupt()]
     with desk(small(script=script), ledger=ledger) as one, pytest.raises(KeyboardInterrupt):

@@ -174,19 +174,19 @@ def test_whatever_was_there_row_i_is_the_vector_of_text_i(
             for client, texts in zip(itertools.cycle(clients), named, strict=False)
         ]
     )
-    bought = Counter()
+    charged = Counter()
     for texts, result in zip(named, results, strict=True):
         right(result, texts)
         first = [texts.index(text) == row for row, text in enumerate(texts)]
         for row, text in enumerate(texts):
             assert result.reused[row] or first[row]
-            bought[text] += not result.reused[row]
+            charged[text] += not result.reused[row]
         assert result.usage.requests <= len(texts)
     every = stored.union(*named)
     billed = {text: n for text, n in server.meter.billed_texts.items() if text in every}
     assert billed == dict.fromkeys(every, 1)
-    assert {text for text, times in bought.items() if times} == every - stored
-    assert all(times <= 1 for times in bought.values())
+    assert {text for text, times in charged.items() if times} == every - stored
+    assert all(times <= 1 for times in charged.values())
     for client in clients:
         assert nothing_is_claimed(client)
         client.close()
@@ -233,7 +233,7 @@ print(len(wrong))
 
 @pytest.mark.fault(118)
 def test_a_storm_of_partial_reuse_from_four_processes_with_four_threads_each(
-    server, connect, home, books, forks
+    server, connect, home, ledger, forks
 ):
     options = {"base_url": server.base_url, "api_key": server.api_key, "dimensions": WIDTH}
     given_ = {
@@ -253,7 +253,7 @@ def test_a_storm_of_partial_reuse_from_four_processes_with_four_threads_each(
     assert [process.returncode for process in running] == [0] * 4
     # Between processes nobody waits for anybody: at most each of them buys a text, once.
     assert max(server.meter.billed_texts.values()) <= 4
-    used = books()
+    used = ledger()
     assert used.spent.tokens == server.meter.billed_tokens
     texts = list(server.meter.billed_texts)
     bill = server.meter.billed_tokens
@@ -267,7 +267,7 @@ def test_a_storm_of_partial_reuse_from_four_processes_with_four_threads_each(
 
 
 @pytest.mark.parametrize("own_client", [False, True])
-def test_what_a_failing_call_left_is_bought_by_exactly_one_of_those_who_wait(shop, own_client):
+def test_what_a_failing_call_left_is_charged_by_exactly_one_of_those_who_wait(shop, own_client):
     embedder = Gated(script=lambda request, _: refuse(request, AuthenticationFailed("no")))
     client = shop(embedder, concurrency=1)
     other = shop(embedder) if own_client else client
@@ -285,8 +285,8 @@ def test_what_a_failing_call_left_is_bought_by_exactly_one_of_those_who_wait(sho
         right(calls.results[name], ["z", name, "x", "z"])
         assert not calls.results[name].reused[1]
         assert calls.results[name].reused[3]
-    bought = [calls.results[name].reused.tolist() for name in "abc"]
-    assert sum(not row[0] for row in bought) == sum(not row[2] for row in bought) == 1
+    charged = [calls.results[name].reused.tolist() for name in "abc"]
+    assert sum(not row[0] for row in charged) == sum(not row[2] for row in charged) == 1
     assert embedder.meter.billed_texts == dict.fromkeys(["x", "z", "a", "b", "c"], 1)
     assert nothing_is_claimed(client)
 
@@ -650,7 +650,7 @@ class Widthless(FakeEmbedder):
 
 
 @pytest.mark.fault(92)
-def test_what_is_there_costs_nothing_even_without_any_money(server, connect, books):
+def test_what_is_there_costs_nothing_even_without_any_money(server, connect, ledger):
     texts = [f"text {number}" for number in range(30)]
     connect(cache=True).embed(texts)
     bill, told = server.meter.billed_tokens, []
@@ -661,20 +661,20 @@ def test_what_is_there_costs_nothing_even_without_any_money(server, connect, boo
         poor.embed([*texts, "one more"])
     partial = caught.value.partial
     assert partial.ok.tolist() == [True] * 30 + [False]
-    assert server.meter.billed_tokens == bill == books().spent.tokens
+    assert server.meter.billed_tokens == bill == ledger().spent.tokens
     assert nothing_is_claimed(poor)
 
 
-def test_only_what_must_be_bought_is_held(connect, server, books):
+def test_only_what_must_be_charged_is_held(connect, server, ledger):
     texts = [f"text {number}" for number in range(30)]
     connect(cache=True).embed(texts)
-    spent = books().spent.tokens
+    spent = ledger().spent.tokens
     tight = connect(cache=True, daily=spent + 4)
     right(tight.embed([*texts, "one"]), [*texts, "one"])
-    assert books().spent.tokens == server.meter.billed_tokens == spent + 1
+    assert ledger().spent.tokens == server.meter.billed_tokens == spent + 1
 
 
-def test_a_call_that_waits_for_another_keeps_no_money_from_it(shop, books):
+def test_a_call_that_waits_for_another_keeps_no_money_from_it(shop, ledger):
     """What a failed row gave back must not stand in the way of the call that is waited for."""
     embedder = Gated(
         script=lambda request, _: (
@@ -687,7 +687,7 @@ def test_a_call_that_waits_for_another_keeps_no_money_from_it(shop, books):
     assert embedder.inside.wait(SECONDS)
     calls.start("follower", lambda: client.embed(["BAD " + "x" * 76, "GATE"], on_error="keep"))
     waiting_for(client, 1)
-    until(lambda: books().held.tokens <= len("GATE"))
+    until(lambda: ledger().held.tokens <= len("GATE"))
     embedder.go.set()
     calls.end()
     assert calls.errors == {}
@@ -711,7 +711,7 @@ def a_folder(path):
 
 @pytest.mark.fault(120)
 @pytest.mark.parametrize("damage", [spoiled, emptied, a_folder])
-def test_a_store_that_is_broken_changes_nothing_but_the_bill(server, connect, home, books, damage):
+def test_a_store_that_is_broken_changes_nothing_but_the_bill(server, connect, home, ledger, damage):
     (home / "vectors").mkdir(parents=True)
     damage(home / "vectors" / "index.db")
     told = []
@@ -721,12 +721,12 @@ def test_a_store_that_is_broken_changes_nothing_but_the_bill(server, connect, ho
         right(client.embed(texts), texts)
     assert len([event for event in told if isinstance(event, CacheProblem)]) == 1
     assert server.meter.billed_texts == dict.fromkeys(texts, 3)
-    assert books().spent.tokens == server.meter.billed_tokens
-    assert books().held.tokens == 0
+    assert ledger().spent.tokens == server.meter.billed_tokens
+    assert ledger().held.tokens == 0
 
 
 @pytest.mark.fault(120)
-def test_a_store_that_is_full_changes_nothing_but_the_bill(server, connect, books, caplog):
+def test_a_store_that_is_full_changes_nothing_but_the_bill(server, connect, ledger, caplog):
     told = []
     client = connect(cache=True, cache_cap=0, observers=[told.append])
     texts = [f"text {number}" for number in range(20)]
@@ -735,7 +735,7 @@ def test_a_store_that_is_full_changes_nothing_but_the_bill(server, connect, book
     assert len([event for event in told if isinstance(event, CacheProblem)]) == 1
     assert "what does not fit is not kept" in caplog.text
     assert server.meter.billed_texts == dict.fromkeys(texts, 2)
-    assert books().spent.tokens == server.meter.billed_tokens
+    assert ledger().spent.tokens == server.meter.billed_tokens
 
 
 @pytest.mark.fault(120)
@@ -792,7 +792,7 @@ sys.stdin.read()
 
 
 @pytest.mark.fault(116)
-def test_a_damaged_vector_is_bought_again_and_told_of(server, connect, home, flip_vectors):
+def test_a_damaged_vector_is_charged_again_and_told_of(server, connect, home, flip_vectors):
     texts = ["a", "b", "c"]
     with connect(cache=True) as client:
         client.embed(texts)

@@ -1,4 +1,4 @@
-"""Whatever a provider does, in whatever order: right rows, and books that cover the bill.
+"""Whatever a provider does, in whatever order: right rows, and a ledger that covers the bill.
 
 The provider's own meter is the truth about money; the ledger is what is judged.
 """
@@ -134,7 +134,7 @@ def test_whatever_happens_rows_are_right_and_the_bill_is_covered(
         one.check(certain=not any(map(is_unconfirmed, script[: meter.requests])))
         if daily is not None:
             assert one.spent <= daily
-        # What the call says it cost is what the books say.
+        # What the call says it cost is what the ledger says.
         assert result.usage.tokens == one.spent
         assert result.usage.requests == meter.requests
         for row in range(len(rows)):

@@ -944,7 +944,7 @@ def test_a_position_that_makes_no_sense_is_searched_instead(desk, position):
     st.sampled_from([3, 8, 64]),
     st.integers(1, 40),
 )
-def test_whatever_is_wrong_with_whichever_text_the_others_are_bought(desk, kinds, most, largest):
+def test_whatever_is_wrong_with_whichever_text_the_others_are_billed(desk, kinds, most, largest):
     rows = [f"{kind} text {index}" for index, kind in enumerate(kinds)]
 
     def script(request, number):

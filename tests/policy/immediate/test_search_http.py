@@ -49,7 +49,7 @@ def numbered(count):
 
 @pytest.mark.case("A1")
 def test_texts_that_are_too_long_fail_alone_in_a_fresh_client(
-    server, client, books, rows_are_right
+    server, client, ledger, rows_are_right
 ):
     rows = ["a " * 2000, "fine", "b " * 2000]
     server.faults.when(
@@ -62,13 +62,13 @@ def test_texts_that_are_too_long_fail_alone_in_a_fresh_client(
     assert sorted(result.errors) == [0, 2]
     assert [error.position for _, error in sorted(result.errors.items())] == [0, 2]
     rows_are_right(result, rows, 8)
-    assert books().held == Amount()
-    assert books().spent.tokens == server.meter.billed_tokens
+    assert ledger().held == Amount()
+    assert ledger().spent.tokens == server.meter.billed_tokens
 
 
 @pytest.mark.case("A1")
 def test_two_bad_texts_in_each_of_many_requests_cost_no_other_row(
-    server, client, books, rows_are_right
+    server, client, ledger, rows_are_right
 ):
     rows = [f"text {number}" + " BAD" * (number % 32 in (5, 25)) for number in range(320)]
     server.faults.when(marker="BAD", mode="refusal", status=422, message="cannot be embedded")
@@ -78,7 +78,7 @@ def test_two_bad_texts_in_each_of_many_requests_cost_no_other_row(
         assert isinstance(error, PermanentProviderError)
         assert error.position == row
     rows_are_right(result, rows, 8)
-    assert books().spent.tokens >= server.meter.billed_tokens
+    assert ledger().spent.tokens >= server.meter.billed_tokens
 
 
 @pytest.mark.case("A2")
@@ -92,7 +92,7 @@ def test_without_keep_the_first_row_at_fault_is_named(server, client):
 
 @pytest.mark.case("A3")
 def test_a_text_that_makes_the_server_fail_every_time_fails_alone(
-    server, client, books, rows_are_right
+    server, client, ledger, rows_are_right
 ):
     rows = [f"text {number}" + " BAD" * (number == 7) for number in range(64)]
     server.faults.when(marker="BAD", mode="status", status=500)
@@ -101,13 +101,13 @@ def test_a_text_that_makes_the_server_fail_every_time_fails_alone(
     assert isinstance(result.errors[7], ProviderUnavailable)
     rows_are_right(result, rows, 8)
     assert server.meter.requests <= 1 + 3 + 2 * 5 + 3
-    assert books().spent.tokens >= server.meter.billed_tokens
+    assert ledger().spent.tokens >= server.meter.billed_tokens
 
 
 @pytest.mark.case("A4")
 @pytest.mark.parametrize("kind", ["null", "empty", "nulls", "nan"])
 def test_a_text_without_a_vector_costs_the_others_nothing(
-    server, client, books, rows_are_right, kind
+    server, client, ledger, rows_are_right, kind
 ):
     rows = [f"text {number}" + " BAD" * (number == 41) for number in range(100)]
     server.faults.when(marker="BAD", mode="no_vector", kind=kind)
@@ -116,7 +116,7 @@ def test_a_text_without_a_vector_costs_the_others_nothing(
     assert sorted(result.errors) == [41]
     assert result.errors[41].position == 41
     rows_are_right(result, rows, 8)
-    assert books().spent.tokens >= server.meter.billed_tokens
+    assert ledger().spent.tokens >= server.meter.billed_tokens
     with pytest.raises(EmbeddingError, match=r"^row 41: "):
         one.embed(rows)
 
@@ -152,7 +152,7 @@ WORDINGS = [
 @pytest.mark.parametrize("wording", WORDINGS)
 @pytest.mark.parametrize("status", [400, 413, 422])
 def test_a_server_that_takes_ten_texts_and_says_so_in_its_own_words(
-    server, client, books, rows_are_right, wording, status
+    server, client, ledger, rows_are_right, wording, status
 ):
     rows = numbered(100)
     server.faults.when(
@@ -167,7 +167,7 @@ def test_a_server_that_takes_ten_texts_and_says_so_in_its_own_words(
         before = server.meter.requests
         again.embed([f"{row} again" for row in rows[:20]])
         assert server.meter.requests - before <= 5
-    assert books().spent.tokens >= server.meter.billed_tokens
+    assert ledger().spent.tokens >= server.meter.billed_tokens
 
 
 @pytest.mark.case("A7")
@@ -186,7 +186,7 @@ def test_a_request_at_fault_is_said_once_and_no_row_is_blamed(server, client, on
 
 @pytest.mark.case("A5")
 @pytest.mark.campaign
-def test_a_server_that_needs_its_time_for_each_text(server, client, books, rows_are_right):
+def test_a_server_that_needs_its_time_for_each_text(server, client, ledger, rows_are_right):
     rows = numbered(64)
     server.faults.always("slow", seconds=0.05)
     one = client(settings={"retry": {"request_timeout": 1.0}})
@@ -195,7 +195,7 @@ def test_a_server_that_needs_its_time_for_each_text(server, client, books, rows_
     before = server.meter.requests
     one.embed([f"{row} again" for row in rows])
     assert server.meter.requests - before == 4, "16 texts are known to be in time"
-    assert books().spent.tokens >= server.meter.billed_tokens
+    assert ledger().spent.tokens >= server.meter.billed_tokens
 
 
 def test_what_is_refused_for_its_size_alone_is_its_own_reason(server, client):
@@ -223,7 +223,7 @@ FIREWALLS = [
 @pytest.mark.parametrize(("status", "body"), FIREWALLS, ids=lambda value: str(value)[:30])
 @pytest.mark.parametrize("bad", [{17}, {0, 63}])
 def test_a_firewall_that_dislikes_a_text_costs_no_other_its_vector(
-    server, client, books, rows_are_right, status, body, bad
+    server, client, ledger, rows_are_right, status, body, bad
 ):
     """Its page says nothing of the text, and its status is that of a key without permission."""
     rows = [f"1' OR {row}=1 --" if row in bad else text for row, text in enumerate(numbered(64))]
@@ -240,16 +240,16 @@ def test_a_firewall_that_dislikes_a_text_costs_no_other_its_vector(
     assert all(isinstance(error, RequestRejected) for error in result.errors.values())
     rows_are_right(result, rows, 8)
     assert server.meter.requests <= 2 * len(bad) * 5 + 8
-    assert books().held == Amount()
+    assert ledger().held == Amount()
     if status in (403, 405):
-        assert books().spent.tokens == server.meter.billed_tokens
+        assert ledger().spent.tokens == server.meter.billed_tokens
 
 
 @pytest.mark.parametrize("body", [body for status, body in FIREWALLS if status == 403])
 @pytest.mark.parametrize("on_error", ["keep", "raise"])
 @pytest.mark.parametrize("per_request", [1, 32])
 def test_a_firewall_that_lets_nothing_through_ends_the_call_soon(
-    server, client, books, body, on_error, per_request
+    server, client, ledger, body, on_error, per_request
 ):
     """A wrong key, or an address that it does not serve."""
     server.faults.always("raw", status=403, body=body, content_type="text/html", bills=False)
@@ -259,7 +259,7 @@ def test_a_firewall_that_lets_nothing_through_ends_the_call_soon(
         assert caught.value.position is None
         assert "no text's fault" in str(caught.value)
     assert server.meter.requests <= 8 + 16
-    assert books().spent == Amount()
+    assert ledger().spent == Amount()
 
 
 @pytest.mark.parametrize("body", [{"message": "no"}, {"error": {"message": "no", "code": None}}])

@@ -418,7 +418,7 @@ def test_what_fails_for_the_moment_within_the_search_is_tried_as_always(desk):
         one.check()
 
 
-def test_what_ends_the_call_within_the_search_loses_nothing_that_was_bought(desk):
+def test_what_ends_the_call_within_the_search_loses_nothing_that_was_billed(desk):
     """One prefix is taken, and then the key expires: the row has its vector."""
     text = "x" * 4000
     embedder = loose(limit=3000, measure=len, info=replace(INFO, max_input_tokens=3000))

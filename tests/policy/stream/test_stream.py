@@ -122,7 +122,7 @@ def test_short_streams(desk, rows):
         one.check()
 
 
-def test_equal_texts_of_one_block_are_bought_once_and_all_given(desk):
+def test_equal_texts_of_one_block_are_billed_once_and_all_given(desk):
     texts = ["a", "b", "a", "a"] * 8
     with desk(FakeEmbedder(info=NARROW)) as one:
         blocks = list(one.stream(texts, block_size=8))

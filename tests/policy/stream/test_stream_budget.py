@@ -96,7 +96,7 @@ def test_the_longest_prefix_that_fits_is_embedded_and_no_row_more(
         # One refusal is told, and none of the attempts to find out how much fits.
         assert len(one.told(Refused)) == (most < len(texts))
         one.check()
-        # The limit is raised: the rest is bought, and nothing twice.
+        # The limit is raised: the rest is billed, and nothing twice.
         one.limited(total)
         assert rights(one.stream(texts[most:], block_size=size), texts[most:]) == len(texts) - most
         assert one.embedder.meter.billed_twice == {}
@@ -223,7 +223,7 @@ def test_a_stream_that_waits_can_be_closed(desk):
         one.check()
 
 
-def test_what_was_bought_before_a_retry_was_refused_is_salvaged(desk):
+def test_what_was_billed_before_a_retry_was_refused_is_salvaged(desk):
     # The first attempt is charged without vectors, and the budget does not allow another.
     from embedcore.errors import ProviderUnavailable
 

@@ -1,4 +1,4 @@
-"""When something breaks in a stream, is all before it given, and is nothing bought lost?"""
+"""When something breaks in a stream, is all before it given, and is nothing billed lost?"""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ BAD = {"none": None, "empty": "", "bytes": b"x", "lone": "\ud800"}
     st.dictionaries(st.integers(0, 29), st.sampled_from(sorted(BAD)), min_size=1, max_size=4),
     st.integers(1, 8),
 )
-def test_rows_before_a_bad_one_are_given_and_nothing_after_it_is_bought(desk, count, bad, size):
+def test_rows_before_a_bad_one_are_given_and_nothing_after_it_is_billed(desk, count, bad, size):
     rows = [BAD[bad[n]] if n in bad else f"row {n}" for n in range(count)]
     first = min((n for n in bad if n < count), default=None)
     with desk(FakeEmbedder(info=NARROW)) as one:
@@ -318,8 +318,8 @@ def test_the_bill_is_what_was_given_and_what_was_salvaged(desk, at, size, thread
                     assert (vector == vectors_of([text], 8)[0]).all()
                     assert key not in kept
                     kept.add(key)
-        bought = {text.replace("row", "key") for text in embedder.meter.billed_texts}
-        assert bought == kept | set(given_rows)
+        billed = {text.replace("row", "key") for text in embedder.meter.billed_texts}
+        assert billed == kept | set(given_rows)
         assert embedder.meter.billed_twice == {}
         assert one.used.held == Amount()
 

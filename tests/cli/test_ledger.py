@@ -1,4 +1,4 @@
-"""Are books that are wrong, and money that nobody will send, told at the command line?"""
+"""Are a ledger that is wrong, and money that nobody will send, told at the command line?"""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from embedcore.testing import openai_tokens
 
 @pytest.fixture
 def alter(cli, server, state_home):
-    """``alter(statement)``: books with something in them, changed by a stranger's hand."""
+    """``alter(statement)``: a ledger with something in it, changed by a stranger's hand."""
     assert cli("embed", "-c", "one", "-c", "two").code == 0
 
     def run(statement):
-        with closing(driver().connect(state_home / "state.db", isolation_level=None)) as books:
-            books.execute(statement)
+        with closing(driver().connect(state_home / "state.db", isolation_level=None)) as ledger:
+            ledger.execute(statement)
 
     return run
 
 
-def books(run):
+def ledger(run):
     return [one for one in run.json["findings"] if one["name"] == "counters"]
 
 
 @pytest.mark.case("C6")
-def test_doctor_says_that_the_books_are_right(cli, alter):
+def test_doctor_says_that_the_ledger_are_right(cli, alter):
     run = cli("doctor", "--json")
     assert run.code == 0
-    assert [one["value"] for one in books(run)] == ["counters and entries agree"]
+    assert [one["value"] for one in ledger(run)] == ["counters and entries agree"]
     assert cli("budget", "recount").out == "every counter is right\n"
 
 
@@ -43,7 +43,7 @@ def test_a_counter_of_what_was_spent(cli, server, alter, counter):
     alter(f"UPDATE window SET {counter} = 0 WHERE scope = '*' AND period = 'day'")
     run = cli("doctor", "--json")
     assert run.code == 1
-    (found,) = books(run)
+    (found,) = ledger(run)
     assert found["level"] == "problem"
     assert f"{counter.replace('_', ' ')} of all scopes in the day" in found["value"]
     assert "budget recount --repair" in cli("doctor").out
@@ -66,7 +66,7 @@ def test_a_counter_of_what_is_held_stops_everything_that_sends(cli, server, alte
     assert "embedcore doctor" in run.err
     assert server.meter.requests == asked
     assert cli("usage").code == 5
-    assert len(books(cli("doctor", "--json"))) == 12
+    assert len(ledger(cli("doctor", "--json"))) == 12
     assert "tokens reserved of scope" in cli("doctor").out
     assert " held" not in cli("doctor").out
     assert cli("budget", "recount").out.count("the counter says") == 12
