@@ -30,7 +30,7 @@ REFUSED, HANGS = 3, -signal.SIGALRM
 
 def in_c() -> int:
     """A fork that no handler sees."""
-    return int(ctypes.CDLL(None).fork())
+    return int(ctypes.PyDLL(None).fork())
 
 
 def child(work: Callable[[], object], how: Callable[[], int] = os.fork) -> int:

@@ -72,7 +72,8 @@ class Learned:
     - ``always_count``: a text was billed at more tokens than bytes, as its count said.
     - ``counts_stand``: a lost answer was charged by its count, and no bill was compared with one
       since. ``counts_fall_short``: one was, and was higher.
-    - ``served``: requests that were answered with vectors.
+    - ``left``: requests that left. ``served``: which of them, in the order in which they left, was
+      the last that was answered with vectors.
     - ``probing``: held by the thread that finds out, while nothing was answered yet, why a request
       failed.
     - ``smaller``: it was said that replies can be trusted for smaller requests only.
@@ -84,6 +85,7 @@ class Learned:
     always_count: bool = False
     counts_stand: bool = False
     counts_fall_short: bool = False
+    left: int = 0
     served: int = 0
     probing: threading.RLock = field(default_factory=threading.RLock, repr=False)
     smaller: Once = field(default_factory=Once, repr=False)
@@ -104,9 +106,15 @@ class Learned:
         """It has answered with vectors: the settings of a request are right."""
         return self.served > 0
 
-    def was_served(self) -> None:
+    def leaves(self) -> int:
+        """Another request leaves; returns its number."""
         with self._lock:
-            self.served += 1
+            self.left += 1
+            return self.left
+
+    def was_served(self, number: int) -> None:
+        with self._lock:
+            self.served = max(self.served, number)
 
     def cost(self, request: PlannedRequest, tokens: int) -> None:
         """A request was billed at so many tokens."""

@@ -82,8 +82,8 @@ class Retrier:
     connection) is, as always. ``divisible``: a request that timed out is not sent again as it is:
     its error is raised with ``wait`` set, and the next attempt is the caller's, in parts, after so
     many seconds. So it is with ``failed``, if it was charged.
-    ``failed``: the error of a first attempt that was made before. ``served``: how many requests to
-    the same place were answered so far. ``asked``: the ways in which the provider has asked
+    ``failed``: the error of a first attempt that was made before. ``served``: the last request to
+    the same place that was answered so far. ``asked``: the ways in which the provider has asked
     otherwise for these texts.
 
     - ``wait``: seconds from the last error to the next attempt; None: there is none.

@@ -23,11 +23,15 @@ class Stopped(Exception):
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class SentRequest:
-    """One attempt that a thread is waiting for, and what is sent in it."""
+    """One attempt that a thread is waiting for, and what is sent in it.
+
+    ``number``: its place in the order in which requests of the client left.
+    """
 
     attempt: Attempt | None
     texts: Sequence[str]
     started: float
+    number: int = 0
     thread: threading.Thread = field(default_factory=threading.current_thread)
     is_answered: bool = False
     is_given_up: bool = False

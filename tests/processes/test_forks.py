@@ -73,7 +73,8 @@ def fork(work, *, how=os.fork):
     os._exit(0)
 
 def in_c():
-    return ctypes.CDLL(None).fork()
+    # With the interpreter's lock: if another thread had it, the child would wait for it for ever.
+    return ctypes.PyDLL(None).fork()
 
 def end(pid):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -55,7 +55,7 @@ def fork(work, *, how=os.fork):
 
 def in_c():
     # No handler of Python's runs.
-    return ctypes.CDLL(None).fork()
+    return ctypes.PyDLL(None).fork()
 
 def end(pid):
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -225,6 +225,7 @@ def _attempt(call: Call, request: PlannedRequest, attempts: Attempts) -> list[in
             attempt=_take_money(call, request, attempts),
             texts=_texts(call, request, attempts),
             started=engine.monotonic(),
+            number=engine.learned.leaves(),
         )
         if not call.in_flight.start(sent):
             call.budget.not_sent(sent.attempt)
@@ -343,7 +344,7 @@ def _arrived(
         call.budget.correct(sent.attempt, tokens)
         _keep(call, attempts, indices, vectors, reply.model, late=True)
         raise Stopped
-    engine.learned.was_served()
+    engine.learned.was_served(sent.number)
     # Kept before it is settled: what can fail there must not lose the vectors.
     try:
         _keep(call, attempts, indices, vectors, reply.model, late=False)

@@ -48,7 +48,7 @@ class _Suspect:
     """Texts that failed together, or are left of such, and the error of that.
 
     - ``size``: of the request that failed.
-    - ``served``: how many requests had been answered when it was sent.
+    - ``served``: the last request that had been answered when it was sent.
     - ``named``: the text that the error names, if it names one.
     - ``untried``: these very texts were not sent together yet.
     - ``waited``: they have had all their attempts.
@@ -70,7 +70,7 @@ class _Outcome:
     """``passed``: vectors came, ``whole``: for every text. ``error``: to be searched for further.
 
     Neither: it failed for a reason that no smaller request avoids, and that was noted. ``served``:
-    how many requests had been answered before it was sent.
+    the last request that had been answered before it was sent.
     """
 
     passed: bool = False

@@ -89,7 +89,7 @@ class Verdict:
         self._in_a_row = 0
         self._last: tuple[object, ...] | None = None
         self._first_refused: tuple[int, tuple[object, ...]] | None = None
-        # How many requests had been answered when our sentence was not.
+        # The last request that had left when our sentence was not answered.
         self._outage_at: int | None = None
 
     def passed(self) -> None:
@@ -133,18 +133,19 @@ class Verdict:
     def is_outage(self, inquiry: Inquiry, error: EmbeddingError, served: int) -> bool:
         """The retry quota is used up by a failure for the moment: does nothing pass any more?
 
-        ``served``: how many requests had been answered when the one that failed was sent. A size
-        that the server cannot do uses up the quota too, where many requests of it leave at once.
+        ``served``: the last request that had been answered when the one that failed was sent. A
+        size that the server cannot do uses up the quota too, where many of it leave at once.
         """
         learned = self._engine.learned
         with self.one_at_a_time():
+            if self._outage_at is not None and learned.served <= self._outage_at:
+                # What was answered since may have been answered before our sentence was not.
+                return True
             if learned.served != served:
                 return False
-            if self._outage_at == served:
-                return True
             passes = self._serves(inquiry, error)
             if passes is False:
-                self._outage_at = learned.served
+                self._outage_at = learned.left
             return not passes
 
     def pair(self, indices: Sequence[int]) -> tuple[int, int] | None:

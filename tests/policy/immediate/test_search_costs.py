@@ -131,6 +131,41 @@ def test_an_outage_that_begins_midway_is_asked_one_sentence_more(
         one.check(certain=False)
 
 
+@pytest.mark.case("A3")
+def test_an_answer_that_comes_late_does_not_end_an_outage(desk):
+    """Its request had left before the server failed."""
+    asked, late = threading.Event(), threading.Event()
+
+    def script(request, number):
+        if number < 2:
+            return None
+        if list(request.texts) == [PROBE_TEXT]:
+            asked.set()
+        elif asked.is_set():
+            late.set()
+        return ProviderUnavailable("overloaded", billed="no", status=503)
+
+    class Late(FakeEmbedder):
+        def embed(self, request):
+            reply = super().embed(request)
+            assert len(request.texts) == 1 or late.wait(60)
+            return reply
+
+    rows = [f"text number {index}" for index in range(32 * 60)]
+    with desk(
+        Late(info=UNKNOWN, script=script),
+        retry=RETRY,
+        quota=RetryQuota(3.0, 0.0),
+        threads=2,
+    ) as one:
+        one.embed(["it has served before"])
+        result = one.embed(rows, on_error="keep")
+        assert result.ok.sum() == 32
+        sentences = [call for call in one.embedder.calls if call.texts == (PROBE_TEXT,)]
+        assert len(sentences) == 1
+        one.check(certain=False)
+
+
 @pytest.mark.case("A1")
 @pytest.mark.parametrize("error", [RequestRejected, ProviderUnavailable])
 @pytest.mark.parametrize("bad", [[24], [8, 17], [7, 11]])
