@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import gc
+import logging
+import os
 import signal
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -12,6 +16,13 @@ from hypothesis import HealthCheck, settings
 # What a shell runs in the background ignores interrupts, and so would all that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# For the fakes of services, which stand beside the tests of their providers.
+sys.path.extend(map(str, Path(__file__).parent.glob("providers/*/tests")))
+
+_FOREIGN = ("EMBEDCORE_", "OPENAI_", "AZURE_OPENAI_")
+_FOREIGN += ("CO_API_", "GEMINI_", "MISTRAL_", "OLLAMA_", "VOYAGE_")
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 
 # A busy machine draws an example as slowly as it does everything else: that is no failure.
 settings.register_profile(
@@ -36,3 +47,45 @@ def _no_certificates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         environment.delenv("SSL_CERT_FILE", raising=False)
         environment.setenv("SSL_CERT_DIR", str(tmp_path_factory.mktemp("certificates")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """An empty state folder, no settings file in reach, and no variable that anybody exported."""
+    for name in list(os.environ):
+        if name.startswith(_FOREIGN) or name.upper() in _PROXIES:
+            monkeypatch.delenv(name)
+    empty = tmp_path_factory.mktemp("isolated")
+    for name in ("XDG_CONFIG_HOME", "XDG_CONFIG_DIRS", "XDG_DATA_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(empty / name.lower()))
+    monkeypatch.setenv("EMBEDCORE_HOME", str(empty / "home"))
+    (empty / "work").mkdir()
+    monkeypatch.chdir(empty / "work")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_shared() -> Iterator[None]:
+    """What is kept for the length of a process must not pass from one test to the next."""
+    yield
+    functions = sys.modules.get("embedcore.functions")
+    if functions is not None:
+        for made in (functions.default_client, functions.default_tracker):
+            if made.cache_info().currsize:
+                made().close()
+            made.cache_clear()
+    limiter = sys.modules.get("embedcore.policy.ratelimit.queue")
+    if limiter is not None:
+        limiter.gate_for.cache_clear()
+    sizes = sys.modules.get("embedcore.policy.planning")
+    if sizes is not None:
+        sizes.sizes_for.cache_clear()
+    claims = sys.modules.get("embedcore.policy.cache")
+    if claims is not None:
+        claims.in_flight_keys_for.cache_clear()
+    encodings = sys.modules.get("embedcore_openai.encodings")
+    if encodings is not None:
+        encodings.forget()
+    # A command of the test showed the log on its own screen.
+    log = logging.getLogger("embedcore")
+    log.handlers.clear()
+    log.setLevel(logging.NOTSET)

@@ -1,9 +1,8 @@
-"""What holds for every test: nothing of the developer's own settings, keys and state is seen."""
+"""What the tests of the core share."""
 
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
 import subprocess
 import sys
@@ -15,8 +14,6 @@ from typing import Any
 import pytest
 
 LARGEST_FAULT = 149
-_FOREIGN = ("EMBEDCORE_", "OPENAI_", "AZURE_OPENAI_")
-_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 
 
 def pytest_report_header() -> str:
@@ -41,48 +38,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             (number,) = marker.args
             if type(number) is not int or not 1 <= number <= LARGEST_FAULT:
                 raise pytest.UsageError(f"{item.nodeid}: no fault row {number!r}")
-
-
-@pytest.fixture(autouse=True)
-def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """An empty state folder, no settings file in reach, and no variable that anybody exported."""
-    for name in list(os.environ):
-        if name.startswith(_FOREIGN) or name.upper() in _PROXIES:
-            monkeypatch.delenv(name)
-    empty = tmp_path_factory.mktemp("isolated")
-    for name in ("XDG_CONFIG_HOME", "XDG_CONFIG_DIRS", "XDG_DATA_HOME", "XDG_CACHE_HOME"):
-        monkeypatch.setenv(name, str(empty / name.lower()))
-    monkeypatch.setenv("EMBEDCORE_HOME", str(empty / "home"))
-    (empty / "work").mkdir()
-    monkeypatch.chdir(empty / "work")
-
-
-@pytest.fixture(autouse=True)
-def _nothing_shared() -> Iterator[None]:
-    """What is kept for the length of a process must not pass from one test to the next."""
-    yield
-    functions = sys.modules.get("embedcore.functions")
-    if functions is not None:
-        for made in (functions.default_client, functions.default_tracker):
-            if made.cache_info().currsize:
-                made().close()
-            made.cache_clear()
-    limiter = sys.modules.get("embedcore.policy.ratelimit.queue")
-    if limiter is not None:
-        limiter.gate_for.cache_clear()
-    sizes = sys.modules.get("embedcore.policy.planning")
-    if sizes is not None:
-        sizes.sizes_for.cache_clear()
-    claims = sys.modules.get("embedcore.policy.cache")
-    if claims is not None:
-        claims.in_flight_keys_for.cache_clear()
-    encodings = sys.modules.get("embedcore_openai.encodings")
-    if encodings is not None:
-        encodings.forget()
-    # A command of the test showed the log on its own screen.
-    log = logging.getLogger("embedcore")
-    log.handlers.clear()
-    log.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

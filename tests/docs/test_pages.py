@@ -54,6 +54,7 @@ ELSEWHERE = {
     "how-to/trace-with-opentelemetry.md": "../adapters/test_how_to.py",
     "how-to/use-with-langchain.md": "../adapters/test_how_to.py",
     "how-to/write-a-provider.md": "test_write_a_provider.py",
+    "how-to/write-an-http-provider.md": "test_http_provider.py",
     "reference/batch-commands.md": "test_batch.py",
     "reference/configuration.md": "../test_reference.py",
     "reference/state-file.md": "../test_reference.py",

@@ -1,0 +1,67 @@
+"""What the READMEs of the providers and the page of assumptions say is true of their code."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from embedcore.provider import registry
+from embedcore.provider.options import environment_options
+
+ROOT = Path(__file__).parents[2]
+# The other two have tests of their own.
+NAMES = sorted(
+    {path.parent.name for path in ROOT.glob("providers/*/pyproject.toml")} - {"hashing", "openai"}
+)
+
+
+def readme(name: str) -> str:
+    return (ROOT / "providers" / name / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_lines_of_config_make_a_known_model(name: str) -> None:
+    (block,) = re.findall(r"```toml\n(.*?)```", readme(name), re.DOTALL)
+    lines = [line for line in block.splitlines() if line and not line.startswith("#")]
+    assert len(lines) <= 5
+    settings = tomllib.loads(block)
+    provider, _, model = settings["model"].partition(":")
+    assert provider == name
+    found = registry.load(name)
+    assert model in found.models
+    options = settings["options"][name]
+    info = found.create(model, found.options(**options)).info
+    assert info.dimensions == options.get("dimensions", found.models[model].dimensions)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_commands_are_three(name: str) -> None:
+    (block,) = re.findall(r"```sh\n(.*?)```", readme(name), re.DOTALL)
+    lines = block.splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith(f"pip install . ./providers/{name} ")
+    variables = dict(environment_options(registry.load(name).options))
+    assert f"export {variables['api_key']}=" in lines[1] or lines[1].startswith("ollama pull")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_option_is_in_the_table_with_its_default(name: str) -> None:
+    options = registry.load(name).options
+    rows = re.findall(r"^\| (`.*?) \| (.*?) \|", readme(name), re.MULTILINE)
+    told = [option for cell, _ in rows for option in re.findall(r"`(\w+)`", cell)]
+    assert sorted(told) == sorted(options.model_fields)
+    defaults = {cell.strip("`"): default for cell, default in rows}
+    assert str(options.model_fields["base_url"].default) in defaults["base_url"]
+    for option, variable in environment_options(options):
+        assert f"${variable}" in defaults[option]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_known_of_the_service_is_what_the_page_says_it_assumes(name: str) -> None:
+    page = (ROOT / "docs" / "assumptions.md").read_text(encoding="utf-8")
+    switches = re.findall(rf"options\.{name}\.(\w+)", page)
+    assert {"refusals_billed", "max_input_tokens"} & set(switches)
+    assert set(switches) <= set(registry.load(name).options.model_fields)
