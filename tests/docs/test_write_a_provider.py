@@ -17,7 +17,8 @@ from embedcore import errors
 from embedcore.config import Config
 from embedcore.provider import protocol
 from embedcore.provider.tokens import EstimatingTokenizer
-from embedcore.testing.contract.base import ContractBase
+from embedcore.testing import EmbedderContract
+from embedcore.testing.contract.base import ContractBase, KitBase
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -25,6 +26,11 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 @pytest.fixture(scope="session")
 def page(how_to: Path) -> str:
     return (how_to / "write-a-provider.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def kit_page(how_to: Path) -> str:
+    return (how_to / "test-a-provider.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="session")
@@ -93,14 +99,29 @@ def test_the_price_and_the_models_of_the_page_are_valid(page: str, plugin: Any) 
     }
 
 
-def test_every_hook_of_the_contract_is_listed(page: str) -> None:
+def test_every_hook_of_the_contract_is_listed(kit_page: str) -> None:
     hooks = {
         name
-        for name, value in vars(ContractBase).items()
-        if name in ContractBase.__annotations__
+        for kind in (KitBase, ContractBase)
+        for name, value in vars(kind).items()
+        if name in kind.__annotations__
         or (inspect.isfunction(value) and name.startswith(("make_", "server_")))
     }
-    assert {row.partition("(")[0] for row in table(page, "Hook")} == hooks
+    assert {row.partition("(")[0] for row in table(kit_page, "Hook")} == hooks
+
+
+def test_every_test_of_the_contract_is_listed(kit_page: str) -> None:
+    tests = [name for name in dir(EmbedderContract) if name.startswith("test_")]
+    assert sorted(re.findall(r"^\| `(test_\w+)` \|", kit_page, re.MULTILINE)) == tests
+
+
+def test_the_class_of_the_kits_page_is_a_test_class(kit_page: str, plugin: Any) -> None:
+    (block,) = blocks(kit_page, "python")
+    names: dict[str, Any] = {**vars(plugin)}
+    exec(block, names)
+    made = names["TestAcme"]()
+    made.url = "http://127.0.0.1:9"
+    assert made.make_embedder().info.provider == "acme"
 
 
 def test_the_page_shows_all_of_the_template(page: str, source: str) -> None:

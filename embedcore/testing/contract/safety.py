@@ -1,10 +1,8 @@
-"""Contract tests of failures, secrets and concurrent callers."""
+"""Contract tests of secrets, of what belongs to the caller, and of concurrent callers."""
 
 from __future__ import annotations
 
 import base64
-import logging
-import math
 import sys
 import threading
 import time
@@ -14,9 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from embedcore.errors import EmbeddingError, TransientProviderError
 from embedcore.provider.types import BatchLimits, EmbedRequest
 from embedcore.testing.contract.base import PROBES, ContractBase, distance, embed
+from embedcore.testing.contract.failures import failure_of
+from embedcore.testing.contract.surroundings import CANARY, everything_logged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -30,25 +29,10 @@ if TYPE_CHECKING:
 
 _THREADS = 8
 _ROUNDS = 4
-_CANARY = "The patient in room 217 is called Wilhelmina Oddington."
 
 
 class SafetyContract(ContractBase):
-    """Errors, secrets, threads, and what is left behind."""
-
-    def test_errors_are_typed(self, broken_embedder: Embedder) -> None:
-        error = _failure(broken_embedder)
-        assert isinstance(error, EmbeddingError), (
-            f"a failing request raised {type(error).__module__}.{type(error).__qualname__}: "
-            f"translate it into TransientProviderError, PermanentProviderError or a subclass"
-        )
-        assert str(error).strip(), "the error says nothing: say what happened and what to do next"
-        assert error.billed in ("no", "yes", "unknown"), f"error.billed is {error.billed!r}"
-        assert isinstance(error.retryable, bool), f"error.retryable is {error.retryable!r}"
-        if isinstance(error, TransientProviderError) and error.retry_after is not None:
-            wait = error.retry_after
-            assert math.isfinite(wait), f"error.retry_after is {wait}"
-            assert wait >= 0, f"error.retry_after is {wait}: no caller can wait for that"
+    """Secrets, threads, and what belongs to the caller."""
 
     def test_secret_is_not_shown(
         self,
@@ -57,7 +41,7 @@ class SafetyContract(ContractBase):
         capfd: pytest.CaptureFixture[str],
     ) -> None:
         marks = self._marks()
-        with caplog.at_level(logging.DEBUG):
+        with everything_logged(embedder, caplog):
             embed(embedder, PROBES[:1])
         places: dict[str, object] = {
             "embedder": embedder,
@@ -77,8 +61,8 @@ class SafetyContract(ContractBase):
         capfd: pytest.CaptureFixture[str],
     ) -> None:
         marks = self._marks()
-        with caplog.at_level(logging.DEBUG):
-            error = _failure(broken_embedder)
+        with everything_logged(broken_embedder, caplog):
+            error = failure_of(broken_embedder)
         shown = {
             "the error's text": str(error),
             "repr(error)": repr(error),
@@ -94,28 +78,17 @@ class SafetyContract(ContractBase):
         _assert_hidden(self._marks(), {f"embedder.{k}": v for k, v in _attributes(embedder, 2)})
 
     def test_texts_are_not_in_errors(self, broken_embedder: Embedder) -> None:
-        error = _failure(broken_embedder, _CANARY)
+        error = failure_of(broken_embedder, CANARY)
         shown = {
             "the error's text": str(error),
             "its attributes": repr(vars(error)),
             "its traceback, with what caused it": "".join(traceback.format_exception(error)),
         }
         for place, text in shown.items():
-            assert _CANARY not in text, (
+            assert CANARY not in text, (
                 f"the text that was sent is in {place}: texts are private, and errors are logged; "
                 f"leave out what the server sends back, and errors that repeat their input"
             )
-
-    def test_failed_request_is_sent_once(self, broken_embedder: Embedder) -> None:
-        before = self.server_requests()
-        _failure(broken_embedder)
-        after = self.server_requests()
-        if before is None or after is None:
-            pytest.skip("define server_requests() to have it seen that nothing is tried again")
-        assert after - before <= 1, (
-            f"one call of embed sent {after - before} requests: do not retry in a provider (SDKs "
-            f"have a setting for it); embedcore does, within the budget and the rate limits"
-        )
 
     def test_texts_are_not_changed(self, embedder: Embedder) -> None:
         texts = list(PROBES[: embedder.info.max_texts_per_request])
@@ -162,6 +135,42 @@ class SafetyContract(ContractBase):
             f"threads, so keep what belongs to one request out of self"
         )
 
+    def test_tokenizer_in_several_threads(self, embedder: Embedder) -> None:
+        tokenizer = embedder.tokenizer
+        counts = dict(zip(PROBES, tokenizer.count(PROBES), strict=True))
+        prefixes = {text: tokenizer.prefix(text, 5) for text in PROBES}
+        start = threading.Barrier(_THREADS)
+        wrong: list[str] = []
+
+        def work(number: int) -> None:
+            try:
+                start.wait()
+                for turn in range(_ROUNDS):
+                    texts = PROBES[: 1 + (number + turn) % len(PROBES)]
+                    if list(tokenizer.count(texts)) != [counts[text] for text in texts]:
+                        wrong.append("count gave another number")
+                    if tokenizer.prefix(texts[-1], 5) != prefixes[texts[-1]]:
+                        wrong.append("prefix gave another text")
+            except Exception as error:  # noqa: BLE001 - told to the author below
+                wrong.append(f"a thread raised {type(error).__name__}: {error}")
+
+        _run_in_threads(work, package=type(tokenizer).__module__.partition(".")[0])
+        assert not wrong, (
+            f"{_THREADS} threads counted tokens at once, and {wrong[0]}: keep what belongs to one "
+            "call out of self"
+        )
+
+    def test_array_to_write_into_is_not_kept(self, embedder: Embedder) -> None:
+        width = embed(embedder, [PROBES[0]]).shape[1]
+        into = np.zeros((1, width), dtype=np.float32)
+        embedder.embed(EmbedRequest(texts=[PROBES[0]], into=into))
+        kept = into.copy()
+        for text in PROBES[1:3]:
+            embed(embedder, [text])
+        assert np.array_equal(into, kept), (
+            "a later request wrote into EmbedRequest.into of an earlier one: never keep it"
+        )
+
     def test_close_may_be_called_twice(self, embedder: Embedder) -> None:
         embed(embedder, PROBES[:1])
         embedder.close()
@@ -183,7 +192,10 @@ class SafetyContract(ContractBase):
             pytest.skip("set secret to the key that the embedder is given, to have it looked for")
         half = len(self.secret) // 2
         halves = [self.secret[:half], self.secret[half:]] if half >= 8 else []
-        return [self.secret, *halves, base64.b64encode(self.secret.encode()).decode().rstrip("=")]
+        plain = self.secret.encode()
+        # Three letters of base64 hold four bytes: the key after a user's name looks otherwise.
+        encoded = [base64.b64encode(b" " * before + plain).decode() for before in range(3)]
+        return [self.secret, *halves, plain.hex(), *(each[4:-4] for each in encoded)]
 
     def _wrong_rows(
         self, embedder: Embedder, texts: Sequence[str], alone: dict[str, Vectors]
@@ -244,18 +256,6 @@ def _attributes(value: object, depth: int) -> Iterator[tuple[str, str]]:
         yield name, repr(held)
         if depth > 1:
             yield from ((f"{name}.{inner}", shown) for inner, shown in _attributes(held, depth - 1))
-
-
-def _failure(broken: Embedder, text: str = PROBES[0]) -> Exception:
-    """What a request to a broken embedder raises."""
-    try:
-        broken.embed(EmbedRequest(texts=[text]))
-    except Exception as error:  # noqa: BLE001 - it is what is looked at
-        return error
-    raise AssertionError(
-        "make_broken_embedder() gave an embedder that works, or one that hides its failure: an "
-        "error must be raised, never answered with vectors"
-    )
 
 
 def _assert_hidden(marks: Sequence[str], shown: dict[str, str]) -> None:

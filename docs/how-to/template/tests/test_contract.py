@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -15,7 +16,8 @@ KEY = "acme-0123456789abcdef"
 class Acme(BaseHTTPRequestHandler):
     """Vectors that are a function of the text, and a bill that is known.
 
-    Below ``/broken`` it is down, and repeats all it was sent, as some services do.
+    Below ``/broken`` it is down, and repeats all it was sent, as some services do; below ``/slow``
+    it does not answer.
     """
 
     def do_POST(self):
@@ -24,6 +26,8 @@ class Acme(BaseHTTPRequestHandler):
             self.server.requests += 1
         if self.path == "/broken/embed":
             self.reply(503, bytes(self.headers) + sent)
+        elif self.path == "/slow/embed":
+            time.sleep(5)
         elif self.path != "/embed" or self.headers["Authorization"] != f"Bearer {KEY}":
             self.reply(401, b"{}")
         else:
@@ -33,6 +37,7 @@ class Acme(BaseHTTPRequestHandler):
         tokens = sum(map(tokens_of, question["texts"]))
         with self.server.lock:
             self.server.billed_tokens += tokens
+            self.server.texts += question["texts"]
         vectors = vectors_of(question["texts"], 16).tolist()
         answer = {"model": question["model"], "vectors": vectors, "tokens": tokens}
         return json.dumps(answer).encode()
@@ -50,7 +55,8 @@ class Acme(BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def server():
     with ThreadingHTTPServer(("127.0.0.1", 0), Acme) as server:
-        server.lock, server.requests, server.billed_tokens = threading.Lock(), 0, 0
+        server.lock, server.daemon_threads, server.texts = threading.Lock(), True, []
+        server.requests, server.billed_tokens = 0, 0
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         yield server
         server.shutdown()
@@ -65,13 +71,22 @@ class TestAcme(EmbedderContract):
         self.url = f"http://127.0.0.1:{server.server_port}"
 
     def make_embedder(self):
-        return AcmeEmbedder("v1", AcmeOptions(base_url=self.url, api_key=KEY))
+        return self.make_variant()
 
     def make_broken_embedder(self):
-        return AcmeEmbedder("v1", AcmeOptions(base_url=f"{self.url}/broken", api_key=KEY))
+        return self.make_variant(base_url=f"{self.url}/broken")
+
+    def make_slow_embedder(self):
+        return self.make_variant(base_url=f"{self.url}/slow")
+
+    def make_variant(self, **options):
+        return AcmeEmbedder("v1", AcmeOptions(**{"base_url": self.url, "api_key": KEY, **options}))
 
     def server_bill(self):
         return self.server.billed_tokens
 
     def server_requests(self):
         return self.server.requests
+
+    def server_texts(self):
+        return self.server.texts
