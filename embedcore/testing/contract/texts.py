@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from embedcore.errors import PermanentProviderError
+from embedcore.errors import EmbeddingError
 from embedcore.provider.types import EmbedRequest
 from embedcore.testing.contract.base import (
     PROBES,
@@ -205,7 +205,7 @@ def _long_text(embedder: Embedder) -> str:
     text = _text_within(embedder)
     while embedder.info.max_input_tokens is None and len(text) > _SHORTEST:
         # Only the server knows: half as long, as long as it refuses.
-        if not isinstance(outcome_of(embedder, text), PermanentProviderError):
+        if not isinstance(outcome_of(embedder, text), EmbeddingError):
             break
         text = _whole_words(text[: len(text) // 2])
     return text
