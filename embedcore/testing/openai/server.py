@@ -86,7 +86,9 @@ def go_duration(seconds: float) -> str:
 class Quota:
     """Requests and tokens per minute, refilled steadily, as the real limits are.
 
-    With ``enforced=False`` the headers count down and nothing is ever refused.
+    With ``enforced=False`` the headers count down and nothing is ever refused. ``burst_requests``:
+    so many fit into the bucket; by default a minute of them. ``refused_count``: a refused request
+    takes one from it as well, as at OpenAI.
     """
 
     def __init__(
@@ -95,11 +97,15 @@ class Quota:
         requests_per_minute: int = 5000,
         tokens_per_minute: int = 1_000_000,
         enforced: bool = False,
+        burst_requests: int | None = None,
+        refused_count: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._size = {"requests": float(requests_per_minute), "tokens": float(tokens_per_minute)}
+        self._limit = {"requests": float(requests_per_minute), "tokens": float(tokens_per_minute)}
+        burst = float(burst_requests or requests_per_minute)
+        self._size = {**self._limit, "requests": burst}
         self._left = dict(self._size)
-        self._enforced = enforced
+        self._enforced, self._refused_count = enforced, refused_count
         self._clock = clock
         self._seen = clock()
         self._lock = threading.Lock()
@@ -110,11 +116,13 @@ class Quota:
             self._refill()
             asked = {"requests": 1.0, "tokens": float(tokens)}
             waits = {
-                kind: max(0.0, amount - self._left[kind]) / self._size[kind] * _MINUTE
+                kind: max(0.0, amount - self._left[kind]) / self._limit[kind] * _MINUTE
                 for kind, amount in asked.items()
             }
             kind = max(waits, key=lambda name: waits[name])
             if self._enforced and waits[kind] > 0:
+                if self._refused_count:
+                    self._left["requests"] = max(0.0, self._left["requests"] - 1.0)
                 return waits[kind], kind
             for name, amount in asked.items():
                 self._left[name] = max(0.0, self._left[name] - amount)
@@ -126,20 +134,21 @@ class Quota:
             headers = {}
             for kind, size in self._size.items():
                 left = self._left[kind]
-                headers[f"x-ratelimit-limit-{kind}"] = str(int(size))
+                headers[f"x-ratelimit-limit-{kind}"] = str(self.limit(kind))
                 headers[f"x-ratelimit-remaining-{kind}"] = str(int(left))
-                reset = (size - left) / size * _MINUTE
+                reset = (size - left) / self._limit[kind] * _MINUTE
                 headers[f"x-ratelimit-reset-{kind}"] = go_duration(reset)
             return headers
 
     def limit(self, kind: str) -> int:
-        return int(self._size[kind])
+        return int(self._limit[kind])
 
     def _refill(self) -> None:
         now = self._clock()
         passed, self._seen = now - self._seen, now
         for kind, size in self._size.items():
-            self._left[kind] = min(size, self._left[kind] + size * passed / _MINUTE)
+            filled = self._left[kind] + self._limit[kind] * passed / _MINUTE
+            self._left[kind] = min(size, filled)
 
 
 FAKE_KEY = "sk-fake-0f1e2d3c4b5a69788796a5b4c3d2e1f0"
