@@ -76,6 +76,9 @@ def _nothing_shared() -> Iterator[None]:
     limiter = sys.modules.get("embedcore.policy.ratelimit.queue")
     if limiter is not None:
         limiter.gate_for.cache_clear()
+    rates = sys.modules.get("embedcore.storage.rates")
+    if rates is not None:
+        rates.share_for.cache_clear()
     sizes = sys.modules.get("embedcore.policy.planning")
     if sizes is not None:
         sizes.sizes_for.cache_clear()

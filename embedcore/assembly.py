@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 
 from embedcore.choice import Choice
 from embedcore.config import CONFIG_VARIABLE, Config, state_folder
-from embedcore.errors import ConfigurationError, StorageReadOnly, UnsafeStorage
+from embedcore.errors import ConfigurationError, EmbeddingError, StorageReadOnly, UnsafeStorage
 from embedcore.events import Observer, Progress
 from embedcore.folders import expanded
 from embedcore.observers import observed_by, with_progress
@@ -34,6 +35,7 @@ from embedcore.provider.options import (
 )
 from embedcore.storage.database import SPENDING, Database
 from embedcore.storage.ledger import Ledger
+from embedcore.storage.rates import RateShare, share_for
 
 if TYPE_CHECKING:
     from embedcore.policy.batch.context import BatchContext
@@ -160,6 +162,10 @@ class Running:
             self.engine.cache.store.close()
         if self.context is not None:
             self.context.store.close()
+        if self.engine.share is not None:
+            # Nothing in that file is missed.
+            with contextlib.suppress(EmbeddingError):
+                self.engine.share.close()
         if self.ledger is not None:
             self.ledger.database.close()
 
@@ -188,7 +194,8 @@ def build(choice: Choice, embedder: Embedder | None, observers: Sequence[Observe
             model=info.model,
         ),
         pool=Pool(max(min(concurrency, info.max_concurrency), 1)),
-        gate=gate_for(info.endpoint or info.provider, info.model),
+        gate=gate_for(info.endpoint or info.provider, info.model, info.account),
+        share=_share(choice.config, ledger),
         rates=Rates(
             requests_per_minute=settings.requests_per_minute,
             tokens_per_minute=settings.tokens_per_minute,
@@ -253,6 +260,14 @@ def _batch_context(choice: Choice, engine: Engine) -> BatchContext | None:
         default_deadline=settings.deadline,
         allow_network_filesystem=config.allow_network_filesystem,
     )
+
+
+def _share(config: Config, ledger: Ledger | None) -> RateShare | None:
+    """What the processes of this state folder share of a rate; None: each is by itself."""
+    # On another machine there is another clock.
+    if ledger is None or ledger.database.path is None or config.allow_network_filesystem:
+        return None
+    return share_for(ledger.database.path.parent)
 
 
 def open_ledger(config: Config, limits: Sequence[Limit], *, compare: bool = True) -> Ledger:

@@ -211,7 +211,7 @@ class Rules(Table):
       passed on with a warning, or refused.
     - ``concurrency``: requests in flight at once; never more than the model allows.
     - ``requests_per_minute``, ``tokens_per_minute``: no faster than that, whatever else is learned
-      of the provider's limits; counted in each process.
+      of the provider's limits; by all processes of a state folder together.
     - ``cache``: keep vectors that were paid for and use them again. Without it, models whose price
       is known and not zero are kept.
     - ``cache_dir``: the folder of their file; default: that of all state.

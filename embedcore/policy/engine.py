@@ -31,6 +31,7 @@ from embedcore.provider.base import startup_of
 from embedcore.provider.protocol import Embedder, Tokenizer
 from embedcore.provider.types import ModelInfo, RateLimits
 from embedcore.settings import DEFAULTS, Overlong, RetrySettings
+from embedcore.storage.rates import RateShare
 
 _logger = logging.getLogger("embedcore")
 
@@ -165,6 +166,7 @@ class Engine:
     sizes: RequestSizes = field(default_factory=RequestSizes)
     cache: VectorCache | None = None
     rates: Rates = field(default_factory=Rates)
+    share: RateShare | None = None
     retry: RetrySettings = DEFAULTS.retry
     overlong: Overlong = DEFAULTS.overlong
     keep_empty: bool = False

@@ -158,7 +158,8 @@ class Database:
 
     ``path`` None keeps everything in memory. Safe to share between threads, and across a fork:
     where one could not be prepared for, the child gets ``UnsafeStorage``. ``creates``: whether a
-    file that is not there is made. Every error is a ``StorageError``, save for a name that is no
+    file that is not there is made. ``is_durable``: what is committed survives the machine's end.
+    Every error is a ``StorageError``, save for a name that is no
     Unicode text: that is a ``ConfigurationError``.
     Transactions and reads do not nest.
     """
@@ -173,6 +174,7 @@ class Database:
         at_creation: Sequence[str] = (),
         contents: Contents = SPENDING,
         creates: bool = True,
+        is_durable: bool = True,
     ) -> None:
         # The program may change its directory while the file is open.
         self.path = path and path.absolute()
@@ -180,7 +182,7 @@ class Database:
         self._timeout = timeout
         self._allow_network_filesystem = allow_network_filesystem
         self._at_creation, self._contents = at_creation, contents
-        self._creates = creates
+        self._creates, self._is_durable = creates, is_durable
         self._lock = Lock(self)
         self._connection: sqlite3.Connection | None = None
         # While it is open: the file, and in WAL mode its log and the log's index.
@@ -375,7 +377,7 @@ class Database:
             connection.close()
 
     def _configure(self, connection: sqlite3.Connection) -> None:
-        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute(f"PRAGMA synchronous={'FULL' if self._is_durable else 'OFF'}")
         if self.path is None:
             return
         safe = wal_is_safe(engine_version()) and not self._allow_network_filesystem

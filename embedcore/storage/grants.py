@@ -100,6 +100,13 @@ def is_free(owner: str | None, until: int | None, now: int) -> bool:
     return has_ended(owner) or _is_missing_here(owner)
 
 
+def clock_here() -> str:
+    """What has the same monotonic clock as this process, as far as that is known."""
+    mine = _read(myself())
+    # Namespaces are those of _NAMESPACES, in their order.
+    return f"{mine.kernel} {mine.namespaces.rpartition(',')[2]}" if mine.kernel else ""
+
+
 def _is_missing_here(owner: str) -> bool:
     """Whether this host has no process of that number. No proof: there are hosts of one name."""
     his, mine = _read(owner), _read(myself())

@@ -46,6 +46,8 @@ VECTORS: Final = Schema("embedcore.vectors")
 
 VECTOR_INDEX: Final = Schema("embedcore.vector_index")
 
+RATES: Final = Schema("embedcore.rates")
+
 MANIFEST: Final = Schema("embedcore.batch")
 """The file that each batch has."""
 
@@ -94,6 +96,13 @@ def owners(database: Database) -> None:
 def proofs_of_batches(database: Database) -> None:
     """What was paid for and lost, jobs that are not found, and texts that are sent shortened."""
     for statement in _PROOFS:
+        database.conn.execute(statement)
+
+
+@RATES
+def turns(database: Database) -> None:
+    """What may leave to each endpoint, and which processes send there."""
+    for statement in (_LINE, _BUCKET, _MEMBER):
         database.conn.execute(statement)
 
 
@@ -202,6 +211,39 @@ CREATE TABLE rate (
     tokens INTEGER CHECK (tokens >= 0),
     named INTEGER NOT NULL,                 -- microseconds since 1970 UTC
     PRIMARY KEY (endpoint, model)
+) STRICT, WITHOUT ROWID"""
+
+# Times of these three are seconds of the monotonic clock that the key names.
+_LINE = """
+CREATE TABLE line (
+    key TEXT PRIMARY KEY,                  -- clock, endpoint, account, model
+    closed_until REAL NOT NULL,            -- nothing leaves before
+    last_due REAL NOT NULL,                -- when the last one that is reserved may leave
+    serial INTEGER NOT NULL                -- number of reservations so far
+) STRICT, WITHOUT ROWID"""
+
+_BUCKET = """
+CREATE TABLE bucket (
+    key TEXT NOT NULL,
+    kind TEXT NOT NULL,                    -- requests or tokens; with a number: a rate that was set
+    rate REAL NOT NULL,                    -- what comes in, per second
+    size REAL NOT NULL,
+    level REAL NOT NULL,                   -- less than nothing: reserved in the future
+    at REAL NOT NULL,
+    named REAL,                            -- limit per minute, as the server names it
+    granted REAL NOT NULL,                 -- all that was ever reserved
+    "window" REAL,                         -- seconds, where it fills all at once
+    ends REAL,
+    PRIMARY KEY (key, kind)
+) STRICT, WITHOUT ROWID"""
+
+_MEMBER = """
+CREATE TABLE member (
+    key TEXT NOT NULL,
+    owner TEXT NOT NULL,                   -- a process, named as in a grant
+    seen REAL NOT NULL,
+    alone INTEGER NOT NULL CHECK (alone IN (0, 1)), -- it knew of no other then
+    PRIMARY KEY (key, owner)
 ) STRICT, WITHOUT ROWID"""
 
 _INDEXES = (

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
+from embedcore.storage.rate_buckets import Facts
+
 _MINUTE: Final = 60.0
 # No real limit is larger; what is cannot be distinguished from nonsense.
 _LARGEST: Final = 10**12
@@ -90,6 +92,30 @@ class Bucket:
     def whole_left(self, now: float) -> int | None:
         """What may leave now, or None if that is not known."""
         return None if self.limit is None else max(int(self.left_at(now)), 0)
+
+    def facts(self, now: float) -> Facts | None:
+        """What is known, for other processes; None: nothing."""
+        if self.limit is None:
+            return None
+        self._advance(now)
+        window = self._window if self.windowed and self._window > 0 else None
+        return Facts(
+            named=self.limit,
+            rate=self._rate,
+            size=max(self._capacity, 1.0),
+            left=self._level,
+            window=window,
+            ends=None if window is None else self._ends,
+        )
+
+    def start_from(self, now: float, facts: Facts) -> None:
+        """What another process knows, before any reply to this one."""
+        self.limit, self._rate, self._capacity = facts.named, facts.rate, facts.size
+        self._fastest = facts.rate * _MINUTE
+        self._at = self._seen_at = self._named_at = now
+        self._level = self._shadow = max(facts.left, -facts.size)
+        if facts.window is not None:
+            self._window, self._ends, self._votes = facts.window, facts.ends, 2
 
     def delay(self, now: float, amount: float, ahead: float) -> float:
         """Seconds until ``amount`` should be there, after ``ahead`` was taken by others of ours.

@@ -5,7 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+from embedcore.storage.rate_buckets import REQUESTS, TOKENS, kind_set
+
+if TYPE_CHECKING:
+    from embedcore.policy.ratelimit.share import Part
+    from embedcore.storage.rates import Slot
 
 _MINUTE: Final = 60.0
 
@@ -14,8 +20,8 @@ _MINUTE: Final = 60.0
 class Rates:
     """Limits of a caller, per minute; None: only what is learned from the provider counts.
 
-    They hold for all that a process sends to one endpoint and model. Raises ``ValueError`` for a
-    rate that is not positive.
+    They hold for all that the processes of a state folder send to one endpoint and model; without
+    such a folder, for one process. Raises ``ValueError`` for a rate that is not positive.
     """
 
     requests_per_minute: int | None = None
@@ -26,10 +32,19 @@ class Rates:
             if rate is not None and rate <= 0:
                 raise ValueError(f"a rate must be positive, not {rate}")
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Their names among processes."""
+        given = ((REQUESTS, self.requests_per_minute), (TOKENS, self.tokens_per_minute))
+        return tuple(kind_set(kind, rate) for kind, rate in given if rate is not None)
+
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class Permit:
-    """One request that waits for its turn (``left`` is None), or that left at that time."""
+    """One request that waits for its turn (``left`` is None), or that left at that time.
+
+    ``part``: where its process shares a rate with others; ``slot``: the turn that it took there.
+    """
 
     tokens: int
     rates: Rates = field(default_factory=Rates)
@@ -37,6 +52,8 @@ class Permit:
     in_flight: bool = False
     taken: bool = True
     informed: bool = False
+    part: Part | None = None
+    slot: Slot | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,7 +22,10 @@ from typing import Final, TypeAlias
 from embedcore.forksafe import in_child
 from embedcore.policy.ratelimit.bucket import Bucket, Seen
 from embedcore.policy.ratelimit.pace import Configured, GateState, Pace, Permit, Rates
+from embedcore.policy.ratelimit.share import Part
 from embedcore.provider.types import RateLimits
+from embedcore.storage.rate_buckets import REQUESTS, TOKENS
+from embedcore.storage.rates import Key, RateShare
 
 # Until one request came back the limits are not known; more than this would be sent blindly.
 FIRST_SALVO: Final = 250_000
@@ -45,6 +48,7 @@ _SLICE_SECONDS: Final = 15.0
 _LEASE_SECONDS: Final = 5.0
 _SHORTEST_PAUSE: Final = 0.0005
 _NO_RATES: Final = Rates()
+_NO_KEY: Final = Key("", "", "")
 
 
 class RateLimiter:
@@ -71,9 +75,13 @@ class RateLimiter:
 
     # On the way out
 
-    def arrive(self, tokens: int, rates: Rates) -> Permit:
+    def part_in(self, share: RateShare, key: Key) -> Part:
+        """For all requests of this process by that state folder."""
+        return Part(share, key, {REQUESTS: self._requests, TOKENS: self._tokens})
+
+    def arrive(self, tokens: int, rates: Rates, part: Part | None = None) -> Permit:
         """Queue one request; ``tokens`` is an estimate of what the server will count."""
-        one = Permit(tokens=max(tokens, 1), rates=rates)
+        one = Permit(tokens=max(tokens, 1), rates=rates, part=part)
         self._waiting.append(one)
         return one
 
@@ -90,6 +98,8 @@ class RateLimiter:
         self._tokens.leave(now, one.tokens)
         self._pace.leave(now, one.tokens)
         self._configured.leave(now, one.tokens)
+        if one.part is not None:
+            one.part.left(one)
         self._departed.append(one)
         self._in_flight += 1
         self._in_flight_tokens += one.tokens
@@ -102,6 +112,8 @@ class RateLimiter:
     def give_up(self, one: Permit) -> None:
         """It will not leave: its call was stopped."""
         self._waiting.remove(one)
+        if one.part is not None:
+            one.part.gave_up(self._now, one)
 
     def _delay_behind(self, now: float, one: Permit) -> float:
         """As if all who came earlier had left: a large request is not overtaken for ever."""
@@ -122,6 +134,13 @@ class RateLimiter:
             blind = self._in_flight_tokens + tokens + one.tokens > FIRST_SALVO
             soon = self._in_flight and now - self._last_left < _LONGEST_BLIND
             delay = max(delay, _AWAITING_FIRST if blind and soon else 0.0)
+        part = one.part
+        if part is not None:
+            part.look(now)
+            delay = max(delay, part.wait(now, one, self._waiting), part.closed_until - now)
+            if part.is_shared:
+                # Its turn has what others take in it; only its own refusals tell of more.
+                return max(delay, self._pace.delay(now, tokens), 0.0)
         learned = max(
             self._pace.delay(now, tokens),
             self._requests.delay(now, 1, requests),
@@ -152,6 +171,8 @@ class RateLimiter:
             self._observe(now, one, limits)
         for bucket in (self._requests, self._tokens):
             bucket.forget_if_old(now)
+        if one.part is not None:
+            one.part.answered(now, one, limits, 0 if tokens is None else tokens - one.tokens)
 
     def refused(
         self, now: float, one: Permit, seconds: float | None, limits: RateLimits | None
@@ -173,6 +194,8 @@ class RateLimiter:
         # What left before the gate was closed says nothing new.
         if one.left is not None and one.left > self._closed_at:
             self._learn_from_refusal(now, one, _sensible(seconds), limits)
+        if one.part is not None:
+            one.part.refused(now, one, limits, self._open_at)
 
     def lost(self, now: float, one: Permit) -> None:
         """It ended otherwise; nothing happens if its end is known already."""
@@ -322,7 +345,10 @@ class Gate:
         monotonic: Callable[[], float] = time.monotonic,
         jitter: Callable[[float, float], float] = random.uniform,
         backoff: tuple[float, float] = BACKOFF,
+        key: Key = _NO_KEY,
     ) -> None:
+        self._key = key
+        self._parts: dict[RateShare, Part] = {}
         self._monotonic = monotonic
         self._lock = threading.Lock()
         self._limiter = RateLimiter(jitter=jitter, backoff=backoff)
@@ -334,15 +360,18 @@ class Gate:
         *,
         meanwhile: Callable[[], None],
         rates: Rates = _NO_RATES,
+        share: RateShare | None = None,
     ) -> Permit:
         """Return when one request, estimated at ``tokens``, may leave.
 
         Its pass must come back with one of ``answered``, ``refused`` and ``lost``. ``pause`` sleeps
         and raises when the call was stopped. ``meanwhile`` is called every few seconds, to keep a
-        lease alive. ``rates``: the caller's own limits, for all that passes this gate.
+        lease alive. ``rates``: the caller's own limits, for all that passes this gate and those of
+        the other processes that have the same ``share``.
         """
         with self._lock:
-            one = self._limiter.arrive(tokens, rates)
+            part = None if share is None else self._part_in(share)
+            one = self._limiter.arrive(tokens, rates, part)
             try:
                 seconds = self._limiter.delay(self._monotonic(), one)
             except BaseException:
@@ -351,6 +380,12 @@ class Gate:
         if seconds > 0:
             self._stand_in_line(one, seconds, pause, meanwhile)
         return one
+
+    def _part_in(self, share: RateShare) -> Part:
+        part = self._parts.get(share)
+        if part is None:
+            part = self._parts[share] = self._limiter.part_in(share, self._key)
+        return part
 
     def _stand_in_line(
         self,
@@ -414,9 +449,10 @@ class Gate:
 
 
 @cache
-def gate_for(endpoint: str, model: str = "") -> Gate:  # noqa: ARG001 - the cache's key
-    """The rate limiter that everything in this process shares for one endpoint and model."""
-    return Gate()
+def gate_for(endpoint: str, model: str = "", account: str = "") -> Gate:
+    """The rate limiter that everything in this process shares for one endpoint, model and
+    account."""
+    return Gate(key=Key(endpoint, account, model))
 
 
 in_child(gate_for.cache_clear)

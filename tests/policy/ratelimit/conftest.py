@@ -14,7 +14,11 @@ import pytest
 
 from embedcore.policy.ratelimit.pace import Permit, Rates
 from embedcore.policy.ratelimit.queue import RateLimiter
+from embedcore.policy.ratelimit.share import Part
 from embedcore.provider.types import RateLimits
+from embedcore.storage.database import Database
+from embedcore.storage.rates import Key, RateShare
+from embedcore.storage.schema import RATES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +76,13 @@ class Server:
     retry_after: str = "exact"
     named_limit: tuple[int, int] | None = None
     reset_digits: int | None = 3
+    refused_count: bool = False
     counts: Callable[[int], float] = float
     taken: float = 0.0
     served: int = 0
     refusals: int = 0
     taken_at: list[tuple[float, float]] = field(default_factory=list)
+    refused_at: list[float] = field(default_factory=list)
 
     def ask(self, now: float, tokens: int) -> Said:
         amount = self.counts(tokens)
@@ -85,6 +91,10 @@ class Server:
         wait = max(self.requests.wait(now, 1), self.tokens.wait(now, amount))
         if wait > 1e-9:
             self.refusals += 1
+            self.refused_at.append(now)
+            if self.refused_count:
+                self.requests.level -= min(self.requests.level, 1.0)
+                wait = max(wait, self.requests.wait(now, 1))
             named = {"exact": wait, "seconds": float(math.ceil(wait)), "none": None}
             return Said(refused=True, seconds=named[self.retry_after], limits=self.say(now))
         self.requests.level -= 1
@@ -133,6 +143,8 @@ class World:
         self.asked = 0
         self.limiters: list[RateLimiter] = []
         self.patient = patient
+        self.dead: set[RateLimiter] = set()
+        self._folder: Database | None = None
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
 
@@ -147,14 +159,27 @@ class World:
         rates: Rates | None = None,
         guess: Callable[[int], int] = int,
         starts: float = 0.0,
+        shares: bool = False,
     ) -> RateLimiter:
+        """``shares``: it has one state folder with all others that do."""
         limiter = RateLimiter(jitter=self.random.uniform)
         self.limiters.append(limiter)
+        part = self._part(limiter) if shares else None
         work = deque(sizes)
         for _ in range(threads):
-            thread = _Thread(self, limiter, work, rates or Rates(), guess)
+            thread = _Thread(self, limiter, work, rates or Rates(), guess, part)
             self.at(starts + self.random.uniform(0, 0.002), thread.next)
         return limiter
+
+    def _part(self, limiter: RateLimiter) -> Part:
+        self._folder = self._folder or Database(None, RATES)
+        name = f"process:{len(self.limiters)}"
+        share = RateShare(self._folder, owner=lambda: name)
+        return limiter.part_in(share, Key("endpoint", "account", "model"))
+
+    def kill(self, limiter: RateLimiter, when: float) -> None:
+        """What it sent is on its way, and nothing more."""
+        self.at(when, lambda: self.dead.add(limiter))
 
     def run(self, longest: float = 10_000.0) -> World:
         while self._events:
@@ -174,9 +199,10 @@ class _Thread:
         work: deque[int],
         rates: Rates,
         guess: Callable[[int], int],
+        part: Part | None,
     ) -> None:
         self.world, self.limiter, self.work = world, limiter, work
-        self.rates, self.guess = rates, guess
+        self.rates, self.guess, self.part = rates, guess, part
         self.tokens = 0
         self.failures = 0
 
@@ -186,11 +212,15 @@ class _Thread:
             self.ask()
 
     def ask(self) -> None:
-        one = self.limiter.arrive(self.guess(self.tokens), self.rates)
+        if self.limiter in self.world.dead:
+            return
+        one = self.limiter.arrive(self.guess(self.tokens), self.rates, self.part)
         self.look(one)
 
     def look(self, one: Permit) -> None:
         world = self.world
+        if self.limiter in world.dead:
+            return
         seconds = self.limiter.delay(world.now, one)
         if seconds > 0:
             longest = max(self.limiter.closed_for(world.now), 0.1)
@@ -209,6 +239,8 @@ class _Thread:
 
     def back(self, one: Permit, said: Said) -> None:
         world = self.world
+        if self.limiter in world.dead:
+            return
         if not said.refused:
             self.limiter.answered(world.now, one, said.limits, tokens=self.tokens)
             world.last_done = world.now
