@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _PRIVATE_SUFFIXES: Final = (".local", ".internal", ".lan", ".home.arpa", ".localdomain")
 _UNSAFE: Final = re.compile(r"[\x00-\x20\x7f-\x9f\\]")
 _CARRIER_NETWORK: Final = ipaddress.ip_network("100.64.0.0/10")
+
+_log = logging.getLogger("embedcore.http")
+_warned: set[str] = set()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,6 +106,21 @@ def refuse_plaintext(endpoint: Endpoint, *, allowed: bool) -> None:
             f"base_url uses http:// to the public host {endpoint.host}: texts and key would "
             "travel unencrypted. Use https://, or set allow_plaintext = true"
         )
+
+
+def warn_of_readers(endpoint: Endpoint, *, verified: bool) -> None:
+    """Say once for each address that others can read what is sent there. ``verified``: its
+    certificate is checked."""
+    if endpoint.url in _warned:
+        return
+    if endpoint.plaintext and endpoint.reach == "private":
+        why = "is not encrypted: anyone on that network"
+    elif not verified and not endpoint.plaintext and endpoint.reach != "loopback":
+        why = "is not checked (verify = false): a program that answers in its place"
+    else:
+        return
+    _warned.add(endpoint.url)
+    _log.warning("%s %s can read texts and key", endpoint.url, why)
 
 
 def key_of(

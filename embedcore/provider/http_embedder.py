@@ -169,6 +169,7 @@ class HttpEmbedder(BaseEmbedder):
             connect_timeout=options.connect_timeout,
         )
         self.startup = HttpStartup(self._session, self.info)
+        access.warn_of_readers(options.endpoint, verified=options.verify is not False)
 
     def _width(self, known: ModelInfo | None, asked: int | None) -> int | None:
         """What is sent as the width; None: nothing, since it is the model's own."""
@@ -275,6 +276,7 @@ class HttpEmbedder(BaseEmbedder):
         return Asked(
             model=self.info.model,
             endpoint=self.info.endpoint,
+            path=self.path,
             texts=texts,
             secrets=[] if key is None else [key],
             reply_models=self.info.reply_models,

@@ -189,13 +189,15 @@ _LIMIT_AND_ASKED: Final = re.compile(
 class Asked:
     """What a request was, for judging the answer to it.
 
-    ``secrets`` and ``texts``: what must not be shown, even if the server repeats it.
-    ``reply_models``: further names of the model. ``key_hint``: what to do about a wrong key.
-    ``refusals_billed`` and ``server_errors_billed``: "unknown" charges what is taken to be free.
+    ``endpoint`` and ``path``: where it went. ``secrets`` and ``texts``: what must not be shown,
+    even if the server repeats it. ``reply_models``: further names of the model. ``key_hint``: what
+    to do about a wrong key. ``refusals_billed`` and ``server_errors_billed``: "unknown" charges
+    what is taken to be free.
     """
 
     model: str
     endpoint: str
+    path: str = "/embeddings"
     texts: Sequence[str] = ()
     reply_models: Sequence[str] = ()
     secrets: Sequence[str] = ()
@@ -558,7 +560,7 @@ def _set_money(error: EmbeddingError, refused: Refused) -> None:
 def redirected_to(headers: Mapping[str, str], asked: Asked) -> str:
     """Where a redirect leads, for showing it. ``headers`` by names in lower case."""
     try:
-        target = urlsplit(urljoin(f"{asked.endpoint}/embeddings", headers.get("location", "")))
+        target = urlsplit(urljoin(f"{asked.endpoint}{asked.path}", headers.get("location", "")))
         # Without what may be a secret in it: user, password and query.
         return asked.shown(f"{target.scheme}://{target.hostname or ''}{_port(target)}{target.path}")
     except ValueError:
@@ -569,7 +571,7 @@ def _redirected(status: int, headers: Mapping[str, str], asked: Asked) -> Config
     return ConfigurationError(
         f"{asked.endpoint} redirects (HTTP {status}) to {redirected_to(headers, asked)}. Redirects "
         "are not followed, so that the key goes nowhere else: set base_url to the final address, "
-        "without /embeddings"
+        f"without {asked.path}"
     )
 
 

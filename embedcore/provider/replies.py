@@ -212,7 +212,7 @@ def _understood(
             limits=rate_headers.rate_limits(headers),
         )
     # Not inside the handler, where the frames of the parser would become its context.
-    return _distrusted(failure, status, headers, body, asked)
+    return _distrusted(failure, status, headers, body, asked, form)
 
 
 def _shown_name(model: str, asked: Asked) -> str:
@@ -225,6 +225,7 @@ def _distrusted(
     headers: Mapping[str, str],
     body: bytes | memoryview,
     asked: Asked,
+    form: Form,
 ) -> EmbeddingError:
     """The error for a success whose body is not one."""
     inner = None if bad.mismatch else refusals.error_within(status, headers, body, asked)
@@ -240,7 +241,7 @@ def _distrusted(
         content = asked.shown(headers.get("content-type", "of unknown type"))[:60]
         reason = reason if start else "it is empty"
         said = f"; {content}: {start[:200]}" if start else ""
-        said += "; is base_url right? Most end in /v1"
+        said += "; is base_url right?" + (" Most end in /v1" if form == OPENAI else "")
     kind = ReplyMismatch if bad.mismatch else InvalidResponse
     return kind(
         f"the reply of {asked.endpoint} for {asked.model!r} cannot be trusted: {reason}{said}",

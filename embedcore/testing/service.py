@@ -107,7 +107,9 @@ class FakeService:
                 raise self.wrong_body(f"invalid value for '{name}'")
 
     def strings(self, texts: object) -> list[str]:
-        """Refuse what is no list of strings."""
+        """A string, or a list of them, as a list; anything else is refused."""
+        if isinstance(texts, str):
+            return [texts]
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise self.wrong_body("texts must be a list of strings")
         return texts

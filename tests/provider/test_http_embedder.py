@@ -14,9 +14,11 @@ from embedcore.errors import (
     AuthenticationFailed,
     ConfigurationError,
     InputRejected,
+    InvalidResponse,
     PermissionDenied,
     ProviderUnavailable,
 )
+from embedcore.provider import access
 from embedcore.provider.hookspecs import FromEnvironment
 from embedcore.provider.http_embedder import HttpEmbedder, HttpOptions, Key
 from embedcore.provider.options import options_fingerprint
@@ -177,6 +179,37 @@ def test_a_key_that_is_refused_may_be_asked_for_again(
             EmbedRequest(texts=["a"])
         )
     assert caught.value.again == ("key" if renewable else None)
+
+
+def test_a_redirect_is_named_and_not_followed(server: FakeAcme) -> None:
+    place = "https://elsewhere.example/v2/embed?token=hunter2"
+    server.next_refusals = [Refused(307, {}, {"location": place})]
+    with pytest.raises(ConfigurationError) as caught:
+        embedder(server).embed(EmbedRequest(texts=["a"]))
+    assert "https://elsewhere.example/v2/embed" in str(caught.value)
+    assert "without /embed" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_page_in_place_of_a_reply_is_no_advice_for_another_service(server: FakeAcme) -> None:
+    server.reply = lambda question: [1]  # type: ignore[method-assign]
+    with pytest.raises(InvalidResponse, match="is base_url right") as caught:
+        embedder(server).embed(EmbedRequest(texts=["a"]))
+    assert "/v1" not in str(caught.value).partition("cannot be trusted")[2]
+
+
+def test_who_can_read_what_is_sent_is_said_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access, "_warned", set())
+    for url in ("http://10.0.0.8/v1", "http://10.0.0.8/v1/", "http://localhost/v1"):
+        AcmeEmbedder("one", AcmeOptions(base_url=url))
+    for verify in (True, False):
+        AcmeEmbedder("one", AcmeOptions(verify=verify))
+    assert [record.getMessage().split()[0] for record in caplog.records] == [
+        "http://10.0.0.8/v1",
+        "https://acme.example/v1",
+    ]
 
 
 def test_before_the_first_request_nothing_is_sent(server: FakeAcme) -> None:

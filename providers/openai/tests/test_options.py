@@ -8,7 +8,6 @@ import pickle
 from typing import Any
 
 import pytest
-from embedcore_openai import embedder
 from embedcore_openai.options import OpenAIOptions
 from embedcore_openai.plugin import create
 from hypothesis import given, strategies as st
@@ -107,7 +106,7 @@ def test_any_public_address_needs_encryption_or_permission(address: Any) -> None
 def test_private_plaintext_warns_once_and_loopback_never(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedder, "_warned", set())
+    monkeypatch.setattr(access, "_warned", set())
     with caplog.at_level(logging.WARNING):
         for url in ("http://10.0.0.8/v1", "http://10.0.0.8/v1/", "http://127.0.0.1:1/v1"):
             create(MODEL, OpenAIOptions(base_url=url))

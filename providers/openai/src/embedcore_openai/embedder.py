@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
@@ -18,7 +17,7 @@ from embedcore.errors import (
     ProviderUnavailable,
     RequestRejected,
 )
-from embedcore.provider import http
+from embedcore.provider import access, http
 from embedcore.provider.http import without_frames
 from embedcore.provider.tokens import EstimatingTokenizer
 from embedcore.provider.types import EmbedReply, EmbedRequest, ModelInfo
@@ -36,9 +35,6 @@ if TYPE_CHECKING:
 
 # Of the body of a refusal, for the names of fields in it.
 _READ_FOR_NAMES = 20_000
-
-_log = logging.getLogger("embedcore.openai")
-_warned: set[str] = set()
 
 
 class OpenAIEmbedder:
@@ -63,7 +59,7 @@ class OpenAIEmbedder:
         place = (options.base_url, tuple(sorted((options.query or {}).items())), model)
         self._encodings = encodings_of(place, options.encoding)
         self._batch: OpenAIBatch | None = None
-        _warn_of_what_can_be_read(options)
+        access.warn_of_readers(options.endpoint, verified=options.verify is not False)
 
     @property
     def info(self) -> ModelInfo:
@@ -243,20 +239,6 @@ class OpenAIEmbedder:
             trust_order=bool(self._options.trust_order),
             into=into,
         )
-
-
-def _warn_of_what_can_be_read(options: OpenAIOptions) -> None:
-    where = options.endpoint
-    if where.url in _warned:
-        return
-    if where.plaintext and where.reach == "private":
-        why = "is not encrypted: anyone on that network"
-    elif options.verify is False and not where.plaintext and where.reach != "loopback":
-        why = "is not checked (verify = false): a program that answers in its place"
-    else:
-        return
-    _warned.add(where.url)
-    _log.warning("%s %s can read texts and key", where.url, why)
 
 
 def _rebuild(model: str, options: OpenAIOptions, has_key: bool = True) -> OpenAIEmbedder:
