@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import logging
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence, Sized
@@ -16,6 +15,7 @@ from embedcore.errors import ConfigurationError, EmbeddingError
 from embedcore.events import Observer, Progress
 from embedcore.forksafe import Lazy
 from embedcore.observers import picklable
+from embedcore.policy.coroutines import in_thread
 from embedcore.policy.engine import Engine, Stop
 from embedcore.policy.estimate import Plan, plan_now
 from embedcore.policy.immediate.call import OnBudget
@@ -464,11 +464,11 @@ class EmbeddingClient:
 
     async def aopen(self) -> None:
         """``open`` without blocking the event loop."""
-        await asyncio.to_thread(self.open)
+        await in_thread(self.open)
 
     async def aclose(self) -> None:
         """``close`` without blocking the event loop."""
-        await asyncio.to_thread(self.close)
+        await in_thread(self.close)
 
     def __enter__(self) -> Self:
         return self
@@ -590,7 +590,4 @@ async def _awaited(call: Callable[..., EmbeddingResult], texts: Iterable[str]) -
     # The caller's task goes on while a thread opens the client: its list may change meanwhile.
     texts = list(texts) if isinstance(texts, list) else texts
     stop = Stop()
-    try:
-        return await asyncio.to_thread(call, texts, stop=stop)
-    finally:
-        stop.set()
+    return await in_thread(partial(call, texts, stop=stop), stop=stop)

@@ -126,11 +126,12 @@ class Pool:
     """Runs tasks in at most ``size`` threads, first come, first served.
 
     The threads are daemons, unlike those of ``concurrent.futures``: a provider that hangs must not
-    keep the program from ending. A task must not raise.
+    keep the program from ending. A task must not raise. ``name``: of each thread.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, name: str = "embedcore") -> None:
         self.size = size
+        self._name = name
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._threads: set[threading.Thread] = set()
@@ -194,7 +195,7 @@ class Pool:
         thread = threading.Thread(
             target=_serve,
             args=(self._tasks, self._busy, weakref.ref(self)),
-            name="embedcore",
+            name=self._name,
             daemon=True,
         )
         self._threads.add(thread)

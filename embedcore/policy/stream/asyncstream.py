@@ -14,6 +14,7 @@ from collections.abc import (
 )
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from embedcore.policy.coroutines import in_thread
 from embedcore.policy.immediate.call import OnBudget
 from embedcore.policy.stream.pipeline import closed
 from embedcore.policy.stream.rows import Block, RowReader
@@ -88,7 +89,7 @@ class AsyncEmbeddingStream(StreamEndView, AsyncIterator[Block]):
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
             self._reading = None
-        await asyncio.to_thread(self._stream_end.close)
+        await in_thread(self._stream_end.close)
         self._buffer.leave()
         if isinstance(self._paused, AsyncGenerator):
             await self._paused.aclose()
@@ -133,7 +134,7 @@ class AsyncEmbeddingStream(StreamEndView, AsyncIterator[Block]):
         again: the error is not lost."""
         if self._ending is None:
             self._buffer.leave()
-            self._ending = asyncio.ensure_future(asyncio.to_thread(self._stream_end.finish))
+            self._ending = asyncio.ensure_future(in_thread(self._stream_end.finish))
             # Where it is not asked for again, no caller is to be warned.
             self._ending.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
