@@ -212,18 +212,45 @@ class Ledger:
         inputs: int = 0,
     ) -> Attempt:
         """``hold`` and ``send`` for a call of one request, in one commit."""
-        grant = grants.new_grant(scope, lane, limits, loose)
+        (outcome,) = self.hold_and_send_all(
+            scope, [(amount, inputs)], limits, lane=lane, loose=loose, final=final, model=model
+        )
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def hold_and_send_all(
+        self,
+        scope: str,
+        wanted: Sequence[tuple[Amount, int]],
+        limits: Sequence[Limit] = (),
+        *,
+        lane: Lane = "all",
+        loose: bool = False,
+        final: bool = True,
+        model: str = "",
+    ) -> list[Attempt | Exception]:
+        """``hold_and_send`` for several calls in one commit: amounts, and texts of each request.
+
+        Each has a grant of its own, or what forbids it in its place; one after the other, so that
+        one that is refused takes nothing from the next.
+        """
+        outcomes: list[Attempt | Exception] = []
         with self.database.transaction() as connection:
             moment, windows = self.begin_in(connection, scope, lane)
-            refusal = grants.check(connection, grant, windows, amount, moment, final=final)
-            if refusal is None:
-                lease = moment.now + self._lease
+            lease = moment.now + self._lease
+            for amount, inputs in wanted:
+                grant = grants.new_grant(scope, lane, limits, loose)
+                refusal = grants.check(connection, grant, windows, amount, moment, final=final)
+                if refusal is not None:
+                    outcomes.append(refusal)
+                    continue
                 counters.hold(connection, windows, amount, requests=1)
                 grants.open_grant(connection, grant, windows, Amount(), moment, lease=lease)
-                attempt = self._sent(connection, grant, windows, amount, moment, model, inputs)
-        if refusal is not None:
-            raise refusal
-        return attempt
+                outcomes.append(
+                    self._sent(connection, grant, windows, amount, moment, model, inputs)
+                )
+        return outcomes
 
     def send(
         self, grant: Grant, amount: Amount, *, fresh: bool = False, model: str = "", inputs: int = 0
@@ -296,14 +323,31 @@ class Ledger:
         Returns the limits that are now nearly used up and were not announced yet.
         ``reported``: the provider named the tokens. ``close``: close the grant in the same commit.
         """
+        (near,) = self.settle_all(
+            [(attempt, actual)], reported=reported, request_id=request_id, close=close
+        )
+        return near
+
+    def settle_all(
+        self,
+        settled: Sequence[tuple[Attempt, Amount]],
+        *,
+        reported: bool = True,
+        request_id: str | None = None,
+        close: bool = False,
+    ) -> list[list[LimitNear]]:
+        """``settle`` for attempts that were sent together, in one commit; what each returns."""
+        found = []
         with self.database.transaction() as connection:
             moment = self.moment_in(connection)
-            near = settle(
-                connection, attempt, actual, moment, reported=reported, request_id=request_id
-            )
-            if close:
-                grants.close_grant(connection, attempt.grant.id)
-            return near
+            for attempt, actual in settled:
+                near = settle(
+                    connection, attempt, actual, moment, reported=reported, request_id=request_id
+                )
+                if close:
+                    grants.close_grant(connection, attempt.grant.id)
+                found.append(near)
+        return found
 
     def give_back(
         self,
