@@ -217,7 +217,7 @@ def test_the_store_of_billed_vectors_is_as_described(tmp_path):
     connection = driver().connect(tmp_path / "vectors" / "index.db")
     columns = [
         f"{table}.{row[1]}"
-        for table in ("origin", "vector", "tally", "segment")
+        for table in ("origin", "vector", "tally", "segment", "claim", "claimant")
         for row in connection.execute(f'PRAGMA table_info("{table}")')
     ]
     tables = connection.execute(
@@ -230,7 +230,7 @@ def test_the_store_of_billed_vectors_is_as_described(tmp_path):
     )
     connection.close()
     listed = [name_in(row[0]) for row in rows("state-file.md", "Column of `index.db`")]
-    assert (sorted(columns), tables) == (sorted(listed), (4,))
+    assert (sorted(columns), tables) == (sorted(listed), (6,))
     assert version == VECTOR_INDEX.version
     assert f"`PRAGMA user_version` is {version} here" in page("state-file.md")
     assert (pages, vacuum) == (4096, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
@@ -19,6 +20,8 @@ from embedcore.storage.keys import Keys, Origin
 
 if TYPE_CHECKING:
     from embedcore.provider.types import ModelInfo, Vectors
+    from embedcore.storage.claims import Taken
+    from embedcore.storage.database import Changes
     from embedcore.storage.vectors import Room, Take, VectorStore
 
 
@@ -181,7 +184,7 @@ class VectorCache:
         self._monotonic = monotonic
         self._lock = threading.Lock()
         self._putting = threading.Lock()
-        self._rests_until = {"get": 0.0, "put": 0.0}
+        self._rests_until = {"get": 0.0, "put": 0.0, "claim": 0.0}
 
     def pinned(self, keep_until: float) -> VectorCache:
         """The same for vectors that a batch counts on until then."""
@@ -303,6 +306,57 @@ class VectorCache:
                 f"{origin.answered_as!r} now: if that is another model, its vectors do not belong "
                 f"together (embedcore cache prune --model {origin.model})"
             )
+
+    def changes(self) -> Changes | None:
+        """As ``Claims.changes``; None where that cannot be read."""
+        if not self._rests("get"):
+            with contextlib.suppress(StorageError):
+                return self.store.claims.changes()
+        return None
+
+    def claim(self, keys: Sequence[bytes], since: Changes | None) -> Taken | None:
+        """As ``Claims.take``. None: where nothing can be kept nothing is claimed."""
+        if self._rests("put") or self._rests("claim"):
+            return None
+        try:
+            return self.store.claims.take(keys, since)
+        except StorageError as error:
+            self._cannot_claim(error)
+            return None
+
+    def gone(self, keys: Sequence[bytes]) -> set[bytes]:
+        """As ``Claims.gone``; what cannot be read counts as gone, as it does for ``get``."""
+        if self._rests("get"):
+            return set(keys)
+        try:
+            return self.store.claims.gone(keys)
+        except StorageError as error:
+            if self._note("get", error):
+                self._tell_of(error)
+            return set(keys)
+
+    def give_up(self, keys: Sequence[bytes]) -> None:
+        """This process will not pay for them after all, or could not keep them."""
+        if self.store.claims.give_up(keys) and not self._rests("claim"):
+            try:
+                self.store.claims.write_down()
+            except StorageError as error:
+                self._cannot_claim(error)
+
+    def renew(self) -> None:
+        """Prolong what this process has claimed, if it is time to. To be called often."""
+        if not self._rests("claim"):
+            try:
+                self.store.claims.renew()
+            except StorageError as error:
+                self._cannot_claim(error)
+
+    def _cannot_claim(self, trouble: StorageError) -> None:
+        """What stands in the way of a claim does so of vectors: it is told of once."""
+        news = self._note("put", trouble)
+        self._note("claim", trouble)
+        if news:
+            self._tell_of(trouble)
 
     def _rests(self, what: str) -> bool:
         with self._lock:

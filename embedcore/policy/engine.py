@@ -220,6 +220,12 @@ class Engine:
         if failure is not None:
             raise failure
 
+    def renew_claims(self) -> None:
+        """Other processes that share the cache leave what calls have claimed to this one for
+        longer. To be called often, while a call waits with claims."""
+        if self.cache is not None:
+            self.cache.renew()
+
     @property
     def tokenizer(self) -> Tokenizer:
         """The provider's, checked."""

@@ -75,6 +75,13 @@ def identity_of(path: str | Path, *, links: bool = True) -> Identity | None:
     return Identity(found.st_dev, found.st_ino, found.st_nlink)
 
 
+class Changes(NamedTuple):
+    """Equal at two moments: no other connection has committed anything between them."""
+
+    connection: int
+    version: int
+
+
 SPENDING: Final = Contents("a budget", "nothing spent", "reset the budget", held_differs)
 VECTORS: Final = Contents("cached vectors", "no cached vectors", "have them embedded again")
 BATCH: Final = Contents("a batch", "no such batch", "lose the rows of the batch")
@@ -185,11 +192,12 @@ class Database:
         self._creates, self._is_durable = creates, is_durable
         self._lock = Lock(self)
         self._connection: sqlite3.Connection | None = None
+        self._opened = 0
         # While it is open: the file, and in WAL mode its log and the log's index.
         self._files: dict[str, Identity] = {}
         # Closed for a fork only: it must be the same when it is opened again.
         self._expected: Identity | None = None
-        self._is_opening = self._is_lost = False
+        self._is_opening = self._is_lost = self._has_log = False
         self._beside = ""
 
     def open(self) -> None:
@@ -203,11 +211,18 @@ class Database:
             return self._ask_journal(connection)
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """A write transaction: committed at the end of the block, rolled back if it raises."""
+    def transaction(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
+        """A write transaction: committed at the end of the block, rolled back if it raises.
+
+        ``durable``: on the disk by then. Else a power failure may take it back, and nothing more.
+        """
         with self._exclusive() as connection, self._translated(connection):
             here = os.getpid()
+            # Without a log the whole file could be lost.
+            hurried = not durable and self._is_durable and self._has_log
             try:
+                if hurried:
+                    connection.execute("PRAGMA synchronous=NORMAL")
                 connection.execute("BEGIN IMMEDIATE")
                 self._check_still_the_same_files()
                 yield connection
@@ -218,6 +233,9 @@ class Database:
                 if os.getpid() == here and connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
+            finally:
+                if hurried and os.getpid() == here:
+                    connection.execute("PRAGMA synchronous=FULL")
 
     @contextlib.contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
@@ -231,6 +249,10 @@ class Database:
             finally:
                 if os.getpid() == here and connection.in_transaction:
                     connection.execute("ROLLBACK")
+
+    def changes(self, connection: sqlite3.Connection) -> Changes:
+        """What others have changed until now, as ``transaction`` or ``read`` sees it."""
+        return Changes(self._opened, connection.execute("PRAGMA data_version").fetchone()[0])
 
     def close(self) -> None:
         """Close the connection; the next use opens it again."""
@@ -320,6 +342,7 @@ class Database:
         with self._translated():
             self._check_fork_was_safe()
             self._is_opening = True
+            self._opened += 1
             try:
                 target = ":memory:" if self.path is None else self._prepare_file(self.path)
                 connection: sqlite3.Connection = driver().connect(
@@ -357,7 +380,8 @@ class Database:
         # link left in its place, it has another log for those who open it from now on.
         beside = os.path.realpath(self.path)
         names = [str(self.path), beside]
-        if self._ask_journal(connection) == "wal":
+        self._has_log = self._ask_journal(connection) == "wal"
+        if self._has_log:
             # No process deletes these while this connection is open, unless locks were lost.
             names += [f"{beside}-wal", f"{beside}-shm"]
         self._beside = beside

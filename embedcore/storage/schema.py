@@ -134,6 +134,13 @@ def vector_index(database: Database) -> None:
         database.conn.execute(statement)
 
 
+@VECTOR_INDEX
+def claims(database: Database) -> None:
+    """Which keys a process is paying for at this moment."""
+    for statement in (_CLAIMANT, _CLAIM):
+        database.conn.execute(statement)
+
+
 _BOOK = """
 CREATE TABLE book (
     id INTEGER PRIMARY KEY CHECK (id = 1),
@@ -295,6 +302,20 @@ CREATE TABLE vector (
     zeros INTEGER NOT NULL CHECK (zeros IN (0, 1)),
     stored INTEGER NOT NULL,               -- day, counted from 1970-01-01 UTC
     keep_until INTEGER NOT NULL            -- day; pruned only after it
+) STRICT"""
+
+_CLAIMANT = """
+CREATE TABLE claimant (
+    id INTEGER PRIMARY KEY,                -- random: an id is never used again
+    identity TEXT NOT NULL,                -- of the process
+    until INTEGER NOT NULL                 -- its claims stand, microseconds since 1970 UTC
+) STRICT"""
+
+_CLAIM = """
+CREATE TABLE claim (
+    id INTEGER PRIMARY KEY,                -- random: an id is never used again
+    claimant INTEGER NOT NULL REFERENCES claimant (id),
+    keys BLOB NOT NULL CHECK (length(keys) % 8 = 0) -- the first 8 bytes of each, ascending
 ) STRICT"""
 
 _TALLY = """

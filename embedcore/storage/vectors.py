@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from embedcore.errors import StorageError, StorageFull
 from embedcore.forksafe import Lock
+from embedcore.storage.claims import Claims
 from embedcore.storage.keys import Origin
 from embedcore.storage.old_vectors import Known, OldVectors
 from embedcore.storage.vector_format import all_zero, encode
@@ -91,6 +92,7 @@ class VectorStore:
             allow_network_filesystem=allow_network_filesystem,
         )
         self.database = self.index.database
+        self.claims = Claims(self.database, now=now)
         self._lock = Lock()
         self._hits = self._misses = 0
 
@@ -239,6 +241,7 @@ class VectorStore:
             keys, vectors, useless = [keys[one] for one in kept], vectors[kept], useless[kept]
         if not len(keys):
             return None
+        said = [key for key, nothing in zip(keys, useless.tolist(), strict=True) if not nothing]
         known = self.in_old(lambda: self.old.known(keys, origin), Known(set(), set(), 0, ""))
         if known.vectors or known.zeros:
             kept = [
@@ -257,7 +260,9 @@ class VectorStore:
             self.index.add(
                 connection, keys, stored, useless, origin=place, day=today, keep_until=until
             )
+            self.claims.kept(connection, said)
             self._count(connection)
+        self.claims.forget(said)
         for key in known.zeros.intersection(keys):
             self.in_old(partial(self.old.drop, key), None)
         return before

@@ -27,6 +27,7 @@ from embedcore.errors import (
 from embedcore.storage import database as databases, vectors as module
 from embedcore.storage.database import driver
 from embedcore.storage.keys import Origin
+from embedcore.storage.schema import VECTOR_INDEX
 from embedcore.storage.vector_upkeep import contents, verify
 from embedcore.storage.vectors import VectorStore
 from embedcore.testing import vectors_of
@@ -226,7 +227,7 @@ def test_a_deleted_file_is_noticed_and_a_new_one_begins_with_a_new_program(
 def test_a_newer_file_is_refused(store: VectorStore, index_path: Path, open_store: Open) -> None:
     store.database.open()
     store.close()
-    change(index_path, "PRAGMA user_version=2")
+    change(index_path, f"PRAGMA user_version={VECTOR_INDEX.version + 1}")
     with pytest.raises(StorageTooNew):
         found(open_store(), TEXTS)
 

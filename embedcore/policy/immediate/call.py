@@ -81,7 +81,7 @@ class Call:
             engine.info,
             lane="query" if input_type == "query" else "all",
             observe=engine.observe,
-            pause=self.pause,
+            pause=self.wait_with_claims,
             monotonic=engine.monotonic,
         )
         self.progress = CallProgress(self.budget, len(self.prepared.texts), engine.observe)
@@ -159,13 +159,19 @@ class Call:
         elif len(indices) < len(self.prepared.texts):
             error.message = f"rows {first} to {taken.first_row(indices[-1])}: {error.message}"
 
+    def wait_with_claims(self, seconds: float) -> None:
+        """Pause while texts of this call are claimed and nothing is sent."""
+        self.pause(seconds)
+        self.engine.renew_claims()
+
     def wait_for_others(self, seconds: float) -> None:
         """Pause while another call pays for texts of this one. Raises when that takes too long."""
         self.pause(seconds)
         if self.is_late:
             raise TransientProviderError(
-                f"{self.engine.label}: another call of this program is still sending some of these "
-                f"texts, and the deadline of {self.engine.retry.deadline} s has passed",
+                f"{self.engine.label}: another call of this program, or of another with the same "
+                "cache, is still sending some of these texts, and the deadline of "
+                f"{self.engine.retry.deadline} s has passed",
                 billed="no",
             )
 

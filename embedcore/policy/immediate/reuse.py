@@ -1,10 +1,10 @@
-"""Vectors that a call need not pay for: in the cache, or in flight in another call."""
+"""Vectors that a call need not pay for: cached, or in flight in another call or process."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from embedcore.events import Cached
 from embedcore.policy.cache import Follower
@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from embedcore.policy.result_buffer import ResultBuffer
     from embedcore.policy.texts import Prepared
     from embedcore.provider.types import Vectors
+
+
+# How often the claims of other processes are looked at.
+_SHORTEST_LOOK: Final = 0.01
+_LONGEST_LOOK: Final = 0.2
+_LOOK_GROWS: Final = 1.5
+_LOOKED_AT: Final = 500
 
 
 def keys_of(engine: Engine, input_type: str | None) -> Keys:
@@ -52,6 +59,8 @@ def vector_width(engine: Engine) -> int | None:
 class Reuse:
     """The claims of one call, and what it gets without paying: from the cache, or from another
     call that pays for the same texts at the same time. That goes to ``buffer``, in any thread.
+
+    Each key is claimed within the process first, and what is not cached among the processes then.
     """
 
     def __init__(
@@ -73,6 +82,9 @@ class Reuse:
         self._follower = Follower(self._receive)
         self._lock = threading.Lock()
         self._mine: dict[int, bytes] = {}
+        # Those of them that another process is paying for. Only the caller's thread has to do with
+        # these.
+        self._elsewhere: dict[int, bytes] = {}
 
     def _receive(self, indices: Sequence[int], vectors: Vectors) -> None:
         self._buffer.put(indices, vectors, reused=True)
@@ -80,7 +92,7 @@ class Reuse:
 
     def missing(self, indices: Sequence[int]) -> list[int]:
         """Claim these texts and look them up. Returns those that this call pays for, in order."""
-        engine, width = self._engine, vector_width(self._engine)
+        width = vector_width(self._engine)
         self._cache.introduce(width)
         keys = self._keys.of([self._prepared.texts[index] for index in indices])
         # Noted before they are claimed: an interrupt in between must leave no claim behind.
@@ -92,16 +104,27 @@ class Reuse:
         with self._lock:
             for index in theirs:
                 self._mine.pop(index, None)
+        since = self._cache.changes()
         found = self._look_up(mine, width)
-        reused = len(theirs) + len(found)
-        if reused:
-            engine.observe(
-                Cached(provider=engine.info.provider, model=engine.info.model, texts=reused)
+        left = {index: key for index, key in mine.items() if index not in found}
+        taken = self._cache.claim(list(left.values()), since) if left else None
+        if taken is not None:
+            # Between the two another process may have kept them.
+            came = {index: key for index, key in left.items() if key in taken.there}
+            found |= self._look_up(came, width) if came else set()
+            self._elsewhere.update(
+                (index, key) for index, key in left.items() if key in taken.elsewhere
             )
-        missing = [index for index in mine if index not in found]
+        self._tell(len(theirs) + len(found))
+        missing = [index for index in left if index not in found and index not in self._elsewhere]
         if missing:
             self._cache.warn_of_size(len(missing), width)
         return missing
+
+    def _tell(self, reused: int) -> None:
+        info = self._engine.info
+        if reused:
+            self._engine.observe(Cached(provider=info.provider, model=info.model, texts=reused))
 
     def _look_up(self, mine: dict[int, bytes], width: int | None) -> set[int]:
         indices, keys = list(mine), list(mine.values())
@@ -173,21 +196,58 @@ class Reuse:
     def _settle(self, indices: Sequence[int], vectors: Vectors) -> None:
         with self._lock:
             keys = [self._mine.pop(index, b"") for index in indices]
+        # Where they were kept there is nothing to give up any more.
+        self._cache.give_up(keys)
         self._cache.in_flight.fulfil(keys, vectors, self._follower)
 
     def release(self, indices: Sequence[int]) -> None:
         """This call will not pay for them: others may."""
         with self._lock:
             keys = [self._mine.pop(index) for index in indices if index in self._mine]
+        # Another call of this process that takes one then has a claim of its own in the file.
+        self._cache.give_up(keys)
         self._cache.in_flight.release(keys, self._follower)
 
     def others(self, pause: Callable[[float], None]) -> list[int]:
-        """Wait for what others pay for. Returns what they ended without."""
+        """Wait for what others pay for. Returns what they ended without.
+
+        ``pause(seconds)`` is called again and again, and may raise to end the wait.
+        """
+        seconds = _SHORTEST_LOOK
+        while self._elsewhere:
+            before = len(self._elsewhere)
+            lost = self._ask_elsewhere()
+            if lost:
+                return lost
+            if len(self._elsewhere) < before:
+                seconds = _SHORTEST_LOOK
+            pause(seconds)
+            seconds = min(seconds * _LOOK_GROWS, _LONGEST_LOOK)
         return self._follower.wait(pause)
+
+    def _ask_elsewhere(self) -> list[int]:
+        """Take what other processes have paid for by now. Returns what they ended without."""
+        lost: list[int] = []
+        waiting = list(self._elsewhere.items())
+        for start in range(0, len(waiting), _LOOKED_AT):
+            some = dict(waiting[start : start + _LOOKED_AT])
+            gone = self._cache.gone(list(some.values()))
+            ended = {index: key for index, key in some.items() if key in gone}
+            # Claims first, then vectors: a claim goes when its vector is kept.
+            found = self._look_up(ended, vector_width(self._engine)) if ended else set()
+            for index in ended:
+                del self._elsewhere[index]
+            self._tell(len(found))
+            lost += [index for index in ended if index not in found]
+            # All of them are waited for: of many, a few are enough to look at.
+            if len(ended) < len(some) and not lost:
+                break
+        return lost
 
     def close(self) -> None:
         """The call has ended; what it did not pay for others may."""
         with self._lock:
             left = list(self._mine)
+        self._elsewhere.clear()
         self.release(left)
         self._follower.close()

@@ -126,13 +126,16 @@ class Workers:
         self._pause.end()
 
     def _wait(self) -> None:
-        with self._changed:
-            while self._running:
+        while True:
+            with self._changed:
+                if not self._running:
+                    return
                 self._changed.wait(_LOOK_SECONDS)
                 if self._pause.ended and self._error is None:
                     raise Stopped
                 if self._is_late():
                     raise self._error or self._too_late()
+            self._engine.renew_claims()
 
     def _is_late(self) -> bool:
         engine = self._engine

@@ -764,17 +764,17 @@ def test_a_store_that_another_program_has_locked_delays_a_call_once(
     client = connect(cache=True, observers=[told.append], options={"max_texts_per_request": 2})
     store = client._engine.cache.store
     store.database._timeout = 0.5
-    put, puts = store.put, []
+    waits = []
 
-    def counted(*arguments, **options):
-        puts.append(arguments)
-        return put(*arguments, **options)
+    def counted(step):
+        return lambda *arguments, **options: waits.append(step) or step(*arguments, **options)
 
-    monkeypatch.setattr(store, "put", counted)
+    monkeypatch.setattr(store, "put", counted(store.put))
+    monkeypatch.setattr(store.claims, "take", counted(store.claims.take))
     texts = [f"text {number}" for number in range(16)]
     for _ in range(3):
         right(client.embed(texts), texts)
-    assert len(puts) == 1, "each request waited for it"
+    assert len(waits) == 1, "each request waited for it"
     assert len([event for event in told if isinstance(event, CacheProblem)]) == 1
     assert "stayed locked" in next(e.message for e in told if isinstance(e, CacheProblem))
     holder.kill()
