@@ -17,13 +17,13 @@ PARALLEL := -n $(JOBS) --dist worksteal
 # Without its caches every process of the tests compiles all it imports: that is half of their start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test lint types format check test-core $(PROVIDERS:%=test-%) test-openai2 test-integrations $(ADAPTERS) test-batch-servers test-pythons campaign-short campaign campaign-batches benchmark compare clean
+.PHONY: help demo test lint types format check test-core $(PROVIDERS:%=test-%) test-openai2 test-integrations $(ADAPTERS) test-batch-servers test-sdks test-pythons campaign-short campaign campaign-batches benchmark compare clean
 
 help:
 	@echo "make demo      embed and search the standard library's docstrings: no key, no network"
 	@echo "make test      the tests, on any machine"
 	@echo "make test-core, $(PROVIDERS:%=make test-%,) make test-openai2  a part of them, or the other openai package"
-	@echo "make test-integrations, $(ADAPTERS:%=make %,) make test-batch-servers  with what others wrote"
+	@echo "make test-integrations, $(ADAPTERS:%=make %,) make test-batch-servers, make test-sdks  with what others wrote"
 	@echo "make check     lint, types and tests"
 	@echo "make campaign-short  races against real time, kill -9 loops: what CI runs besides"
 	@echo "make campaign  all of those, and twenty times the examples: hours"
@@ -76,6 +76,10 @@ $(ADAPTERS): test-%: .venv-integrations/.installed-dev
 # Batches on servers that nobody here wrote: OGX, AIBrix in dry run, and aimock where there is npm.
 test-batch-servers: $(VENV)/.installed-dev $(SERVERS)/ogx/.installed $(SERVERS)/aibrix/.installed $(SERVERS)/aimock/.installed
 	$(BIN)/python -m pytest -q -m batch_servers tests/batchservers
+
+# The fakes of services, asked by their vendors' own clients. These are too much for .venv.
+test-sdks: $(VENV)/.installed-dev .venv-sdks/.installed
+	EMBEDCORE_SDKS_PYTHON=$(CURDIR)/.venv-sdks/bin/python $(PYTEST) tests/sdks
 
 # Those of 3.11, 3.12 and 3.13 that are on this machine.
 test-pythons:
@@ -143,6 +147,10 @@ $(SERVERS)/ogx/.installed $(SERVERS)/aibrix/.installed: $(SERVERS)/%/.installed:
 	@echo "setting up $(@D)"
 	@$(SERVERS_PYTHON) -m venv $(@D)
 	@$(@D)/bin/python -m pip --disable-pip-version-check --quiet install -r $<
+	@touch $@
+
+.venv-sdks/.installed: tests/sdks/requirements.txt | .venv-sdks/bin/python
+	@.venv-sdks/bin/python -m pip --disable-pip-version-check --quiet install -r $<
 	@touch $@
 
 $(SERVERS)/aimock/.installed: tests/batchservers/package.json

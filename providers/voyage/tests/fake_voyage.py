@@ -38,8 +38,8 @@ class FakeVoyage(FakeService):
                 "model": str,
                 "input_type?": [None, "query", "document"],
                 "truncation?": bool,
-                "output_dimension?": [256, 512, 1024, 2048],
-                "output_dtype?": ["float", "int8", "uint8", "binary", "ubinary"],
+                "output_dimension?": [None, 256, 512, 1024, 2048],
+                "output_dtype?": [None, "float", "int8", "uint8", "binary", "ubinary"],
                 # "float" is none of its values.
                 "encoding_format?": [None, "base64"],
             },
@@ -51,14 +51,13 @@ class FakeVoyage(FakeService):
             )
         texts = self.strings(question["input"])
         self._refuse_too_much(model, texts, cuts=question.get("truncation", True))
-        width = question.get("output_dimension", 1024)
+        width = question.get("output_dimension") or 1024
         rows = self.vectors(texts, width, salt=f"{model} {question.get('input_type')}")
         return {
             "object": "list",
-            # The order of a reply is promised by nobody.
             "data": [
                 {"object": "embedding", "embedding": packed(row), "index": place}
-                for place, row in reversed(list(enumerate(rows)))
+                for place, row in enumerate(rows)
             ],
             "model": model,
             "usage": {"total_tokens": self.bill(texts)},
