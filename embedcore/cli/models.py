@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,12 +21,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """An installed provider. ``problem``: why it cannot be used, or None."""
+    """An installed provider. ``problem``: why it cannot be used, or None.
+
+    ``known_failures``: what its author knows that it does not keep of the contract, by test.
+    """
 
     name: str
     distribution: str
     version: str
     problem: str | None
+    known_failures: dict[str, str] = field(default_factory=dict)
 
 
 @click.command(name="providers")
@@ -42,6 +46,8 @@ def providers(screen: Screen) -> int:
     else:
         screen.result(nothing_installed())
     for one in found:
+        for test, reason in one.known_failures.items():
+            screen.result(f"{one.name}: {test}: {reason}")
         if one.problem:
             screen.error(f"\n{one.problem}")
     return int(any(one.problem for one in found))
@@ -49,15 +55,22 @@ def providers(screen: Screen) -> int:
 
 def found_providers() -> list[Found]:
     """Every installed provider, each tried on its own."""
-    return [
-        Found(
-            name=one.name,
-            distribution=one.distribution,
-            version=one.version,
-            problem=_problem(one.name),
-        )
-        for one in registry.installed()
-    ]
+    return [_found(one) for one in registry.installed()]
+
+
+def _found(one: registry.Installed) -> Found:
+    problem, known = None, {}
+    try:
+        known = dict(registry.load(one.name).known_failures)
+    except EmbeddingError as error:
+        problem = str(error)
+    return Found(
+        name=one.name,
+        distribution=one.distribution,
+        version=one.version,
+        problem=problem,
+        known_failures=known,
+    )
 
 
 def nothing_installed() -> str:
@@ -65,16 +78,10 @@ def nothing_installed() -> str:
     return f"no provider is installed, openai for instance. {how_to_install('openai')}"
 
 
-def _problem(name: str) -> str | None:
-    try:
-        registry.load(name)
-    except EmbeddingError as error:
-        return str(error)
-    return None
-
-
 def _provider_row(one: Found) -> tuple[str, ...]:
-    return one.name, one.distribution, one.version, "broken" if one.problem else "ok"
+    known = len(one.known_failures)
+    sound = f"ok, {known} known failure{'s' if known > 1 else ''}" if known else "ok"
+    return one.name, one.distribution, one.version, "broken" if one.problem else sound
 
 
 _HEADS = ("MODEL", "DIMENSIONS", "MAX TOKENS", "$/M TOKENS", "$/M IN BATCH", "AS OF")

@@ -69,6 +69,7 @@ class Provider:
     the model's name and validated options and returns an ``Embedder`` without touching the network.
     ``default_model``: used where the configuration names only the provider.
     ``models``: the models it knows by name, for ``embedcore models``; others may still work.
+    ``known_failures``: tests of ``embedcore.testing`` that it is known to fail, with the reasons.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Provider:
     create: Callable[[str, Any], Embedder]
     models: Mapping[str, ModelInfo] = field(default_factory=dict)
     default_model: str | None = None
+    known_failures: Mapping[str, str] = field(default_factory=dict)
 
 
 @hookspec

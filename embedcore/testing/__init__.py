@@ -1,8 +1,9 @@
 """What the tests of a plugin author import.
 
-``EmbedderContract``: the tests every provider inherits. ``FakeEmbedder``: a provider in this
-process. ``FakeOpenAI``: an OpenAI server on a local port. ``vector_of``: the vector both give a
-text. Importing this package loads neither pytest nor hypothesis nor numpy; using a name does.
+``EmbedderContract``, ``ProviderContract``: the tests every provider inherits. ``FakeEmbedder``: a
+provider in this process. ``FakeOpenAI``: an OpenAI server on a local port. ``vector_of``: the
+vector both give a text. Importing this package loads neither pytest nor hypothesis nor numpy;
+using a name does.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from embedcore.testing.contract import EmbedderContract as EmbedderContract
+    from embedcore.testing.contract import (
+        EmbedderContract as EmbedderContract,
+        ProviderContract as ProviderContract,
+    )
     from embedcore.testing.fakes.embedder import (
         FakeClock as FakeClock,
         FakeEmbedder as FakeEmbedder,
@@ -31,6 +35,7 @@ _HOMES = {
     "FakeEmbedder": "fakes.embedder",
     "FakeOpenAI": "openai.server",
     "FakeTokenizer": "fakes.embedder",
+    "ProviderContract": "contract",
     "openai_tokens": "vectors",
     "tokens_of": "vectors",
     "vector_of": "vectors",

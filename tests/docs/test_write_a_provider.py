@@ -17,7 +17,7 @@ from embedcore import errors
 from embedcore.config import Config
 from embedcore.provider import protocol
 from embedcore.provider.tokens import EstimatingTokenizer
-from embedcore.testing import EmbedderContract
+from embedcore.testing import EmbedderContract, ProviderContract
 from embedcore.testing.contract.base import ContractBase, KitBase
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -111,8 +111,14 @@ def test_every_hook_of_the_contract_is_listed(kit_page: str) -> None:
 
 
 def test_every_test_of_the_contract_is_listed(kit_page: str) -> None:
-    tests = [name for name in dir(EmbedderContract) if name.startswith("test_")]
-    assert sorted(re.findall(r"^\| `(test_\w+)` \|", kit_page, re.MULTILINE)) == tests
+    tests = [
+        name
+        for kind in (EmbedderContract, ProviderContract)
+        for name in dir(kind)
+        if name.startswith("test_")
+    ]
+    listed = re.findall(r"^\| `(test_\w+)` \|", kit_page, re.MULTILINE)
+    assert sorted(listed) == sorted(tests)
 
 
 def test_the_class_of_the_kits_page_is_a_test_class(kit_page: str, plugin: Any) -> None:

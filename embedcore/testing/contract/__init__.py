@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from embedcore.testing.contract.failures import FailuresContract
 from embedcore.testing.contract.instances import InstancesContract
+from embedcore.testing.contract.provider import ProviderContract as ProviderContract
 from embedcore.testing.contract.replies import RepliesContract
 from embedcore.testing.contract.safety import SafetyContract
 from embedcore.testing.contract.surroundings import SurroundingsContract

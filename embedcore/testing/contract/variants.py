@@ -101,9 +101,9 @@ def other_values(embedder: Embedder, named: Mapping[str, Any]) -> dict[str, Any]
     options = options_of(embedder)
     if options is None:
         return {}
-    found = {}
+    found, width = {}, embedder.info.dimensions
     for name in type(options).model_fields:
-        value = named[name] if name in named else _other_value(embedder, options, name)
+        value = named[name] if name in named else other_value(options, name, width)
         if value is not None and value != getattr(options, name):
             found[name] = value
     return found
@@ -114,17 +114,17 @@ def is_width(name: str) -> bool:
     return _WIDTH.search(name) is not None
 
 
-def _other_value(embedder: Embedder, options: BaseModel, name: str) -> Any:
+def other_value(options: BaseModel, name: str, width: int | None) -> Any:
+    """Another value for an option that is safe to try, or None; ``width``: that of the vectors."""
     kind, now = type(options), getattr(options, name)
     if is_secret(kind, name) or _LEADS_ELSEWHERE.search(name):
         return None
-    types_there = list(_types(kind.model_fields[name].annotation))
+    types_there = list(types_of(kind.model_fields[name].annotation))
     for each in types_there:
         if typing.get_origin(each) is Literal:
             return next((value for value in typing.get_args(each) if value != now), None)
     if bool in types_there:
         return not now
-    width = embedder.info.dimensions
     if int in types_there:
         return _other_number(now, width if is_width(name) else None)
     if float in types_there and now is not None:
@@ -140,14 +140,14 @@ def _other_number(now: int | None, width: int | None) -> int | None:
     return None if now is None else now + 1
 
 
-def _types(annotation: Any) -> Iterator[Any]:
+def types_of(annotation: Any) -> Iterator[Any]:
     """The members of a union, or the type itself; what ``Annotated`` adds is left out."""
     origin = typing.get_origin(annotation)
     if origin in (typing.Union, types.UnionType):
         for each in typing.get_args(annotation):
-            yield from _types(each)
+            yield from types_of(each)
     elif origin is typing.Annotated:
-        yield from _types(typing.get_args(annotation)[0])
+        yield from types_of(typing.get_args(annotation)[0])
     else:
         yield annotation
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from embedcore.errors import ConfigurationError
 from embedcore.provider import registry
 from embedcore.provider.types import EmbedRequest
-from embedcore.testing.contract import EmbedderContract
+from embedcore.testing import EmbedderContract, ProviderContract
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
 GOLDEN_TEXTS = (
@@ -254,3 +254,7 @@ class TestHashing(EmbedderContract):
 
     def make_embedder(self) -> HashingEmbedder:
         return create("512", HashingOptions())
+
+
+class TestHashingProvider(ProviderContract):
+    provider = "hashing"

@@ -10,7 +10,7 @@ from embedcore_openai.plugin import create
 from embedcore_openai.tokenizer import Cl100kTokenizer
 
 from embedcore.provider.protocol import Embedder
-from embedcore.testing import EmbedderContract, FakeOpenAI
+from embedcore.testing import EmbedderContract, FakeOpenAI, ProviderContract
 from embedcore.testing.openai.embeddings import FakeModel
 
 
@@ -36,6 +36,9 @@ class TestOpenAI(EmbedderContract):
     def server_bill(self) -> int:
         return self._fake.meter.billed_tokens
 
+    def server_requests(self) -> int:
+        return self._fake.meter.requests
+
 
 class TestOwnServer(EmbedderContract):
     """A model without a table, shorter vectors, lists of floats; the secret is in a header."""
@@ -56,7 +59,14 @@ class TestOwnServer(EmbedderContract):
     def server_bill(self) -> int:
         return self._fake.meter.billed_tokens
 
+    def server_requests(self) -> int:
+        return self._fake.meter.requests
+
     def _embedder(self, base_url: str) -> Embedder:
         headers = {"X-Gateway-Key": self.secret}
         options = OpenAIOptions(base_url=base_url, price=0, encoding="float", headers=headers)
         return create("acme/tiny", options)
+
+
+class TestOpenAIProvider(ProviderContract):
+    provider = "openai"

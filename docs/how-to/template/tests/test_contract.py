@@ -6,9 +6,9 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from embedcore_acme.plugin import AcmeEmbedder, AcmeOptions
+from embedcore_acme.plugin import AcmeEmbedder, AcmeOptions, embedcore_provider
 
-from embedcore.testing import EmbedderContract, tokens_of, vectors_of
+from embedcore.testing import EmbedderContract, ProviderContract, tokens_of, vectors_of
 
 KEY = "acme-0123456789abcdef"
 
@@ -90,3 +90,8 @@ class TestAcme(EmbedderContract):
 
     def server_texts(self):
         return self.server.texts
+
+
+class TestAcmeProvider(ProviderContract):
+    provider = embedcore_provider()
+    model = "v1"
