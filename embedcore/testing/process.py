@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -21,11 +22,7 @@ _IGNORED: Final = frozenset({"PYTEST_CURRENT_TEST"})
 _MOST_WAIT: Final = 1.0
 """Seconds that threads and sockets may take to end after what used them was closed."""
 
-_SIGNALS: Final = tuple(
-    number
-    for number in (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGPIPE"))
-    if number is not None
-)
+_SIGNALS: Final = tuple(signal.Signals)
 
 
 def state_of_process() -> dict[str, Any]:
@@ -50,12 +47,31 @@ def state_of_process() -> dict[str, Any]:
         "the class socket.socket": socket.socket,
         "socket.getaddrinfo": socket.getaddrinfo,
         "the limit of recursion": sys.getrecursionlimit(),
+        "a filter of warnings for all of them": [
+            each for each in warnings.filters if each[1] is None and each[2] is Warning
+        ],
+        **{f"the logger {name}": _state_of(logger) for name, logger in _loggers() if _set(logger)},
         "sys.excepthook": sys.excepthook,
         "threading.excepthook": threading.excepthook,
         "the trace function": sys.gettrace(),
         "the collection of garbage": gc.isenabled(),
         **_state_of_numpy(),
     }
+
+
+def _loggers() -> list[tuple[str, logging.Logger]]:
+    found = list(logging.root.manager.loggerDict.items())
+    return [(name, each) for name, each in found if isinstance(each, logging.Logger)]
+
+
+def _state_of(logger: logging.Logger) -> tuple[Any, ...]:
+    handlers = [each for each in logger.handlers if not isinstance(each, logging.NullHandler)]
+    return logger.level, handlers, logger.propagate, logger.disabled
+
+
+def _set(logger: logging.Logger) -> bool:
+    """Whether a logger is another than one that was only named."""
+    return _state_of(logger) != (logging.NOTSET, [], True, False)
 
 
 def _working_folder() -> str:
@@ -125,6 +141,12 @@ def restore(before: dict[str, Any]) -> None:
     if "the locale" in found:
         with contextlib.suppress(locale.Error):
             locale.setlocale(locale.LC_ALL, before["the locale"])
+    for name, logger in _loggers():
+        if f"the logger {name}" in found:
+            state = before.get(f"the logger {name}", (logging.NOTSET, [], True, False))
+            logger.setLevel(state[0])
+            logger.handlers[:] = state[1]
+            logger.propagate, logger.disabled = state[2:]
     socket.setdefaulttimeout(before["the default time-out of sockets"])
     sys.setrecursionlimit(before["the limit of recursion"])
     sys.excepthook = before["sys.excepthook"]

@@ -746,3 +746,114 @@ class TestKeepsTheArray(Checked):
             if self.into is not None and self.into.shape == answer["vectors"].shape:
                 self.into[:] = answer["vectors"]
             return super().reply(answer, request)
+
+
+class TestWidthOfLargeRequests(Checked):
+    caught_by = "test_width_agrees_with_info"
+
+    class Kind(Sound):
+        def reply(self, answer, request):
+            if len(request.texts) > 20:
+                answer["vectors"] = np.ascontiguousarray(answer["vectors"][:, :-1])
+            return super().reply(answer, request)
+
+
+class TooSmall(Sound):
+    """Refuses requests of more than 6,000 bytes."""
+
+    limit: ClassVar[str]
+
+    def __init__(self, service, options):
+        super().__init__(service, options)
+        self.info = dataclasses.replace(self.info, **{self.limit: 9_000})
+
+    def post(self, texts, request):
+        if sum(len(text.encode()) for text in texts) > 6_000:
+            return 413, "too large"
+        return super().post(texts, request)
+
+
+class TestTokensOfARequest(Checked):
+    caught_by = "test_request_of_the_most_tokens_is_accepted"
+
+    class Kind(TooSmall):
+        limit = "max_tokens_per_request"
+
+
+class TestBytesOfARequest(Checked):
+    caught_by = "test_request_of_the_most_bytes_is_accepted"
+
+    class Kind(TooSmall):
+        limit = "max_bytes_per_request"
+
+
+class TestUnavailableIsFinal(Checked):
+    caught_by = "test_error_fits_its_status"
+
+    class Kind(Sound):
+        def failure(self, status, answer):
+            return errors.RequestRejected("refused", billed="no", status=status)
+
+
+class TestNoStatus(Checked):
+    caught_by = "test_answered_failure_has_its_status"
+
+    class Kind(Sound):
+        def failure(self, status, answer):
+            return errors.ProviderUnavailable("refused", billed="no")
+
+
+class TestKeyInASlot(Checked):
+    caught_by = "test_secret_is_not_in_plain_attributes"
+
+    class Kind(Sound):
+        class Session:
+            __slots__ = ("key",)
+
+        def __init__(self, service, options):
+            super().__init__(service, options)
+            self.session = self.Session()
+            self.session.key = KEY
+
+
+class TestClosesOnlyWhatWasUsed(Checked):
+    caught_by = "test_close_without_a_request"
+
+    class Kind(Sound):
+        used = False
+
+        def send(self, request):
+            self.used = True
+            return super().send(request)
+
+        def close(self):
+            if not self.used:
+                raise AttributeError("session")
+
+
+class TestGreets(Checked):
+    caught_by = "test_nothing_is_printed"
+
+    class Kind(Sound):
+        def __init__(self, service, options):
+            super().__init__(service, options)
+            print("acme is ready")
+
+
+class TestQuietensOthers(Checked):
+    caught_by = "test_constructor_leaves_the_process_alone"
+
+    class Kind(Sound):
+        def __init__(self, service, options):
+            super().__init__(service, options)
+            logging.getLogger("urllib3").setLevel(logging.ERROR)
+            warnings.simplefilter("ignore")
+
+
+class TestMasked(Checked):
+    caught_by = "test_vectors_are_float32_rows"
+
+    class Kind(Sound):
+        def reply(self, answer, request):
+            answer["vectors"] = np.ma.masked_invalid(answer["vectors"])
+            return super().reply(answer, request)

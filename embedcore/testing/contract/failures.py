@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from embedcore.errors import EmbeddingError, TransientProviderError
+from embedcore.errors import EmbeddingError, ProviderUnavailable, TransientProviderError
 from embedcore.provider.types import EmbedReply, EmbedRequest
 from embedcore.testing.contract.base import PROBES, ContractBase, outcome_of, within
 
@@ -65,6 +65,30 @@ class FailuresContract(ContractBase):
         assert wait >= 0, f"error.retry_after is {wait}: no caller can wait for that"
         assert wait <= _LONGEST_WAIT, (
             f"error.retry_after is {wait}: seconds from now are wanted, not a date or milliseconds"
+        )
+
+    def test_error_fits_its_status(self, broken_embedder: Embedder) -> None:
+        error = failure_of(broken_embedder)
+        status, again = getattr(error, "status", None), getattr(error, "retryable", None)
+        if status in (502, 503, 504):
+            assert again, (
+                f"status {status} became {type(error).__name__}, which is not tried again: raise "
+                "ProviderUnavailable, or another TransientProviderError"
+            )
+        if status in (401, 403):
+            assert not again, (
+                f"status {status} became {type(error).__name__}, which is tried again: raise "
+                "AuthenticationFailed or PermissionDenied"
+            )
+
+    def test_answered_failure_has_its_status(self, broken_embedder: Embedder) -> None:
+        before = self.requests_so_far()
+        error = failure_of(broken_embedder)
+        if self.requests_so_far() == before or not isinstance(error, ProviderUnavailable):
+            return
+        assert error.billed != "no" or error.status is not None, (
+            'the server was reached, and the error has billed="no" and no status: it is taken for '
+            "a connection that never stood, and its texts are not divided. Pass status=…"
         )
 
     def test_failed_request_is_sent_once(self, broken_embedder: Embedder) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 _SMALL_REQUEST = 64
+_LARGEST_REQUEST = 1_000_000  # bytes
 _POSITIVE = ("max_texts_per_request", "max_concurrency", "tokens_per_byte")
 _POSITIVE_OR_NONE = (
     "dimensions",
@@ -106,12 +107,16 @@ class RepliesContract(ContractBase):
         assert vectors.dtype == np.float32, (
             f"vectors are {vectors.dtype} and must be float32: np.asarray(..., dtype=np.float32)"
         )
+        assert not isinstance(vectors, np.ma.MaskedArray), (
+            "vectors are a masked array: give a plain one"
+        )
         assert vectors.flags.c_contiguous, (
             "vectors are not C-contiguous (transposed or sliced?): np.ascontiguousarray(...)"
         )
 
     def test_width_agrees_with_info(self, embedder: Embedder) -> None:
-        widths = {embed(embedder, [text]).shape[1] for text in PROBES}
+        full = _fitting(embedder, [f"text number {n}" for n in range(_most(embedder))])
+        widths = {embed(embedder, texts).shape[1] for texts in (*([text] for text in PROBES), full)}
         assert len(widths) == 1, f"vectors of one model have different widths: {sorted(widths)}"
         said = embedder.info.dimensions
         assert said is None or widths == {said}, (
@@ -222,6 +227,16 @@ class RepliesContract(ContractBase):
                     f"row {place} of {len(texts)} is not what its text has in a smaller request",
                 )
 
+    def test_request_of_the_most_tokens_is_accepted(self, embedder: Embedder) -> None:
+        if embedder.info.max_tokens_per_request is None:
+            pytest.skip("info.max_tokens_per_request is None: no request has too many tokens")
+        _check_limit(embedder, "max_tokens_per_request")
+
+    def test_request_of_the_most_bytes_is_accepted(self, embedder: Embedder) -> None:
+        if embedder.info.max_bytes_per_request is None:
+            pytest.skip("info.max_bytes_per_request is None: no request is too large")
+        _check_limit(embedder, "max_bytes_per_request")
+
     @pytest.mark.parametrize("name", ODD_TEXTS)
     def test_odd_text(self, embedder: Embedder, name: str) -> None:
         text = ODD_TEXTS[name]
@@ -266,6 +281,25 @@ class RepliesContract(ContractBase):
     def test_texts_may_be_a_tuple_and_the_time_limited(self, embedder: Embedder) -> None:
         reply = embedder.embed(EmbedRequest(texts=(PROBES[0],), timeout=30.0))
         assert len(reply.vectors) == 1, "a tuple of one text gives no vector"
+
+
+def _check_limit(embedder: Embedder, limit: str) -> None:
+    """A request that fills one limit, and keeps the others, is taken."""
+    info = embedder.info
+    # As few and as long texts as there may be, up to a megabyte.
+    room = min(info.max_tokens_per_request or math.inf, info.max_bytes_per_request or math.inf)
+    size = max(int(min(room, _LARGEST_REQUEST)) // info.max_texts_per_request, 1)
+    text = "some words that fill a request " * (size // 31 + 1)
+    if info.max_input_tokens is not None:
+        text = embedder.tokenizer.prefix(text, info.max_input_tokens)
+    texts = _fitting(embedder, [text[: 4 * size]] * _most(embedder))
+    try:
+        embed(embedder, texts)
+    except Exception as error:
+        raise AssertionError(
+            f"a request that keeps within info.{limit} = {getattr(info, limit)} raised "
+            f"{type(error).__name__}: lower it"
+        ) from error
 
 
 def _most(embedder: Embedder) -> int:

@@ -176,6 +176,15 @@ class SafetyContract(ContractBase):
         embedder.close()
         embedder.close()
 
+    def test_close_without_a_request(self) -> None:
+        unused = self.fresh()
+        try:
+            unused.close()
+        except Exception as error:
+            raise AssertionError(
+                f"close() before the first request raised {type(error).__name__}"
+            ) from error
+
     def test_batch_is_none_or_has_limits(self, embedder: Embedder) -> None:
         batch = embedder.batch
         if batch is None:
@@ -250,7 +259,9 @@ def _run_in_threads(work: Callable[[int], None], *, package: str) -> None:
 
 def _attributes(value: object, depth: int) -> Iterator[tuple[str, str]]:
     """Name and repr of every attribute, and of every attribute of those, so many levels deep."""
-    for name, held in list(getattr(value, "__dict__", {}).items()):
+    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+    named = {name: getattr(value, name, None) for name in slots if not name.startswith("__")}
+    for name, held in {**named, **getattr(value, "__dict__", {})}.items():
         if hasattr(held, "get_secret_value"):
             continue  # a SecretStr, which hides what it holds unless it is asked
         yield name, repr(held)

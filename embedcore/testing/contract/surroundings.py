@@ -92,6 +92,16 @@ class SurroundingsContract(ContractBase):
             embed(embedder, [CANARY, PROBES[0]][: embedder.info.max_texts_per_request])
         _assert_untold(caplog.text, "the log")
 
+    def test_nothing_is_printed(
+        self, request: pytest.FixtureRequest, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        embed(request.getfixturevalue("embedder"), [PROBES[0]])
+        printed = capfd.readouterr().out
+        assert not printed, (
+            f"making an embedder, or a request, printed {printed[:40]!r}: programs write their own "
+            "results there; use logging"
+        )
+
     def test_texts_are_not_printed(
         self, embedder: Embedder, capfd: pytest.CaptureFixture[str]
     ) -> None:
