@@ -161,7 +161,7 @@ class HttpEmbedder(BaseEmbedder):
         known = self.models.get(model)
         self.width = self._width(known, options.dimensions)
         self.info = options.over(known or replace(self.other, model=model))
-        self._options = options
+        self.options = options
         self._session = http.Session(
             options.base_url,
             headers={"Accept": "application/json"},
@@ -203,7 +203,7 @@ class HttpEmbedder(BaseEmbedder):
         if not request.texts:
             return self._nothing()
         body = self._body(request)
-        key = self._options.key()
+        key = self.options.key()
         asked = self._asked(request.texts, key)
         with self._session.send(self._call(body, key, request), asked) as answer:
             try:
@@ -254,7 +254,7 @@ class HttpEmbedder(BaseEmbedder):
     def _call(self, body: bytes, key: str | None, request: EmbedRequest) -> http.Call:
         from embedcore.provider import replies
 
-        timeout = self._options.timeout
+        timeout = self.options.timeout
         if request.timeout is not None:
             timeout = min(timeout, request.timeout)
         if not timeout > 0:
@@ -272,7 +272,7 @@ class HttpEmbedder(BaseEmbedder):
     def _asked(self, texts: Sequence[str], key: str | None) -> Asked:
         from embedcore.provider.refusals import Asked
 
-        options = self._options
+        options = self.options
         return Asked(
             model=self.info.model,
             endpoint=self.info.endpoint,
@@ -288,7 +288,7 @@ class HttpEmbedder(BaseEmbedder):
     def _otherwise(self, error: ProviderError) -> str | None:
         """A callable may give another key for one that has ended."""
         refused = isinstance(error, AuthenticationFailed | PermissionDenied) or error.status == 403
-        return "key" if refused and callable(self._options.api_key) else None
+        return "key" if refused and callable(self.options.api_key) else None
 
 
 class HttpStartup:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -26,7 +27,14 @@ import pytest
 
 from embedcore.testing.contract import EmbedderContract
 from embedcore.testing.meter import Meter
-from embedcore.testing.openai.http import Delivery, HttpReply, HttpRequest, Listener, RequestHead
+from embedcore.testing.openai.http import (
+    Delivery,
+    HttpReply,
+    HttpRequest,
+    Listener,
+    RequestHead,
+    late,
+)
 from embedcore.testing.vectors import tokens_of, vectors_of
 
 if TYPE_CHECKING:
@@ -48,7 +56,8 @@ class FakeService:
 
     ``key_header``: where the key is, with what stands before it. ``always``: what each request is
     refused with; ``next_refusals``: what the next ones are refused with, first to last. ``echoes``:
-    each request is answered with 503 and all that it was sent. ``seen``: requests so far, as JSON.
+    each request is answered with 503 and all that it was sent. ``delay``: seconds before each
+    answer. ``seen``: requests so far, as JSON; ``texts``: those in them.
     """
 
     path: str = "/"
@@ -61,6 +70,8 @@ class FakeService:
         self.paths: list[str] = []
         self.next_refusals: list[Refused] = []
         self.echoes = False
+        self.delay = 0.0
+        self.texts: list[str] = []
         self._lock = threading.Lock()
         self._listener: Listener | None = None
 
@@ -109,9 +120,11 @@ class FakeService:
     def strings(self, texts: object) -> list[str]:
         """A string, or a list of them, as a list; anything else is refused."""
         if isinstance(texts, str):
-            return [texts]
+            texts = [texts]
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise self.wrong_body("texts must be a list of strings")
+        with self._lock:
+            self.texts += texts
         return texts
 
     def bill(self, texts: Sequence[str]) -> int:
@@ -154,7 +167,8 @@ class FakeService:
     def answer(self, request: HttpRequest) -> HttpReply:
         with self.meter.one_request():
             try:
-                return _in_json(200, self._answered(request), self.headers_of_reply())
+                reply = _in_json(200, self._answered(request), self.headers_of_reply())
+                return replace(reply, deliver=late(self.delay)) if self.delay else reply
             except Refused as refused:
                 self.meter.reject()
                 return _in_json(refused.status, refused.body, refused.headers)
@@ -264,6 +278,13 @@ class ServiceContract(EmbedderContract):
         # It repeats the key and the texts.
         self.server.echoes = True
         return self.make_embedder()
+
+    def make_slow_embedder(self) -> Embedder:
+        self.server.delay = 10.0
+        return self.make_embedder()
+
+    def server_texts(self) -> list[str]:
+        return self.server.texts
 
     def server_bill(self) -> int:
         return self.server.meter.billed_tokens

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from embedcore import EmbeddingClient, errors
 from embedcore.provider.types import EmbedRequest
+from embedcore.testing import ProviderContract
 from embedcore.testing.service import Recorded, Refused, ServiceContract
 
 KEY = "co-CANARY0123456789abcdefXYZ"
@@ -50,6 +51,10 @@ class TestV4(Contract):
 
 class TestV3(Contract):
     model = "embed-english-v3.0"
+
+
+class TestCohereProvider(ProviderContract):
+    provider = "cohere"
 
 
 @pytest.mark.parametrize(

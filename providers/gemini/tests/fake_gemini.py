@@ -95,7 +95,7 @@ class FakeGemini(FakeService):
         # Several parts are one text to the service.
         if not isinstance(parts, list) or [set(part) for part in parts] != [{"text"}]:
             raise self.wrong_body("this fake takes one text in an entry")
-        text = parts[0]["text"]
+        (text,) = self.strings(parts[0]["text"])
         if not text:
             raise self.wrong_body("* EmbedContentRequest.content contains an empty Part.")
         width = entry.get("outputDimensionality", FULL)

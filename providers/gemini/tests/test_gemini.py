@@ -15,6 +15,7 @@ from fake_gemini import FakeGemini, refused
 from embedcore import EmbeddingClient, errors
 from embedcore.provider.options import options_fingerprint
 from embedcore.provider.types import EmbedRequest
+from embedcore.testing import ProviderContract
 from embedcore.testing.service import Recorded, Refused, ServiceContract
 
 KEY = "AIza-CANARY0123456789abcdefXYZ"
@@ -50,6 +51,12 @@ class TestOne(Contract):
 
 class TestTwo(Contract):
     model = TWO
+    # Its vectors have length 1 at every width.
+    option_values: ClassVar = {"normalize": None}
+
+
+class TestGeminiProvider(ProviderContract):
+    provider = "gemini"
 
 
 @pytest.mark.parametrize(

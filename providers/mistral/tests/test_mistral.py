@@ -14,6 +14,7 @@ from fake_mistral import FakeMistral
 
 from embedcore import EmbeddingClient, errors
 from embedcore.provider.types import EmbedRequest, RateLimits
+from embedcore.testing import ProviderContract
 from embedcore.testing.service import Recorded, Refused, ServiceContract
 
 KEY = "mistral-CANARY0123456789abcde"
@@ -38,6 +39,10 @@ class TestMistral(ServiceContract):
 
     def embedder_of(self, server: FakeMistral) -> MistralEmbedder:
         return embedder(server)
+
+
+class TestMistralProvider(ProviderContract):
+    provider = "mistral"
 
 
 @pytest.mark.parametrize(

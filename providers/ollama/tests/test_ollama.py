@@ -16,6 +16,7 @@ from embedcore import EmbeddingClient, errors
 from embedcore.provider import refusals, replies
 from embedcore.provider.options import options_fingerprint
 from embedcore.provider.types import EmbedRequest
+from embedcore.testing import ProviderContract
 from embedcore.testing.service import Refused, ServiceContract
 
 KEY = "ollama-CANARY0123456789abcdef"
@@ -44,11 +45,16 @@ class Contract(ServiceContract):
 
 
 class TestPlain(Contract):
-    pass
+    # This model wants nothing before a text.
+    option_values: ClassVar = {"prefixes": None}
 
 
 class TestWithPrefixes(Contract):
     model = "nomic-embed-text"
+
+
+class TestOllamaProvider(ProviderContract):
+    provider = "ollama"
 
 
 def test_the_example_of_the_specification_is_read() -> None:

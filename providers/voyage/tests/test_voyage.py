@@ -15,6 +15,7 @@ from fake_voyage import FakeVoyage
 
 from embedcore import EmbeddingClient, errors
 from embedcore.provider.types import EmbedRequest
+from embedcore.testing import ProviderContract
 from embedcore.testing.service import Recorded, Refused, ServiceContract
 
 KEY = "pa-CANARY0123456789abcdefXYZ"
@@ -45,6 +46,10 @@ class Contract(ServiceContract):
 
 class TestVoyage4(Contract):
     options: ClassVar = {"dimensions": 256}
+
+
+class TestVoyageProvider(ProviderContract):
+    provider = "voyage"
 
 
 @pytest.mark.parametrize(
