@@ -84,6 +84,11 @@ class RateBucket:
         return self.named is None and not self.is_set
 
     @property
+    def is_sensible(self) -> bool:
+        """Nothing in it is divided by zero, or never comes."""
+        return self.rate > 0 and self.size > 0 and (self.window is None or self.window > 0)
+
+    @property
     def counts_tokens(self) -> bool:
         return self.kind.startswith(TOKENS)
 

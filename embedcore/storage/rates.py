@@ -218,8 +218,8 @@ class _Line:
         self.buckets = {one["kind"]: RateBucket(**dict(one)) for one in rows.fetchall()}
         for kind in _KINDS:
             self.buckets.setdefault(kind, trial(kind, now))
-        if not all(one.rate > 0 and one.size > 0 for one in self.buckets.values()):
-            raise StorageCorrupt("a rate of nothing is in the file")
+        if not all(one.is_sensible for one in self.buckets.values()):
+            raise StorageCorrupt("rates.db is damaged: a rate in it is zero")
 
     def set(self, kinds: set[str], *, is_alone: bool) -> None:
         """Count these rates from now on; those that nothing is missing from are counted anew when

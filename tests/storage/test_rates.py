@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from embedcore.errors import StorageError
+from embedcore.errors import StorageCorrupt, StorageError
 from embedcore.storage import rates
 from embedcore.storage.database import Database
 from embedcore.storage.rate_buckets import (
@@ -366,6 +366,19 @@ def test_a_damaged_file_is_an_error_until_it_is_mended(tmp_path):
         share.look(KEY, 0.0, News())
     share.mend()
     assert share.look(KEY, 0.0, News()).is_unknown
+    share.close()
+
+
+@pytest.mark.parametrize("what", ["rate = 0", "size = -1", '"window" = 0'])
+def test_a_rate_of_nothing_is_damage(tmp_path, what):
+    share = share_for(tmp_path)
+    share.look(KEY, 0.0, known())
+    with share._database.transaction() as connection:
+        connection.execute(f"UPDATE bucket SET {what}")
+    with pytest.raises(StorageCorrupt):
+        share.look(KEY, 1.0, News())
+    share.mend()
+    assert share.look(KEY, 1.0, News()).is_unknown
     share.close()
 
 

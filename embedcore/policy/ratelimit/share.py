@@ -211,7 +211,7 @@ class Part:
             return None
         try:
             found = step()
-        except (EmbeddingError, OSError, ValueError) as error:
+        except (EmbeddingError, OSError, ValueError, ArithmeticError) as error:
             off = _BUSY_SECONDS if isinstance(error, StorageBusy) else _OFF_SECONDS
             self._off_until, self._others, self._shared = now + off, 0, {}
             self._turns.clear()
