@@ -1,9 +1,9 @@
 """What the tests of a plugin author import.
 
-``EmbedderContract``, ``ProviderContract``: the tests every provider inherits. ``FakeEmbedder``: a
-provider in this process. ``FakeOpenAI``: an OpenAI server on a local port. ``vector_of``: the
-vector both give a text. Importing this package loads neither pytest nor hypothesis nor numpy;
-using a name does.
+``EmbedderContract``, ``BatchContract``, ``ProviderContract``: the tests every provider inherits.
+``FakeEmbedder``: a provider in this process. ``FakeOpenAI``: an OpenAI server on a local port.
+``vector_of``: the vector both give a text. Importing this package loads neither pytest nor
+hypothesis nor numpy; using a name does.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from embedcore.testing.contract import (
+        BatchContract as BatchContract,
         EmbedderContract as EmbedderContract,
         ProviderContract as ProviderContract,
     )
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
+    "BatchContract": "contract",
     "EmbedderContract": "contract",
     "FakeClock": "fakes.embedder",
     "FakeEmbedder": "fakes.embedder",

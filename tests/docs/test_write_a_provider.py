@@ -17,7 +17,7 @@ from embedcore import errors
 from embedcore.config import Config
 from embedcore.provider import protocol
 from embedcore.provider.tokens import EstimatingTokenizer
-from embedcore.testing import EmbedderContract, ProviderContract
+from embedcore.testing import BatchContract, EmbedderContract, ProviderContract
 from embedcore.testing.contract.base import ContractBase, KitBase
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -113,7 +113,7 @@ def test_every_hook_of_the_contract_is_listed(kit_page: str) -> None:
 def test_every_test_of_the_contract_is_listed(kit_page: str) -> None:
     tests = [
         name
-        for kind in (EmbedderContract, ProviderContract)
+        for kind in (EmbedderContract, ProviderContract, BatchContract)
         for name in dir(kind)
         if name.startswith("test_")
     ]

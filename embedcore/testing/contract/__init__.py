@@ -22,6 +22,7 @@ embedder repeat what it was sent: that is how a key or a text gets into an error
 
 from __future__ import annotations
 
+from embedcore.testing.contract.batches import BatchContract as BatchContract
 from embedcore.testing.contract.failures import FailuresContract
 from embedcore.testing.contract.instances import InstancesContract
 from embedcore.testing.contract.provider import ProviderContract as ProviderContract
