@@ -256,7 +256,7 @@ class EmbeddingsApi:
         router.add("POST", EMBEDDINGS, self.create)
 
     def create(self, request: HttpRequest, parameters: Mapping[str, str]) -> Answer:  # noqa: ARG002
-        asked = self.asked(_fields(request))
+        asked = self.asked(fields_of(request))
 
         def embeddings() -> Embeddings:
             return Embeddings(
@@ -364,7 +364,7 @@ class EmbeddingsApi:
 _FIELDS = {"input", "model", "dimensions", "encoding_format", "user"}
 
 
-def _fields(request: HttpRequest) -> Mapping[str, object]:
+def fields_of(request: HttpRequest) -> Mapping[str, object]:
     try:
         asked = request.json()
     except ValueError:

@@ -65,6 +65,7 @@ from embedcore.testing.openai.http import (
     reset,
 )
 from embedcore.testing.openai.modes import Exchange
+from embedcore.testing.openai.quirks import Quirks, QuirkyEmbeddings, Sidelines
 from embedcore.testing.vectors import openai_encoding
 
 if TYPE_CHECKING:
@@ -163,7 +164,8 @@ class FakeOpenAI:
     - ``salt``: gives its vectors another value, as another model would.
     - ``latency``: seconds before each reply. ``quota``: rate limits, enforced or only announced.
     - ``record``: keep every request in ``requests``, bodies included (but those of uploads).
-    - ``batch``: how the Batch API behaves.
+    - ``batch``: how the Batch API behaves. ``quirks``: it is another server with this API, such as
+      one of ``embedcore.testing.openai.quirks.SERVERS``.
 
     ``meter`` is the truth about money and ``faults`` the script of what goes wrong. ``batches`` is
     the Batch API without HTTP, to be driven by hand, with a meter of its own. ``elsewhere``
@@ -185,6 +187,7 @@ class FakeOpenAI:
         port: int = 0,
         record: bool = True,
         batch: BatchSettings | None = None,
+        quirks: Quirks | None = None,
     ) -> None:
         self.api_key = api_key
         self.meter = Meter()
@@ -192,8 +195,15 @@ class FakeOpenAI:
         self.requests: list[Received] = []
         self.elsewhere: list[Received] = []
         self.router = Router()
-        ModelsApi(models).register(self.router)
-        EmbeddingsApi(models=models, limits=limits, count=count, salt=salt).register(self.router)
+        if quirks is None or quirks.lists_models:
+            ModelsApi(models).register(self.router)
+        if quirks is None:
+            EmbeddingsApi(models=models, limits=limits, count=count, salt=salt).register(
+                self.router
+            )
+        else:
+            QuirkyEmbeddings(quirks, models=models, count=count, salt=salt).register(self.router)
+            Sidelines(quirks).register(self.router)
         self.batches = BatchService(
             models=models, limits=limits, count=count, salt=salt, settings=batch
         )

@@ -19,7 +19,8 @@ from embedcore.provider.types import BatchItem
 def line_of(
     text: str, *, item: str = "0", encoding: str = "float", width: int | None = None
 ) -> bytes:
-    return input_line(BatchItem(id=item, text=text), model="m", encoding=encoding, dimensions=width)
+    more = None if width is None else {"dimensions": width}
+    return input_line(BatchItem(id=item, text=text), model="m", encoding=encoding, more=more)
 
 
 def cut(content: bytes, places: list[int]) -> Iterator[bytes]:

@@ -315,8 +315,7 @@ class OpenAIBatch:
             item,
             model=self._info.model,
             encoding=encoding,
-            dimensions=self._options.dimensions,
-            more=self._options.body,
+            more=self._options.fields,
         )
 
     def _write(self, items: Iterable[BatchItem], file: Spool) -> None:

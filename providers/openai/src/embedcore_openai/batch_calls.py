@@ -57,7 +57,6 @@ def input_line(
     *,
     model: str,
     encoding: str,
-    dimensions: int | None,
     more: Mapping[str, object] | None = None,
 ) -> bytes:
     """The line of one text, with its line end; ``more``: further fields of its request.
@@ -67,8 +66,6 @@ def input_line(
     body: dict[str, object] = {"model": model, "input": item.text}
     if encoding != "omit":
         body["encoding_format"] = encoding
-    if dimensions is not None:
-        body["dimensions"] = dimensions
     line = {
         "custom_id": item.id,
         "method": "POST",

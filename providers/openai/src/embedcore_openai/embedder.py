@@ -172,8 +172,7 @@ class OpenAIEmbedder:
                 self._info.model,
                 texts,
                 encoding=form,
-                dimensions=self._options.dimensions,
-                more=self._options.body,
+                more=self._options.fields,
             )
         except replies.NotUnicode as error:
             raise InputRejected(

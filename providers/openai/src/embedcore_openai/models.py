@@ -100,6 +100,7 @@ def describe(
         max_tokens_per_request=options.max_tokens_per_request or info.max_tokens_per_request,
         max_concurrency=options.max_concurrency or info.max_concurrency,
         price=_price(info.price, options),
+        truncation=options.truncation or info.truncation,
         reply_models=_reply_models(info, model, options),
         endpoint=options.base_url,
         account=_account(options),

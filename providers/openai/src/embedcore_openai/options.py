@@ -23,6 +23,8 @@ from pydantic import (
 
 from embedcore.provider import access
 from embedcore.provider.hookspecs import FromEnvironment, KeepsVectors
+from embedcore.provider.types import Truncation
+from embedcore_openai import presets
 
 DEFAULT_BASE_URL: Final = "https://api.openai.com/v1"
 
@@ -73,12 +75,16 @@ class OpenAIOptions(BaseModel):
 
     A header that carries a key is the only one that does: ``api_key`` is then not sent.
 
+    ``preset``: a row of ``embedcore_openai.presets``, which sets what is not set here.
+
     ``query`` and ``body``: parameters of the address and further fields of the request, as they
     are. They count for the fingerprint, but for those that ``neutral_fields`` lists (and ``user``
     and ``api-version``). ``verify``: a file or folder with the certificates to trust, or False to
     trust any.
 
-    ``dimensions`` is sent only when set. ``encoding``: how vectors are asked for; lists of numbers
+    ``dimensions`` is sent only when set, as the field ``dimensions_field``; "none": it is not sent,
+    and only expected. ``truncation``: what the server does with a text that is too long; unset:
+    as the model's table says. ``encoding``: how vectors are asked for; lists of numbers
     are understood either way. What the server refuses is asked for otherwise: as "float", then
     without the field ("omit"). ``trust_order``: where a reply does not number its vectors, they
     are in the order of the texts.
@@ -113,6 +119,7 @@ class OpenAIOptions(BaseModel):
         FromEnvironment(KEY_VARIABLE),
         KeepsVectors(),
     ] = None
+    preset: Annotated[str | None, KeepsVectors()] = None
     base_url: Annotated[str, FromEnvironment("OPENAI_BASE_URL")] = DEFAULT_BASE_URL
     organization: Annotated[str | None, FromEnvironment("OPENAI_ORG_ID"), KeepsVectors()] = None
     project: Annotated[str | None, FromEnvironment("OPENAI_PROJECT_ID"), KeepsVectors()] = None
@@ -126,6 +133,11 @@ class OpenAIOptions(BaseModel):
     verify: Annotated[bool | str, KeepsVectors()] = True
 
     dimensions: PositiveInt | None = None
+    # The width of every reply is checked, so that by whatever name it was asked for changes none.
+    dimensions_field: Annotated[
+        Literal["dimensions", "output_dimension", "none"], KeepsVectors()
+    ] = "dimensions"
+    truncation: Annotated[Truncation | None, KeepsVectors()] = None
     encoding: Annotated[Literal["base64", "float", "omit"], KeepsVectors()] = "base64"
     trust_order: bool | None = None
 
@@ -159,6 +171,20 @@ class OpenAIOptions(BaseModel):
         if self.encoding == "omit" and "batch_encoding" not in self.model_fields_set:
             return "omit"
         return self.batch_encoding
+
+    @property
+    def fields(self) -> dict[str, JsonValue] | None:
+        """Of each request, beside model, texts and encoding."""
+        width: dict[str, JsonValue] = {}
+        if self.dimensions is not None and self.dimensions_field != "none":
+            width[self.dimensions_field] = self.dimensions
+        return {**width, **(self.body or {})} or None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, given: Any) -> Any:
+        # Not kept in a variable: a traceback with variables would show the key.
+        return {**given, **presets.filled(given)} if isinstance(given, Mapping) else given
 
     @field_validator("base_url", mode="before")
     @classmethod
