@@ -139,10 +139,10 @@ class QuirkyEmbeddings(EmbeddingsApi):
     """``POST /v1/embeddings`` of a server with such quirks."""
 
     def __init__(self, quirks: Quirks, **given: Any) -> None:
-        # What is cut silently is never too long.
-        longest = quirks.max_text_tokens if quirks.long_texts == "error" else 1 << 40
         limits = Limits(
-            max_texts=quirks.max_texts, max_text_tokens=longest, max_request_tokens=1 << 40
+            max_texts=quirks.max_texts,
+            max_text_tokens=quirks.max_text_tokens,
+            max_request_tokens=1 << 40,
         )
         super().__init__(limits=limits, **given)
         self._quirks = quirks
@@ -150,14 +150,14 @@ class QuirkyEmbeddings(EmbeddingsApi):
     def create(self, request: HttpRequest, parameters: Mapping[str, str]) -> Answer:  # noqa: ARG002
         quirks, given = self._quirks, fields_of(request)
         fields = self._understood(given)
-        blank = self._with_blanks(fields)
+        used = self._used(self._with_blanks(fields), given)
         try:
-            asked = self.asked({**fields, "input": blank})
+            asked = self.asked({**fields, "input": used})
         except ApiError as error:
             if "maximum input length" in str(error):
                 error.status = quirks.too_long_status
             raise
-        texts = self._used(asked.texts, given)
+        texts = asked.texts
         rest: dict[str, object] = {"model": asked.model}
         if quirks.usage == "characters":
             rest["usage"] = {"prompt_tokens": (n := sum(map(len, texts))), "total_tokens": n}
@@ -202,13 +202,16 @@ class QuirkyEmbeddings(EmbeddingsApi):
             return [text or " " for text in texts]
         return texts or " "
 
-    def _used(self, texts: Any, given: Mapping[str, object]) -> list[str]:
-        """What of each text becomes a vector."""
+    def _used(self, texts: object, given: Mapping[str, object]) -> object:
+        """What of each text becomes a vector: what is cut silently is never too long."""
         asked = all(given.get(name) == value for name, value in self._quirks.must_have.items())
-        if self._quirks.long_texts == "error" and asked:
-            return list(texts)
+        if (self._quirks.long_texts == "error" and asked) or not isinstance(texts, list):
+            return texts
         most = self._quirks.max_text_tokens * BYTES_PER_TOKEN
-        return [text.encode()[:most].decode(errors="ignore") for text in texts]
+        return [
+            text.encode()[:most].decode(errors="ignore") if isinstance(text, str) else text
+            for text in texts
+        ]
 
     def _item(self, place: int) -> dict[str, object]:
         item: dict[str, object] = {"object": "embedding", "embedding": place}
