@@ -58,6 +58,7 @@ ELSEWHERE = {
     "how-to/write-an-http-provider.md": "test_http_provider.py",
     "reference/batch-commands.md": "test_batch.py",
     "reference/configuration.md": "../test_reference.py",
+    "reference/openai-presets.md": "../../providers/openai/tests/test_presets.py",
     "reference/state-file.md": "../test_reference.py",
 }
 CLI = "import sys; from embedcore.cli.app import main; sys.exit(main())"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,15 @@ def test_without_a_preset_nothing_is_different(caplog: pytest.LogCaptureFixture)
 
 def test_the_page_has_the_table() -> None:
     assert table() in PAGE.read_text(encoding="utf-8"), f"the table is now:\n{table()}"
+
+
+def test_the_settings_on_the_page_work() -> None:
+    blocks = re.findall(r"```toml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        settings = tomllib.loads(block)
+        provider, _, model = settings["model"].partition(":")
+        assert create(model, OpenAIOptions(**settings["options"][provider])).info.price is not None
 
 
 def table() -> str:
