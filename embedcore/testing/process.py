@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -46,6 +47,11 @@ def state_of_process() -> dict[str, Any]:
         "the default time-out of sockets": socket.getdefaulttimeout(),
         "the class socket.socket": socket.socket,
         "socket.getaddrinfo": socket.getaddrinfo,
+        "socket.create_connection": socket.create_connection,
+        "the check of certificates": ssl._create_default_https_context,
+        "sys.path": list(sys.path),
+        "sys.stdout": sys.stdout,
+        "sys.stderr": sys.stderr,
         "the limit of recursion": sys.getrecursionlimit(),
         "a filter of warnings for all of them": [
             each for each in warnings.filters if each[1] is None and each[2] is Warning
@@ -150,6 +156,7 @@ def restore(before: dict[str, Any]) -> None:
     socket.setdefaulttimeout(before["the default time-out of sockets"])
     sys.setrecursionlimit(before["the limit of recursion"])
     sys.excepthook = before["sys.excepthook"]
+    ssl._create_default_https_context = before["the check of certificates"]
 
 
 def _restore_signal(number: signal.Signals, handler: Any) -> None:

@@ -14,6 +14,7 @@ import os
 import random
 import signal
 import socket
+import ssl
 import sys
 import tempfile
 import threading
@@ -848,6 +849,33 @@ class TestQuietensOthers(Checked):
             super().__init__(service, options)
             logging.getLogger("urllib3").setLevel(logging.ERROR)
             warnings.simplefilter("ignore")
+
+
+class TestHalfPrecision(Checked):
+    caught_by = "test_numbers_have_full_precision"
+
+    class Kind(Sound):
+        def reply(self, answer, request):
+            answer["vectors"] = answer["vectors"].astype(np.float16).astype(np.float32)
+            return super().reply(answer, request)
+
+
+class TestRounds(Checked):
+    caught_by = "test_numbers_have_full_precision"
+
+    class Kind(Sound):
+        def reply(self, answer, request):
+            answer["vectors"] = np.round(answer["vectors"], 3)
+            return super().reply(answer, request)
+
+
+class TestChecksNoCertificates(Checked):
+    caught_by = "test_constructor_leaves_the_process_alone"
+
+    class Kind(Sound):
+        def __init__(self, service, options):
+            super().__init__(service, options)
+            ssl._create_default_https_context = ssl._create_unverified_context
 
 
 class TestMasked(Checked):

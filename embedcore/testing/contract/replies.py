@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 _SMALL_REQUEST = 64
+_MANY_NUMBERS = 4
 _LARGEST_REQUEST = 1_000_000  # bytes
 _POSITIVE = ("max_texts_per_request", "max_concurrency", "tokens_per_byte")
 _POSITIVE_OR_NONE = (
@@ -133,6 +134,22 @@ class RepliesContract(ContractBase):
                 "infinity: that is for a text that the service gave no vector for; otherwise raise "
                 "InvalidResponse"
             )
+
+    def test_numbers_have_full_precision(self, embedder: Embedder) -> None:
+        vectors = np.concatenate([embed(embedder, [text]) for text in PROBES])
+        whole = np.array_equal(vectors, np.round(vectors))  # a service of small integers
+        if whole or vectors.shape[1] < _MANY_NUMBERS or not np.isfinite(vectors).all():
+            return
+        with np.errstate(over="ignore"):
+            half = vectors.astype(np.float16).astype(np.float32)
+        assert not np.array_equal(vectors, half), (
+            "all numbers have the precision of float16: convert to float32 once, from what the "
+            "service sent. If it sends no more, say so in known_failures"
+        )
+        assert not np.allclose(vectors, np.round(vectors, 3), rtol=0, atol=1e-7), (
+            "all numbers have three decimals at most: do not round. If the service sends no more, "
+            "say so in known_failures"
+        )
 
     def test_length_of_a_vector_depends_on_its_text_alone(self, embedder: Embedder) -> None:
         texts = several(embedder)
