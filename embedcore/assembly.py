@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import BaseModel, SecretStr, ValidationError
 
@@ -20,6 +20,8 @@ from embedcore.observers import observed_by, with_progress
 from embedcore.policy.budget import Account
 from embedcore.policy.cache import VectorCache
 from embedcore.policy.engine import Engine
+from embedcore.policy.immediate.front import Front
+from embedcore.policy.immediate.recipe import check_on_budget, check_on_error, embed_now
 from embedcore.policy.planning import sizes_for
 from embedcore.policy.ratelimit.pace import Rates
 from embedcore.policy.ratelimit.queue import gate_for
@@ -39,6 +41,7 @@ from embedcore.storage.rates import RateShare, share_for
 
 if TYPE_CHECKING:
     from embedcore.policy.batch.context import BatchContext
+    from embedcore.policy.result import EmbeddingResult
     from embedcore.provider.hookspecs import Provider
     from embedcore.provider.protocol import Embedder
     from embedcore.provider.types import ModelInfo
@@ -116,6 +119,10 @@ class Running:
     engine: Engine
     ledger: Ledger | None = None
     context: BatchContext | None = None
+    front: Front = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.front = Front(self.engine)
 
     def open(self) -> None:
         if self.engine.cache is not None:
@@ -144,6 +151,38 @@ class Running:
             engine = replace(engine, observe=with_progress(engine.observe, progress))
         return engine
 
+    def embed(
+        self,
+        texts: Iterable[str],
+        *,
+        progress: bool | Callable[[Progress], None] = False,
+        cache: bool = True,
+        whole: bool = False,
+        **how: Any,
+    ) -> EmbeddingResult:
+        """As ``embed_now``; calls of few texts by way of the front."""
+        engine = self.for_call(progress=progress, cache=cache, whole=whole)
+        if not progress and self.front.takes(texts, how):
+            return self.front.embed(engine, list(texts), **how)
+        return embed_now(engine, texts, **how)
+
+    def aembed(
+        self,
+        texts: Iterable[str],
+        *,
+        progress: bool | Callable[[Progress], None] = False,
+        cache: bool = True,
+        whole: bool = False,
+        **how: Any,
+    ) -> Coroutine[Any, Any, EmbeddingResult] | None:
+        """The same to be awaited, without a thread that waits; None: it takes one."""
+        check_on_error(how.get("on_error", "raise"))
+        check_on_budget(how.get("on_budget", "raise"))
+        if progress or not self.front.takes(texts, how):
+            return None
+        engine = self.for_call(cache=cache, whole=whole)
+        return self.front.aembed(engine, list(texts), **how)
+
     def offers_batches(self) -> bool:
         """Whether new ones may be submitted."""
         strategy = self.engine.embedder.batch
@@ -156,6 +195,7 @@ class Running:
         return self.context
 
     def close(self) -> None:
+        self.front.close()
         self.engine.pool.close()
         self.engine.embedder.close()
         if self.engine.cache is not None:

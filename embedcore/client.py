@@ -19,7 +19,7 @@ from embedcore.policy.coroutines import in_thread
 from embedcore.policy.engine import Engine, Stop
 from embedcore.policy.estimate import Plan, plan_now
 from embedcore.policy.immediate.call import OnBudget
-from embedcore.policy.immediate.recipe import check_on_budget, check_on_error, embed_now
+from embedcore.policy.immediate.recipe import check_on_budget, check_on_error
 from embedcore.policy.result import EmbeddingResult, OnArrival, listed
 from embedcore.policy.stream.asyncstream import AsyncEmbeddingStream
 from embedcore.policy.stream.pipeline import LoopSignal, OnError, Pipeline, check_stream
@@ -301,15 +301,14 @@ class EmbeddingClient:
         cache: bool = True,
     ) -> EmbeddingResult:
         """``embed`` without blocking the event loop."""
-        call = partial(
-            self._embed,
+        return await self._aembed(
+            texts,
             input_type=input_type,
             on_error=on_error,
             on_budget=on_budget,
             progress=progress,
             cache=cache,
         )
-        return await _awaited(call, texts)
 
     async def aembed_text(self, text: str) -> list[float]:
         """``embed_text`` without blocking the event loop."""
@@ -537,9 +536,11 @@ class EmbeddingClient:
     ) -> EmbeddingResult:
         check_on_error(on_error)
         check_on_budget(on_budget)
-        return embed_now(
-            self._running.for_call(progress=progress, cache=cache, whole=whole),
+        return self._running.embed(
             texts,
+            progress=progress,
+            cache=cache,
+            whole=whole,
             input_type=input_type,
             on_error=on_error,
             on_budget=on_budget,
@@ -549,7 +550,17 @@ class EmbeddingClient:
         )
 
     async def _alisted(self, texts: Iterable[str], **how: Any) -> list[list[float]]:
-        return listed(await _awaited(partial(self._embed, whole=True, **how), texts))
+        return listed(await self._aembed(texts, whole=True, **how))
+
+    async def _aembed(self, texts: Iterable[str], **how: Any) -> EmbeddingResult:
+        # The caller's task goes on meanwhile: its list may change.
+        texts = list(texts) if isinstance(texts, list) else texts
+        if self._opened.is_there:
+            coming = self._running.aembed(texts, **how)
+            if coming is not None:
+                return await coming
+        stop = Stop()
+        return await in_thread(partial(self._embed, texts, stop=stop, **how), stop=stop)
 
     def _submit(
         self,
@@ -584,10 +595,3 @@ class EmbeddingClient:
         from embedcore.policy.batch.context import no_strategy
 
         raise ConfigurationError(no_strategy(running.engine, *instead))
-
-
-async def _awaited(call: Callable[..., EmbeddingResult], texts: Iterable[str]) -> EmbeddingResult:
-    # The caller's task goes on while a thread opens the client: its list may change meanwhile.
-    texts = list(texts) if isinstance(texts, list) else texts
-    stop = Stop()
-    return await in_thread(partial(call, texts, stop=stop), stop=stop)

@@ -20,7 +20,16 @@ from embedcore.errors import (
     ProviderError,
     StorageError,
 )
-from embedcore.events import BoundViolated, Event, Observer, Progress, Refused, Reserved, Settled
+from embedcore.events import (
+    BoundViolated,
+    Event,
+    LimitNear,
+    Observer,
+    Progress,
+    Refused,
+    Reserved,
+    Settled,
+)
 from embedcore.policy.planning import PlannedRequest
 from embedcore.policy.result import Spending
 from embedcore.policy.threads import Stopped
@@ -131,6 +140,39 @@ def require_price(account: Account, info: ModelInfo) -> None:
         )
 
 
+@dataclass(kw_only=True, slots=True)
+class Bill:
+    """What one attempt cost. ``attempt`` None: nothing costs anything.
+
+    ``reported``: by the provider. ``exact``: that, or counted. ``last``: the call's grant ends with
+    it. ``near``: the limits that it brought near their ends.
+    """
+
+    actual: Amount
+    attempt: Attempt | None = None
+    reported: bool = False
+    exact: bool = True
+    last: bool = False
+    near: Sequence[LimitNear] = ()
+
+
+def settle_all(bills: Sequence[tuple[CallBudget, Bill]], request_id: str | None) -> None:
+    """Settle what was sent together in one commit, but for grants that go on."""
+    for last in (True, False):
+        due = [(budget, bill) for budget, bill in bills if bill.attempt and bill.last == last]
+        ledger = due[0][0].ledger if due else None
+        if ledger is None:
+            continue
+        near = ledger.settle_all(
+            [(bill.attempt, bill.actual) for _, bill in due if bill.attempt is not None],
+            reported=due[0][1].reported,
+            request_id=request_id,
+            close=last,
+        )
+        for (_, bill), limits in zip(due, near, strict=True):
+            bill.near = limits
+
+
 class CallBudget:
     """Opened once by a call, used by the threads that send its requests."""
 
@@ -146,7 +188,6 @@ class CallBudget:
     ) -> None:
         self._account = account
         self._info = info
-        self._lane: Lane = lane
         self._observe = observe
         self._pause = pause
         self._monotonic = monotonic
@@ -155,6 +196,8 @@ class CallBudget:
         self._first: Attempt | None = None
         self._sole: Attempt | None = None
         self._closed = False
+        self.lane: Lane = lane
+        self.ledger = account.ledger
         self.spending = Spending()
 
     def open(
@@ -239,10 +282,39 @@ class CallBudget:
         Without the provider's word, what an exact tokenizer ``counted``, or else what was reserved.
         ``complete``: for all texts of the request, so that nothing of it is sent again.
         """
+        bill = self.bill(attempt, tokens, counted=counted, complete=complete)
+        if bill.attempt is not None and self.ledger is not None:
+            bill.near = self.ledger.settle(
+                bill.attempt,
+                bill.actual,
+                reported=bill.reported,
+                request_id=request_id,
+                close=bill.last,
+            )
+        self.was_settled(bill)
+        return bill.actual
+
+    def began(self, attempt: Attempt | None) -> None:
+        """The only request of the call is about to leave, reserved and sent in the commit of
+        several calls. None where nothing costs anything."""
+        if attempt is not None:
+            self._sole, self._grant = attempt, attempt.grant
+            self._observe(self._account.held(attempt.amount))
+        self._count(Spending(requests=1))
+
+    def bill(
+        self,
+        attempt: Attempt | None,
+        tokens: int | None,
+        *,
+        counted: int | None = None,
+        complete: bool = True,
+    ) -> Bill:
+        """What is to be settled, as in ``settle``, and counted already."""
         known = counted if tokens is None else tokens
         if attempt is None or self._account.ledger is None:
             self._count(Spending(tokens=known or 0))
-            return Amount(tokens=known or 0)
+            return Bill(actual=Amount(tokens=known or 0))
         held, reported = attempt.amount, tokens is not None
         actual = held if known is None else self.price(known)
         cost = actual.dollars
@@ -256,18 +328,26 @@ class CallBudget:
                     billed=actual.tokens,
                 )
             )
-        # The only request of a call: its grant ends in the same commit.
-        last = complete and attempt is self._sole
-        near = self._account.ledger.settle(
-            attempt, actual, reported=reported, request_id=request_id, close=last
+        return Bill(
+            attempt=attempt,
+            actual=actual,
+            reported=reported,
+            exact=known is not None,
+            # The only request of a call: its grant ends in the same commit.
+            last=complete and attempt is self._sole,
         )
-        if last:
+
+    def was_settled(self, bill: Bill) -> None:
+        """It is in the ledger: observers are told."""
+        if bill.attempt is None:
+            return
+        if bill.last:
             self._sole = self._grant = None
+        actual = bill.actual
         settled = self._account.settled(
-            actual.tokens, cost, unconfirmed=False, exact=known is not None
+            actual.tokens, actual.dollars, unconfirmed=False, exact=bill.exact
         )
-        self._tell(*near, settled)
-        return actual
+        self._tell(*bill.near, settled)
 
     def account_for(
         self,
@@ -414,7 +494,7 @@ class CallBudget:
                 account.scope,
                 amount,
                 account.limits,
-                lane=self._lane,
+                lane=self.lane,
                 loose=loose,
                 final=final,
                 model=self._label,
@@ -423,7 +503,7 @@ class CallBudget:
             self._grant = self._first.grant
         else:
             self._grant = ledger.hold(
-                account.scope, amount, account.limits, lane=self._lane, loose=loose, final=final
+                account.scope, amount, account.limits, lane=self.lane, loose=loose, final=final
             )
         self._observe(account.held(amount))
 

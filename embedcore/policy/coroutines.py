@@ -13,7 +13,7 @@ import contextvars
 import threading
 import time
 from collections.abc import Callable
-from typing import Final, TypeVar, cast
+from typing import Final, Generic, TypeVar, cast
 
 from embedcore.forksafe import Lazy, in_child
 from embedcore.policy.threads import Pool
@@ -44,36 +44,49 @@ async def in_thread(work: Callable[[], Found], *, stop: threading.Event | None =
     Where the caller is cancelled, ``stop`` is set, and it hears of nothing more. ``asyncio.run``
     ends only once the work has, and so does the program, but for work that does not come to an end.
     """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[Found] = loop.create_future()
-    context, ended = contextvars.copy_context(), threading.Event()
+    caller: Awaiting[Found] = Awaiting(stop)
+    context = contextvars.copy_context()
+    try:
+        _pool.get(_new_pool).submit(lambda: caller.tell(*context.run(outcome, work)))
+    except BaseException as error:  # noqa: BLE001 - raised where it is awaited
+        caller.tell(None, error)
+    return await caller.wait()
 
-    def task() -> None:
-        found, error = context.run(_outcome, work)
-        _under_way.pop(ended, None)
-        ended.set()
+
+class Awaiting(Generic[Found]):
+    """A coroutine that waits until some thread tells it how its work ended. As ``in_thread``."""
+
+    def __init__(self, stop: threading.Event | None = None) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._done: asyncio.Future[Found] = self.loop.create_future()
+        self._stop = stop
+        self._ended = threading.Event()
+        _under_way[self._ended] = stop
+
+    def tell(self, found: Found | None, error: BaseException | None) -> None:
+        """In any thread; only the first time counts."""
+        if self._ended.is_set():
+            return
+        self._ended.set()
+        _under_way.pop(self._ended, None)
         # The caller may have gone meanwhile, and its loop as well.
         with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(_settle, done, found, error)
+            self.loop.call_soon_threadsafe(_settle, self._done, found, error)
 
-    _under_way[ended] = stop
-    try:
-        _pool.get(_new_pool).submit(task)
-    except BaseException:
-        _under_way.pop(ended, None)
-        raise
-    try:
-        return await asyncio.shield(done)
-    except asyncio.CancelledError:
-        if not done.done():
-            _leave_behind(loop, done)
-        raise
-    finally:
-        if stop is not None:
-            stop.set()
+    async def wait(self) -> Found:
+        try:
+            return await asyncio.shield(self._done)
+        except asyncio.CancelledError:
+            if not self._done.done():
+                _leave_behind(self.loop, self._done)
+            raise
+        finally:
+            if self._stop is not None:
+                self._stop.set()
 
 
-def _outcome(work: Callable[[], Found]) -> tuple[Found | None, BaseException | None]:
+def outcome(work: Callable[[], Found]) -> tuple[Found | None, BaseException | None]:
+    """What the work returned, or what it raised."""
     try:
         return work(), None
     except StopIteration as error:
@@ -84,6 +97,8 @@ def _outcome(work: Callable[[], Found]) -> tuple[Found | None, BaseException | N
 
 
 def _settle(done: asyncio.Future[Found], found: Found | None, error: BaseException | None) -> None:
+    if done.done():
+        return
     if error is not None:
         done.set_exception(error)
     else:

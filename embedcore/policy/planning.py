@@ -336,7 +336,7 @@ def _groups(
     for index in indices:
         tokens += sizes.tokens[index] + info.overhead_tokens_per_text
         total_bytes += sizes.in_bytes[index]
-        if group and not _fits(len(group) + 1, tokens, total_bytes, info, size):
+        if group and not fits(len(group) + 1, tokens, total_bytes, info, size):
             yield group
             group = []
             tokens = sizes.tokens[index] + info.overhead_tokens_per_text
@@ -346,7 +346,7 @@ def _groups(
         yield group
 
 
-def _fits(texts: int, tokens: int, total_bytes: int, info: ModelInfo, size: Size | None) -> bool:
+def fits(texts: int, tokens: int, total_bytes: int, info: ModelInfo, size: Size | None) -> bool:
     if texts > info.max_texts_per_request:
         return False
     if size is not None and not size.allows(Size(texts=texts, in_bytes=total_bytes)):

@@ -41,6 +41,7 @@ PAGES = [
     ROOT / "README.md",
     DOCS / "tutorial.md",
     *sorted(DOCS.glob("explanation/*.md")),
+    DOCS / "how-to/answer-questions.md",
     *(DOCS / "reference" / name for name in ("errors.md", "events.md", "python.md")),
 ]
 # Their blocks are run by a test of their own, or by nothing, since they have none that runs.

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from embedcore.storage.amounts import Amount, Attempt
 
 
-def _tell_sent(engine: Engine, request: PlannedRequest, attempt: int) -> None:
+def tell_sent(engine: Engine, request: PlannedRequest, attempt: int) -> None:
     info = engine.info
     engine.observe(
         RequestSent(
@@ -49,7 +49,7 @@ def _tell_sent(engine: Engine, request: PlannedRequest, attempt: int) -> None:
     )
 
 
-def _tell_failed(
+def tell_failed(
     engine: Engine,
     error: EmbeddingError,
     request: PlannedRequest,
@@ -232,7 +232,7 @@ def _attempt(call: Call, request: PlannedRequest, attempts: Attempts) -> list[in
             raise Stopped
         attempts.number += 1
         try:
-            _tell_sent(engine, request, attempts.number)
+            tell_sent(engine, request, attempts.number)
             reply, checked = _embed(call, sent, request, attempts)
             return _arrived(call, sent, request, attempts, reply, checked)
         finally:
@@ -264,17 +264,17 @@ def _embed(
             EmbedRequest(
                 texts=list(sent.texts),
                 input_type=call.input_type,
-                timeout=_timeout(call),
+                timeout=timeout_of(call),
                 into=call.buffer.room_for(request.indices) if lends_room else None,
             )
         )
-        _tell_rates(call, reply, attempts)
-        checked = _checked(call, reply, len(request.indices))
+        tell_rates(call, reply, attempts)
+        checked = checked_reply(call, reply, len(request.indices))
     except BaseException as error:  # noqa: BLE001 - accounted for, and raised again
         failure = error
     # Not inside the handler, where the raw error, a key perhaps in it, would become a context.
     if failure is not None:
-        _failed(call, failure, sent, request, attempts)
+        failed(call, failure, sent, request, attempts)
     return reply, checked
 
 
@@ -284,14 +284,14 @@ def _texts(call: Call, request: PlannedRequest, attempts: Attempts) -> tuple[str
     return tuple(call.prepared.texts[index] for index in request.indices)
 
 
-def _timeout(call: Call) -> float:
+def timeout_of(call: Call) -> float:
     timeout = call.engine.retry.request_timeout
     if call.deadline is None:
         return timeout
     return max(min(timeout, call.deadline - call.engine.monotonic()), 0.001)
 
 
-def _tell_rates(call: Call, reply: object, attempts: Attempts) -> None:
+def tell_rates(call: Call, reply: object, attempts: Attempts) -> None:
     engine = call.engine
     if isinstance(reply, EmbedReply) and attempts.permit is not None:
         limits = reply.limits if isinstance(reply.limits, RateLimits) else None
@@ -300,7 +300,7 @@ def _tell_rates(call: Call, reply: object, attempts: Attempts) -> None:
             _note_limits(engine, limits)
 
 
-def _checked(call: Call, reply: EmbedReply, texts: int) -> Checked:
+def checked_reply(call: Call, reply: EmbedReply, texts: int) -> Checked:
     """What of the reply can be believed; raises ``InvalidResponse``."""
     engine = call.engine
     checked = checked_vectors(reply, texts, engine.info, width=engine.learned.width)
@@ -336,10 +336,7 @@ def _arrived(
     """Keep the vectors, and settle what they cost. Returns the texts without one."""
     engine, tokens, request_id = call.engine, billed_tokens(reply), identity(reply)
     attempts.billed = tokens
-    indices, vectors = request.indices, checked.vectors
-    if checked.missing:
-        places = sorted(set(range(len(indices))).difference(checked.missing))
-        indices, vectors = tuple(indices[place] for place in places), vectors[places]
+    indices, vectors = with_vectors(request, checked)
     if not call.in_flight.answered(sent):
         call.budget.correct(sent.attempt, tokens)
         _keep(call, attempts, indices, vectors, reply.model, late=True)
@@ -357,6 +354,35 @@ def _arrived(
             counted=counted,
             complete=not checked.missing,
         )
+    return came(call, sent, request, checked, actual, tokens=tokens, counted=counted, of=request_id)
+
+
+def with_vectors(request: PlannedRequest, checked: Checked) -> tuple[Sequence[int], Vectors]:
+    """The texts of the request that have a vector, and those."""
+    indices, vectors = request.indices, checked.vectors
+    if not checked.missing:
+        return indices, vectors
+    places = sorted(set(range(len(indices))).difference(checked.missing))
+    return tuple(indices[place] for place in places), vectors[places]
+
+
+def came(
+    call: Call,
+    sent: SentRequest,
+    request: PlannedRequest,
+    checked: Checked,
+    actual: Amount,
+    *,
+    tokens: int | None,
+    counted: int | None,
+    of: str | None,
+) -> list[int]:
+    """What was kept and settled teaches, and is told. Returns the texts without a vector.
+
+    ``tokens``: as the provider says; ``counted``: by an exact tokenizer, where it does not say.
+    ``of``: the request's name at the provider.
+    """
+    engine = call.engine
     _learn(engine, sent, request, actual)
     if tokens is not None:
         engine.compare(sent.texts, tokens)
@@ -367,7 +393,7 @@ def _arrived(
             inputs=len(request.indices),
             tokens=actual.tokens,
             reported=tokens is not None,
-            request_id=request_id,
+            request_id=of,
             seconds=engine.monotonic() - sent.started,
             endpoint=engine.info.endpoint,
             exact=tokens is not None or counted is not None,
@@ -405,7 +431,7 @@ def _learn(engine: Engine, sent: SentRequest, request: PlannedRequest, actual: A
     learned.cost(request, actual.tokens)
 
 
-def _failed(
+def failed(
     call: Call,
     error: BaseException,
     sent: SentRequest,
@@ -442,7 +468,7 @@ def _failed(
     # Whatever it is followed by, this is what went wrong first.
     attempts.after = typed
     if not isinstance(typed, TransientProviderError):
-        _tell_failed(engine, typed, request, seconds=attempts.seconds, wait=None)
+        tell_failed(engine, typed, request, seconds=attempts.seconds, wait=None)
     raise typed
 
 
@@ -455,7 +481,7 @@ def _goes_on(
 ) -> None:
     """Another attempt follows after ``wait`` seconds."""
     engine = call.engine
-    _tell_failed(engine, error, request, seconds=attempts.seconds, wait=wait)
+    tell_failed(engine, error, request, seconds=attempts.seconds, wait=wait)
     if isinstance(error, RateLimited):
         seconds = max(wait, engine.gate.closed_for)
         engine.observe(Throttled(endpoint=engine.info.endpoint, seconds=seconds))
@@ -474,7 +500,7 @@ def _ends(
     if not is_reported and wait is not None:
         _goes_on(call, request, attempts, error, wait)
     elif not is_reported:
-        _tell_failed(call.engine, error, request, seconds=attempts.seconds, wait=None)
+        tell_failed(call.engine, error, request, seconds=attempts.seconds, wait=None)
         if not (error.budget_blocked or attempts.once):
             error.message += _why_no_more(call, attempts, error)
     if wait is not None:

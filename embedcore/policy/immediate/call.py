@@ -62,8 +62,10 @@ class Call:
         on_budget: OnBudget,
         stop: Stop | None,
         on_arrival: OnArrival | None,
-        first_row: int,
+        first_row: int = 0,
+        began: float | None = None,
     ) -> None:
+        """``began``: when its time began, by the engine's clock; None: now."""
         self.observe = engine.observe
         self.engine = engine = engine if on_budget == "raise" else without_refusals(engine)
         self.keeps = keep
@@ -75,7 +77,8 @@ class Call:
         self.prepared = Prepared(engine, texts, keep=keep, first_row=first_row)
         self.pause = Pause(stop, engine.wait_for)
         seconds = engine.retry.deadline
-        self.deadline = None if seconds is None else engine.monotonic() + seconds
+        began = engine.monotonic() if began is None else began
+        self.deadline = None if seconds is None else began + seconds
         self.budget = CallBudget(
             engine.account,
             engine.info,

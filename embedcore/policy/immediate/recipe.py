@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
 
-from embedcore.errors import BudgetExceeded, ConfigurationError
+from embedcore.errors import BudgetExceeded, ConfigurationError, EmbeddingError
 from embedcore.events import BudgetWait, Observer
 from embedcore.policy.engine import Engine, Stop
 from embedcore.policy.immediate.call import Call, OnBudget
@@ -47,6 +47,7 @@ def embed_now(
     stop: Stop | None = None,
     on_arrival: OnArrival | None = None,
     first_row: int = 0,
+    began: float | None = None,
     on_held: Callable[[], None] | None = None,
 ) -> EmbeddingResult:
     """Texts in, vectors out: intake and cuts, cache, plan, money, requests, result.
@@ -58,7 +59,7 @@ def embed_now(
     says to stop where it does not, or to wait; any later error carries in ``.partial`` what was
     paid for until then. ``on_arrival`` gets the vectors of each request as it finishes, in a thread
     of the pool; an error it raises ends the call. Messages name the first row by ``first_row``.
-    ``on_held`` is called once no more money is needed.
+    ``began``: when the call's time began. ``on_held`` is called once no more money is needed.
     """
     if not check_budget:
         engine = replace(engine, account=replace(engine.account, limits=()))
@@ -71,17 +72,32 @@ def embed_now(
         stop=stop,
         on_arrival=on_arrival,
         first_row=first_row,
+        began=began,
     )
-    search = Search(call)
+    return finish(call, lambda: range(len(call.prepared.texts)), on_held=on_held)
+
+
+def finish(
+    call: Call,
+    begin: Callable[[], Sequence[int]],
+    *,
+    after: EmbeddingError | None = None,
+    on_held: Callable[[], None] | None = None,
+) -> EmbeddingResult:
+    """Bring a call to its end, from the texts that ``begin`` gives on. As ``embed_now``.
+
+    ``after``: why a request failed that had these texts, and those of others.
+    """
+    search = Search(call, after)
     try:
-        wanted: Sequence[int] = range(len(call.prepared.texts))
+        wanted = begin()
         while wanted:
-            for requests, are_last in _reserved(call, _missing(call, wanted)):
+            for requests, are_last in _reserved(call, missing(call, wanted), whole=after is None):
                 if are_last and on_held is not None:
                     on_held()
                 _send_all(call, search, requests)
             on_held = None
-            wanted = _left_by_others(call)
+            wanted = left_by_others(call)
         if call.refusal is not None:
             call.stop_at(call.refusal)
     except BaseException as error:
@@ -98,13 +114,15 @@ def embed_now(
     return result
 
 
-def _missing(call: Call, wanted: Sequence[int]) -> Sequence[int]:
+def missing(call: Call, wanted: Sequence[int]) -> Sequence[int]:
     """Which of these texts must be paid for? They are claimed; the others are cached, or another
     call of this process is paying for them."""
     return wanted if call.reuse is None else call.reuse.missing(wanted)
 
 
-def _reserved(call: Call, todo: Sequence[int]) -> Iterator[tuple[list[PlannedRequest], bool]]:
+def _reserved(
+    call: Call, todo: Sequence[int], *, whole: bool
+) -> Iterator[tuple[list[PlannedRequest], bool]]:
     """Requests with the money reserved for them, and whether they are the last ones.
 
     All at once if the budget allows, else a portion that is halved until it fits. Where not even
@@ -115,7 +133,7 @@ def _reserved(call: Call, todo: Sequence[int]) -> Iterator[tuple[list[PlannedReq
     while call.refusal is None:
         size = min(size, len(todo))
         try:
-            requests = _reserve(call, todo[:size])
+            requests = _reserve(call, todo[:size], whole=whole)
         except BudgetExceeded as error:
             if call.on_budget == "raise":
                 raise
@@ -128,7 +146,7 @@ def _reserved(call: Call, todo: Sequence[int]) -> Iterator[tuple[list[PlannedReq
                 call.refusal = error
                 return
             _wait_for_budget(call, error)
-            todo = _missing(call, todo) if todo else todo
+            todo = missing(call, todo) if todo else todo
             size = len(todo)
             continue
         todo = todo[size:]
@@ -138,12 +156,15 @@ def _reserved(call: Call, todo: Sequence[int]) -> Iterator[tuple[list[PlannedReq
     call.release(todo)
 
 
-def _reserve(call: Call, indices: Sequence[int]) -> list[PlannedRequest]:
-    """The requests for these texts, once there is money for all of them."""
+def _reserve(call: Call, indices: Sequence[int], *, whole: bool) -> list[PlannedRequest]:
+    """The requests for these texts, once there is money for all of them.
+
+    ``whole``: the first thing that leaves is a whole request, and no part of one that failed.
+    """
     return call.budget.open(
         partial(call.prepared.plan, indices=indices),
         exact=call.engine.tokenizer.exact,
-        send_now=not call.engine.gate.closed_for,
+        send_now=whole and not call.engine.gate.closed_for,
     )
 
 
@@ -166,7 +187,7 @@ def _send_one(call: Call, search: Search, request: PlannedRequest) -> None:
     call.progress.add(len(request.indices))
 
 
-def _left_by_others(call: Call) -> list[int]:
+def left_by_others(call: Call) -> list[int]:
     """Wait for what other calls of this process pay for; returns what they ended without."""
     if call.reuse is None or call.is_over:
         return []

@@ -151,16 +151,21 @@ class Reuse:
 
     def billed(self, indices: Sequence[int], vectors: Vectors, answered_as: str | None) -> None:
         """Keep what was paid for, and hand it to the calls that wait for it."""
-        from embedcore.storage.vector_format import all_zero
+        self._cache.put(self._keys_for(indices), vectors, self._origin(answered_as))
+        self._hand_on(indices, vectors)
 
+    def _keys_for(self, indices: Sequence[int]) -> list[bytes]:
         with self._lock:
             known = [self._mine.get(index) for index in indices]
         texts = self._prepared.texts
-        keys = [
+        return [
             self._keys.of([texts[index]])[0] if key is None else key
             for key, index in zip(known, indices, strict=True)
         ]
-        self._cache.put(keys, vectors, self._origin(answered_as))
+
+    def _hand_on(self, indices: Sequence[int], vectors: Vectors) -> None:
+        from embedcore.storage.vector_format import all_zero
+
         # Zeros may be bad luck: a call that waits for them asks for itself.
         useful = (~all_zero(vectors)).tolist()
         if all(useful):
@@ -251,3 +256,17 @@ class Reuse:
         self._elsewhere.clear()
         self.release(left)
         self._follower.close()
+
+
+def billed_together(
+    parts: Sequence[tuple[Reuse, Sequence[int], Vectors]], answered_as: str | None
+) -> None:
+    """``billed`` for several calls of one client, whose texts one request brought: kept at once."""
+    import numpy as np
+
+    first = parts[0][0]
+    keys = [key for reuse, indices, _ in parts for key in reuse._keys_for(indices)]
+    vectors = np.concatenate([vectors for *_, vectors in parts])
+    first._cache.put(keys, vectors, first._origin(answered_as))
+    for reuse, indices, own in parts:
+        reuse._hand_on(indices, own)

@@ -12,6 +12,7 @@ from embedcore.errors import (
     InputRejected,
     InputTooLong,
     InvalidResponse,
+    RateLimited,
     RequestTooLarge,
     TimedOut,
     TransientProviderError,
@@ -85,10 +86,12 @@ class Search:
     The rules and their bounds: ``docs/decisions/0017-one-search.md``.
     """
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, after: EmbeddingError | None = None) -> None:
+        """``after``: why a request failed that had the texts of the call, and those of others."""
         self._call = call
         self._engine = call.engine
         self._verdict = Verdict(call)
+        self._after = after
 
     def run(self, request: PlannedRequest) -> None:
         """Give every text of the request its vector or its error. Raises what ends the call."""
@@ -100,7 +103,7 @@ class Search:
             self.run(part)
 
     def _send(self, request: PlannedRequest) -> None:
-        inquiry, attempts = None, Attempts()
+        inquiry, attempts = None, self._first_attempts()
         served = self._engine.learned.served
         try:
             missing = send(self._call, request, attempts)
@@ -119,6 +122,18 @@ class Search:
         if inquiry is not None and inquiry.culprit is not None:
             index, reason = inquiry.culprit
             self._call.fail([index], reason)
+
+    def _first_attempts(self) -> Attempts:
+        after = self._after
+        if after is None:
+            return Attempts()
+        attempts = Attempts(after=after, resumed=isinstance(after, TransientProviderError))
+        # The call has reserved anew since.
+        attempts.fresh = False
+        if attempts.resumed and not isinstance(after, RateLimited):
+            # One request failed, for many callers. That each is sent once by itself is no retry.
+            self._engine.quota.give_back(1)
+        return attempts
 
     def _inquiry(self, request: PlannedRequest, error: EmbeddingError) -> Inquiry:
         return Inquiry(error=error, tokens_left=_MOST_CHARGED * request.amount.tokens)

@@ -133,15 +133,17 @@ class Workers:
                 self._changed.wait(_LOOK_SECONDS)
                 if self._pause.ended and self._error is None:
                     raise Stopped
-                if self._is_late():
-                    raise self._error or self._too_late()
+                if self.is_late():
+                    raise self._error or self.too_late()
             self._engine.renew_claims()
 
-    def _is_late(self) -> bool:
+    def is_late(self) -> bool:
+        """Whether the deadline has passed, and the grace after it."""
         engine = self._engine
         return self._deadline is not None and engine.monotonic() > self._deadline + engine.grace
 
-    def _too_late(self) -> OutcomeUnknown:
+    def too_late(self) -> OutcomeUnknown:
+        """What the call ends with then."""
         return OutcomeUnknown(
             f"{self._engine.label} did not answer within the deadline of "
             f"{self._engine.retry.deadline} s; the requests under way count as spent"
@@ -153,18 +155,18 @@ class Workers:
         self._in_flight.close()
         why = "the call was interrupted"
         try:
-            if self._is_late():
+            if self.is_late():
                 why = "the call's deadline passed"
             else:
                 self._wait_for_answers()
         finally:
             for sent in self._in_flight.give_up():
                 self._engine.pool.replace(sent.thread)
-                self._give_up(sent, why)
+                self.give_up(sent, why)
         # What has its answer is being accounted for.
         self._wait_for_answers()
 
-    def _give_up(self, sent: SentRequest, why: str) -> None:
+    def give_up(self, sent: SentRequest, why: str) -> None:
         """It is waited for no longer. Should its answer come, that only corrects the amount."""
         if sent.attempt is None:
             return
