@@ -319,7 +319,7 @@ callers = st.lists(
     threads=st.sampled_from([1, 3]),
     exact=st.booleans(),
 )
-@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 def test_each_caller_gets_its_own_vectors_and_pays_its_own_share(
     desk, asked, faults, daily, threads, exact
 ):
