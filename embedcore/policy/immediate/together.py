@@ -80,9 +80,9 @@ class Member:
     ) -> None:
         """From now on it is a call like any other, that has these texts to embed.
 
-        Until its turn comes, other calls may have them.
+        Until its turn comes, other calls may have them, and the money reserved for them.
         """
-        release_all(call)
+        let_go(call)
         self.is_alone = True
         self.work = partial(finish, call, lambda: todo, after=after)
 
@@ -203,9 +203,9 @@ class Together:
     def _wait_later(self, member: Member, call: Call) -> None:
         """It waits for what others pay for, once all others of this request have their outcome.
 
-        Until then it claims nothing, not even what it has from another process.
+        Until then it has nothing, not even what it has claimed from another process.
         """
-        release_all(call)
+        let_go(call)
         self._waiting.append((member, call))
 
     def _waits_or_ends(self, member: Member, call: Call) -> None:
@@ -538,10 +538,11 @@ class Together:
             self._end(part, list)
 
 
-def release_all(call: Call) -> None:
-    """It claims nothing any more. A claim of one who stands in a queue could be waited for by those
-    who have all the places, and for whose end it stands there."""
+def let_go(call: Call) -> None:
+    """It claims nothing any more, and has no money. What one has who stands in a queue could be
+    waited for by those who have all the places, and for whose end it stands there."""
     call.release(range(len(call.prepared.texts)))
+    call.budget.release()
 
 
 def divided(whole: int, weights: Sequence[int]) -> list[int]:

@@ -621,3 +621,27 @@ def test_many_questions_at_once_over_a_real_socket(server, connect, ledger, mode
     )
     if mode is None:
         assert server.meter.requests == PLACES
+
+
+def test_who_goes_on_alone_keeps_no_money_from_those_who_have_the_places(desk):
+    """The long text does not fit beside the bounds of the short ones, which have failed together:
+    it has the only place, and they stand behind it."""
+    fake = FakeEmbedder(
+        info=INFO,
+        tokenizer=FakeTokenizer(exact=False),
+        script=lambda request, number: copy.copy(FREE) if len(request.texts) > 1 else None,
+    )
+    short, long = ["short text 1", "short text 2"], "a long text " * 50
+    with desk(fake, daily=len(long) + len(short[0]), threads=1, wait=SECONDS) as one:
+        front = Front(one.engine)
+
+        async def main():
+            asked = [front.aembed(one.engine, [text]) for text in [*short, long]]
+            return await asyncio.gather(*asked)
+
+        began = time.monotonic()
+        for result, text in zip(asyncio.run(main()), [*short, long], strict=True):
+            one.right(result, [text])
+        assert time.monotonic() - began < SECONDS / 2, "none waited for the money of another"
+        one.check()
+        front.close()
