@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import pluggy
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from embedcore.events import Event
     from embedcore.provider.protocol import Embedder
+    from embedcore.provider.types import Price
 
 PROJECT: Final = "embedcore"
 
@@ -61,6 +62,36 @@ class KeepsVectors:
     counted_as: Any = None
 
 
+class Probing(Protocol):
+    """Finds the options that fit one server. Nothing is sent before ``choose_model``.
+
+    ``reach``: "loopback", "private" or "public". ``most_requests`` and ``most_tokens``: what it may
+    take in all; ``tokens``: what it has taken so far.
+    """
+
+    tokens: int
+
+    @property
+    def most_requests(self) -> int: ...
+
+    @property
+    def most_tokens(self) -> int: ...
+
+    @property
+    def address(self) -> str: ...
+
+    @property
+    def reach(self) -> str: ...
+
+    def choose_model(self) -> tuple[str, list[str]]:
+        """The model that is asked, and those that the server lists; this is free."""
+
+    def price_of(self, model: str) -> Price | None: ...
+
+    def run(self) -> dict[str, Any]:
+        """What was found: ``options``, ``findings``, ``preset``, ``requests``, ``tokens``, …"""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Provider:
     """What a plugin returns.
@@ -69,6 +100,8 @@ class Provider:
     the model's name and validated options and returns an ``Embedder`` without touching the network.
     ``default_model``: used where the configuration names only the provider.
     ``models``: the models it knows by name, for ``embedcore models``; others may still work.
+    ``probe``: called as ``probe(url, model=…, key=…)`` for ``embedcore provider probe``, where a
+    server can be asked which options fit it.
     ``known_failures``: tests of ``embedcore.testing`` that it is known to fail, with the reasons.
     """
 
@@ -78,6 +111,7 @@ class Provider:
     models: Mapping[str, ModelInfo] = field(default_factory=dict)
     default_model: str | None = None
     known_failures: Mapping[str, str] = field(default_factory=dict)
+    probe: Callable[..., Probing] | None = None
 
 
 @hookspec

@@ -152,8 +152,9 @@ class Router:
 class ModelsApi:
     """``GET /v1/models`` and ``/v1/models/{model}``."""
 
-    def __init__(self, models: Mapping[str, FakeModel]) -> None:
+    def __init__(self, models: Mapping[str, FakeModel], *, owner: str = "fake") -> None:
         self._models = models
+        self._owner = owner
         self._created = int(time.time())
 
     def register(self, router: Router) -> None:
@@ -169,7 +170,7 @@ class ModelsApi:
         return Answer(reply=json_reply(self._described(parameters["model"])))
 
     def _described(self, name: str) -> dict[str, object]:
-        return {"id": name, "object": "model", "created": self._created, "owned_by": "fake"}
+        return {"id": name, "object": "model", "created": self._created, "owned_by": self._owner}
 
 
 def model_named(models: Mapping[str, FakeModel], name: str) -> FakeModel:

@@ -33,13 +33,13 @@ class Quirks:
     """How a server differs from OpenAI's.
 
     ``encodings``: what it takes as ``encoding_format``; others are refused, or with
-    ``ignores_encoding`` answered with numbers. ``max_texts``, ``max_text_tokens``: its limits (a
-    token is four bytes), ``long_texts``: what it does with a longer one. ``width_field``: under
-    which name it takes a width; None: under none. ``fields``: further ones that it knows,
+    ``ignores_encoding`` answered with numbers. ``max_texts``, ``max_text_tokens``: its limits
+    (a token is four bytes), ``long_texts``: what it does with a longer one. ``width_field``:
+    under which name it takes a width; None: under none. ``fields``: further ones that it knows,
     ``must_have``: a field and value without which it cuts silently. ``unknown_fields``: what it
-    does with others. ``usage``: what it reports. ``index``: which vectors it numbers. ``norm``: the
-    length of its vectors. ``empty``: whether it takes an empty text. ``info``, ``props``: what it
-    says of itself at those paths.
+    does with others. ``usage``: what it reports. ``index``: which vectors it numbers. ``norm``:
+    the length of its vectors. ``empty``: whether it takes an empty text. ``owner``: whose its
+    models are, as it lists them. ``info``, ``props``: what it says of itself at those paths.
     """
 
     encodings: frozenset[str] = frozenset({"float", "base64"})
@@ -57,6 +57,7 @@ class Quirks:
     norm: float = 1.0
     empty: bool = False
     lists_models: bool = True
+    owner: str = "fake"
     info: Mapping[str, object] | None = None
     props: Mapping[str, object] | None = None
 
@@ -112,8 +113,8 @@ SERVERS: Final[Mapping[str, Quirks]] = {
     "llamacpp": Quirks(
         too_long_status=500, width_field=None, empty=True, props={"total_slots": 1, "n_ctx": 512}
     ),
-    "vllm": Quirks(),
-    "sglang": Quirks(encodings=_NO_BASE64),
+    "vllm": Quirks(owner="vllm"),
+    "sglang": Quirks(encodings=_NO_BASE64, owner="sglang"),
     "tei": Quirks(
         max_texts=32,
         long_texts="silent",
@@ -124,7 +125,7 @@ SERVERS: Final[Mapping[str, Quirks]] = {
             "auto_truncate": True,
         },
     ),
-    "infinity": Quirks(long_texts="silent", usage="characters", empty=True),
+    "infinity": Quirks(long_texts="silent", usage="characters", empty=True, owner="infinity"),
     "xinference": Quirks(ignores_encoding=True, too_long_status=500),
     "localai": Quirks(width_field=None, usage="none"),
     "gpustack": Quirks(max_texts=64, encodings=_NO_BASE64),

@@ -195,14 +195,15 @@ class FakeOpenAI:
         self.requests: list[Received] = []
         self.elsewhere: list[Received] = []
         self.router = Router()
-        if quirks is None or quirks.lists_models:
-            ModelsApi(models).register(self.router)
         if quirks is None:
+            ModelsApi(models).register(self.router)
             EmbeddingsApi(models=models, limits=limits, count=count, salt=salt).register(
                 self.router
             )
         else:
             QuirkyEmbeddings(quirks, models=models, count=count, salt=salt).register(self.router)
+            if quirks.lists_models:
+                ModelsApi(models, owner=quirks.owner).register(self.router)
             Sidelines(quirks).register(self.router)
         self.batches = BatchService(
             models=models, limits=limits, count=count, salt=salt, settings=batch

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from embedcore.provider.hookspecs import Provider, hookimpl
+from typing import Any
+
+from embedcore.provider.hookspecs import Probing, Provider, hookimpl
 from embedcore_openai.embedder import OpenAIEmbedder
 from embedcore_openai.models import DEFAULT_MODEL, MODELS, PROVIDER
 from embedcore_openai.options import OpenAIOptions
@@ -13,6 +15,13 @@ def create(model: str, options: OpenAIOptions) -> OpenAIEmbedder:
     return OpenAIEmbedder(model, options)
 
 
+def probe(url: str, **given: Any) -> Probing:
+    """Finds the options for a server; sends nothing yet."""
+    from embedcore_openai.probe import Probe
+
+    return Probe(url, **given)
+
+
 @hookimpl
 def embedcore_provider() -> Provider:
     return Provider(
@@ -21,4 +30,5 @@ def embedcore_provider() -> Provider:
         create=create,
         models=MODELS,
         default_model=DEFAULT_MODEL,
+        probe=probe,
     )
