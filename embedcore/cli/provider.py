@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from embedcore.cli.options import Group, scope_option, talking
-from embedcore.cli.process import OK, USAGE
 from embedcore.cli.screen import Screen
 from embedcore.cli.text import facts, one_line
 from embedcore.errors import ConfigurationError
@@ -43,7 +42,7 @@ def group() -> None:
 @click.pass_obj
 def probe(
     screen: Screen, url: str, model: str | None, key_env: str | None, yes: bool, scope: str | None
-) -> int:
+) -> None:
     """Find the options for the server at URL, by at most 21 small requests.
 
     Asks for vectors of short texts, two long ones and an empty one, and prints a profile to paste.
@@ -63,10 +62,10 @@ def probe(
     if probing.reach != "loopback" and not yes:
         question = f"Send {most} to {probing.address}?"
         if not (screen.interactive and screen.ask(question)):
-            screen.error(
-                f"Not confirmed, nothing was sent: {most} to {probing.address}. --yes does not ask."
+            raise click.UsageError(
+                f"not confirmed, so that nothing was sent: {most} to {probing.address}. "
+                "--yes does not ask."
             )
-            return USAGE
     screen.info(f"Asking {probing.address}: {most}.")
     name, listed = probing.choose_model()
     if model is None and len(listed) > 1:
@@ -74,7 +73,6 @@ def probe(
     price = probing.price_of(name)
     found = probing.run() if price is None else _reserved(probing, name, price, scope)
     _show(screen, found, listed, key_env, price)
-    return OK
 
 
 def shown(name: str) -> str:
