@@ -55,6 +55,7 @@ ELSEWHERE = {
     "how-to/trace-with-opentelemetry.md": "../adapters/test_how_to.py",
     "how-to/use-with-langchain.md": "../adapters/test_how_to.py",
     "how-to/test-a-provider.md": "test_write_a_provider.py",
+    "how-to/use-a-compatible-server.md": "../../providers/openai/tests/test_presets.py",
     "how-to/write-a-provider.md": "test_write_a_provider.py",
     "how-to/write-an-http-provider.md": "test_http_provider.py",
     "reference/batch-commands.md": "test_batch.py",

@@ -26,7 +26,8 @@ from embedcore.testing.vectors import vectors_of
 
 MODEL = "acme/tiny"
 MODELS = {MODEL: FakeModel(dimensions=24)}
-PAGE = Path(__file__).parents[3] / "docs" / "reference" / "openai-presets.md"
+DOCS = Path(__file__).parents[3] / "docs"
+PAGE = DOCS / "reference" / "openai-presets.md"
 NAMES = [name for name in PRESETS if name != "other"]
 
 
@@ -177,9 +178,13 @@ def test_the_page_has_the_table() -> None:
     assert table() in PAGE.read_text(encoding="utf-8"), f"the table is now:\n{table()}"
 
 
-def test_the_settings_on_the_page_work() -> None:
-    blocks = re.findall(r"```toml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert blocks
+@pytest.mark.parametrize(
+    ("page", "count"), [(PAGE, 1), (DOCS / "how-to" / "use-a-compatible-server.md", 3)]
+)
+def test_the_settings_on_the_pages_work(page: Path, count: int) -> None:
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == text.count("```") / 2 == count
     for block in blocks:
         settings = tomllib.loads(block)
         provider, _, model = settings["model"].partition(":")
