@@ -833,7 +833,9 @@ def test_a_child_of_a_fork_buys_and_finds_on_its_own(server, connect, home):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_what_the_parent_was_buying_is_not_waited_for_in_a_child(shop):
+def test_a_child_gets_what_its_parent_is_paying_for(shop):
+    """As any other process does: the threads that its copy of the parent's calls waits for are not
+    in it."""
     embedder = Gated()
     client = shop(embedder)
     calls = Calls()
@@ -848,10 +850,11 @@ def test_what_the_parent_was_buying_is_not_waited_for_in_a_child(shop):
             own = shop(mine)
             assert own.fingerprint == client.fingerprint
             right(own.embed(["GATE"]), ["GATE"])
+            assert not mine.calls
             status = 0
         finally:
             os._exit(status)
-    status = os.waitpid(child, 0)[1]
     embedder.go.set()
+    status = os.waitpid(child, 0)[1]
     calls.end()
     assert os.waitstatus_to_exitcode(status) == 0
