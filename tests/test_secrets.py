@@ -280,6 +280,9 @@ def test_nothing_that_is_stored_is_a_pickle() -> None:
             # It tries what can be pickled. Nothing is written, and nothing is ever read.
             assert set(re.findall(r"pickle\.(\w+)", path.read_text())) == {"dumps"}
             found -= {"pickle"}
+        if path.parts[-3:] == ("testing", "contract", "instances.py"):
+            # It reads what it has just written, to see whether a key is in it.
+            found -= {"pickle"}
         assert not found, path
 
 
