@@ -10,8 +10,9 @@ SERVERS_PYTHON ?= python3.12
 PROJECTS := pyproject.toml $(wildcard providers/*/pyproject.toml)
 PROVIDERS := $(notdir $(wildcard providers/*))
 LOCAL  := $(PROVIDERS:%=-e providers/%)
-# Tests in parallel: one process per core, at most four. What one has left, another takes.
-JOBS   ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n)
+# Tests in parallel: three processes for two cores, since many wait for a socket, at most six. What
+# one has left, another takes.
+JOBS   ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); n=$$(( (3 * n + 1) / 2 )); [ $$n -gt 6 ] && echo 6 || echo $$n)
 PYTEST := $(BIN)/python -m pytest -q
 PARALLEL := -n $(JOBS) --dist worksteal
 # Without its caches every process of the tests compiles all it imports: that is half of their start.

@@ -19,6 +19,8 @@ NEEDS = {
 CHOSEN = {"cohere": "TestV4Small"}  # the others differ in the width of vectors alone
 
 
+# Half a minute: their tests are whole suites.
+@pytest.mark.campaign(short=True)
 @pytest.mark.parametrize("name", NEEDS)
 def test_a_strangers_provider_passes(name: str, tmp_path: Path) -> None:
     folder = STRANGERS / name

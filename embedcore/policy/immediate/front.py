@@ -97,10 +97,11 @@ class Front:
     ) -> EmbeddingResult:
         """As ``embed_now``, in the caller's thread where a place is free."""
         if self._enter():
+            is_free = self._once_free()
             try:
-                return embed_now(engine, texts, stop=stop, **how)
+                return embed_now(engine, texts, stop=stop, is_free=is_free, **how)
             finally:
-                self._leave()
+                is_free()
         waiting = _Waiting()
         member = self._member(engine, texts, stop or Stop(), waiting.tell, how)
         self._add(member)
@@ -193,6 +194,16 @@ class Front:
             if not (self._queues or self._alone):
                 return
         self._dispatch()
+
+    def _once_free(self) -> Callable[[], None]:
+        """Leaves a place that was taken, the first time that it is called, in whichever thread."""
+        left = threading.Lock()
+
+        def is_free() -> None:
+            if left.acquire(blocking=False):
+                self._leave()
+
+        return is_free
 
     def _add(self, member: Member) -> None:
         with self._lock:
@@ -295,17 +306,12 @@ class Front:
     def _send(self, members: list[Member]) -> None:
         if len(members) == 1:
             (member,) = members
+            is_free = self._once_free()
             if member.is_alone or not self._is_over(member):
-                member.do(member.work)
-            self._leave()
+                member.do(partial(member.work, is_free=is_free))
+            is_free()
             return
-        left = threading.Lock()
-
-        def is_free() -> None:
-            # Once, in whichever thread.
-            if left.acquire(blocking=False):
-                self._leave()
-
+        is_free = self._once_free()
         there = [member for member in members if not self._is_over(member)]
         Together(self._engine, there, is_free=is_free, again=self._again, ended=self._ended).run()
 

@@ -49,6 +49,7 @@ def embed_now(
     first_row: int = 0,
     began: float | None = None,
     on_held: Callable[[], None] | None = None,
+    is_free: Callable[[], None] | None = None,
 ) -> EmbeddingResult:
     """Texts in, vectors out: intake and cuts, cache, plan, money, requests, result.
 
@@ -59,7 +60,8 @@ def embed_now(
     says to stop where it does not, or to wait; any later error carries in ``.partial`` what was
     paid for until then. ``on_arrival`` gets the vectors of each request as it finishes, in a thread
     of the pool; an error it raises ends the call. Messages name the first row by ``first_row``.
-    ``began``: when the call's time began. ``on_held`` is called once no more money is needed.
+    ``began``: when the call's time began. ``on_held`` is called once no more money is needed, and
+    ``is_free`` when all was sent that this call pays for, also if that happens more than once.
     """
     if not check_budget:
         engine = replace(engine, account=replace(engine.account, limits=()))
@@ -74,7 +76,7 @@ def embed_now(
         first_row=first_row,
         began=began,
     )
-    return finish(call, lambda: range(len(call.prepared.texts)), on_held=on_held)
+    return finish(call, lambda: range(len(call.prepared.texts)), on_held=on_held, is_free=is_free)
 
 
 def finish(
@@ -83,6 +85,7 @@ def finish(
     *,
     after: EmbeddingError | None = None,
     on_held: Callable[[], None] | None = None,
+    is_free: Callable[[], None] | None = None,
 ) -> EmbeddingResult:
     """Bring a call to its end, from the texts that ``begin`` gives on. As ``embed_now``.
 
@@ -97,6 +100,8 @@ def finish(
                     on_held()
                 _send_all(call, search, requests)
             on_held = None
+            if is_free is not None:
+                is_free()
             wanted = left_by_others(call)
         if call.refusal is not None:
             call.stop_at(call.refusal)

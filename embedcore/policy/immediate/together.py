@@ -53,7 +53,8 @@ _LOOK_SECONDS: Final = 0.25
 class Member:
     """One caller with a few texts.
 
-    - ``open``: takes its texts in. ``work``: brings it to its end, alone.
+    - ``open``: takes its texts in. ``work``: brings it to its end, alone; ``is_free`` as of
+      ``embed_now``.
     - ``key``: only members with equal ones share a request. ``in_bytes``: of its texts.
     - ``deadline``: by the engine's clock, or None. ``stop``: set when the caller has gone.
     - ``tell``: takes the result, or the error.
@@ -61,7 +62,7 @@ class Member:
     """
 
     open: Callable[[], Call]
-    work: Callable[[], EmbeddingResult]
+    work: Callable[..., EmbeddingResult]
     key: tuple[Any, ...]
     texts: int
     in_bytes: int
