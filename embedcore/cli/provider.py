@@ -92,26 +92,23 @@ def _reserved(probing: Probing, name: str, price: Price, scope: str | None) -> M
     """The probe, with the most that it can cost reserved before anything is sent."""
     from embedcore.cli.session import state_ledger
     from embedcore.config import Config
-    from embedcore.storage.amounts import Amount
-
-    def amount(tokens: int) -> Amount:
-        return Amount(tokens=tokens, cost=price.picodollars(tokens))
+    from embedcore.policy.planning import priced
 
     config = Config.load()
     profile = config.profile(None)
     whose = scope or profile.scope or config.scope
     limits = config.limits(profile, whose)
-    most = amount(probing.most_tokens)
+    most = priced(probing.most_tokens, price)
     with state_ledger(config, limits) as ledger:
         label = f"{_PROVIDER}:{name}"
         attempt = ledger.hold_and_send(whose, most, limits, loose=True, model=label, inputs=1)
         try:
             found = probing.run()
         except BaseException:
-            ledger.settle(attempt, amount(probing.tokens), reported=False, close=True)
+            ledger.settle(attempt, priced(probing.tokens, price), reported=False, close=True)
             raise
         reported = bool(found["tokens_reported"])
-        ledger.settle(attempt, amount(found["tokens"]), reported=reported, close=True)
+        ledger.settle(attempt, priced(found["tokens"], price), reported=reported, close=True)
     return found
 
 

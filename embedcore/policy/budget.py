@@ -30,7 +30,7 @@ from embedcore.events import (
     Reserved,
     Settled,
 )
-from embedcore.policy.planning import PlannedRequest
+from embedcore.policy.planning import PlannedRequest, priced
 from embedcore.policy.result import Spending
 from embedcore.policy.threads import Stopped
 from embedcore.storage.amounts import (
@@ -456,8 +456,7 @@ class CallBudget:
             logger.warning("what the call had reserved stays so until it expires: %s", error)
 
     def price(self, tokens: int) -> Amount:
-        price = self._info.price
-        return Amount(tokens=tokens, cost=price.picodollars(tokens) if price is not None else 0)
+        return priced(tokens, self._info.price)
 
     def _count(self, spending: Spending) -> None:
         with self._lock:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from embedcore.errors import StorageError, StorageFull
 from embedcore.events import CacheProblem, Observer
 from embedcore.forksafe import in_child
+from embedcore.policy.threads import LOOK_SECONDS
 from embedcore.storage.keys import Keys, Origin
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from embedcore.storage.vectors import Room, Take, VectorStore
 
 
-# Never for ever: on Windows nothing interrupts a wait without an end.
-_LOOK_SECONDS: Final = 0.25
 _LAST_SECONDS: Final = 5.0
 
 Receive: TypeAlias = "Callable[[Sequence[int], Vectors], None]"
@@ -78,7 +77,7 @@ class Follower:
                 if not self._waiting:
                     lost, self._lost = sorted(self._lost), []
                     return lost
-                self._changed.wait(_LOOK_SECONDS)
+                self._changed.wait(LOOK_SECONDS)
             pause(0.0)
 
     def close(self) -> None:

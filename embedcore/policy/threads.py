@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from embedcore.storage.amounts import Attempt
 
 
+# How often a thread that waits looks whether its call has ended. Never for ever: on Windows nothing
+# interrupts a wait without an end.
+LOOK_SECONDS: Final = 0.25
+
+
 class Stopped(Exception):
     """The call has ended; whatever has not been sent stays unsent."""
 

@@ -89,6 +89,17 @@ def without_frames(method: Callable[Given, Result]) -> Callable[Given, Result]:
     return only_this_frame
 
 
+def seconds_for(own: float, asked: float | None) -> float:
+    """The time-out of a request: a provider's ``own``, or less if less is ``asked`` for.
+
+    Raises ``ProviderUnavailable``, not billed, where no time is left.
+    """
+    timeout = own if asked is None else min(own, asked)
+    if not timeout > 0:
+        raise ProviderUnavailable("no time is left for the request", billed="no")
+    return timeout
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Call:
     """One HTTP request.

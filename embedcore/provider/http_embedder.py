@@ -36,10 +36,8 @@ from pydantic import (
 from embedcore.errors import (
     AuthenticationFailed,
     ConfigurationError,
-    InputRejected,
     PermissionDenied,
     ProviderError,
-    ProviderUnavailable,
 )
 from embedcore.provider import access, http
 from embedcore.provider.base import BaseEmbedder
@@ -201,7 +199,7 @@ class HttpEmbedder(BaseEmbedder):
         from embedcore.provider import replies
 
         if not request.texts:
-            return self._nothing()
+            return replies.nothing(self.info.dimensions)
         body = self._body(request)
         key = self.options.key()
         asked = self._asked(request.texts, key)
@@ -231,34 +229,17 @@ class HttpEmbedder(BaseEmbedder):
         name, info = type(self).__name__, self.info
         return f"{name}({info.model!r}, endpoint={info.endpoint!r})"
 
-    def _nothing(self) -> EmbedReply:
-        import numpy as np
-
-        width = self.info.dimensions or 0
-        return EmbedReply(vectors=np.empty((0, width), dtype=np.float32), tokens=0)
-
     def _body(self, request: EmbedRequest) -> bytes:
         from embedcore.provider import replies
 
         kind = request.input_type or self.info.default_input_type
         question = self.question(list(request.texts), None if kind is None else self.words[kind])
-        try:
-            return replies.json_body(question, request.texts)
-        except replies.NotUnicode as error:
-            raise InputRejected(
-                "a text is no valid Unicode (a lone surrogate)",
-                position=error.position,
-                reason="no valid Unicode",
-            ) from None
+        return replies.json_body(question, request.texts)
 
     def _call(self, body: bytes, key: str | None, request: EmbedRequest) -> http.Call:
         from embedcore.provider import replies
 
-        timeout = self.options.timeout
-        if request.timeout is not None:
-            timeout = min(timeout, request.timeout)
-        if not timeout > 0:
-            raise ProviderUnavailable("no time is left for the request", billed="no")
+        timeout = http.seconds_for(self.options.timeout, request.timeout)
         most = replies.most_bytes(len(request.texts), self.info.dimensions)
         headers = {"Content-Type": "application/json"}
         return http.Call(

@@ -20,7 +20,7 @@ import numpy as np
 import orjson
 import pybase64
 
-from embedcore.errors import EmbeddingError, InvalidResponse, ReplyMismatch
+from embedcore.errors import EmbeddingError, InputRejected, InvalidResponse, ReplyMismatch
 from embedcore.provider import rate_headers, refusals
 from embedcore.provider.error_bodies import usage_of
 from embedcore.provider.payloads import apart, has_more_parts, payload_of, quotation_marks
@@ -85,14 +85,6 @@ class BadReply(Exception):
         self.mismatch = mismatch
 
 
-class NotUnicode(Exception):
-    """The text at ``position`` cannot be written as UTF-8."""
-
-    def __init__(self, position: int) -> None:
-        super().__init__(position)
-        self.position = position
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reply:
     """``vectors``: C-contiguous float32 (n, d), row i for text i; a row of NaN where the reply has
@@ -114,7 +106,7 @@ def request_body(
 ) -> bytes:
     """The JSON of one request; ``more``: further fields of it.
 
-    Raises ``NotUnicode`` for a text with a lone surrogate.
+    Raises ``InputRejected`` for a text with a lone surrogate.
     """
     body: dict[str, object] = {"model": model, "input": list(texts)}
     if encoding is not None:
@@ -124,17 +116,26 @@ def request_body(
     return json_body({**body, **(more or {})}, texts)
 
 
+def nothing(dimensions: int | None) -> EmbedReply:
+    """The reply to a request without texts, which is never sent. ``dimensions``: as in ``info``."""
+    return EmbedReply(vectors=np.empty((0, dimensions or 0), dtype=np.float32), tokens=0)
+
+
 def json_body(document: Mapping[str, object], texts: Sequence[str]) -> bytes:
     """The JSON of a request, in which ``texts`` stand somewhere.
 
-    Raises ``NotUnicode`` for a text with a lone surrogate.
+    Raises ``InputRejected`` for a text with a lone surrogate.
     """
     try:
         return orjson.dumps(document)
     except orjson.JSONEncodeError:
         for position, text in enumerate(texts):
             if not _is_unicode(text):
-                raise NotUnicode(position) from None
+                raise InputRejected(
+                    "a text is no valid Unicode (a lone surrogate)",
+                    position=position,
+                    reason="no valid Unicode",
+                ) from None
         raise
 
 

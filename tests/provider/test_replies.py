@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from embedcore.errors import EmbeddingError, InvalidResponse, ReplyMismatch
+from embedcore.errors import EmbeddingError, InputRejected, InvalidResponse, ReplyMismatch
 from embedcore.provider.error_bodies import tokens_in
 from embedcore.provider.refusals import Asked
-from embedcore.provider.replies import BadReply, NotUnicode, parse_reply, read, request_body
+from embedcore.provider.replies import BadReply, parse_reply, read, request_body
 from embedcore.testing import vector_of
 
 # As large as components of a vector are, and larger by far.
@@ -620,7 +620,7 @@ def test_requests_carry_texts_unchanged(
 
 @pytest.mark.fault(5)
 def test_a_lone_surrogate_is_named_by_its_position() -> None:
-    with pytest.raises(NotUnicode) as caught:
+    with pytest.raises(InputRejected) as caught:
         request_body("m", ["fine", "\ud800"], encoding="base64", dimensions=None)
     assert caught.value.position == 1
 

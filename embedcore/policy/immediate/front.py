@@ -20,7 +20,7 @@ from embedcore.policy.immediate.call import Call
 from embedcore.policy.immediate.recipe import embed_now
 from embedcore.policy.immediate.together import Member, Together
 from embedcore.policy.planning import fits
-from embedcore.policy.threads import Pool, Stopped
+from embedcore.policy.threads import LOOK_SECONDS, Pool, Stopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 PLACES: Final = 8
 _FEW: Final = 8
 _THREADS: Final = 64
-_LOOK_SECONDS: Final = 0.25
 # So many requests that went well, and larger ones are tried again.
 _GROW_AFTER: Final = 8
 _ANY: Final = 1 << 30
@@ -107,7 +106,7 @@ class Front:
         self._add(member)
         self._dispatch()
         try:
-            while not waiting.wait(_LOOK_SECONDS):
+            while not waiting.wait(LOOK_SECONDS):
                 if member.stop.is_set() and self._forget(member):
                     raise Stopped
                 self._expire(member)

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from embedcore.errors import EmbeddingError, InvalidResponse, TransientProviderError
 from embedcore.policy.budget import require_price, settle_all
@@ -33,7 +33,7 @@ from embedcore.policy.immediate.reuse import billed_together
 from embedcore.policy.immediate.verdict import copied
 from embedcore.policy.reply_checks import Checked, billed_tokens, identity
 from embedcore.policy.retry import is_about_no_text
-from embedcore.policy.threads import InFlight, Pause, SentRequest, Stopped
+from embedcore.policy.threads import LOOK_SECONDS, InFlight, Pause, SentRequest, Stopped
 from embedcore.provider.types import EmbedReply, EmbedRequest
 from embedcore.storage.amounts import Attempt
 
@@ -44,9 +44,6 @@ if TYPE_CHECKING:
     from embedcore.policy.planning import PlannedRequest
     from embedcore.policy.ratelimit.pace import Permit
     from embedcore.policy.result import EmbeddingResult
-
-
-_LOOK_SECONDS: Final = 0.25
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -305,7 +302,7 @@ class Together:
     def _watch(self) -> None:
         """Until the answer is there, or is waited for by none of them any more."""
         engine, parts = self._engine, list(self._parts)
-        while parts and not self._over.wait(_LOOK_SECONDS):
+        while parts and not self._over.wait(LOOK_SECONDS):
             engine.renew_claims()
             for part in list(parts):
                 if part.pause.ended and part.ended is None:

@@ -18,6 +18,7 @@ from embedcore.errors import (
 )
 from embedcore.policy.cache import PROBE_TEXT
 from embedcore.policy.immediate.attempts import Attempts, blocked, priced_alone, send_alone
+from embedcore.policy.threads import LOOK_SECONDS
 
 if TYPE_CHECKING:
     from embedcore.policy.immediate.call import Call
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 # After so many requests in a row that failed alike, a text without fault is sent.
 _ALIKE_IN_A_ROW: Final = 64
-_LOOK_SECONDS: Final = 0.25
 # Texts of fewer letters are as likely to be at fault as very long ones.
 _FEW_LETTERS: Final = 4
 _LOOKED_AT: Final = 100
@@ -158,7 +158,7 @@ class Verdict:
     def one_at_a_time(self) -> Iterator[None]:
         """Held by the thread that finds out for all of the client why requests fail."""
         lock = self._engine.learned.probing
-        while not lock.acquire(timeout=_LOOK_SECONDS):
+        while not lock.acquire(timeout=LOOK_SECONDS):
             self._call.pause(0.0)
         try:
             self._call.pause(0.0)

@@ -7,19 +7,16 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from embedcore.errors import EmbeddingError, OutcomeUnknown, StorageError
-from embedcore.policy.threads import InFlight, Pause, SentRequest, Stopped
+from embedcore.policy.threads import LOOK_SECONDS, InFlight, Pause, SentRequest, Stopped
 
 if TYPE_CHECKING:
     from embedcore.policy.budget import CallBudget
     from embedcore.policy.engine import Engine
     from embedcore.policy.threads import Task
 
-
-# Never for ever: on Windows nothing interrupts a wait without an end.
-_LOOK_SECONDS: Final = 0.25
 
 logger = logging.getLogger("embedcore")
 
@@ -130,7 +127,7 @@ class Workers:
             with self._changed:
                 if not self._running:
                     return
-                self._changed.wait(_LOOK_SECONDS)
+                self._changed.wait(LOOK_SECONDS)
                 if self._pause.ended and self._error is None:
                     raise Stopped
                 if self.is_late():

@@ -29,7 +29,7 @@ from embedcore.policy.immediate.recipe import (
 )
 from embedcore.policy.result import EmbeddingResult, Spending
 from embedcore.policy.stream.rows import Block, Row, name_rows
-from embedcore.policy.threads import Pause, Pool, Stopped
+from embedcore.policy.threads import LOOK_SECONDS, Pause, Pool, Stopped
 
 if TYPE_CHECKING:
     from embedcore.policy.result import StoppedAt
@@ -154,8 +154,6 @@ def _joined(parts: Sequence[Vectors]) -> Vectors:
 
 _REQUESTS_PER_BLOCK: Final = 4
 _MOST_ROWS: Final = 4096
-# Never for ever: on Windows nothing interrupts a wait without an end.
-_LOOK_SECONDS: Final = 0.25
 _AFTER_GRACE_SECONDS: Final = 1.0
 
 _every: weakref.WeakSet[Pipeline] = weakref.WeakSet()
@@ -275,7 +273,7 @@ class Pipeline:
     def wait(self) -> BlockTask:
         """The first block that was started, when there is something to give of it."""
         task = self._pending[0]
-        while not task.ready.wait(_LOOK_SECONDS):
+        while not task.ready.wait(LOOK_SECONDS):
             pass
         return task
 
@@ -298,7 +296,7 @@ class Pipeline:
         tasks = list(self._pending)
         for task in tasks:
             while not task.done and self.monotonic() < until:
-                task.ready.wait(_LOOK_SECONDS)
+                task.ready.wait(LOOK_SECONDS)
                 if not task.done:
                     task.ready.clear()
         self._threads.close()
@@ -391,7 +389,7 @@ class Pipeline:
         one before it was refused."""
         with self._turn:
             while self._next_to_hold < task.number and not self.is_ended:
-                self._turn.wait(_LOOK_SECONDS)
+                self._turn.wait(LOOK_SECONDS)
         return not self.is_ended
 
     def _needs_no_more_money(self, task: BlockTask) -> None:

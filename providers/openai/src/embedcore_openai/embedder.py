@@ -11,10 +11,8 @@ from pydantic import SecretStr
 
 from embedcore.errors import (
     AuthenticationFailed,
-    InputRejected,
     PermissionDenied,
     ProviderError,
-    ProviderUnavailable,
     RequestRejected,
 )
 from embedcore.provider import access, http
@@ -92,8 +90,10 @@ class OpenAIEmbedder:
         that is not Unicode, ``InputTooLong``, ``InvalidResponse`` and the errors under
         ``TransientProviderError`` and ``PermanentProviderError``. Does not retry.
         """
+        from embedcore.provider import replies
+
         if not request.texts:
-            return self._nothing()
+            return replies.nothing(self._info.dimensions)
         form = self._encodings.form_for(request.texts)
         body = self._body(request.texts, form)
         key = self._session.key()
@@ -158,28 +158,15 @@ class OpenAIEmbedder:
             return self._encodings.after_refusal(form, texts, body, may_guess=rejected)
         return None
 
-    def _nothing(self) -> EmbedReply:
-        import numpy as np
-
-        width = self._info.dimensions or 0
-        return EmbedReply(vectors=np.empty((0, width), dtype=np.float32), tokens=0)
-
     def _body(self, texts: Sequence[str], form: str | None) -> bytes:
         from embedcore.provider import replies
 
-        try:
-            return replies.request_body(
-                self._info.model,
-                texts,
-                encoding=form,
-                more=self._options.fields,
-            )
-        except replies.NotUnicode as error:
-            raise InputRejected(
-                "a text is no valid Unicode (a lone surrogate)",
-                position=error.position,
-                reason="no valid Unicode",
-            ) from None
+        return replies.request_body(
+            self._info.model,
+            texts,
+            encoding=form,
+            more=self._options.fields,
+        )
 
     def _key_is_of_the_environment(self) -> bool:
         given = self._options.api_key
@@ -215,11 +202,7 @@ class OpenAIEmbedder:
     def _call(self, body: bytes, request: EmbedRequest) -> http.Call:
         from embedcore.provider import replies
 
-        timeout = self._options.timeout
-        if request.timeout is not None:
-            timeout = min(timeout, request.timeout)
-        if not timeout > 0:
-            raise ProviderUnavailable("no time is left for the request", billed="no")
+        timeout = http.seconds_for(self._options.timeout, request.timeout)
         cap = replies.most_bytes(len(request.texts), self._info.dimensions)
         headers = {"Content-Type": "application/json"}
         return http.Call(
