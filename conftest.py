@@ -73,18 +73,14 @@ def _nothing_shared() -> Iterator[None]:
             if made.cache_info().currsize:
                 made().close()
             made.cache_clear()
-    limiter = sys.modules.get("embedcore.policy.ratelimit.queue")
-    if limiter is not None:
-        limiter.gate_for.cache_clear()
-    rates = sys.modules.get("embedcore.storage.rates")
-    if rates is not None:
-        rates.share_for.cache_clear()
-    sizes = sys.modules.get("embedcore.policy.planning")
-    if sizes is not None:
-        sizes.sizes_for.cache_clear()
-    claims = sys.modules.get("embedcore.policy.cache")
-    if claims is not None:
-        claims.in_flight_keys_for.cache_clear()
+    for name, made_once in (
+        ("embedcore.policy.ratelimit.queue", "gate_for"),
+        ("embedcore.storage.rates", "share_for"),
+        ("embedcore.policy.planning", "sizes_for"),
+        ("embedcore.policy.cache", "in_flight_keys_for"),
+    ):
+        if name in sys.modules:
+            getattr(sys.modules[name], made_once).cache_clear()
     encodings = sys.modules.get("embedcore_openai.encodings")
     if encodings is not None:
         encodings.forget()

@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+# For what tests of several folders share.
+sys.path.append(str(Path(__file__).parent))
+
 LARGEST_FAULT = 149
 
 

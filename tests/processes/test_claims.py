@@ -9,13 +9,13 @@ import os
 import signal
 import subprocess
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import until
 
 from embedcore.storage.claims import LEASE_SECONDS
 from embedcore.storage.database import driver
@@ -112,13 +112,6 @@ class Office:
             process.send_signal(signal.SIGCONT)
             process.kill()
             process.communicate()
-
-
-def until(true: Callable[[], bool]) -> None:
-    ends = time.monotonic() + SECONDS
-    while not true():
-        assert time.monotonic() < ends, "waited in vain"
-        time.sleep(0.002)
 
 
 def said(process: Any) -> str:

@@ -11,10 +11,10 @@ import asyncio
 import os
 import threading
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
+from waiting import SECONDS, Gated, until
 
 from embedcore import EmbeddingClient
 from embedcore.errors import (
@@ -31,26 +31,9 @@ from embedcore.policy.threads import Stopped
 from embedcore.storage.amounts import HeldLoosely, TighterBoundNeeded
 from embedcore.storage.keys import Origin
 from embedcore.storage.vectors import VectorStore
-from embedcore.testing import FakeEmbedder, vectors_of
-from embedcore.testing.fakes.embedder import FAKE_INFO
+from embedcore.testing import vectors_of
 
 WIDTH = 8
-INFO = replace(FAKE_INFO, dimensions=WIDTH, max_texts_per_request=1)
-SECONDS = 120.0
-
-
-class Gated(FakeEmbedder):
-    """Keeps a request for GATE until it is let go."""
-
-    def __init__(self, **options):
-        super().__init__(info=INFO, **options)
-        self.go, self.inside = threading.Event(), threading.Event()
-
-    def embed(self, request):
-        if "GATE" in request.texts:
-            self.inside.set()
-            assert self.go.wait(SECONDS)
-        return super().embed(request)
 
 
 class Elsewhere:
@@ -73,13 +56,6 @@ class Elsewhere:
     def gives_up(self, *texts):
         self.store.claims.give_up(self._keys.of(texts))
         self.store.claims.write_down()
-
-
-def until(true):
-    ends = time.monotonic() + SECONDS
-    while not true():
-        assert time.monotonic() < ends, "waited in vain"
-        time.sleep(0.002)
 
 
 def right(result, texts):

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
+from waiting import until
 
 from embedcore import EmbeddingClient
 from embedcore.errors import (
@@ -37,13 +38,6 @@ WIDTH = 8
 INFO = replace(FAKE_INFO, dimensions=WIDTH)
 SECONDS = 120.0
 CALLER = contextvars.ContextVar("CALLER", default=-1)
-
-
-def until(true):
-    ends = time.monotonic() + SECONDS
-    while not true():
-        assert time.monotonic() < ends, "waited in vain"
-        time.sleep(0.002)
 
 
 async def until_soon(true):

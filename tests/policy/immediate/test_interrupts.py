@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 
 import pytest
+from waiting import until
 
 from embedcore.errors import OutcomeUnknown, RateLimited
 from embedcore.policy.engine import Stop
@@ -43,13 +44,6 @@ class Hanging(FakeEmbedder):
             self.hanging += 1
             assert self.release.wait(120)
         return super().embed(request)
-
-
-def until(true, seconds=120.0):
-    ends = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < ends, "waited in vain"
-        time.sleep(0.002)
 
 
 def deadline(seconds):

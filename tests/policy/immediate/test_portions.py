@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
+from waiting import until
 
 from embedcore import EmbeddingClient
 from embedcore.errors import (
@@ -35,13 +35,6 @@ from embedcore.testing.fakes.embedder import FAKE_INFO
 
 WIDTH = 8
 INFO = replace(FAKE_INFO, dimensions=WIDTH, max_texts_per_request=3)
-
-
-def until(true):
-    ends = time.monotonic() + 60.0
-    while not true():
-        assert time.monotonic() < ends, "waited in vain"
-        time.sleep(0.002)
 
 
 def fitting(texts, budget):
@@ -207,7 +200,7 @@ def test_what_a_stopped_call_does_not_buy_others_may(shop):
         target=lambda: ended.append(client.embed(["mine", "theirs"], on_budget="stop"))
     )
     call.start()
-    until(lambda: theirs in claims._waiting and mine not in claims._owners)
+    until(lambda: theirs in claims._waiting and mine not in claims._owners, 60.0)
     claims.fulfil([theirs], vectors_of(["theirs"], WIDTH), other)
     call.join(60)
     check(ended[0], ["mine", "theirs"], ["theirs"])

@@ -6,11 +6,11 @@ import copy
 import errno
 import mmap
 import threading
-import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from waiting import until
 
 from embedcore.errors import (
     AuthenticationFailed,
@@ -54,13 +54,6 @@ def texts(count, word="text"):
 
 def small(**options):
     return FakeEmbedder(info=options.pop("info", SMALL), **options)
-
-
-def until(true, seconds=120.0):
-    ends = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < ends, "waited in vain"
-        time.sleep(0.001)
 
 
 # What comes back

@@ -8,13 +8,13 @@ import json
 import os
 import subprocess
 import threading
-import time
 from collections import Counter
 from dataclasses import replace
 from functools import partial
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
+from waiting import SECONDS, SINGLE, Gated, until
 
 from embedcore import EmbeddingClient
 from embedcore.errors import (
@@ -32,23 +32,14 @@ from embedcore.policy.threads import Stopped
 from embedcore.provider.types import Price
 from embedcore.storage.keys import Keys
 from embedcore.testing import FakeClock, FakeEmbedder, tokens_of, vector_of, vectors_of
-from embedcore.testing.fakes.embedder import FAKE_INFO, FakeTokenizer
+from embedcore.testing.fakes.embedder import FakeTokenizer
 
 WIDTH = 8
-SINGLE = replace(FAKE_INFO, dimensions=WIDTH, max_texts_per_request=1)
-SECONDS = 120.0
 
 
 def right(result, texts, *, salt=""):
     assert result.ok.all()
     assert result.vectors.tobytes() == vectors_of(texts, WIDTH, salt=salt).tobytes()
-
-
-def until(true):
-    ends = time.monotonic() + SECONDS
-    while not true():
-        assert time.monotonic() < ends, "waited in vain"
-        time.sleep(0.002)
 
 
 class Calls:
@@ -71,20 +62,6 @@ class Calls:
         for name, thread in self.threads.items():
             thread.join(SECONDS)
             assert not thread.is_alive(), f"{name} waits for ever"
-
-
-class Gated(FakeEmbedder):
-    """Holds requests with the word in them back until it is let go, then does as scripted."""
-
-    def __init__(self, word="GATE", **options):
-        super().__init__(info=options.pop("info", SINGLE), **options)
-        self.word, self.go, self.inside = word, threading.Event(), threading.Event()
-
-    def embed(self, request):
-        if any(self.word in text for text in request.texts):
-            self.inside.set()
-            assert self.go.wait(SECONDS)
-        return super().embed(request)
 
 
 @pytest.fixture

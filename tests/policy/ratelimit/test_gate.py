@@ -10,6 +10,7 @@ import time
 
 import pytest
 from hypothesis import given, settings, strategies as st
+from waiting import until
 
 from embedcore.policy.ratelimit.pace import Rates
 from embedcore.policy.ratelimit.queue import Gate, gate_for
@@ -19,13 +20,6 @@ from embedcore.testing import FakeClock
 
 def nothing() -> None:
     """Nobody has a lease to keep alive."""
-
-
-def until(true, seconds=120.0):
-    ends = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < ends, "waited in vain"
-        time.sleep(0.002)
 
 
 @settings(deadline=None)

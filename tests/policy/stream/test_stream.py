@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
+from waiting import until
 
 from embedcore.errors import ConfigurationError, EmbeddingError
 from embedcore.events import Progress
@@ -24,13 +25,6 @@ from embedcore.testing.fakes.embedder import FAKE_INFO
 from embedcore.testing.strategies import text_lists
 
 NARROW = replace(FAKE_INFO, dimensions=8, max_texts_per_request=4)
-
-
-def until(true, seconds=120.0):
-    ends = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < ends, "waited in vain"
-        time.sleep(0.002)
 
 
 def own_threads():

@@ -5,13 +5,13 @@ The fake's bill is the truth.
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
+from waiting import until
 
 from embedcore.errors import CostBudgetExceeded, TokenBudgetExceeded
 from embedcore.events import BudgetWait, Refused
@@ -25,13 +25,6 @@ from embedcore.testing.fakes.embedder import FAKE_INFO, FakeTokenizer
 from embedcore.testing.vectors import tokens_of
 
 NARROW = replace(FAKE_INFO, dimensions=8, max_texts_per_request=4)
-
-
-def until(true, seconds=120.0):
-    ends = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < ends, "waited in vain"
-        time.sleep(0.002)
 
 
 def drain(stream):

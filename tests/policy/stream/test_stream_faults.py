@@ -7,12 +7,12 @@ import json
 import signal
 import subprocess
 import threading
-import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
+from waiting import until
 
 from embedcore.errors import (
     AuthenticationFailed,
@@ -33,13 +33,6 @@ NARROW = replace(FAKE_INFO, dimensions=8, max_texts_per_request=2)
 
 def texts_of(count):
     return [f"row {number}" for number in range(count)]
-
-
-def until(true, seconds=120.0):
-    ends = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < ends, "waited in vain"
-        time.sleep(0.002)
 
 
 def drain(stream):
