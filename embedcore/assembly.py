@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
@@ -15,6 +15,7 @@ from embedcore.choice import Choice
 from embedcore.config import CONFIG_VARIABLE, Config, state_folder
 from embedcore.errors import ConfigurationError, EmbeddingError, StorageReadOnly, UnsafeStorage
 from embedcore.events import Observer, Progress
+from embedcore.facts import Described, laid_over
 from embedcore.folders import expanded
 from embedcore.observers import observed_by, with_progress
 from embedcore.policy.budget import Account
@@ -28,6 +29,7 @@ from embedcore.policy.ratelimit.queue import gate_for
 from embedcore.policy.retry import RetryQuota
 from embedcore.policy.threads import Pool
 from embedcore.provider import registry
+from embedcore.provider.called_keys import Called, called, called_in
 from embedcore.provider.options import (
     ADDRESS,
     ResolvedOptions,
@@ -82,14 +84,18 @@ def create_embedder(choice: Choice) -> tuple[Embedder, tuple[str, ...], _Secrets
         error.message += _why_no_key(resolved)
         error.args = (error.message,)
         raise
-    described = (choice.provider, choice.model, options, embedder.info)
+    laid = laid_over(embedder, choice, provider, resolved, options)
+    described = (choice.provider, choice.model, options, laid.info, laid.of_vectors)
     names = (options_fingerprint(*described), *former_fingerprints(*described))
+    functions = list(called_in(options))
+    if functions or (laid.info, laid.tokenizer) != (embedder.info, embedder.tokenizer):
+        embedder = Described(embedder, laid, asks_for_keys=bool(functions))
     return embedder, names, _secrets(options), _why_no_key(resolved)
 
 
 def _valid_options(provider: Provider, resolved: ResolvedOptions) -> BaseModel:
     try:
-        return provider.options.model_validate(resolved.values)
+        return provider.options.model_validate(called(provider.options, resolved.values))
     except ValidationError as error:
         sources = ", ".join(sorted(set(resolved.origins.values())))
         where = f"options of provider {provider.name!r} ({sources})"
@@ -338,10 +344,23 @@ def open_ledger(config: Config, limits: Sequence[Limit], *, compare: bool = True
     return Ledger(database, zone=config.timezone)
 
 
-class _Secrets(tuple[str, ...]):
+class _Secrets:
     """Keys to look for in what is shown; not shown themselves, not even among local variables."""
 
-    __slots__ = ()
+    __slots__ = ("_functions", "_values")
+
+    def __init__(self, values: Iterable[str] = (), functions: Iterable[Called] = ()) -> None:
+        self._values = tuple(values)
+        self._functions = tuple(functions)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._values
+        for function in self._functions:
+            # Other threads may ask for a key meanwhile.
+            yield from tuple(function.given)
+
+    def __len__(self) -> int:
+        return len(tuple(self))
 
     def __repr__(self) -> str:
         return f"<{len(self)} secrets>"
@@ -350,8 +369,11 @@ class _Secrets(tuple[str, ...]):
 def _secrets(options: BaseModel) -> _Secrets:
     values = [getattr(options, name) for name in type(options).model_fields]
     tables = [value.values() for value in values if isinstance(value, Mapping)]
-    return _Secrets(
+    functions = tuple(called_in(options))
+    plain = (
         value.get_secret_value()
         for value in chain(values, *tables)
-        if isinstance(value, SecretStr) and value.get_secret_value()
+        # One that is a function is not asked before there is a request.
+        if isinstance(value, SecretStr) and not isinstance(value, Called)
     )
+    return _Secrets(filter(None, plain), functions)

@@ -18,7 +18,7 @@ from embedcore.provider.options import (
     resolve_options,
     without_secrets,
 )
-from embedcore.settings import Profile, Rules, Settings, Table
+from embedcore.settings import ModelFacts, Profile, Rules, Settings, Table
 
 if TYPE_CHECKING:
     from embedcore.provider.hookspecs import Provider
@@ -61,13 +61,23 @@ class Choice:
         budget = self.config.budget.tightened_by(self.profile.budget)
         return budget.limits(self.scope), budget.wait
 
+    @property
+    def facts(self) -> ModelFacts:
+        """What the settings say of this model."""
+        return facts_of(self.provider, self.model, self.config)
+
     def resolve(self, provider: Provider) -> ResolvedOptions:
-        """This choice's options for its provider, from every layer."""
-        config = self.config
+        """This choice's options for its provider, from every layer.
+
+        A fact of the model goes over what the provider is told of all its models.
+        """
+        config, known = self.config, provider.options.model_fields
+        facts = {name: value for name, value in self.facts.stated().items() if name in known}
         return resolve_options(
             provider,
             [
                 _in_file(config, config.options.get(self.provider, {})),
+                _in_file(config, facts),
                 _in_file(config, self.profile.options),
                 OptionLayer(origin="Python", values=self.options, plain_keys=True),
             ],
@@ -93,6 +103,12 @@ class Choice:
             profile=self.profile.model_copy(update={"options": options}),
             options=without_secrets(kind, self.options),
         )
+
+
+def facts_of(provider: str, model: str, config: Config) -> ModelFacts:
+    """What the settings say of a model."""
+    bare = config.models.get(model) if provider == config.provider else None
+    return config.models.get(f"{provider}:{model}") or bare or ModelFacts()
 
 
 def _over(lower: AnyTable, upper: AnyTable | None) -> AnyTable:
@@ -122,8 +138,7 @@ def choose(
     """Find the profile, the provider and the model that a name means."""
     settings = as_config(config)
     profile = settings.profile(_default_name(settings) if model is None else model)
-    _check_not_a_provider(profile.model)
-    provider, name = registry.split_model(profile.model, default_provider=settings.provider)
+    provider, name = full_name(profile.model, settings)
     chosen_scope = scope or profile.scope or settings.scope
     if scope is not None:
         check_scope(scope)
@@ -141,22 +156,28 @@ def _default_name(settings: Config) -> str | None:
     """The configured model; where only a provider is configured, that provider's own default."""
     if "model" in settings.model_fields_set or settings.provider == DEFAULT_PROVIDER:
         return None
-    default = registry.load(settings.provider).default_model
+    return ":".join((settings.provider, _default_model(settings.provider)))
+
+
+def full_name(model: str, settings: Config) -> tuple[str, str]:
+    """Provider and model of a name. That of an installed provider alone is its default model.
+
+    Raises ``ConfigurationError``.
+    """
+    # With a colon it is no provider's name, and the installed ones need not be looked through.
+    if ":" not in model and any(model == found.name for found in registry.installed()):
+        return model, _default_model(model)
+    return registry.split_model(model, default_provider=settings.provider)
+
+
+def _default_model(provider: str) -> str:
+    default = registry.load(provider).default_model
     if default is None:
         raise ConfigurationError(
-            f"provider = {settings.provider!r} has no default model: set model = "
-            f'"{settings.provider}:MODEL" as well (embedcore models {settings.provider} lists them)'
+            f"{provider!r} is a provider without a default model: set model = "
+            f'"{provider}:MODEL" (embedcore models {provider} lists them)'
         )
-    return f"{settings.provider}:{default}"
-
-
-def _check_not_a_provider(name: str) -> None:
-    # With a colon it is no provider's name, and the installed ones need not be looked through.
-    if ":" not in name and any(name == found.name for found in registry.installed()):
-        raise ConfigurationError(
-            f"{name!r} is a provider: name one of its models as well, as {name}:MODEL "
-            f"(embedcore models {name} lists them)"
-        )
+    return default
 
 
 def as_config(

@@ -30,6 +30,7 @@ from embedcore.settings import (
     Budget,
     Dollars,
     Limits,
+    ModelFacts,
     Policy,
     Profile,
     RetrySettings,
@@ -97,6 +98,7 @@ class Config(Rules):
 
     - ``model``: a profile's name, ``provider:model``, or a model of the default provider.
     - ``options``: per provider, over which a profile's own options go.
+    - ``models``: facts of a model by its name, ``provider:model``: price, longest text, width.
     - ``scope``: the project that spends; limits and reports are per scope.
     - ``timezone``: where days and months begin; fixed when the state file is made (default UTC).
     - ``home``: the folder of all state; None: the platform's own place for it.
@@ -109,6 +111,7 @@ class Config(Rules):
     timezone: str | None = None
     options: dict[str, dict[str, Any]] = Field(default={}, repr=False)
     profiles: dict[str, Profile] = Field(default={})
+    models: dict[str, ModelFacts] = Field(default={})
     budget: Budget = Budget()
     retry: RetrySettings = RetrySettings()
     batch: BatchSettings = BatchSettings()

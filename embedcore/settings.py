@@ -194,6 +194,30 @@ class BatchSettings(Table):
     drain_before: Seconds = 1800.0
 
 
+class ModelFacts(Table):
+    """What is known of one model, whichever provider it belongs to. None: as the provider says.
+
+    - ``price``, ``batch_price``: US dollars per million input tokens; 0: free. Without
+      ``batch_price``, a batch is counted at ``price``.
+    - ``max_input_tokens``: of the longest text that the service takes.
+    - ``dimensions``: the width to ask for, where the provider can ask for one; else the width that
+      is expected.
+    - ``tokenizer``: a ``tokenizer.json``, or a model on the Hugging Face hub whose file is in the
+      local cache: tokens are then counted exactly.
+    """
+
+    price: Dollars | None = None
+    batch_price: Dollars | None = None
+    max_input_tokens: Count | None = None
+    dimensions: Count | None = None
+    tokenizer: Annotated[str, Field(min_length=1)] | None = None
+
+    def stated(self) -> dict[str, Any]:
+        """Those that are said, by their names."""
+        values = {name: getattr(self, name) for name in ModelFacts.model_fields}
+        return {name: value for name, value in values.items() if value is not None}
+
+
 class Policy(BaseModel):
     """What an administrator may set for every user: limits, and nothing else."""
 

@@ -78,6 +78,9 @@ _ALLOWED: Final[Mapping[KeyPath, Permission]] = {
     ("options", "*", "price"): Permission.NO_OTHER_LIMIT,
     ("options", "*", "batch_price"): Permission.NO_OTHER_LIMIT,
     ("options", "*", "base_url"): Permission.LOOPBACK,
+    ("models", "*", "dimensions"): Permission.NUMBER,
+    ("models", "*", "price"): Permission.NO_OTHER_LIMIT,
+    ("models", "*", "batch_price"): Permission.NO_OTHER_LIMIT,
     # Limits of all layers hold together, so that these can only tighten.
     **{
         ("budget", *place, limit): Permission.ALWAYS
@@ -103,7 +106,7 @@ _LEAST_SECONDS: Final[Mapping[KeyPath, float]] = {
     ("batch", "output_wait"): 60.0,
 }
 _LEAST: Final = "the least that a found file may set"
-# What options say of prices.
+# What options and facts say of prices.
 PRICES: Final = frozenset({"price", "batch_price"})
 LOWERED_KEYS: Final = tuple(key for key, how in _ALLOWED.items() if how is Permission.LOWERED)
 _TABLES: Final = frozenset(key[:depth] for key in _ALLOWED for depth in range(1, len(key))) | {
@@ -257,8 +260,8 @@ def _listed(path: KeyPath) -> KeyPath:
         path = path[2:]
         if path[0] == "options":
             return ("options", "*", *path[1:])
-    elif path[:1] == ("options",) and len(path) > 1:
-        return ("options", "*", *path[2:])
+    elif path[:1] in (("options",), ("models",)) and len(path) > 1:
+        return (path[0], "*", *path[2:])
     if path[:2] == ("budget", "scopes") and len(path) > 2:
         return ("budget", "scopes", "*", *path[3:])
     return path
@@ -479,7 +482,7 @@ class Records:
         )
         try:
             place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            _write_privately(place, content)
+            write_privately(place, content)
         except OSError as error:
             raise ConfigurationError(
                 f"{place} cannot be written: {error.strerror}. {TRUST_VARIABLE}="
@@ -501,7 +504,7 @@ class Records:
         return self.folder / f"{name}.json"
 
 
-def _write_privately(place: Path, content: str) -> None:
+def write_privately(place: Path, content: str) -> None:
     """All of it or nothing, with mode 0600."""
     import tempfile
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from embedcore import EmbeddingClient
-from embedcore.errors import ConfigurationError
 from embedcore.provider.types import ModelInfo, Price
 from embedcore.testing import FakeEmbedder
 
@@ -17,9 +16,9 @@ def test_a_provider_alone_means_its_own_default_model():
     assert (named.provider, named.model) == ("hashing", "64")
 
 
-def test_a_providers_name_is_not_taken_for_a_model():
-    with pytest.raises(ConfigurationError, match=r"'hashing' is a provider.*hashing:MODEL"):
-        EmbeddingClient("hashing")
+def test_a_providers_name_is_its_default_model():
+    client = EmbeddingClient("hashing")
+    assert (client.provider, client.model) == ("hashing", "512")
 
 
 class FiveForEach:

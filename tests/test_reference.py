@@ -7,6 +7,7 @@ import inspect
 import re
 import tomllib
 import typing
+from datetime import date
 from decimal import Decimal
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from pydantic_core import PydanticUndefined
 from embedcore import Config, TokenTracker, errors, events
 from embedcore.choice import as_config
 from embedcore.config import VARIABLES
+from embedcore.prices import table_of
 from embedcore.provider import http
 from embedcore.provider.hookspecs import Provider
 from embedcore.provider.http import Call
@@ -34,7 +36,14 @@ from embedcore.provider.types import (
     Price,
     RateLimits,
 )
-from embedcore.settings import DEFAULTS, BatchSettings, Budget, Profile, RetrySettings
+from embedcore.settings import (
+    DEFAULTS,
+    BatchSettings,
+    Budget,
+    ModelFacts,
+    Profile,
+    RetrySettings,
+)
 from embedcore.storage.database import driver
 from embedcore.storage.schema import STATE, VECTOR_INDEX
 from embedcore.storage.vectors import VectorStore
@@ -94,6 +103,7 @@ def shown(model: type[BaseModel], name: str) -> str:
     [
         ("Setting", Config),
         ("Profile", Profile),
+        ("Model", ModelFacts),
         ("Budget", Budget),
         ("Retry", RetrySettings),
         ("Batch", BatchSettings),
@@ -134,7 +144,12 @@ def test_every_variable_is_listed_with_what_it_sets():
 
 
 def test_the_sample_of_settings_is_valid():
-    (sample,) = re.findall(r"```toml\n(.*?)```", page("configuration.md"), re.S)
+    sample, *others = re.findall(r"```toml\n(.*?)```", page("configuration.md"), re.S)
+    of_a_model, of_prices = others
+    (facts,) = as_config(tomllib.loads(of_a_model)).models.values()
+    assert facts.stated() == {"price": Decimal("0.1"), "max_input_tokens": 4096}
+    (price,) = table_of(of_prices.encode(), origin="page", read_on=date.max).values()
+    assert (price.batch, price.as_of) == (Decimal("0.06"), date(2026, 11, 29))
     config = as_config(tomllib.loads(sample))
     assert config.profile(None).model == "openai:text-embedding-3-small"
     assert config.budget.query_share == 0.1

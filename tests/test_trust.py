@@ -48,7 +48,7 @@ POSIX = pytest.mark.skipif(os.name != "posix", reason="owners and permissions of
 # The issue's own list, key by key. Everything else must be refused.
 FREELY = {
     *("model", "overlong", "on_empty", "strategy", "deadline"),
-    *("options.openai.dimensions", "options.openai.batch"),
+    *("options.openai.dimensions", "options.openai.batch", "models.team.dimensions"),
     *(f"budget.{limit}" for limit in Limits.model_fields),
     *(f"budget.all_scopes.{limit}" for limit in Limits.model_fields),
     *(f"budget.scopes.team.{limit}" for limit in Limits.model_fields),
@@ -71,7 +71,14 @@ DOWNWARDS = {
     *("retry.attempts", "retry.quota", "retry.quota_ratio"),
     *("batch.parts", "batch.attempts", "batch.enqueued_tokens"),
 }
-WITHOUT_LIMITS = {"scope", "options.openai.price", "options.openai.batch_price"}
+WITHOUT_LIMITS = {
+    "scope",
+    *(
+        f"{of}.{key}"
+        for of in ("options.openai", "models.team")
+        for key in ("price", "batch_price")
+    ),
+}
 
 SAMPLES: dict[str, Any] = {
     "scope": "team",
@@ -90,6 +97,7 @@ SAMPLES: dict[str, Any] = {
     "quota_ratio": 0.05,
     "base_url": "https://stranger.example",
     "batch": True,
+    "tokenizer": "t.json",
 }
 
 
@@ -209,7 +217,7 @@ def test_the_page_lists_what_the_code_allows():
     rows = re.findall(r"^\| (`.*`) \|.*\|$", page.partition("**Every other key")[0], re.M)
     listed = {key for row in rows for key in re.findall(r"`([^`]+)`", row)} - {"profiles.*"}
     code = {
-        key.replace("options.openai.", "options.*.")
+        key.replace("options.openai.", "options.*.").replace("models.team.", "models.*.")
         for key in FREELY | DOWNWARDS | WITHOUT_LIMITS
         if ".all_scopes." not in key and ".scopes." not in key
     }

@@ -142,8 +142,14 @@ def _option(config: Config, path: tuple[str, ...]) -> tuple[str, str] | None:
         return path[1], path[2]
     if path[0] == "profiles" and len(path) >= 4 and path[2] == "options":
         model = config.profiles[path[1]].model
-        return registry.split_model(model, default_provider=config.provider)[0], path[3]
+        return _provider_of(model, config), path[3]
     return None
+
+
+def _provider_of(model: str, config: Config) -> str:
+    if any(model == found.name for found in registry.installed()):
+        return model
+    return registry.split_model(model, default_provider=config.provider)[0]
 
 
 def _in_environment(config: Config) -> Iterator[Setting]:

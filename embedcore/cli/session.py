@@ -75,7 +75,10 @@ def _without_prices(config: Config) -> Config:
         for name, one in config.profiles.items()
     }
     options = {name: unpriced(one) for name, one in config.options.items()}
-    return config.model_copy(update={"options": options, "profiles": profiles})
+    models = {
+        name: one.model_copy(update=dict.fromkeys(PRICES)) for name, one in config.models.items()
+    }
+    return config.model_copy(update={"options": options, "profiles": profiles, "models": models})
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from embedcore.choice import full_name
 from embedcore.cli.options import model_option, scope_option, talking
 from embedcore.cli.screen import Screen
 from embedcore.cli.session import opened
@@ -20,7 +21,6 @@ from embedcore.errors import ConfigurationError
 from embedcore.files.formats import output_format
 from embedcore.files.resume import same_space
 from embedcore.files.search import search
-from embedcore.provider.registry import split_model
 
 if TYPE_CHECKING:
     from embedcore.files.search import Hit
@@ -107,7 +107,7 @@ def _alike(origin: Origin) -> Iterator[str]:
     """Names whose settings give the same fingerprint: options may be set under any profile."""
     config = Config.load()
     for name in dict.fromkeys([origin.model, config.model, *config.profiles]):
-        model = ":".join(split_model(config.profile(name).model, default_provider=config.provider))
+        model = ":".join(full_name(config.profile(name).model, config))
         if model == origin.model:
             with EmbeddingClient(name, config=config) as client:
                 if same_space(origin, client):

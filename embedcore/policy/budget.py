@@ -135,8 +135,9 @@ def require_price(account: Account, info: ModelInfo) -> None:
     costs = account.ledger is not None and info.price is None
     if costs and any(limit.unit == "cost" for limit in account.limits):
         raise ConfigurationError(
-            f"the price of {info.provider}:{info.model} is not known, so a limit in money "
-            "cannot be kept: set its price in the provider's options, or limit tokens instead"
+            f"the price of {info.provider}:{info.model} is not known, so a limit in money cannot "
+            "be kept. Set it in US dollars per million tokens, or limit tokens instead:\n"
+            f'  [models."{info.provider}:{info.model}"]\n  price = …'
         )
 
 

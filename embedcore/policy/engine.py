@@ -7,7 +7,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
@@ -174,7 +174,7 @@ class Engine:
     label: str = ""
     fingerprint: str = ""
     former: tuple[str, ...] = ()
-    secrets: tuple[str, ...] = field(default=(), repr=False)
+    secrets: Iterable[str] = field(default=(), repr=False)
     no_key: str = ""
     observe: Observer = _ignored
     lends_room: bool = False

@@ -9,6 +9,7 @@ import re
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from embedcore.errors import ConfigurationError, PluginError
@@ -244,32 +245,56 @@ def environment_options(options: type[BaseModel]) -> Iterator[tuple[str, str]]:
 
 def is_secret(options: type[BaseModel], name: str) -> bool:
     """Whether an option holds a key, by its type: SecretStr, or a callable that returns one."""
-    described = options.model_fields.get(name)
-    return described is not None and any(_secret_types(described.annotation))
-
-
-def _secret_types(annotation: Any) -> Iterator[bool]:
     from pydantic import SecretBytes, SecretStr
 
-    yield annotation in (SecretStr, SecretBytes)
-    yield typing.get_origin(annotation) is Callable or annotation is Callable
+    kinds = _kinds(options, name)
+    return any(kind in (SecretStr, SecretBytes, Callable) for kind in kinds)
+
+
+def accepts_callables(options: type[BaseModel], name: str) -> bool:
+    """Whether an option is declared to take a callable as it is."""
+    return Callable in _kinds(options, name)
+
+
+def _kinds(options: type[BaseModel], name: str) -> list[Any]:
+    described = options.model_fields.get(name)
+    return [] if described is None else list(_types_in(described.annotation))
+
+
+def _types_in(annotation: Any) -> Iterator[Any]:
+    """Each type that an annotation names; a callable by its bare name."""
+    yield annotation
+    if typing.get_origin(annotation) is Callable:
+        yield Callable
     for argument in typing.get_args(annotation):
         if not isinstance(argument, list):
-            yield from _secret_types(argument)
+            yield from _types_in(argument)
 
 
-def options_fingerprint(provider: str, model: str, options: BaseModel, info: ModelInfo) -> str:
+def options_fingerprint(
+    provider: str,
+    model: str,
+    options: BaseModel,
+    info: ModelInfo,
+    facts: Mapping[str, Any] = MappingProxyType({}),
+) -> str:
     """A name for everything that decides the vectors, so that two sets never mix unnoticed.
 
     Every option counts, the base URL included, but secrets and those marked ``KeepsVectors``: a
     mark that is forgotten costs a cache miss, never a mixed set. An option that is None does not
-    count, so that a provider may add one without renaming every set that exists.
+    count, so that a provider may add one without renaming every set that exists. ``facts``: what
+    the settings say of the model that decides them as well; it counts as an option of that name.
     """
-    return _digest(provider, model, info, {**_counted(options), **_once_counted(type(options))})
+    counted = {**_counted(options), **_once_counted(type(options)), **facts}
+    return _digest(provider, model, info, counted)
 
 
 def former_fingerprints(
-    provider: str, model: str, options: BaseModel, info: ModelInfo
+    provider: str,
+    model: str,
+    options: BaseModel,
+    info: ModelInfo,
+    facts: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[str, ...]:
     """The name that earlier versions gave the same set, by options that counted then.
 
@@ -277,8 +302,9 @@ def former_fingerprints(
     """
     once = _once_counted(type(options))
     before = options.model_dump(mode="json", include=set(once), exclude_none=True)
-    former = _digest(provider, model, info, {**_counted(options), **before})
-    return () if former == options_fingerprint(provider, model, options, info) else (former,)
+    former = _digest(provider, model, info, {**_counted(options), **before, **facts})
+    now = options_fingerprint(provider, model, options, info, facts)
+    return () if former == now else (former,)
 
 
 def _counted(options: BaseModel) -> dict[str, Any]:

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from embedcore_openai import tokenizer as hub
 from embedcore_openai.options import OpenAIOptions
 from embedcore_openai.plugin import create
-from embedcore_openai.tokenizer import HubTokenizer
 from hypothesis import given, strategies as st
 
 from embedcore import EmbeddingClient
 from embedcore.errors import ConfigurationError, InputTooLong
+from embedcore.provider import tokenizer_files as hub
+from embedcore.provider.tokenizer_files import HubTokenizer
 from embedcore.provider.types import EmbedRequest
 from embedcore.testing import vector_of
 

@@ -48,7 +48,7 @@ class OpenAIEmbedder:
         self._tokenizer: Tokenizer = Cl100kTokenizer() if self._exact else EstimatingTokenizer()
         marks, tokens_per_byte = 0, 1
         if options.tokenizer is not None:
-            from embedcore_openai.tokenizer import tokenizer_of
+            from embedcore.provider.tokenizer_files import tokenizer_of
 
             self._tokenizer = found = tokenizer_of(options.tokenizer)
             marks, tokens_per_byte = found.marks, found.tokens_per_byte
