@@ -195,6 +195,7 @@ class CallBudget:
         self._lock = threading.Lock()
         self._grant: Grant | None = None
         self._first: Attempt | None = None
+        self._first_inputs = 0
         self._sole: Attempt | None = None
         self._closed = False
         self.lane: Lane = lane
@@ -231,24 +232,32 @@ class CallBudget:
     def send(self, amount: Amount, *, inputs: int, fresh: bool) -> Attempt | None:
         """Commit that a request is about to leave. None where nothing costs anything.
 
-        Raises ``Stopped`` when the budget is closed: what left now would be on no record.
+        Raises ``Stopped`` when the budget is closed, and ``EmbeddingError`` when nothing is
+        reserved: what left now would be on no record.
         """
         with self._lock:
             if self._closed:
                 raise Stopped
             grant, first, self._first = self._grant, self._first, None
-        if first is not None and not self._is_timely(first):
-            first = None
-        if first is None and self._account.ledger is not None and grant is not None:
-            first = self._send(self._account.ledger, grant, amount, inputs=inputs, fresh=fresh)
+        ledger = self._account.ledger
+        if ledger is not None:
+            if grant is None:
+                raise EmbeddingError(
+                    "a request was not sent because nothing is reserved for it. Please report this"
+                )
+            if first is not None and not self._is_sent(ledger, first, amount, inputs):
+                first = None
+            if first is None:
+                first = self._send(ledger, grant, amount, inputs=inputs, fresh=fresh)
         self._count(Spending(requests=1))
         return first
 
-    def _is_timely(self, first: Attempt) -> bool:
-        """Whether what was sent with its hold still is. A day ended since: its money is given back,
-        and sent where it belongs."""
-        ledger = self._account.ledger
-        if ledger is None or ledger.is_timely(first):
+    def _is_sent(self, ledger: Ledger, first: Attempt, amount: Amount, inputs: int) -> bool:
+        """Whether this request is the one that was sent with its hold. Else its money is given
+        back, and sent as it is due: a day may have ended since, or other threads have learned that
+        a request must be smaller, or is dearer."""
+        is_it = (first.amount, self._first_inputs) == (amount, inputs)
+        if is_it and ledger.is_timely(first):
             return True
         ledger.give_back(first, note="never sent")
         self._sole = None
@@ -500,6 +509,7 @@ class CallBudget:
                 model=self._label,
                 inputs=len(requests[0].indices),
             )
+            self._first_inputs = len(requests[0].indices)
             self._grant = self._first.grant
         else:
             self._grant = ledger.hold(

@@ -71,7 +71,12 @@ class Member:
 
     def do(self, work: Callable[[], EmbeddingResult]) -> None:
         """Do it in the caller's context, and tell the caller what came of it."""
-        self.tell(*self.context.run(outcome, work))
+        self.tell(*self.run(outcome, work))
+
+    def run(self, work: Callable[..., Any], *arguments: Any, **how: Any) -> Any:
+        """In a copy of the caller's context: two threads may have to do with one caller at once,
+        one that gives it up and one that has its answer."""
+        return self.context.copy().run(work, *arguments, **how)
 
     def go_alone(
         self, call: Call, todo: Sequence[int], after: EmbeddingError | None = None
@@ -110,7 +115,7 @@ class _Part:
         self.pause, self.in_flight, self.workers = call.pause, call.in_flight, call.workers
 
     def run(self, work: Callable[..., Any], *arguments: Any, **how: Any) -> Any:
-        return self.member.context.run(work, *arguments, **how)
+        return self.member.run(work, *arguments, **how)
 
 
 class Together:
@@ -159,20 +164,20 @@ class Together:
 
     def _opened(self, member: Member) -> _Part | None:
         """A member's part; None if there is nothing to send of it, or it cannot be sent here."""
-        found, error = member.context.run(outcome, member.open)
+        found, error = member.run(outcome, member.open)
         if found is None:
             member.tell(None, error)
             return None
         call = found
         texts = range(len(call.prepared.texts))
-        todo, error = member.context.run(outcome, partial(missing, call, texts))
+        todo, error = member.run(outcome, partial(missing, call, texts))
         if todo is None:
             member.do(partial(finish, call, partial(_raise, error)))
             return None
         if not todo:
             self._waits_or_ends(member, call)
             return None
-        requests, error = member.context.run(
+        requests, error = member.run(
             outcome, partial(call.prepared.plan, exact=False, indices=todo)
         )
         if requests is None or len(requests) != 1 or call.is_late:

@@ -271,6 +271,19 @@ def _script(faults):
     return script
 
 
+def _story(one, fake, asked, found, **settings):
+    """All that happened, for where the money does not add up: threads may have had a part in it."""
+    with one.ledger.database.read() as connection:
+        attempts = connection.execute(
+            "SELECT state, tokens, actual_tokens, inputs, note FROM attempt"
+        ).fetchall()
+    callers = [f"{how} -> {result!r}" for how, result in zip(asked, found, strict=True)]
+    requests = [f"{call.texts} billed {call.billed_tokens}, {call.error!r}" for call in fake.calls]
+    rows = [str(tuple(row)) for row in attempts]
+    lines = [str(settings), *callers, "requests:", *requests, "attempts:", *rows, "events:"]
+    return "\n".join(["what happened:", *lines, *map(str, one.events)])
+
+
 callers = st.lists(
     st.fixed_dictionaries(
         {
@@ -359,15 +372,16 @@ def test_each_caller_gets_its_own_vectors_and_pays_its_own_share(
             if spent is not None:
                 spent += result.usage.tokens
         used = one.used
-        assert used.held == Amount()
+        story = _story(one, fake, asked, found, faults=faults, daily=daily, threads=threads)
+        assert used.held == Amount(), story
         if not {"untold", "short"} & set(faults):
-            assert fake.meter.billed_tokens <= used.spent.tokens or "dear" in faults
+            assert fake.meter.billed_tokens <= used.spent.tokens or "dear" in faults, story
         if spent is not None:
-            assert spent == used.spent.tokens, "what the callers were told is what was spent"
+            assert spent == used.spent.tokens, story
         told = one.told(Settled)
-        assert sum(event.tokens for event in told) == used.spent.tokens or spent is None
+        assert sum(event.tokens for event in told) == used.spent.tokens or spent is None, story
         if not faults:
-            assert fake.meter.billed_tokens == used.spent.tokens
+            assert fake.meter.billed_tokens == used.spent.tokens, story
         front.close()
 
 
@@ -457,6 +471,47 @@ def test_a_provider_that_hangs_ends_each_call_at_its_deadline_and_is_charged(des
         assert all(error.partial.usage.unconfirmed_tokens > 0 for error in found)
         fake.go.set()
         until(lambda: fake.meter.in_flight == 0 and len(fake.calls) == 1)
+        one.check()
+        front.close()
+
+
+def test_an_answer_that_comes_while_one_caller_is_given_up_serves_the_others(desk):
+    """Two threads have to do with that caller, and both tell its observers."""
+    clock, fake = FakeClock(), Gated()
+    served = threading.Event()
+    given_up = []
+
+    def observe(event):
+        if isinstance(event, Settled) and event.unconfirmed:
+            given_up.append(CALLER.get())
+            fake.go.set()
+            assert served.wait(SECONDS)
+
+    with desk(fake, threads=1, clock=clock, grace=5.0) as one:
+        one.engine = replace(one.engine, observe=observe)
+        front = Front(one.engine)
+
+        async def ask(number):
+            CALLER.set(number)
+            return await _ask(front, one, number)
+
+        async def main():
+            gone, other = [asyncio.ensure_future(ask(number)) for number in range(2)]
+            await until_soon(lambda: fake.arrived == 1)
+            gone.cancel()
+            while not given_up:
+                clock.advance(6)
+                await asyncio.sleep(0.01)
+            try:
+                return await asyncio.wait_for(other, SECONDS)
+            finally:
+                served.set()
+
+        # Without waiting for the end of what may never end.
+        loop = asyncio.new_event_loop()
+        one.right(loop.run_until_complete(main()), [text_of(1)])
+        loop.close()
+        assert given_up == [0]
         one.check()
         front.close()
 
