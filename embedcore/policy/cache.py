@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import logging
 import math
@@ -34,11 +35,13 @@ Receive: TypeAlias = "Callable[[Sequence[int], Vectors], None]"
 class Follower:
     """What one call waits for while others embed it.
 
-    ``receive(indices, vectors)`` gets what each request of theirs brings: vectors of its own.
+    ``receive(indices, vectors)`` gets what each request of theirs brings: vectors of its own, and
+    in a copy of the context in which this was made.
     """
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
+        self._context = contextvars.copy_context()
         self._changed = threading.Condition()
         self._receiving = threading.Lock()
         self._waiting: set[int] = set()
@@ -55,7 +58,7 @@ class Follower:
         try:
             with self._receiving:
                 if not self._closed:
-                    self._receive(indices, vectors)
+                    self._context.copy().run(self._receive, indices, vectors)
         except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
             self._error = self._error or error
         self._settle(indices, lost=False)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
 
 from embedcore.events import Cached
 from embedcore.policy.cache import Follower
@@ -72,10 +74,10 @@ class Reuse:
         buffer: ResultBuffer,
         progress: CallProgress,
     ) -> None:
-        self._engine = engine
-        self._cache = cache
+        self.engine = engine
+        self.cache = cache
+        self.input_type = input_type
         self._prepared = prepared
-        self._input_type = input_type
         self._buffer = buffer
         self._progress = progress
         self._keys = keys_of(engine, input_type)
@@ -92,66 +94,61 @@ class Reuse:
 
     def missing(self, indices: Sequence[int]) -> list[int]:
         """Claim these texts and look them up. Returns those that this call pays for, in order."""
-        width = vector_width(self._engine)
-        self._cache.introduce(width)
-        keys = self._keys.of([self._prepared.texts[index] for index in indices])
+        asking = Asking(reuse=self, indices=indices)
+        ask_together([asking])
+        if asking.error is not None:
+            raise asking.error
+        return asking.missing
+
+    def claim_here(self, indices: Sequence[int]) -> tuple[list[int], list[bytes]]:
+        """Claim these texts within the process. Returns those that are, and their keys."""
+        keys = self._keys.of(self.texts_of(indices))
         # Noted before they are claimed: an interrupt in between must leave no claim behind.
         with self._lock:
             self._mine.update(zip(indices, keys, strict=True))
-        # Claimed before it is looked up: between the two another call might pay for it and be done.
-        theirs = set(self._cache.in_flight.take(keys, indices, self._follower))
-        mine = {index: key for index, key in zip(indices, keys, strict=True) if index not in theirs}
+        theirs = set(self.cache.in_flight.take(keys, indices, self._follower))
+        if not theirs:
+            return list(indices), keys
         with self._lock:
             for index in theirs:
                 self._mine.pop(index, None)
-        since = self._cache.changes()
-        found = self._look_up(mine, width)
-        left = {index: key for index, key in mine.items() if index not in found}
-        taken = self._cache.claim(list(left.values()), since) if left else None
-        if taken is not None:
-            # Between the two another process may have kept them.
-            came = {index: key for index, key in left.items() if key in taken.there}
-            found |= self._look_up(came, width) if came else set()
-            self._elsewhere.update(
-                (index, key) for index, key in left.items() if key in taken.elsewhere
-            )
-        self._tell(len(theirs) + len(found))
-        missing = [index for index in left if index not in found and index not in self._elsewhere]
-        if missing:
-            self._cache.warn_of_size(len(missing), width)
-        return missing
+        mine = [place for place, index in enumerate(indices) if index not in theirs]
+        return [indices[place] for place in mine], [keys[place] for place in mine]
 
-    def _tell(self, reused: int) -> None:
-        info = self._engine.info
+    def found(self, indices: Sequence[int], vectors: Vectors) -> None:
+        """These were looked up, and are there."""
+        # To the others first: the caller may change what it is given.
+        self._settle(indices, vectors)
+        self._receive(indices, vectors)
+
+    def texts_of(self, indices: Sequence[int]) -> list[str]:
+        return [self._prepared.texts[index] for index in indices]
+
+    def room_for(self, indices: Sequence[int]) -> Vectors | None:
+        return self._buffer.room_for(indices)
+
+    def await_elsewhere(self, index: int, key: bytes) -> None:
+        """Another process is paying for this text."""
+        self._elsewhere[index] = key
+
+    def tell(self, reused: int) -> None:
+        """So many texts need not be paid for."""
+        info = self.engine.info
         if reused:
-            self._engine.observe(Cached(provider=info.provider, model=info.model, texts=reused))
+            self.engine.observe(Cached(provider=info.provider, model=info.model, texts=reused))
 
-    def _look_up(self, mine: dict[int, bytes], width: int | None) -> set[int]:
-        indices, keys = list(mine), list(mine.values())
-        found: set[int] = set()
-
-        def take(places: Sequence[int], vectors: Vectors) -> None:
-            if not self._engine.learned.agrees(vectors.shape[1]):
-                return
-            chosen = [indices[place] for place in places]
-            found.update(chosen)
-            # To the others first: the caller may change what it is given.
-            self._settle(chosen, vectors)
-            self._receive(chosen, vectors)
-
-        def room(places: Sequence[int]) -> Vectors | None:
-            return self._buffer.room_for([indices[place] for place in places])
-
-        self._cache.get(keys, width, take, room=room)
-        for former in former_keys_of(self._engine, self._input_type):
-            indices = [index for index in indices if index not in found]
-            names = former.of([self._prepared.texts[index] for index in indices])
-            self._cache.get(names, width, take, room=room)
-        return found
+    def _look_up(self, mine: dict[int, bytes]) -> set[int]:
+        asking = Asking(reuse=self, indices=list(mine))
+        wanted = _Wanted([asking])
+        wanted.add(asking, list(mine), list(mine.values()))
+        found = wanted.look_up(range(len(mine)))
+        if asking.error is not None:
+            raise asking.error
+        return {wanted.indices[place] for place in found}
 
     def billed(self, indices: Sequence[int], vectors: Vectors, answered_as: str | None) -> None:
         """Keep what was paid for, and hand it to the calls that wait for it."""
-        self._cache.put(self._keys_for(indices), vectors, self._origin(answered_as))
+        self.cache.put(self._keys_for(indices), vectors, self._origin(answered_as))
         self._hand_on(indices, vectors)
 
     def _keys_for(self, indices: Sequence[int]) -> list[bytes]:
@@ -180,21 +177,21 @@ class Reuse:
         found: list[Vectors] = []
 
         def take(_: Sequence[int], vectors: Vectors) -> None:
-            if self._engine.learned.agrees(vectors.shape[1]):
+            if self.engine.learned.agrees(vectors.shape[1]):
                 found.append(vectors.copy())
 
-        self._cache.get(self._keys.of([text]), vector_width(self._engine), take)
+        self.cache.get(self._keys.of([text]), vector_width(self.engine), take)
         return found[0] if found else None
 
     def store(self, text: str, vectors: Vectors, answered_as: str | None) -> None:
         """Keep the vector of a text that is not one of the call's."""
-        self._cache.put(self._keys.of([text]), vectors, self._origin(answered_as))
+        self.cache.put(self._keys.of([text]), vectors, self._origin(answered_as))
 
     def _origin(self, answered_as: str | None) -> Origin:
         return Origin(
-            model=self._engine.label,
-            fingerprint=self._engine.fingerprint,
-            input_type=self._input_type,
+            model=self.engine.label,
+            fingerprint=self.engine.fingerprint,
+            input_type=self.input_type,
             answered_as=answered_as,
         )
 
@@ -202,16 +199,16 @@ class Reuse:
         with self._lock:
             keys = [self._mine.pop(index, b"") for index in indices]
         # Where they were kept there is nothing to give up any more.
-        self._cache.give_up(keys)
-        self._cache.in_flight.fulfil(keys, vectors, self._follower)
+        self.cache.give_up(keys)
+        self.cache.in_flight.fulfil(keys, vectors, self._follower)
 
     def release(self, indices: Sequence[int]) -> None:
         """This call will not pay for them: others may."""
         with self._lock:
             keys = [self._mine.pop(index) for index in indices if index in self._mine]
         # Another call of this process that takes one then has a claim of its own in the file.
-        self._cache.give_up(keys)
-        self._cache.in_flight.release(keys, self._follower)
+        self.cache.give_up(keys)
+        self.cache.in_flight.release(keys, self._follower)
 
     def others(self, pause: Callable[[float], None]) -> list[int]:
         """Wait for what others pay for. Returns what they ended without.
@@ -236,13 +233,13 @@ class Reuse:
         waiting = list(self._elsewhere.items())
         for start in range(0, len(waiting), _LOOKED_AT):
             some = dict(waiting[start : start + _LOOKED_AT])
-            gone = self._cache.gone(list(some.values()))
+            gone = self.cache.gone(list(some.values()))
             ended = {index: key for index, key in some.items() if key in gone}
             # Claims first, then vectors: a claim goes when its vector is kept.
-            found = self._look_up(ended, vector_width(self._engine)) if ended else set()
+            found = self._look_up(ended) if ended else set()
             for index in ended:
                 del self._elsewhere[index]
-            self._tell(len(found))
+            self.tell(len(found))
             lost += [index for index in ended if index not in found]
             # All of them are waited for: of many, a few are enough to look at.
             if len(ended) < len(some) and not lost:
@@ -258,6 +255,133 @@ class Reuse:
         self._follower.close()
 
 
+def _plainly(work: Callable[..., Any], *arguments: Any) -> Any:
+    return work(*arguments)
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Asking:
+    """One of several calls of one client that ask what they need not pay for.
+
+    ``run``: does something as that call, in its context. ``missing``: what it pays for, in order.
+    ``error``: what ended it.
+    """
+
+    reuse: Reuse
+    indices: Sequence[int]
+    run: Callable[..., Any] = _plainly
+    missing: list[int] = field(default_factory=list)
+    error: BaseException | None = None
+
+    def do(self, work: Callable[..., object], *arguments: object) -> None:
+        """As that call, unless it has ended. What it raises ends only this call."""
+        if self.error is None:
+            try:
+                self.run(work, *arguments)
+            except BaseException as error:  # noqa: BLE001 - of this call alone
+                self.error = error
+
+
+def ask_together(asking: Sequence[Asking]) -> None:
+    """``Reuse.missing`` for several calls of one client, which have equal types of input: claimed
+    and looked up at once.
+
+    Raises what ends all of them. They must be closed then, as where one has an error of its own.
+    """
+    wanted = _Wanted(asking)
+    cache, width = wanted.cache, wanted.width
+    cache.introduce(width)
+    # Claimed before it is looked up: between the two another call might pay for it and be done.
+    for one in asking:
+        wanted.add(one, *one.reuse.claim_here(one.indices))
+    since = cache.changes()
+    found = wanted.look_up(range(len(wanted.keys)))
+    if all(one.error is not None for one in asking):
+        return
+    left = [place for place in range(len(wanted.keys)) if place not in found]
+    taken = cache.claim([wanted.keys[place] for place in left], since) if left else None
+    elsewhere: set[int] = set()
+    if taken is not None:
+        # Between the two another process may have kept them.
+        came = [place for place in left if wanted.keys[place] in taken.there]
+        found |= wanted.look_up(came) if came else set()
+        elsewhere = {place for place in left if wanted.keys[place] in taken.elsewhere} - found
+    missing = 0
+    for one, start, end in wanted.spans:
+        reused = len(one.indices) - (end - start)
+        for place in range(start, end):
+            if place in found:
+                reused += 1
+            elif place in elsewhere:
+                one.reuse.await_elsewhere(wanted.indices[place], wanted.keys[place])
+            else:
+                one.missing.append(wanted.indices[place])
+        one.do(one.reuse.tell, reused)
+        missing += len(one.missing)
+    if missing:
+        cache.warn_of_size(missing, width)
+
+
+class _Wanted:
+    """Texts of one call or of several, one after the other, each with its key."""
+
+    def __init__(self, asking: Sequence[Asking]) -> None:
+        first = asking[0].reuse
+        self.cache, self.width = first.cache, vector_width(first.engine)
+        self.indices: list[int] = []
+        self.keys: list[bytes] = []
+        # Whose texts they are, and between which places.
+        self.spans: list[tuple[Asking, int, int]] = []
+
+    def add(self, one: Asking, indices: list[int], keys: list[bytes]) -> None:
+        start = len(self.keys)
+        self.indices += indices
+        self.keys += keys
+        self.spans.append((one, start, len(self.keys)))
+
+    def look_up(self, places: Sequence[int]) -> set[int]:
+        """Which of these places have a vector. Each call gets its own."""
+        reuse, found = self.spans[0][0].reuse, set[int]()
+        self._get(places, [self.keys[place] for place in places], found)
+        for former in former_keys_of(reuse.engine, reuse.input_type):
+            places = [place for place in places if place not in found]
+            names = [
+                name
+                for one, own in self._of_each(places)
+                for name in former.of(one.reuse.texts_of([self.indices[place] for place in own]))
+            ]
+            self._get(places, names, found)
+        return found
+
+    def _get(self, places: Sequence[int], names: Sequence[bytes], found: set[int]) -> None:
+        agrees = self.spans[0][0].reuse.engine.learned.agrees
+
+        def take(at: Sequence[int], vectors: Vectors) -> None:
+            if not agrees(vectors.shape[1]):
+                return
+            start, chosen = 0, [places[place] for place in at]
+            for one, own in self._of_each(chosen):
+                end = start + len(own)
+                indices = [self.indices[place] for place in own]
+                one.do(one.reuse.found, indices, vectors[start:end])
+                start = end
+            found.update(chosen)
+
+        def room(at: Sequence[int]) -> Vectors | None:
+            (one, own), *others = self._of_each([places[place] for place in at])
+            return None if others else one.reuse.room_for([self.indices[place] for place in own])
+
+        self.cache.get(names, self.width, take, room=room)
+
+    def _of_each(self, places: Sequence[int]) -> Iterator[tuple[Asking, Sequence[int]]]:
+        """These places, which are ascending, by the calls whose they are."""
+        at = 0
+        for one, _, end in self.spans:
+            start, at = at, bisect_left(places, end, at)
+            if at > start:
+                yield one, places[start:at]
+
+
 def billed_together(
     parts: Sequence[tuple[Reuse, Sequence[int], Vectors]], answered_as: str | None
 ) -> None:
@@ -267,6 +391,6 @@ def billed_together(
     first = parts[0][0]
     keys = [key for reuse, indices, _ in parts for key in reuse._keys_for(indices)]
     vectors = np.concatenate([vectors for *_, vectors in parts])
-    first._cache.put(keys, vectors, first._origin(answered_as))
+    first.cache.put(keys, vectors, first._origin(answered_as))
     for reuse, indices, own in parts:
         reuse._hand_on(indices, own)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -28,8 +28,8 @@ from embedcore.policy.immediate.attempts import (
     with_vectors,
 )
 from embedcore.policy.immediate.call import Call
-from embedcore.policy.immediate.recipe import finish, left_by_others, missing
-from embedcore.policy.immediate.reuse import billed_together
+from embedcore.policy.immediate.recipe import finish, left_by_others
+from embedcore.policy.immediate.reuse import Asking, ask_together, billed_together
 from embedcore.policy.immediate.verdict import copied
 from embedcore.policy.reply_checks import Checked, billed_tokens, identity
 from embedcore.policy.retry import is_about_no_text
@@ -148,11 +148,9 @@ class Together:
     def run(self) -> None:
         """Give every member its outcome, or send it on its way alone. Never raises."""
         try:
-            for member in self._members:
-                part = self._opened(member)
-                if part is not None:
-                    self._parts.append(part)
-                    self._open.append(part)
+            for part in self._opened():
+                self._parts.append(part)
+                self._open.append(part)
             self._leave()
         except BaseException as error:  # noqa: BLE001 - a thread of the front must not end with it
             self._fail_all(error)
@@ -162,24 +160,44 @@ class Together:
         for member, call in self._waiting:
             member.do(partial(finish, call, partial(left_by_others, call)))
 
-    def _opened(self, member: Member) -> _Part | None:
-        """A member's part; None if there is nothing to send of it, or it cannot be sent here."""
-        found, error = member.run(outcome, member.open)
-        if found is None:
-            member.tell(None, error)
-            return None
-        call = found
-        texts = range(len(call.prepared.texts))
-        todo, error = member.run(outcome, partial(missing, call, texts))
-        if todo is None:
-            member.do(partial(finish, call, partial(_raise, error)))
-            return None
-        if not todo:
-            self._waits_or_ends(member, call)
-            return None
-        requests, error = member.run(
-            outcome, partial(call.prepared.plan, exact=False, indices=todo)
-        )
+    def _opened(self) -> Iterator[_Part]:
+        """The members' parts: of those of whom there is something to send here."""
+        opened: list[tuple[Member, Call]] = []
+        for member in self._members:
+            call, error = member.run(outcome, member.open)
+            if call is None:
+                member.tell(None, error)
+            else:
+                opened.append((member, call))
+        for (member, call), (todo, error) in zip(opened, self._missing(opened), strict=True):
+            if todo is None:
+                member.do(partial(finish, call, partial(_raise, error)))
+            elif not todo:
+                self._waits_or_ends(member, call)
+            elif (part := self._planned(member, call, todo)) is not None:
+                yield part
+
+    def _missing(
+        self, opened: Sequence[tuple[Member, Call]]
+    ) -> list[tuple[Sequence[int] | None, BaseException | None]]:
+        """What each must pay for, or why it cannot go on. They are looked up and claim at once."""
+        asking = [
+            Asking(reuse=call.reuse, indices=range(len(call.prepared.texts)), run=member.run)
+            for member, call in opened
+            if call.reuse is not None
+        ]
+        if not asking:
+            return [(range(len(call.prepared.texts)), None) for _, call in opened]
+        _, failed = outcome(partial(ask_together, asking))
+        errors = [one.error or failed for one in asking]
+        return [
+            (one.missing, None) if error is None else (None, _own(error))
+            for one, error in zip(asking, errors, strict=True)
+        ]
+
+    def _planned(self, member: Member, call: Call, todo: Sequence[int]) -> _Part | None:
+        """A member's part; None if it cannot be sent here, and goes alone."""
+        requests, _ = member.run(outcome, partial(call.prepared.plan, exact=False, indices=todo))
         if requests is None or len(requests) != 1 or call.is_late:
             member.go_alone(call, todo)
             self._again(member)
@@ -510,8 +528,7 @@ class Together:
             return
         if trouble is not None:
             part.in_flight.finish(part.sent)
-            error = copied(trouble) if isinstance(trouble, EmbeddingError) else trouble
-            self._end(part, partial(_raise, error))
+            self._end(part, partial(_raise, _own(trouble)))
             return
         part.run(call.budget.was_settled, bill)
         left = part.run(
@@ -566,6 +583,11 @@ def divided(whole: int, weights: Sequence[int]) -> list[int]:
 def _fails(part: _Part, error: EmbeddingError) -> Sequence[int]:
     part.call.fail(part.request.indices, error)
     return left_by_others(part.call)
+
+
+def _own(error: BaseException) -> BaseException:
+    """One for each caller: what was paid for until then goes with it."""
+    return copied(error) if isinstance(error, EmbeddingError) else error
 
 
 def _raise(error: BaseException | None) -> Sequence[int]:
