@@ -51,8 +51,13 @@ settings = {{
     "retry": {{"attempts": 1, "first_wait": 0.01, "longest_wait": 0.02}},
 }}
 with EmbeddingClient("text-embedding-3-small", options=options, config=settings) as client:
-    client._engine.cache.store.claims._now = time.time
-    client._engine.cache.store.claims.lease = told["lease"]
+    store = client._engine.cache.store
+    store.claims._now = time.time
+    store.claims.lease = told["lease"]
+    # However long another process takes: a cache that is busy for long is left alone, and then
+    # nothing is claimed.
+    assert store.database._connection is None
+    store.database._timeout = {SECONDS}
     try:
         result = client.embed(told["texts"])
     except EmbeddingError as error:
@@ -230,9 +235,10 @@ def test_of_sets_that_overlap_each_text_is_billed_once(office: Office) -> None:
     assert office.billed == Counter(texts)
 
 
-# Beside busy processes the first of these failed once in nine runs; the cause is not known yet.
-@pytest.mark.parametrize("status", [pytest.param(401, marks=pytest.mark.campaign), 500])
+@pytest.mark.parametrize("status", [401, 500])
 def test_where_the_first_fails_the_others_do_not_hang(office: Office, status: int) -> None:
+    # It gives up what it claimed: no lease has to end, however slow a process is.
+    office.lease = 3600.0
     office.go.clear()
     office.refuses = status
     first = office.start(api_key=REFUSED)
