@@ -221,7 +221,7 @@ class VectorCache:
             return
         needed = room_for(vectors, width)
         try:
-            room = math.inf if self._keep_until else self.store.cap - self.store.used
+            room = math.inf if self._keep_until else self.store.room
             free = shutil.disk_usage(self.store.path.parent).free
         except (StorageError, OSError) as error:
             if self._note("put", error):

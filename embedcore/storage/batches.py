@@ -47,6 +47,7 @@ class BatchRecord:
     - ``rows``, ``texts``: of the caller, and different ones. ``reused``: texts that were cached.
     - ``stored``, ``failed``: texts with a vector and without, once it has ended.
     - ``deadline``: when everything should be there; ``draining``: the rest is embedded at once.
+    - ``delivered``: its output is complete, and it counts on no vector beyond the cap any more.
     - ``blocked``: why nothing new is sent; not before ``retry`` that may change.
     """
 
@@ -64,6 +65,7 @@ class BatchRecord:
     resubmits_lost: bool
     deadline: int | None
     draining: bool
+    delivered: bool
     grant: int | None
     blocked: str | None
     retry: int
@@ -187,10 +189,10 @@ def close_unwanted(connection: sqlite3.Connection, these: str, value: int) -> No
 
 _PREPARING_SECONDS: Final = 86_400
 _KEYS_PER_QUERY: Final = 500
-_FLAGS: Final = ("resubmits_lost", "draining", "has_ended")
+_FLAGS: Final = ("resubmits_lost", "draining", "delivered", "has_ended")
 _COLUMNS: Final = (
     "id, name, pool, input_type, asked_as, state, rows, texts, reused, stored, failed, "
-    'resubmits_lost, deadline, draining, "grant", blocked, retry, created, ended, '
+    'resubmits_lost, deadline, draining, delivered, "grant", blocked, retry, created, ended, '
     f"state IN {ENDED} AS has_ended"
 )
 
@@ -407,6 +409,19 @@ class Batches:
             if pool is None:
                 return _records(connection, "state <> 'preparing'")
             return _records(connection, "state <> 'preparing' AND pool = ?", pool.id)
+
+    def deliver(self, batch: BatchRecord) -> None:
+        """Its output is complete."""
+        with self.database.transaction() as connection:
+            connection.execute("UPDATE batch SET delivered = 1 WHERE id = ?", (batch.id,))
+
+    def counting(self, batch: BatchRecord) -> list[str]:
+        """The names of the other batches that count on their vectors, be they unfinished."""
+        with self.database.read() as connection:
+            found = connection.execute(
+                "SELECT name FROM batch WHERE id <> ? AND NOT delivered ORDER BY id", (batch.id,)
+            ).fetchall()
+        return [name for (name,) in found]
 
     def again(self, batch: BatchRecord) -> BatchRecord:
         """The batch as it is now."""

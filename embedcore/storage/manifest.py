@@ -169,17 +169,31 @@ class Manifest:
         ]
 
     def keys(self, per_block: int = 5_000) -> Iterator[list[bytes]]:
-        """The keys of all texts, block by block."""
+        """The keys of all texts, block by block: of each that of what was sent of it."""
         last = 0
         while True:
             with self.database.read() as connection:
                 found = connection.execute(
-                    "SELECT id, key FROM text WHERE id > ? ORDER BY id LIMIT ?", (last, per_block)
+                    "SELECT id, coalesce(sent_key, key) FROM text WHERE id > ? ORDER BY id LIMIT ?",
+                    (last, per_block),
                 ).fetchall()
             if not found:
                 return
             last = found[-1][0]
             yield [key for _, key in found]
+
+    def among(self, keys: Sequence[bytes]) -> set[bytes]:
+        """Which of these are keys of texts here."""
+        with self.database.read() as connection:
+            return set(_numbers(connection, keys))
+
+    def sent_keys(self) -> set[bytes]:
+        """The keys of what was sent of texts that were too long."""
+        with self.database.read() as connection:
+            found = connection.execute(
+                "SELECT sent_key FROM text WHERE sent_key IS NOT NULL"
+            ).fetchall()
+        return {key for (key,) in found}
 
     def forget_texts(self, per_block: int = 20_000) -> None:
         """The batch has ended: they are not sent any more."""

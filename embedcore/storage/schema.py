@@ -99,6 +99,12 @@ def proofs_of_batches(database: Database) -> None:
         database.conn.execute(statement)
 
 
+@STATE
+def deliveries(database: Database) -> None:
+    """Which batches have their vectors in an output."""
+    database.conn.execute(_DELIVERED)
+
+
 @RATES
 def turns(database: Database) -> None:
     """What may leave to each endpoint, and which processes send there."""
@@ -139,6 +145,12 @@ def claims(database: Database) -> None:
     """Which keys a process is paying for at this moment."""
     for statement in (_CLAIMANT, _CLAIM):
         database.conn.execute(statement)
+
+
+@VECTOR_INDEX
+def beyond_the_cap(database: Database) -> None:
+    """Which segments hold what only batches count on."""
+    database.conn.execute(_BEYOND)
 
 
 _BOOK = """
@@ -304,6 +316,10 @@ CREATE TABLE vector (
     keep_until INTEGER NOT NULL            -- day; pruned only after it
 ) STRICT"""
 
+_BEYOND = (
+    "ALTER TABLE segment ADD COLUMN beyond INTEGER NOT NULL DEFAULT 0 CHECK (beyond IN (0, 1))"
+)
+
 _CLAIMANT = """
 CREATE TABLE claimant (
     id INTEGER PRIMARY KEY,                -- random: an id is never used again
@@ -464,6 +480,11 @@ _PROOFS = (
     # What is lost, or is being embedded again and has been lost before.
     "UPDATE item SET paid = 1 WHERE state = 'lost' OR (state <> 'stored' AND (pool, key) IN "
     "(SELECT p.pool, u.key FROM unread u JOIN part p ON p.id = u.part))",
+)
+
+# Its output is complete: it counts no longer on vectors beyond the cap.
+_DELIVERED = (
+    "ALTER TABLE batch ADD COLUMN delivered INTEGER NOT NULL DEFAULT 0 CHECK (delivered IN (0, 1))"
 )
 
 _UNREAD = """

@@ -7,14 +7,14 @@ is whole, and what a kill leaves is done by the next run.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from embedcore.storage.segments import HEADER_BYTES, padded
-from embedcore.storage.vector_table import ROWS_AT_ONCE, marks
+from embedcore.storage.vector_table import KEYS_PER_QUERY, ROWS_AT_ONCE, marks
 
 if TYPE_CHECKING:
     import sqlite3
@@ -31,11 +31,55 @@ def compact(index: VectorIndex, down_to: int | None = None) -> None:
     Readers and writers go on meanwhile, save for the length of one transaction.
     """
     _take_stock(index)
-    sparse = _sparse(index, down_to)
+    sparse, beyond = _sparse(index, down_to)
     if sparse:
-        _move(index, sparse)
+        _move(index, sparse - beyond, beyond=False)
+        _move(index, sparse & beyond, beyond=True)
         _take_stock(index)
     _erase_gaps(index)
+
+
+def let_go(
+    index: VectorIndex,
+    keys: Iterable[Sequence[bytes]],
+    needed: Callable[[Sequence[bytes]], Collection[bytes]],
+) -> int:
+    """Delete what of these lies in segments beyond the cap, save what is ``needed``; returns how
+    many vectors. Segments of which nothing is left go.
+
+    ``needed`` is asked while nothing can be written: who counts on a vector says so, pins it, and
+    looks whether it is there, in this order.
+    """
+    deleted = 0
+    with index.database.read() as connection:
+        if not index.beyond(connection):
+            return 0
+    for some in keys:
+        for start in range(0, len(some), KEYS_PER_QUERY):
+            deleted += _let_go_some(index, some[start : start + KEYS_PER_QUERY], needed)
+    if deleted:
+        _take_stock(index)
+    return deleted
+
+
+def _let_go_some(
+    index: VectorIndex,
+    keys: Sequence[bytes],
+    needed: Callable[[Sequence[bytes]], Collection[bytes]],
+) -> int:
+    with index.database.transaction() as connection:
+        rows = connection.execute(
+            "SELECT v.id, v.key FROM vector v JOIN segment s ON s.id = v.segment "
+            f"WHERE s.beyond AND v.key IN ({marks(keys)})",
+            keys,
+        ).fetchall()
+        if not rows:
+            return 0
+        others = needed([key for _, key in rows])
+        connection.execute("PRAGMA secure_delete = ON").fetchall()
+        count, _ = index.delete_rows(connection, [one for one, key in rows if key not in others])
+        connection.execute("PRAGMA incremental_vacuum").fetchall()
+    return count
 
 
 def _take_stock(index: VectorIndex) -> None:
@@ -61,10 +105,11 @@ def _take_stock(index: VectorIndex) -> None:
     index.segments.remove(unknown)
 
 
-def _sparse(index: VectorIndex, down_to: int | None) -> set[int]:
-    """The segments that are worth copying, those with the largest share of gaps first."""
+def _sparse(index: VectorIndex, down_to: int | None) -> tuple[set[int], set[int]]:
+    """The segments that are worth copying, and those that the cap does not count."""
     with index.database.read() as connection:
         named, tails = index.named(connection), index.tails(connection)
+        beyond = set(index.beyond(connection))
         used = index.used_in(connection)
         shares = sorted(
             (named.get(number, 0) / max(tail - HEADER_BYTES, 1), number)
@@ -76,19 +121,24 @@ def _sparse(index: VectorIndex, down_to: int | None) -> set[int]:
         if share < _SPARSE or (down_to is not None and used > down_to and gaps > 0):
             chosen.add(number)
             used -= gaps
-    return chosen
+    return chosen, beyond
 
 
-def _move(index: VectorIndex, sparse: Collection[int]) -> None:
-    """Copy what lies in these to the end of others."""
-    last: int | None = 0
+def _move(index: VectorIndex, sparse: Collection[int], *, beyond: bool) -> None:
+    """Copy what lies in these to the end of others of their kind."""
+    last: int | None = 0 if sparse else None
     while last is not None:
         with index.database.transaction() as connection:
-            last = _move_some(index, connection, sparse, last)
+            last = _move_some(index, connection, sparse, last, beyond=beyond)
 
 
 def _move_some(
-    index: VectorIndex, connection: sqlite3.Connection, sparse: Collection[int], last: int
+    index: VectorIndex,
+    connection: sqlite3.Connection,
+    sparse: Collection[int],
+    last: int,
+    *,
+    beyond: bool,
 ) -> int | None:
     """Copy the next rows; returns the last of them, or None if there were none."""
     rows = index.rows(
@@ -104,7 +154,7 @@ def _move_some(
     for in_bytes, group in groupby(sound, key=_bytes_of):
         chosen = list(group)
         raw, _ = index.stored(chosen, in_bytes)
-        segment, offset = index.append(connection, raw, but=sparse)
+        segment, offset = index.append(connection, raw, but=sparse, beyond=beyond)
         connection.executemany(
             "UPDATE vector SET segment = ?, offset = ? WHERE id = ?",
             [(segment, offset + at * raw.shape[1], row[0]) for at, row in enumerate(chosen)],

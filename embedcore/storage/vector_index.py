@@ -212,10 +212,12 @@ class VectorIndex(VectorTable):
         origin: int,
         day: int,
         keep_until: int,
+        beyond: bool = False,
     ) -> int:
         """Keep what ``encode`` returned, inside a transaction; returns how many are new.
 
         What is there stays as it is, but for zeros, which a vector that says something replaces.
+        ``beyond``: as for ``append``.
         """
         known = self.there(connection, keys)
         new: dict[bytes, int] = {}
@@ -233,7 +235,7 @@ class VectorIndex(VectorTable):
         sums = checksums(stored, names).tolist()
         width, itemsize = stored.shape[1], stored.dtype.itemsize
         raw = _rows_of(stored)
-        segment, offset = self.append(connection, raw)
+        segment, offset = self.append(connection, raw, beyond=beyond)
         connection.executemany(
             "INSERT INTO vector (key, origin, segment, offset, width, itemsize, checksum, zeros, "
             "stored, keep_until) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -259,13 +261,15 @@ class VectorIndex(VectorTable):
         raw: NDArray[np.uint8],
         *,
         but: Collection[int] = (),
+        beyond: bool = False,
     ) -> tuple[int, int]:
         """Write rows of bytes at the end, in no segment of ``but``; returns segment and offset.
 
-        Inside a transaction: no other process writes there before it has ended.
+        Inside a transaction: no other process writes there before it has ended. ``beyond``: in a
+        segment of those that only batches count on, which the cap does not count.
         """
         last = connection.execute(
-            "SELECT id, tail FROM segment ORDER BY id DESC LIMIT 1"
+            "SELECT id, tail FROM segment WHERE beyond = ? ORDER BY id DESC LIMIT 1", (beyond,)
         ).fetchone()
         number, tail = (0, SEGMENT_BYTES) if last is None else last
         start = None
@@ -275,7 +279,8 @@ class VectorIndex(VectorTable):
             used = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'segment'")
             number = self.segments.create((used.fetchone() or (0,))[0])
             connection.execute(
-                "INSERT INTO segment (id, tail) VALUES (?, ?)", (number, HEADER_BYTES)
+                "INSERT INTO segment (id, tail, beyond) VALUES (?, ?, ?)",
+                (number, HEADER_BYTES, beyond),
             )
             start = self.segments.append(number, HEADER_BYTES, raw)
             if start is None:
@@ -349,6 +354,10 @@ class VectorIndex(VectorTable):
         """Segment → where it ends."""
         return dict(connection.execute("SELECT id, tail FROM segment").fetchall())
 
+    def beyond(self, connection: sqlite3.Connection) -> dict[int, int]:
+        """The same of those that the cap does not count."""
+        return dict(connection.execute("SELECT id, tail FROM segment WHERE beyond").fetchall())
+
     def named(self, connection: sqlite3.Connection) -> dict[int, int]:
         """Segment → bytes of it that rows name. Takes as long as reading the whole index."""
         return dict(
@@ -363,6 +372,10 @@ class VectorIndex(VectorTable):
     def used_in(self, connection: sqlite3.Connection) -> int:
         """Bytes in use on the disk: of the segments also what no row names any more."""
         return pages_used(connection) + sum(self.tails(connection).values())
+
+    def capped_in(self, connection: sqlite3.Connection) -> int:
+        """The same without what the cap does not count."""
+        return self.used_in(connection) - sum(self.beyond(connection).values())
 
     @property
     def used(self) -> int:

@@ -6,9 +6,9 @@ file beside it (``old_vectors``): it is looked up there second, until it is move
 A vector of zeros says nothing of its text, and the next answer may be better: it is kept only for
 the batch that paid for it and reads it from here (``zeros=True``), and is no hit for other calls.
 
-The cache is no ledger: without it everything is only dearer. At its cap it takes no more but
-for a batch, which has its vectors nowhere else; nothing is thrown out to make room, since that
-would be to pay for it again one day.
+The cache is no ledger: without it everything is only dearer. At its cap it takes no more; nothing
+is thrown out to make room, since that would be to pay for it again one day. What a batch brings
+then, which is nowhere else, lies in segments of its own until the output of the batch is complete.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -27,6 +27,7 @@ from embedcore.forksafe import Lock
 from embedcore.storage.claims import Claims
 from embedcore.storage.keys import Origin
 from embedcore.storage.old_vectors import Known, OldVectors
+from embedcore.storage.vector_compaction import let_go
 from embedcore.storage.vector_format import all_zero, encode
 from embedcore.storage.vector_index import VectorIndex
 from embedcore.storage.vector_table import (
@@ -67,8 +68,8 @@ class VectorStore:
 
     Every method raises ``StorageError`` when it cannot be used; nothing is half done then.
     ``path``: the folder; a file ``<path>.db`` beside it is what was kept before. ``cap``: bytes
-    beyond which nothing is added but what a batch counts on. ``busy_timeout``: seconds to wait for
-    others.
+    beyond which nothing is added but what a batch counts on, for as long as it does.
+    ``busy_timeout``: seconds to wait for others.
     """
 
     def __init__(
@@ -226,14 +227,16 @@ class VectorStore:
         *,
         keep_until: float = 0.0,
         zeros: bool = False,
+        to_stay: bool = True,
     ) -> str | None:
         """Keep vector i under ``keys[i]``; what is there already stays as it is, but for zeros.
 
         ``keep_until``: seconds since 1970 before which ``prune`` leaves them alone: a batch counts
-        on them, so that no cap keeps them out, only the disk. ``zeros``: also keep those that are
-        all zeros. Returns the model's name in earlier replies, if it was another one than now.
-        Raises ``StorageFull`` when they would pass the cap, or the disk is full; none of them is
-        kept then.
+        on them, so that no cap keeps them out, only the disk. What would pass the cap, or is not
+        ``to_stay``, is there until ``let_go``. ``zeros``: also keep those that are all zeros.
+        Returns the model's name in earlier replies, if it was another one than now. Raises
+        ``StorageFull`` when they would pass the cap, or the disk is full; none of them is kept
+        then.
         """
         useless = all_zero(vectors)
         if not zeros and useless.any():
@@ -253,12 +256,20 @@ class VectorStore:
         stored = encode(vectors)
         today, until = self.today(), int(keep_until // DAY_SECONDS)
         with self.database.transaction() as connection:
-            if not keep_until and len(keys):
-                more = stored.nbytes + len(keys) * _ROW_OVERHEAD
-                self._require_room(connection, known.used + more)
+            more = known.used + stored.nbytes + len(keys) * _ROW_OVERHEAD
+            used = self.index.capped_in(connection) + more
+            if used > self.cap and not keep_until and len(keys):
+                raise self._full(used)
             place, before = self._origin(connection, origin, known)
             self.index.add(
-                connection, keys, stored, useless, origin=place, day=today, keep_until=until
+                connection,
+                keys,
+                stored,
+                useless,
+                origin=place,
+                day=today,
+                keep_until=until,
+                beyond=used > self.cap or not to_stay,
             )
             self.claims.kept(connection, said)
             self._count(connection)
@@ -267,13 +278,11 @@ class VectorStore:
             self.in_old(partial(self.old.drop, key), None)
         return before
 
-    def _require_room(self, connection: sqlite3.Connection, more: int) -> None:
-        used = self.index.used_in(connection) + more
-        if used > self.cap:
-            raise StorageFull(
-                f"{self.path} would hold {used / 1e9:.2f} GB of at most {self.cap / 1e9:.2f} GB "
-                "(cache_cap): raise the cap, or make room with `embedcore cache prune`"
-            )
+    def _full(self, used: int) -> StorageFull:
+        return StorageFull(
+            f"{self.path} would hold {used / 1e9:.2f} GB of at most {self.cap / 1e9:.2f} GB "
+            "(cache_cap): raise the cap, or make room with `embedcore cache prune`"
+        )
 
     def _origin(
         self, connection: sqlite3.Connection, origin: Origin, known: Known
@@ -293,6 +302,14 @@ class VectorStore:
             self.index.keep(chunk, day)
             self.in_old(partial(self.old.keep, chunk, day), None)
 
+    def let_go(
+        self,
+        keys: Iterable[Sequence[bytes]],
+        needed: Callable[[Sequence[bytes]], Collection[bytes]],
+    ) -> int:
+        """Delete what of these is kept beyond the cap, save what other batches ``needed``."""
+        return let_go(self.index, keys, needed)
+
     def drop(self, key: bytes) -> None:
         """Delete one vector that must not be used."""
         self.index.drop(key)
@@ -302,6 +319,13 @@ class VectorStore:
     def used(self) -> int:
         """Bytes in use."""
         return self.index.used + self.in_old(lambda: self.old.used, 0)
+
+    @property
+    def room(self) -> int:
+        """Bytes that are left below the cap; negative where it was lowered."""
+        with self.database.read() as connection:
+            used = self.index.capped_in(connection)
+        return self.cap - used - self.in_old(lambda: self.old.used, 0)
 
     def flush(self) -> None:
         """Write down the counts of hits and misses that are only in memory."""

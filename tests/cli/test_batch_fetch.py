@@ -248,6 +248,35 @@ def test_empty_texts_are_listed(cli, server, read_output):
     assert "empty" in listed["reason"]
 
 
+def test_what_is_not_cached_goes_once_every_row_is_written(
+    cli, server, texts_file, name_settings, state_home
+):
+    name_settings(f"cache_cap = 0\n{OFFERED}")
+    server.batches.settings.progress = Progress()
+    name = submit(cli, texts_file(7))
+    assert cli("batch", "fetch", name, "-o", "v.npy", "--partial").code == 4
+    server.batches.settings.progress = Progress(polls=1)
+    run = cli("batch", "fetch", name, "-o", "v.npy")
+    assert run.code == 0, run.err
+    assert "  not cached  7 vectors, in this output only (cache_cap, or cache = false)\n" in run.out
+    assert list((state_home / "vectors").glob("*.seg")) == []
+    _, rows = content(Path("v.npy"))
+    assert len(rows) == 7
+    run = cli("batch", "fetch", name, "-o", "w.jsonl", "--json")
+    assert (run.code, run.json["only_in_output"], run.json["failed_rows"]) == (1, 0, 7)
+    assert "written to an output before" in next(iter(run.json["reasons"]))
+
+
+def test_where_a_row_failed_the_others_are_not_billed_again(cli, server, name_settings):
+    name_settings(f"cache_cap = 0\n{OFFERED}")
+    Path("t.txt").write_text("one\n\nthree\n")
+    name = submit(cli, "t.txt", more=["--on-error", "keep"])
+    assert cli("batch", "fetch", name, "-o", "v.jsonl", "--json").json["only_in_output"] == 0
+    billed = server.meter.billed_tokens
+    submit(cli, "t.txt", more=["--on-error", "keep"])
+    assert server.meter.billed_tokens == billed
+
+
 @pytest.mark.case("F1")
 @pytest.mark.parametrize("kind", ["jsonl", "npy", "parquet"])
 def test_without_a_vector_an_output_stays_as_it_is(cli, server, texts_file, kind):

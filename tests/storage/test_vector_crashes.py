@@ -33,11 +33,17 @@ class Deed:
     """What is done to a cache of ``OLD``: which texts it has before, and must have afterwards."""
 
     def __init__(
-        self, do: Callable[[VectorStore], object], after: list[str], *, is_old: bool = False
+        self,
+        do: Callable[[VectorStore], object],
+        after: list[str],
+        *,
+        is_old: bool = False,
+        to_stay: bool = True,
     ) -> None:
         self.do = do
         self.after = set(after)
         self.is_old = is_old
+        self.to_stay = to_stay
 
     def prepared(self, folder: Path) -> VectorStore:
         if self.is_old:
@@ -45,7 +51,7 @@ class Deed:
         store = VectorStore(folder, cap=10**9, busy_timeout=5.0)
         if not self.is_old:
             for start in range(0, len(OLD), 2):
-                buy(store, OLD[start : start + 2])
+                buy(store, OLD[start : start + 2], to_stay=self.to_stay)
         return store
 
 
@@ -73,6 +79,10 @@ def finds_damage(store: VectorStore) -> None:
     list(verify(store))
 
 
+def lets_go(store: VectorStore) -> None:
+    store.let_go([keys_of(OLD)], set(keys_of(OLD[5:])).intersection)
+
+
 DEEDS = {
     "the first put": Deed(lambda store: buy(store, NEW), [*OLD, *NEW]),
     "a put after others": Deed(lambda store: [buy(store, [one]) for one in NEW], [*OLD, *NEW]),
@@ -82,6 +92,7 @@ DEEDS = {
     "prune all": Deed(prune, []),
     "prune some": Deed(drops, OLD[2:]),
     "copy what is left": Deed(most_of_a_segment, OLD[4:]),
+    "let go of what a batch had": Deed(lets_go, OLD[5:], to_stay=False),
     "damage": Deed(finds_damage, OLD[1:]),
     "move": Deed(moves, OLD, is_old=True),
 }

@@ -303,6 +303,32 @@ def test_what_somebody_counts_on_is_taken_beyond_the_cap(open_store: Open) -> No
         buy(store, ["another"])
 
 
+def test_what_is_beyond_the_cap_counts_for_no_one_else_and_goes_with_its_segments(
+    open_store: Open,
+) -> None:
+    """The cap holds for what is to stay, however much lies beyond it meanwhile."""
+    store = open_store(cap=400_000)
+    large = [f"large {number}" for number in range(100)]
+    until = store.today() * 86_400.0 + 86_400.0
+    buy(store, large, width=2_048, keep_until=until)
+    assert store.used > 800_000
+    assert store.room > 0
+    buy(store, TEXTS, width=2_048)
+    assert found(store, [*large, *TEXTS], width=2_048) == {*large, *TEXTS}
+    (beyond,) = [path for path in store.path.glob("*.seg") if path.stat().st_size > 800_000]
+    assert store.let_go([keys_of([*large, *TEXTS])], lambda _: set()) == len(large)
+    assert not beyond.exists()
+    assert found(store, [*large, *TEXTS], width=2_048) == set(TEXTS)
+
+
+def test_only_what_is_not_to_stay_goes(open_store: Open) -> None:
+    store = open_store()
+    buy(store, TEXTS[:5], to_stay=False)
+    buy(store, TEXTS[:10])
+    assert store.let_go([keys_of(TEXTS)], lambda _: set()) == 5, "what is there stays as it is"
+    assert found(store, TEXTS) == set(TEXTS[5:10])
+
+
 def test_the_size_of_a_vector_is_about_what_is_promised(open_store: Open) -> None:
     texts = [f"text {number}" for number in range(976)]
     whole, half = open_store(), open_store(Path("half").absolute())

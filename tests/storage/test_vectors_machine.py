@@ -41,6 +41,7 @@ class Row:
     day: int
     until: int = 0
     damaged: bool = False
+    beyond: bool = False
     is_old: bool = False
 
 
@@ -73,19 +74,45 @@ class StoreMachine(RuleBasedStateMachine):
     def keys(self, model: str, texts: list[str]) -> list[bytes]:
         return Keys(provider="p", model=model, fingerprint="f", input_type=None).of(texts)
 
-    @rule(who=which, model=models, texts=some_texts, salt=st.sampled_from("ab"), days=which)
-    def put(self, who: int, model: str, texts: list[str], salt: str, days: int) -> None:
+    @rule(
+        who=which,
+        model=models,
+        texts=some_texts,
+        salt=st.sampled_from("ab"),
+        days=which,
+        to_stay=st.booleans(),
+    )
+    def put(
+        self, who: int, model: str, texts: list[str], salt: str, days: int, to_stay: bool
+    ) -> None:
         until = self.now + days * 3 * DAY_SECONDS if days else 0.0
         self.stores[who].put(
             self.keys(model, texts),
             vectors_of(texts, WIDTH, salt=salt),
             Origin(model=f"p:{model}", fingerprint="f"),
             keep_until=until,
+            to_stay=to_stay,
         )
         for text in texts:
             self.rows.setdefault(
-                (model, text), Row(salt, self.today, until=int(until // DAY_SECONDS))
+                (model, text),
+                Row(salt, self.today, until=int(until // DAY_SECONDS), beyond=not to_stay),
             )
+
+    @rule(who=which, model=models, texts=some_texts, others=some_texts)
+    def let_go(self, who: int, model: str, texts: list[str], others: list[str]) -> None:
+        going = [
+            (model, text)
+            for text in texts
+            if text not in others
+            and (row := self.rows.get((model, text))) is not None
+            and row.beyond
+        ]
+        needed = set(self.keys(model, others))
+        gone = self.stores[who].let_go([self.keys(model, texts)], needed.intersection)
+        assert gone == len(going)
+        for name in going:
+            del self.rows[name]
 
     @rule(model=models, texts=some_texts, salt=st.sampled_from("ab"), days=which)
     def put_by_an_earlier_version(self, model: str, texts: list[str], salt: str, days: int) -> None:

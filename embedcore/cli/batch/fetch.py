@@ -64,7 +64,7 @@ class Fetched:
     """What became of the rows: written, failed, or still pending.
 
     ``truncated``: of those written, how many were cut; ``perhaps_cut``: how many may have been.
-    ``zeros``: how many have a vector of zeros.
+    ``zeros``: how many have a vector of zeros. ``only_here``: vectors that are in the output only.
     ``reasons``: why, of those that are not written. ``with_columns``: the columns of the input are
     in the output. ``unchanged``: there was no vector, and the output is as it was.
     """
@@ -75,6 +75,7 @@ class Fetched:
     truncated: int = 0
     perhaps_cut: int = 0
     zeros: int = 0
+    only_here: int = 0
     dimensions: int = 0
     with_columns: bool = False
     failed_path: Path | None = None
@@ -279,6 +280,9 @@ def _fetch(screen: Screen, wish: FetchWish) -> int:
             on_progress=shown.draw,
         )
         fetched = output.write()
+        # What failed may be submitted again with the same rows: the others must not be billed then.
+        if report.has_ended and fetched.written and not (fetched.pending or fetched.failed):
+            fetched.only_here = _delivered(screen, job)
     _say(screen, wish, report, fetched)
     return code_of_rows(failed=fetched.failed, retryable=fetched.pending)
 
@@ -295,6 +299,15 @@ def _looked_after(screen: Screen, job: BatchJob, wish: FetchWish) -> BatchReport
             f"is; to wait for the rest:\n  {watch_command(report.id)}"
         )
     return report
+
+
+def _delivered(screen: Screen, job: BatchJob) -> int:
+    """Give back the room of vectors that are not to be cached. Returns how many those were."""
+    try:
+        return job.deliver()
+    except StorageError as error:
+        screen.error(f"warning: vectors beyond cache_cap were not deleted: {error}")
+        return 0
 
 
 def _read_again(screen: Screen, job: BatchJob, wish: FetchWish) -> int:
@@ -371,6 +384,7 @@ def _say(screen: Screen, wish: FetchWish, report: BatchReport, fetched: Fetched)
             "truncated_rows": fetched.truncated,
             "perhaps_cut_rows": fetched.perhaps_cut,
             "zero_rows": fetched.zeros,
+            "only_in_output": fetched.only_here,
             "failed_path": None if fetched.failed_path is None else str(fetched.failed_path),
             "dimensions": fetched.dimensions,
             "unchanged": fetched.unchanged,
@@ -400,6 +414,9 @@ def _facts(report: BatchReport, fetched: Fetched) -> Iterator[tuple[str, str]]:
         yield "perhaps cut", perhaps_cut_text(fetched.perhaps_cut)
     if fetched.zeros:
         yield "zeros", f"{plural(fetched.zeros, 'row')} with a vector of zeros, which finds nothing"
+    if fetched.only_here:
+        kept = plural(fetched.only_here, "vector")
+        yield "not cached", f"{kept}, in this output only (cache_cap, or cache = false)"
     if fetched.pending:
         yield "under way", plural(fetched.pending, "row")
     if fetched.failed_path is not None:

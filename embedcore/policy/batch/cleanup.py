@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Final
 
 from embedcore.policy.batch.context import DAY_SECONDS, contexts_of
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from embedcore.errors import EmbeddingError
     from embedcore.policy.batch.context import BatchContext
     from embedcore.storage.batches import BatchRecord
+    from embedcore.storage.manifest import Manifest
 
 
 logger = logging.getLogger("embedcore")
@@ -34,10 +37,44 @@ def tidy(context: BatchContext) -> list[EmbeddingError]:
     return problems
 
 
+def deliver(context: BatchContext, batch: BatchRecord) -> int:
+    """The output of a batch is complete: its vectors that are kept beyond the cap go, save those
+    that other batches count on. Returns how many."""
+    context.batches.deliver(batch)
+    return _let_go(context, batch)
+
+
 def forget(context: BatchContext, batch: BatchRecord) -> None:
-    """Delete the batch's record and texts. Parts of it that run are not stopped."""
+    """Delete the batch's record, its texts, and its vectors beyond the cap. Parts of it that run
+    are not stopped."""
+    _let_go(context, batch)
     context.batches.drop(batch)
     context.manifest(batch).delete()
+
+
+def _let_go(context: BatchContext, batch: BatchRecord) -> int:
+    if context.store.path.parent != context.folder.parent:
+        # Batches of other state folders, of which nothing is known here, may count on them.
+        return 0
+    with ExitStack() as opened:
+        others: dict[str, tuple[Manifest, set[bytes]]] = {}
+
+        def needed(keys: Sequence[bytes]) -> set[bytes]:
+            found: set[bytes] = set()
+            for name in context.batches.counting(batch):
+                if name not in others:
+                    if not (path := context.folder / f"{name}.db").exists():
+                        continue
+                    manifest = opened.enter_context(closing(context.manifest_at(path)))
+                    others[name] = manifest, manifest.sent_keys()
+                manifest, sent = others[name]
+                found |= manifest.among(keys) | sent.intersection(keys)
+            return found
+
+        mine = opened.enter_context(closing(context.manifest(batch)))
+        if not mine.path.exists():
+            return 0
+        return context.store.let_go(mine.keys(), needed)
 
 
 def sweep(context: BatchContext) -> int:

@@ -429,8 +429,7 @@ class _Reading:
             answered_as=checked.answered_as,
         )
         keys = [self._keys[place] for place in checked.places]
-        until = self._keep_until
-        self._context.store.put(keys, checked.vectors, origin, keep_until=until, zeros=True)
+        self._context.keep(keys, checked.vectors, origin, self._keep_until)
         self._keep_ids([self._ids[place] for place in checked.places])
 
     def _refuse_others(self, checked: Checked) -> None:

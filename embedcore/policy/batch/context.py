@@ -97,13 +97,25 @@ class BatchContext:
 
     def manifest(self, batch: BatchRecord) -> Manifest:
         """The file of a batch; the caller closes it."""
-        return Manifest(
-            self.folder / f"{batch.name}.db",
-            allow_network_filesystem=self.allow_network_filesystem,
-        )
+        return self.manifest_at(self.folder / f"{batch.name}.db")
+
+    def manifest_at(self, path: Path) -> Manifest:
+        """The same of the batch whose file that is."""
+        return Manifest(path, allow_network_filesystem=self.allow_network_filesystem)
 
     def keys(self, input_type: str | None) -> Keys:
         return keys_of(self.engine, input_type)
+
+    def keep(self, keys: Sequence[bytes], vectors: Vectors, origin: Origin, until: float) -> None:
+        """Put what came for a batch where it is counted on until then, in seconds since 1970."""
+        self.store.put(
+            keys,
+            vectors,
+            origin,
+            keep_until=until,
+            zeros=True,
+            to_stay=self.engine.cache is not None,
+        )
 
     def stored(self, keys: Sequence[bytes]) -> set[bytes]:
         """Which of these keys have a sound vector; a damaged one is deleted, to be sent again."""

@@ -255,9 +255,7 @@ class _Arriving:
     def keep(self, arrival: Arrival) -> None:
         rows = arrival.rows.tolist()
         keys = [self._key(row, arrival.cuts.get(row)) for row in rows]
-        self._context.store.put(
-            keys, arrival.vectors, self._origin, keep_until=self._until, zeros=True
-        )
+        self._context.keep(keys, arrival.vectors, self._origin, self._until)
         for row, key in zip(rows, keys, strict=True):
             if key != self._names[row]:
                 cut = arrival.cuts[row]

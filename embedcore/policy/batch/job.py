@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from embedcore.errors import ConfigurationError, EmbeddingError
 from embedcore.policy.batch import advance as recipe
-from embedcore.policy.batch.cleanup import forget
+from embedcore.policy.batch.cleanup import deliver, forget
 from embedcore.policy.batch.collect import read_again
 from embedcore.policy.batch.context import context_of
 from embedcore.policy.batch.report import BatchReport, report_of
@@ -171,6 +171,21 @@ class BatchJob:
         """
         self.record = recipe.abandon(self._context, self.record)
         return self.status(poll=False)
+
+    def deliver(self) -> int:
+        """Say that all of its vectors are where they are wanted: what ``cache_cap`` or
+        ``cache = false`` leaves no room for is deleted here, and would be billed again.
+
+        Vectors that are cached, and those that other batches count on, stay. Returns how many were
+        deleted. ``embedcore batch fetch`` calls it once its output is complete. Raises
+        ``ConfigurationError`` for a batch that has not ended, and ``StorageError``.
+        """
+        self.record = self._context.batches.again(self.record)
+        if not self.record.has_ended:
+            raise ConfigurationError(
+                f"batch {self.id} has not ended: its vectors are not all there"
+            )
+        return deliver(self._context, self.record)
 
     def resubmit_lost(self) -> int:
         """Pay again for what was paid for and lost at the provider. Returns how many texts that
