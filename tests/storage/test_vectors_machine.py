@@ -262,9 +262,9 @@ class StoreMachine(RuleBasedStateMachine):
         if not texts:
             return
         store = self.stores[who]
-        store.cap = store.used
+        store.cap -= store.room
         with pytest.raises(StorageFull):
-            self.put(who, "m", texts, "c", 0)
+            self.put(who, "m", texts, "c", 0, to_stay=True)
         store.cap = CAP
 
     @rule(who=which)
