@@ -6,7 +6,7 @@ import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from embedcore.events import Cached
 from embedcore.policy.cache import Follower
@@ -26,6 +26,8 @@ _SHORTEST_LOOK: Final = 0.01
 _LONGEST_LOOK: Final = 0.2
 _LOOK_GROWS: Final = 1.5
 _LOOKED_AT: Final = 500
+
+Item = TypeVar("Item")
 
 
 def keys_of(engine: Engine, input_type: str | None) -> Keys:
@@ -295,11 +297,12 @@ def ask_together(asking: Sequence[Asking]) -> None:
     for one in asking:
         wanted.add(one, *one.reuse.claim_here(one.indices))
     since = cache.changes()
-    found = wanted.look_up(range(len(wanted.keys)))
+    every = range(len(wanted.keys))
+    found = wanted.look_up(every)
     if all(one.error is not None for one in asking):
         return
-    left = [place for place in range(len(wanted.keys)) if place not in found]
-    taken = cache.claim([wanted.keys[place] for place in left], since) if left else None
+    left = [] if len(found) == len(every) else _without(every, found)
+    taken = cache.claim(_some(wanted.keys, left), since) if left else None
     elsewhere: set[int] = set()
     if taken is not None:
         # Between the two another process may have kept them.
@@ -307,16 +310,14 @@ def ask_together(asking: Sequence[Asking]) -> None:
         found |= wanted.look_up(came) if came else set()
         elsewhere = {place for place in left if wanted.keys[place] in taken.elsewhere} - found
     missing = 0
-    for one, start, end in wanted.spans:
-        reused = len(one.indices) - (end - start)
-        for place in range(start, end):
-            if place in found:
-                reused += 1
-            elif place in elsewhere:
+    left = _without(left, found)
+    for one, own in wanted.of_each(left, also_none=True):
+        for place in own:
+            if place in elsewhere:
                 one.reuse.await_elsewhere(wanted.indices[place], wanted.keys[place])
             else:
                 one.missing.append(wanted.indices[place])
-        one.do(one.reuse.tell, reused)
+        one.do(one.reuse.tell, len(one.indices) - len(own))
         missing += len(one.missing)
     if missing:
         cache.warn_of_size(missing, width)
@@ -342,13 +343,13 @@ class _Wanted:
     def look_up(self, places: Sequence[int]) -> set[int]:
         """Which of these places have a vector. Each call gets its own."""
         reuse, found = self.spans[0][0].reuse, set[int]()
-        self._get(places, [self.keys[place] for place in places], found)
+        self._get(places, _some(self.keys, places), found)
         for former in former_keys_of(reuse.engine, reuse.input_type):
-            places = [place for place in places if place not in found]
+            places = _without(places, found)
             names = [
                 name
-                for one, own in self._of_each(places)
-                for name in former.of(one.reuse.texts_of([self.indices[place] for place in own]))
+                for one, own in self.of_each(places)
+                for name in former.of(one.reuse.texts_of(_some(self.indices, own)))
             ]
             self._get(places, names, found)
         return found
@@ -359,27 +360,41 @@ class _Wanted:
         def take(at: Sequence[int], vectors: Vectors) -> None:
             if not agrees(vectors.shape[1]):
                 return
-            start, chosen = 0, [places[place] for place in at]
-            for one, own in self._of_each(chosen):
+            start, chosen = 0, _some(places, at)
+            for one, own in self.of_each(chosen):
                 end = start + len(own)
-                indices = [self.indices[place] for place in own]
-                one.do(one.reuse.found, indices, vectors[start:end])
+                one.do(one.reuse.found, _some(self.indices, own), vectors[start:end])
                 start = end
             found.update(chosen)
 
         def room(at: Sequence[int]) -> Vectors | None:
-            (one, own), *others = self._of_each([places[place] for place in at])
-            return None if others else one.reuse.room_for([self.indices[place] for place in own])
+            (one, own), *others = self.of_each(_some(places, at))
+            return None if others else one.reuse.room_for(_some(self.indices, own))
 
         self.cache.get(names, self.width, take, room=room)
 
-    def _of_each(self, places: Sequence[int]) -> Iterator[tuple[Asking, Sequence[int]]]:
-        """These places, which are ascending, by the calls whose they are."""
+    def of_each(
+        self, places: Sequence[int], *, also_none: bool = False
+    ) -> Iterator[tuple[Asking, Sequence[int]]]:
+        """These places, which are ascending, by the calls whose they are. ``also_none``: calls
+        without any as well."""
         at = 0
         for one, _, end in self.spans:
             start, at = at, bisect_left(places, end, at)
-            if at > start:
+            if at > start or also_none:
                 yield one, places[start:at]
+
+
+def _some(these: Sequence[Item], places: Sequence[int]) -> Sequence[Item]:
+    """Those at these places, which are ascending."""
+    if places and places[-1] - places[0] + 1 == len(places):
+        # As nearly always: all of them, or some that are neighbours.
+        return these[places[0] : places[-1] + 1]
+    return [these[place] for place in places]
+
+
+def _without(places: Sequence[int], found: set[int]) -> list[int]:
+    return [place for place in places if place not in found]
 
 
 def billed_together(

@@ -162,11 +162,12 @@ def test_each_caller_has_what_it_would_have_alone_and_no_text_is_paid_for_twice(
 
     fake = Watched(info=INFO)
     with tempfile.TemporaryDirectory() as place:
-        folder = Folder(Path(place) / "vectors")
+        folder, looked_up = Folder(Path(place) / "vectors"), threading.Event()
         take = folder.store.claims.take
 
         def taken(*arguments):
             found = take(*arguments)
+            looked_up.set()
             cancelling.at("looked up")
             return found
 
@@ -179,7 +180,13 @@ def test_each_caller_has_what_it_would_have_alone_and_no_text_is_paid_for_twice(
             folder.pays(there)
             folder.claims(elsewhere - there)
             found = asyncio.run(
-                _ask_all(one, asked, cancelling, lambda: _end(folder, elsewhere - there, pays))
+                _ask_all(
+                    one,
+                    asked,
+                    cancelling,
+                    looked_up,
+                    lambda: _end(folder, elsewhere - there, pays),
+                )
             )
             for number, (caller, result) in enumerate(zip(asked, found, strict=True)):
                 if isinstance(result, asyncio.CancelledError):
@@ -199,7 +206,8 @@ def test_each_caller_has_what_it_would_have_alone_and_no_text_is_paid_for_twice(
         folder.close()
 
 
-async def _ask_all(one, asked, cancelling, others):
+async def _ask_all(one, asked, cancelling, looked_up, others):
+    """``others`` is what another process does once the first were looked up."""
     front = Front(one.engine)
 
     async def ask(number, texts):
@@ -210,9 +218,10 @@ async def _ask_all(one, asked, cancelling, others):
         asyncio.ensure_future(ask(number, caller["texts"])) for number, caller in enumerate(asked)
     ]
     cancelling.tasks, cancelling.loop = tasks, asyncio.get_running_loop()
-    ending = threading.Thread(target=others)
+    ending = threading.Thread(target=lambda: (looked_up.wait(), others()))
     ending.start()
     found = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), SECONDS)
+    looked_up.set()
     await asyncio.to_thread(ending.join, SECONDS)
     front.close()
     return found
