@@ -21,10 +21,10 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 import pybase64
-from embedcore_openai.batch_calls import whole_lines
-from embedcore_openai.batch_objects import LineReader
 from embedcore_openai.options import OpenAIOptions
 from embedcore_openai.plugin import create
+
+from embedcore.provider.batch_lines import LineReader, whole_lines
 
 WIDTH = 1536
 PIECE = 1 << 16

@@ -16,7 +16,7 @@ One request is one request: nothing is split, repeated or asked for otherwise.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from decimal import Decimal
 from importlib import import_module
 from types import MappingProxyType
@@ -125,7 +125,8 @@ class HttpOptions(BaseModel):
 
     def over(self, info: ModelInfo) -> ModelInfo:
         """A model's facts, with what these options say in place of them."""
-        names = ("dimensions", *(name for name in type(self).model_fields if name[:4] == "max_"))
+        named = {each.name for each in fields(ModelInfo)} & type(self).model_fields.keys()
+        names = ("dimensions", *(name for name in named if name[:4] == "max_"))
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         price = info.price if self.price is None else Price(immediate=self.price, source="options")
         return replace(info, price=price, endpoint=self.base_url, **given)
@@ -160,13 +161,8 @@ class HttpEmbedder(BaseEmbedder):
         self.width = self._width(known, options.dimensions)
         self.info = options.over(known or replace(self.other, model=model))
         self.options = options
-        self._session = http.Session(
-            options.base_url,
-            headers={"Accept": "application/json"},
-            verify=options.verify,
-            connect_timeout=options.connect_timeout,
-        )
-        self.startup = HttpStartup(self._session, self.info)
+        self.session = self.open_session(options.base_url)
+        self.startup = HttpStartup(self.session, self.info)
         access.warn_of_readers(options.endpoint, verified=options.verify is not False)
 
     def _width(self, known: ModelInfo | None, asked: int | None) -> int | None:
@@ -203,7 +199,7 @@ class HttpEmbedder(BaseEmbedder):
         body = self._body(request)
         key = self.options.key()
         asked = self._asked(request.texts, key)
-        with self._session.send(self._call(body, key, request), asked) as answer:
+        with self.session.send(self._call(body, key, request), asked) as answer:
             try:
                 reply = replies.read(
                     answer.status,
@@ -223,7 +219,16 @@ class HttpEmbedder(BaseEmbedder):
 
     def close(self) -> None:
         """Close the connections. A later ``embed`` opens new ones."""
-        self._session.close()
+        self.session.close()
+
+    def open_session(self, base_url: str) -> http.Session:
+        """Another session as these options say, for a service with more than one address."""
+        return http.Session(
+            base_url,
+            headers={"Accept": "application/json"},
+            verify=self.options.verify,
+            connect_timeout=self.options.connect_timeout,
+        )
 
     def __repr__(self) -> str:
         name, info = type(self).__name__, self.info

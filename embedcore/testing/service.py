@@ -72,7 +72,7 @@ class FakeService:
         self.echoes = False
         self.delay = 0.0
         self.texts: list[str] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._listener: Listener | None = None
 
     def reply(self, question: dict[str, Any]) -> object:
@@ -167,11 +167,14 @@ class FakeService:
     def answer(self, request: HttpRequest) -> HttpReply:
         with self.meter.one_request():
             try:
-                reply = _in_json(200, self._answered(request), self.headers_of_reply())
+                found = self._answered(request)
+                if isinstance(found, HttpReply):
+                    return found
+                reply = in_json(200, found, self.headers_of_reply())
                 return replace(reply, deliver=late(self.delay)) if self.delay else reply
             except Refused as refused:
                 self.meter.reject()
-                return _in_json(refused.status, refused.body, refused.headers)
+                return in_json(refused.status, refused.body, refused.headers)
 
     def _answered(self, request: HttpRequest) -> object:
         if self.echoes:
@@ -179,9 +182,7 @@ class FakeService:
             raise Refused(503, {"message": json.dumps(told)})
         if request.method != "POST" or not self.is_path(request.path):
             raise self.wrong_path()
-        name, before = self.key_header
-        if self.key is not None and request.headers.get(name) != before + self.key:
-            raise self.wrong_key()
+        self.check_key(request)
         try:
             question = request.json()
         except ValueError:
@@ -196,11 +197,18 @@ class FakeService:
             raise refusal
         return self.reply(question)
 
+    def check_key(self, request: HttpRequest) -> None:
+        """Refuse a request without the key."""
+        name, before = self.key_header
+        if self.key is not None and request.headers.get(name) != before + self.key:
+            raise self.wrong_key()
+
     def is_path(self, path: str) -> bool:
         return path == self.path
 
 
-def _in_json(status: int, body: object, headers: Mapping[str, str]) -> HttpReply:
+def in_json(status: int, body: object, headers: Mapping[str, str]) -> HttpReply:
+    """A reply with this body."""
     return HttpReply(
         status=status,
         headers={"content-type": "application/json", **headers},

@@ -39,12 +39,23 @@ def test_the_lines_of_config_make_a_known_model(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_commands_are_three(name: str) -> None:
-    (block,) = re.findall(r"```sh\n(.*?)```", readme(name), re.DOTALL)
+    block, *_ = re.findall(r"```sh\n(.*?)```", readme(name), re.DOTALL)
     lines = block.splitlines()
     assert len(lines) == 3
     assert lines[0].startswith(f"pip install . ./providers/{name} ")
     variables = dict(environment_options(registry.load(name).options))
     assert f"export {variables['api_key']}=" in lines[1] or lines[1].startswith("ollama pull")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_batches_are_three_commands_where_there_are_any(name: str) -> None:
+    found = registry.load(name)
+    embedder = found.create(found.default_model, found.options())
+    _, *blocks = re.findall(r"```sh\n(.*?)```", readme(name), re.DOTALL)
+    assert (embedder.batch is not None) == bool(blocks)
+    for block in blocks:
+        commands = [line.split()[:3] for line in block.splitlines()]
+        assert commands == [["embedcore", "batch", step] for step in ("submit", "status", "fetch")]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from embedcore_openai import batch as batch_module
 from embedcore_openai.batch import OpenAIBatch
 from embedcore_openai.embedder import OpenAIEmbedder
 from embedcore_openai.options import OpenAIOptions
@@ -38,6 +37,7 @@ from embedcore.errors import (
     RequestTooLarge,
     TransientProviderError,
 )
+from embedcore.provider.batch_spool import Spool
 from embedcore.provider.types import BatchItem, BatchOutcome
 from embedcore.testing import FakeOpenAI, vectors_of
 from embedcore.testing.openai.batch_settings import BatchSettings, Listing, Progress, Quirks
@@ -238,15 +238,15 @@ def test_the_size_of_a_file_is_checked_to_the_byte(
     api.routes["POST /v1/files"] = {"id": "file-1"}
     batch = batch_of()
     total = sum(batch.sizes(list(items())))
-    monkeypatch.setattr(batch_module, "MAX_BYTES", total)
+    monkeypatch.setattr(type(batch), "max_bytes", total)
     assert batch.upload(items(), key=KEY) == "file-1"
-    monkeypatch.setattr(batch_module, "MAX_BYTES", total - 1)
-    monkeypatch.setattr(batch_module, "MAX_ITEMS", 12)
+    monkeypatch.setattr(type(batch), "max_bytes", total - 1)
+    monkeypatch.setattr(type(batch), "max_items", 12)
     with pytest.raises(RequestTooLarge) as caught:
         batch.upload(items(), key=KEY)
     assert caught.value.billed == "no"
-    monkeypatch.setattr(batch_module, "MAX_BYTES", total)
-    monkeypatch.setattr(batch_module, "MAX_ITEMS", 11)
+    monkeypatch.setattr(type(batch), "max_bytes", total)
+    monkeypatch.setattr(type(batch), "max_items", 11)
     with pytest.raises(RequestTooLarge):
         batch.upload(items(), key=KEY)
     assert len(api.asked) == 1
@@ -293,7 +293,7 @@ def test_a_full_disk_is_named(api: Api, batch_of: BatchOf, monkeypatch: pytest.M
         raise OSError(28, "No space left on device")
 
     batch = batch_of()
-    monkeypatch.setattr(batch_module.Spool, "write", full)
+    monkeypatch.setattr(Spool, "write", full)
     with pytest.raises(ConfigurationError, match="No space left on device"):
         batch.upload(items(), key=KEY)
     assert api.asked == []
@@ -704,7 +704,7 @@ def test_an_unknown_word_is_told_once_and_means_running(
 ) -> None:
     api.routes["GET /v1/batches/batch_1"] = {"id": "batch_1", "status": "scheduling"}
     batch = batch_of()
-    with caplog.at_level(logging.WARNING, "embedcore.openai"):
+    with caplog.at_level(logging.WARNING, "embedcore.batches"):
         assert [batch.poll("batch_1").state for _ in range(3)] == ["running"] * 3
     assert [record.message for record in caplog.records if "scheduling" in record.message] == [
         "batch batch_1 is 'scheduling', a state that is not known; it counts as running"

@@ -1,13 +1,15 @@
-"""Voyage's ``/v1/embeddings`` as its specification 1.1 has it, on a real socket."""
+"""Voyage's API as its specification 1.1 has it, single requests and batches, on a real socket."""
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 import pybase64
 
-from embedcore.testing.service import FakeService, Refused
+from embedcore.testing.batch_service import FakeBatchService, Job, StoredFile
+from embedcore.testing.service import Refused
 from embedcore.testing.vectors import tokens_of
 
 # Model → tokens of a text, and of a request.
@@ -17,8 +19,10 @@ LIMITS = {
     "voyage-law-2": (16_000, 120_000),
 }
 
+BATCH_MODELS = ("voyage-4", "voyage-4-large", "voyage-4-lite", "voyage-3.5", "voyage-code-3")
 
-class FakeVoyage(FakeService):
+
+class FakeVoyage(FakeBatchService):
     path = "/v1/embeddings"
 
     def wrong_key(self) -> Refused:
@@ -63,6 +67,96 @@ class FakeVoyage(FakeService):
             "usage": {"total_tokens": self.bill(texts)},
         }
 
+    def take_job(self, asked: dict[str, Any]) -> str:
+        self.take(
+            asked,
+            {
+                "endpoint": ["/v1/embeddings"],
+                "completion_window": ["12h"],
+                "request_params": dict,
+                "input_file_id": str,
+                "metadata?": (dict, type(None)),
+            },
+        )
+        params = asked["request_params"]
+        self.take(
+            params,
+            {
+                "model": list(BATCH_MODELS),
+                "input_type?": [None, "query", "document"],
+                "truncation?": bool,
+                "output_dimension?": [None, 256, 512, 1024, 2048],
+                "output_dtype?": [None, "float", "int8", "uint8", "binary", "ubinary"],
+            },
+        )
+        return str(asked["input_file_id"])
+
+    def run_line(self, job: Job, line: dict[str, Any]) -> dict[str, Any]:
+        # Of the model a line says nothing.
+        self.take(line, {"custom_id": str, "body": dict})
+        self.take(line["body"], {"input": (str, list)})
+        params = job.asked["request_params"]
+        texts, model = self.strings(line["body"]["input"]), params["model"]
+        self._refuse_too_much(model, texts, cuts=params.get("truncation", True))
+        width = params.get("output_dimension") or 1024
+        rows = self.vectors(texts, width, salt=f"{model} {params.get('input_type')}")
+        data = [
+            {"object": "embedding", "index": place, "embedding": row}
+            for place, row in enumerate(rows)
+        ]
+        usage = {"total_tokens": self.bill(texts)}
+        body = {"object": "list", "data": data, "model": model, "usage": usage}
+        return {
+            "batch_id": job.id,
+            "custom_id": line["custom_id"],
+            "response": {"status_code": 200, "body": body},
+            "error": None,
+        }
+
+    def error_row(self, job: Job, line: dict[str, Any], refused: Refused) -> dict[str, Any]:
+        said = {"status_code": refused.status, "message": refused.body["detail"]}  # type: ignore[index]
+        told = {"batch_id": job.id, "custom_id": line["custom_id"]}
+        return {**told, "response": said, "error": None}
+
+    def job_document(self, job: Job) -> dict[str, Any]:
+        states = ("in_progress_at", "finalizing_at", "completed_at", "failed_at", "cancelled_at")
+        has_begun = job.state != "validating"
+        return {
+            "id": job.id,
+            "object": "batch",
+            "endpoint": "/v1/embeddings",
+            "errors": None,
+            "input_file_id": job.file,
+            "completion_window": "12h",
+            "model": job.asked["request_params"]["model"],
+            "status": job.state,
+            "output_file_id": job.output,
+            "error_file_id": job.errors,
+            "request_counts": {
+                "total": job.total if has_begun else 0,
+                "completed": len(job.good),
+                "failed": len(job.bad),
+            },
+            "metadata": job.asked.get("metadata") or {},
+            "created_at": told_at(job.created),
+            "expected_completion_at": told_at(job.created),
+            **dict.fromkeys(states),
+        }
+
+    def file_document(self, file: StoredFile) -> dict[str, Any]:
+        return {
+            "object": "file",
+            "id": file.id,
+            "purpose": file.purpose,
+            "filename": file.name,
+            "bytes": len(file.content),
+            "created_at": told_at(file.created),
+            "expires_at": told_at(file.created),
+        }
+
+    def not_found(self, what: str) -> Refused:
+        return Refused(404, {"detail": f"{what} not found"})
+
     def _refuse_too_much(self, model: str, texts: list[str], *, cuts: bool) -> None:
         longest, most = LIMITS[model]
         if not 1 <= len(texts) <= 1_000:
@@ -81,6 +175,10 @@ class FakeVoyage(FakeService):
                 f"is {most}. Your batch has {sum(counts)} tokens after truncation. Please lower "
                 "the number of tokens in the batch."
             )
+
+
+def told_at(moment: datetime) -> str:
+    return moment.isoformat()
 
 
 def packed(row: list[float]) -> str:

@@ -26,10 +26,10 @@ from embedcore_openai.session import OpenAIStartup, Session
 from embedcore_openai.tokenizer import Cl100kTokenizer
 
 if TYPE_CHECKING:
+    from embedcore.provider.batch_errors import Context
     from embedcore.provider.protocol import BatchStrategy, Tokenizer
     from embedcore.provider.types import Vectors
     from embedcore_openai.batch import OpenAIBatch
-    from embedcore_openai.errors import Context
 
 # Of the body of a refusal, for the names of fields in it.
 _READ_FOR_NAMES = 20_000
@@ -186,7 +186,7 @@ class OpenAIEmbedder:
         return "check the option api_key, where it came from"
 
     def _context(self, texts: Sequence[str], key: str | None) -> Context:
-        from embedcore_openai.errors import Context
+        from embedcore.provider.batch_errors import Context
 
         return Context(
             model=self._info.model,

@@ -17,9 +17,9 @@ from pydantic import SecretStr
 
 from embedcore.errors import ConfigurationError, EmbeddingError, InvalidResponse
 from embedcore.provider import http
+from embedcore.provider.batch_errors import Context
 from embedcore.provider.error_bodies import read_body
 from embedcore_openai import models
-from embedcore_openai.errors import Context
 from embedcore_openai.options import OpenAIOptions
 from embedcore_openai.presets import PRESETS
 from embedcore_openai.session import Session

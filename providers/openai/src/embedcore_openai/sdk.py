@@ -21,8 +21,8 @@ from embedcore.errors import EmbeddingError, ProviderError
 from embedcore.provider.http import Answer, Call, Session
 
 if TYPE_CHECKING:
+    from embedcore.provider.batch_spool import Spool
     from embedcore.provider.refusals import Asked
-    from embedcore_openai.batch_calls import Spool
 
 _LOGGERS: Final = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
 

@@ -16,9 +16,9 @@ from embedcore_openai import token_engines as vocabulary
 from embedcore_openai.options import KEY_VARIABLE, OpenAIOptions
 
 if TYPE_CHECKING:
+    from embedcore.provider.batch_errors import Context
+    from embedcore.provider.batch_spool import Spool
     from embedcore.provider.types import ModelInfo
-    from embedcore_openai.batch_calls import Spool
-    from embedcore_openai.errors import Context
     from embedcore_openai.sdk import SDK
 
 
@@ -128,7 +128,7 @@ def _headers(options: OpenAIOptions) -> Mapping[str, str]:
 _MODULES: Final = (
     "embedcore.provider.replies",
     "embedcore.provider.http_connections",
-    "embedcore_openai.errors",
+    "embedcore.provider.batch_errors",
     "encodings.idna",
 )
 _ENGINES: Final = ("tiktoken", "splintr")
@@ -157,7 +157,7 @@ class OpenAIStartup:
         self._session.connect(self._context())
 
     def _context(self) -> Context:
-        from embedcore_openai.errors import Context
+        from embedcore.provider.batch_errors import Context
 
         return Context(
             model=self._info.model,

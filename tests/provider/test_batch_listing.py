@@ -6,11 +6,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from embedcore_openai.batch_calls import NewestFirst, Page, all_pages, page_of
-from embedcore_openai.batch_objects import file_of
 from hypothesis import given, strategies as st
 
 from embedcore.errors import InvalidResponse
+from embedcore.provider.batch_listing import NewestFirst, Page, all_pages, page_of
+from embedcore.provider.batch_objects import file_of
 from embedcore.provider.replies import BadReply
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
@@ -31,7 +31,7 @@ class Listed:
         begin = 0 if after is None or self.deaf else self.ids.index(after) + 1
         ids = self.ids[begin : begin + self.size]
         more = begin + self.size < len(self.ids) if self.more is None else self.more
-        return Page(entries=ids, ids=ids, more=more)
+        return Page(entries=ids, ids=ids, more=more, next=ids[-1] if ids else None)
 
     def read(self) -> list[str]:
         return [entry for page in all_pages(self) for entry in page.entries]

@@ -1,13 +1,10 @@
-"""Objects of the Batch API, in OpenAI's form and in those of servers like it."""
+"""Lines of the results of a batch: bytes as they arrive in, one outcome for each text out."""
 
 from __future__ import annotations
 
 import json
-import re
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,8 +14,9 @@ import pybase64
 
 from embedcore.errors import Billed, InputTooLong, RequestRejected, RequestTooLarge
 from embedcore.provider import refusals
-from embedcore.provider.batchstates import batch_state
+from embedcore.provider.batch_objects import Advice, no_advice
 from embedcore.provider.error_bodies import ErrorBody, error_in, tokens_in
+from embedcore.provider.http import UnreadableBody
 from embedcore.provider.refusals import Asked, says_quota
 from embedcore.provider.replies import (
     NUMBERS,
@@ -30,226 +28,62 @@ from embedcore.provider.replies import (
     without_repetition,
 )
 from embedcore.provider.size_hints import SizeHints, size_hints
-from embedcore.provider.types import BatchOutcome, BatchStatus, FoundJob
-from embedcore_openai.encodings import advice
+from embedcore.provider.types import BatchOutcome
 
 if TYPE_CHECKING:
     from embedcore.provider.types import Vectors
 
-
-MARK: Final = "embedcore"
-_PREFIX: Final = "embedcore-"
-_SUFFIX: Final = ".jsonl"
-_FILE_NAME: Final = re.compile(rf"{_PREFIX}(.*){re.escape(_SUFFIX)}", re.S)
-
-_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
-# Named with a line, and yet true of all lines: every line of ours has the same model and address.
-_OF_THE_JOB: Final = frozenset({"model_not_found", "url_mismatch", "invalid_url", "invalid_method"})
-_QUEUE_CODE: Final = "token_limit_exceeded"
-# "Limit: 20,000,000 enqueued tokens."
-_QUEUE_LIMIT: Final = re.compile(r"Limit:?\s*(\d{1,3}(?:,\d{3})+|\d{1,15})\s+enqueued", re.I)
-_MOST: Final = 2**63 - 1
-
-Shown = Callable[[str], str]
+# Of any honest line: a vector of 16,384 dimensions as text, and as much again.
+_LONGEST: Final = 1_000_000
+_BOM: Final = b"\xef\xbb\xbf"
+# A line in another form than OpenAI's, in that.
+AsLine = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """One entry of the list of batches.
+class HalfLine(Exception):
+    """A body has come to its end in the middle of a line."""
 
-    ``found``: None where it has no id that can be used. ``key``: our mark in its metadata; empty
-    where these have others only. ``is_clear``: False where nothing that it says tells whose it is.
+
+def whole_lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines of a body that comes in pieces of any size, without blank ones and line ends.
+
+    Keeps no more than one piece and one line. Raises ``HalfLine`` instead of giving half a last
+    line, and ``UnreadableBody`` for a line without end.
     """
-
-    found: FoundJob | None = None
-    key: str | None = None
-    input_ref: str | None = None
-    created_at: datetime | None = None
-    is_clear: bool = True
-
-    def is_of(self, key: str, input_ref: str) -> bool | None:
-        """Whether it is the job of that key or that input; None: it may be, and cannot be used."""
-        if key == self.key or input_ref == self.input_ref:
-            return True if self.found is not None else None
-        named = self.key is not None or self.input_ref is not None
-        return False if named or self.is_clear else None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StoredFile:
-    """One entry of the list of files. ``key``: the mark in its name, if it is one of ours."""
-
-    id: str
-    key: str | None = None
-    created_at: datetime | None = None
-
-
-def is_id(value: object) -> bool:
-    """True for what may stand in the path of a URL as an id."""
-    return isinstance(value, str) and _ID.fullmatch(value) is not None
-
-
-def file_name(mark: str) -> str:
-    return f"{_PREFIX}{mark}{_SUFFIX}"
+    begun: list[bytes] = []
+    size = 0
+    first = True
+    for piece in pieces:
+        at = 0
+        while (end := piece.find(b"\n", at)) >= 0:
+            line = piece[at:end]
+            at = end + 1
+            if begun:
+                line = b"".join((*begun, line))
+                begun, size = [], 0
+            if first:
+                line, first = line.removeprefix(_BOM), False
+            # A vector's line has nothing to strip, and is not copied.
+            if line := line.strip():
+                yield line
+        begun.append(piece[at:])
+        size += len(piece) - at
+        if size > _LONGEST:
+            raise UnreadableBody(f"a line of it is longer than {_LONGEST:,} bytes")
+    last = b"".join(begun)
+    last = (last.removeprefix(_BOM) if first else last).strip()
+    if last:
+        if not _is_whole(last):
+            raise HalfLine
+        yield last
 
 
-def id_of(document: dict[str, Any]) -> str:
-    """Raises ``BadReply`` for an id of any other shape than ids have."""
-    value = document.get("id")
-    if not isinstance(value, str) or not is_id(value):
-        raise BadReply("its 'id' is missing, or is no id")
-    return value
-
-
-def status_of(
-    document: dict[str, Any], *, job_id: str, shown: Shown, encoding: str = "omit"
-) -> BatchStatus:
-    """The state of the job ``job_id``; errors by line are given by the item's place.
-
-    ``encoding``: how its lines asked for their vectors, which may be what is wrong with them.
-
-    Line n belongs to the item at the place ``str(n - 1)`` among those that were uploaded. Raises
-    ``BadReply`` for the state of another job or none.
-    """
-    word = document.get("status")
-    if not isinstance(word, str) or not word:
-        raise BadReply("it has no 'status'")
-    if id_of(document) != job_id:
-        raise BadReply("it is another job")
-    state = batch_state(word)
-    completed, failed, total = _counts(document.get("request_counts"))
-    listed = document.get("errors") if state == "failed" else None
-    errors, queue_full, queue_limit = _errors(listed, shown, encoding)
-    return BatchStatus(
-        state=state,
-        detail=shown(word)[:80],
-        completed=completed,
-        failed=failed,
-        total=total,
-        tokens=None if state == "running" else _tokens(document.get("usage")),
-        errors=errors,
-        queue_full=queue_full,
-        queue_limit=queue_limit,
-    )
-
-
-def result_files(document: dict[str, Any], *, job_id: str, shown: Shown) -> list[str] | None:
-    """The files with the results, none of which need exist; None while the job runs."""
-    if status_of(document, job_id=job_id, shown=shown).state == "running":
-        return None
-    files = [document.get("output_file_id"), document.get("error_file_id")]
-    given = [file for file in files if file is not None and file != ""]
-    if not all(map(is_id, given)):
-        raise BadReply("the id of a result file is no id")
-    return list(dict.fromkeys(given))
-
-
-def job_of(entry: object) -> Job:
-    """An entry of the list of batches, whatever it is: one that cannot be used hides no other."""
-    if not isinstance(entry, dict):
-        return Job(is_clear=False)
-    key, has_key = _mark_in(entry.get("metadata"))
-    input_ref = entry.get("input_file_id")
-    has_input = input_ref is None or isinstance(input_ref, str)
-    created_at, word, name = _moment(entry.get("created_at")), entry.get("status"), entry.get("id")
-    found = None
-    if isinstance(name, str) and is_id(name):
-        found = FoundJob(
-            id=name,
-            created_at=created_at,
-            state=batch_state(word) if isinstance(word, str) else "running",
-        )
-    return Job(
-        found=found,
-        key=key,
-        input_ref=input_ref if isinstance(input_ref, str) else None,
-        created_at=created_at,
-        is_clear=found is not None and has_key and has_input,
-    )
-
-
-def _mark_in(metadata: object) -> tuple[str | None, bool]:
-    """Our mark, and whether that could be read."""
-    if metadata is None or metadata == {}:
-        return None, True
-    if not isinstance(metadata, dict):
-        return None, False
-    key = metadata.get(MARK, "")
-    return (key, True) if isinstance(key, str) else (None, False)
-
-
-def file_of(entry: object) -> StoredFile | None:
-    """An entry of the list of files; None for one that cannot be used, which is no file of ours
-    that could be deleted."""
-    name = entry.get("id") if isinstance(entry, dict) else None
-    if not isinstance(entry, dict) or not isinstance(name, str) or not is_id(name):
-        return None
-    key, called = None, entry.get("filename")
-    if entry.get("purpose", "batch") == "batch" and isinstance(called, str):
-        found = _FILE_NAME.fullmatch(called)
-        key = None if found is None else found[1]
-    return StoredFile(id=name, key=key, created_at=_moment(entry.get("created_at")))
-
-
-def size_of(document: dict[str, Any]) -> int | None:
-    return _count(document.get("bytes"))
-
-
-def _counts(counts: object) -> tuple[int | None, int | None, int | None]:
-    """Completed, failed, total. Before a job is validated all of them are 0, or missing."""
-    if not isinstance(counts, dict):
-        return None, None, None
-    total = _count(counts.get("total")) or None
-    return _count(counts.get("completed")), _count(counts.get("failed")), total
-
-
-def _tokens(usage: object) -> int | None:
-    """What was billed. Nothing but zeros is what servers send that do not count."""
-    if not isinstance(usage, dict):
-        return None
-    names = ("input_tokens", "prompt_tokens", "total_tokens")
-    return max((_count(usage.get(name)) or 0 for name in names), default=0) or None
-
-
-def _errors(errors: object, shown: Shown, encoding: str) -> tuple[dict[str, str], bool, int | None]:
-    """Reasons by place, whether they all are that the queue is full, and how much it takes."""
-    entries = errors.get("data") if isinstance(errors, dict) else errors
-    reasons: dict[str, str] = {}
-    full: list[bool] = []
-    limit = None
-    for entry in entries if isinstance(entries, list) else ():
-        if not isinstance(entry, dict):
-            continue
-        code, message = _text(entry.get("code")), _text(entry.get("message"))
-        line = entry.get("line")
-        item = ""
-        if type(line) is int and line > 0 and code not in _OF_THE_JOB:
-            item = str(line - 1)
-        reason = shown(": ".join(filter(None, (code, message)))) or "no reason given"
-        said = f"{code} {message} {_text(entry.get('param'))}"
-        reasons.setdefault(item, reason + advice(said, encoding))
-        full.append(code == _QUEUE_CODE)
-        if full[-1] and (found := _QUEUE_LIMIT.search(message)):
-            limit = int(found[1].replace(",", ""))
-    queue_full = bool(full) and all(full)
-    return reasons, queue_full, limit if queue_full else None
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""
-
-
-def _count(value: object) -> int | None:
-    return value if type(value) is int and 0 <= value <= _MOST else None
-
-
-def _moment(value: object) -> datetime | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
+def _is_whole(line: bytes) -> bool:
+    """No part of a JSON object from its beginning on is itself one."""
     try:
-        return datetime.fromtimestamp(value, UTC)
-    except (ValueError, OverflowError, OSError):
-        return None
+        return isinstance(orjson.loads(line), dict)
+    except orjson.JSONDecodeError:
+        return False
 
 
 _KEY: Final = b'"embedding":'
@@ -278,8 +112,9 @@ class LineReader:
     """Reads lines; one per download, from one thread.
 
     ``shown`` cleans what a server says for showing it. ``errors_billed``: whether a line that was
-    answered with an error cost anything. ``encoding``: how the lines asked for their vectors.
-    ``asked``: what each line was, as far as they are alike.
+    answered with an error cost anything. ``advice``: what to add to a reason, by what is said.
+    ``asked``: what each line was, as far as they are alike. ``as_line``: puts a line into OpenAI's
+    form, for a service with another one.
     """
 
     def __init__(
@@ -287,19 +122,21 @@ class LineReader:
         *,
         shown: Callable[[str], str],
         errors_billed: Billed,
-        encoding: str = "omit",
+        advice: Advice = no_advice,
         asked: Asked | None = None,
+        as_line: AsLine | None = None,
     ) -> None:
         self._asked = asked or Asked(model="", endpoint="")
         self._length = lru_cache(maxsize=64)(self._judge_length)
         # Thousands of lines fail for the same reason.
         self._shown = lru_cache(maxsize=64)(shown)
         self._errors_billed = errors_billed
-        self._encoding = encoding
+        self._advice = advice
+        self._as_line = as_line
 
     def read(self, line: bytes) -> BatchOutcome:
         """The line's outcome; never raises. Without ``custom_id`` that is an error of no text."""
-        found = _apart(line)
+        found = _apart(line) if self._as_line is None else None
         if found is not None:
             document, vector = found
             body = document["response"]["body"]
@@ -315,8 +152,17 @@ class LineReader:
             return BatchOutcome(
                 id=_only_id(line), error=f"its line: {bad.reason}", billed="unknown"
             )
-        item = document.get("custom_id")
-        if not isinstance(item, str):
+        return self.of(document)
+
+    def of(self, document: object) -> BatchOutcome:
+        """The outcome of a line that has been read already; never raises."""
+        if self._as_line is not None:
+            try:
+                document = self._as_line(document)  # type: ignore[arg-type]
+            except (LookupError, TypeError, ValueError, AttributeError):
+                return BatchOutcome(error="a line has another form", billed="unknown")
+        item = document.get("custom_id") if isinstance(document, dict) else None
+        if not isinstance(item, str) or not isinstance(document, dict):
             return BatchOutcome(error="a line has no custom_id", billed="unknown")
         return self._outcome(item, document)
 
@@ -330,7 +176,8 @@ class LineReader:
             or not _is_success(status, body)
             or ("data" not in body and error_in(body).own)
         ):
-            return self._failure(item, status, error, body)
+            # Some say in the place of the body itself what is wrong.
+            return self._failure(item, status, error, body or response)
         tokens = tokens_in(body.get("usage"))
         try:
             vector = _vector(body)
@@ -346,7 +193,7 @@ class LineReader:
         words = ": ".join(dict.fromkeys(filter(None, (said.code or said.kind, said.message))))
         reason = self._shown(words) or "no reason given"
         reason = f"{reason} (HTTP {status})" if status else reason
-        hint = advice(f"{words} {said.parameter}", self._encoding)
+        hint = self._advice(f"{words} {said.parameter}")
         too_long, named = (False, SizeHints()) if hint else self._length(status, said)
         return BatchOutcome(
             id=item,

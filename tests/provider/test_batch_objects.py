@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from embedcore_openai.batch_objects import file_of, is_id, job_of, result_files, status_of
 from hypothesis import given, strategies as st
 
+from embedcore.provider.batch_objects import file_of, is_id, job_of, results_of, status_of
 from embedcore.provider.batchstates import batch_state
 from embedcore.provider.replies import BadReply
 from embedcore.provider.types import BatchStatus
@@ -59,8 +59,10 @@ def test_the_recorded_embedding_job_ends_with_what_it_cost(recordings: Recording
         state="completed", detail="completed", completed=2, failed=0, total=2, tokens=13
     )
     assert all(each.tokens is None for each in told if each.state == "running")
-    assert result_files(jobs[-1], job_id=jobs[-1]["id"], shown=str) == [jobs[-1]["output_file_id"]]
-    assert result_files(jobs[0], job_id=jobs[0]["id"], shown=str) is None
+    found = results_of(jobs[-1], job_id=jobs[-1]["id"], shown=str)
+    assert found is not None
+    assert (found.files, found.counted) == ([jobs[-1]["output_file_id"]], 2)
+    assert results_of(jobs[0], job_id=jobs[0]["id"], shown=str) is None
 
 
 @pytest.mark.fault(81)
@@ -183,7 +185,7 @@ def test_odd_ids_go_nowhere(value: object) -> None:
     if value is not None:
         document = {"id": JOB, "status": "completed", "output_file_id": value}
         with pytest.raises(BadReply, match="result file"):
-            result_files(document, job_id=JOB, shown=str)
+            results_of(document, job_id=JOB, shown=str)
 
 
 @pytest.mark.fault(65)
@@ -200,7 +202,9 @@ def test_odd_ids_go_nowhere(value: object) -> None:
 )
 def test_either_file_may_be_missing(output: object, error: object, files: list[str]) -> None:
     document = {"id": JOB, "status": "expired", "output_file_id": output, "error_file_id": error}
-    assert result_files(document, job_id=JOB, shown=str) == files
+    found = results_of(document, job_id=JOB, shown=str)
+    assert found is not None
+    assert found.files == files
 
 
 @pytest.mark.fault(77)

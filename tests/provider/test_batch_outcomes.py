@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pybase64
 import pytest
-from embedcore_openai import batch_objects as outcomes
-from embedcore_openai.batch_objects import LineReader
 from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as arrays
 
+from embedcore.provider import batch_lines as outcomes
+from embedcore.provider.batch_lines import LineReader
 from embedcore.provider.types import BatchOutcome
 
 READER = LineReader(shown=str, errors_billed="no")
