@@ -69,6 +69,8 @@ def plan_now(
     price, cost = engine.info.price, sum(request.amount.cost for request in requests)
     if context is not None and price is not None:
         cost = price.picodollars(tokens, batch=True)
+        checked = _checked(context, len(missing), tokens)
+        tokens, cost = tokens + checked, cost + price.picodollars(checked)
     return Plan(
         rows=len(prepared.taken.rows),
         unique=len(prepared.texts),
@@ -83,6 +85,13 @@ def plan_now(
         to_embed=len(missing),
         perhaps_long=prepared.perhaps_long_rows,
     )
+
+
+def _checked(context: BatchContext, texts: int, tokens: int) -> int:
+    """Tokens of the rows of all jobs that are compared with single requests: of as many texts of
+    the usual length, since they are chosen at random."""
+    rows = min(-(-texts // context.most_items) * context.strategy.limits.verify_rows, texts)
+    return -(-tokens * rows // texts) if rows else 0
 
 
 def _free(

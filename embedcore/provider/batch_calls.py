@@ -195,8 +195,10 @@ class BatchCalls:
         )
         return self._ask(call, self._file(objects.id_of), BATCH_API, file=(name, file))
 
-    def create(self, body: bytes, about: str) -> str:
+    def create(self, body: bytes, file: str | None) -> str:
+        """Start a job of an uploaded file; None: of what is in the request itself."""
         call = self._call("POST", self._api.create_path(), body=body)
+        about = BATCH_API if file is None else f"input file {file}"
         return self._ask(call, self._job(objects.id_of), about, creates=True)
 
     def delete(self, file: str) -> None:
@@ -345,7 +347,8 @@ class BatchCalls:
             raise errors.of_batch(error, context) from None
         if not 200 <= answer.status < 300:
             refused = errors.from_batch_answer(answer, context)
-            raise _about_its_input(refused, answer) if creates else refused
+            has_file = creates and about != BATCH_API
+            raise _about_its_input(refused, answer) if has_file else refused
         return answer, context
 
     def context(self, about: str) -> Context:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -51,6 +52,7 @@ from embedcore.provider.batch_lines import LineReader
 from embedcore.provider.batch_listing import NewestFirst, all_pages
 from embedcore.provider.batch_spool import Spool, no_room, spool
 from embedcore.provider.batchstates import is_known, is_stopping
+from embedcore.provider.http_embedder import normalise
 from embedcore.provider.types import (
     BatchItem,
     BatchLimits,
@@ -84,7 +86,7 @@ class FilesBatch(FilesApi):
 
     ``max_items``, ``max_bytes``: of one input, as the service takes them; ``window``: seconds in
     which a job ends; None for no limit. ``max_enqueued_tokens``, ``offered``: as in
-    ``BatchLimits``; an instance may have its own.
+    ``BatchLimits``; an instance may have its own. ``verify_rows``: as there.
 
     A service names the lines that it does not accept by their number, so ``poll`` gives their
     reasons by the place of the item among those that were uploaded.
@@ -95,11 +97,15 @@ class FilesBatch(FilesApi):
     window: float | None = 86_400.0
     max_enqueued_tokens: int | None = None
     offered: bool = True
+    verify_rows: int = 0
+    # Whether vectors are given length 1, as those of single requests are.
+    normalises: bool = False
 
     def __init__(self, embedder: HttpEmbedder) -> None:
         """``embedder``: what sends the same texts one request at a time. Its options may be
         ``BatchOptions``."""
         self.embedder = embedder
+        self.normalises = embedder.normalises
         terms, enqueued = terms_of(embedder.options)
         if enqueued is not None:
             self.max_enqueued_tokens = enqueued
@@ -110,7 +116,7 @@ class FilesBatch(FilesApi):
         self.info = info
         self._terms = terms
         self._logged_words: set[str] = set()
-        self._calls = BatchCalls(info, terms, wire, self)
+        self.calls = BatchCalls(info, terms, wire, self)
 
     def line(self, item: BatchItem) -> Mapping[str, Any]:
         """The line of one text, as JSON, with the item's id in it."""
@@ -138,6 +144,7 @@ class FilesBatch(FilesApi):
             max_bytes=self.max_bytes,
             max_enqueued_tokens=self.max_enqueued_tokens,
             window=self.window,
+            verify_rows=self.verify_rows,
         )
 
     def sizes(self, items: Sequence[BatchItem]) -> list[int]:
@@ -156,7 +163,7 @@ class FilesBatch(FilesApi):
         """
         with spool() as file:
             note = self._write(items, file)
-            name = self._calls.upload(objects.file_name(mark_of(key), note), file)
+            name = self.calls.upload(objects.file_name(mark_of(key), note), file)
         return _reference(name, note)
 
     def create(self, input_ref: str, *, key: str) -> str:
@@ -167,7 +174,7 @@ class FilesBatch(FilesApi):
         file, note = _parts(input_ref)
         body = orjson.dumps(self.job(file, mark_of(key), note))
         try:
-            return self._calls.create(body, f"input file {file}")
+            return self.calls.create(body, file)
         except (InputNotReady, RequestRejected, PermissionDenied) as error:
             refusal = error
         # Outside the handler, where what is raised would carry the refusal's way along.
@@ -185,14 +192,14 @@ class FilesBatch(FilesApi):
             return refusal
         if refusal.status == 404:
             try:
-                self._calls.batches(None)
+                self.calls.batches(None)
             except RequestRejected as error:
                 # There is no such API.
                 return error
             except EmbeddingError as error:
                 _log.debug("whether there is a batch API cannot be seen: %s", error)
         try:
-            state = _folded(self._calls.file_status(input_ref))
+            state = _folded(self.calls.file_status(input_ref))
         except EmbeddingError:
             # Nor is the file to be seen, perhaps: what was said of the job is all that is known.
             return refusal
@@ -275,7 +282,7 @@ class FilesBatch(FilesApi):
     def discard(self, input_ref: str) -> None:
         file, _ = _parts(input_ref)
         try:
-            self._calls.delete(file)
+            self.calls.delete(file)
         except RemoteGone:
             return
 
@@ -307,7 +314,7 @@ class FilesBatch(FilesApi):
 
     def poll(self, job_id: str) -> BatchStatus:
         _require_id(job_id, "batch")
-        status = self._calls.status(job_id)
+        status = self.calls.status(job_id)
         word = status.detail
         if status.state == "running" and not is_known(word) and word not in self._logged_words:
             self._logged_words.add(word)
@@ -324,7 +331,7 @@ class FilesBatch(FilesApi):
         Fewer lines than the service counts are ``InvalidResponse``, after the last one.
         """
         _require_id(job_id, "batch")
-        found = self._calls.results(job_id)
+        found = self.calls.results(job_id)
         if found is None:
             raise ProviderUnavailable(f"batch {job_id} has not ended: no results yet", billed="no")
         lines = 0
@@ -353,7 +360,7 @@ class FilesBatch(FilesApi):
     def cancel(self, job_id: str) -> None:
         _require_id(job_id, "batch")
         try:
-            self._calls.cancel(job_id)
+            self.calls.cancel(job_id)
             return
         except (RequestRejected, OutcomeUnknown) as error:
             if error.status not in _ENDED_ALREADY:
@@ -368,10 +375,10 @@ class FilesBatch(FilesApi):
         return f"{name}({info.model!r}, endpoint={info.endpoint!r})"
 
     def _jobs(self) -> Iterator[Any]:
-        return all_pages(self._calls.batches, named=self.paging.by == "token")
+        return all_pages(self.calls.batches, named=self.paging.by == "token")
 
     def _uploads(self) -> Iterator[Any]:
-        return all_pages(self._calls.uploads, named=self.file_paging.by == "token")
+        return all_pages(self.calls.uploads, named=self.file_paging.by == "token")
 
     def _write(self, items: Iterable[BatchItem], file: Spool) -> str:
         """The lines into the file; returns what is noted of them all."""
@@ -381,22 +388,29 @@ class FilesBatch(FilesApi):
             line = self.line_of(item)
             count, size = count + 1, size + len(line)
             notes.add(self.note(item))
-            self._refuse_beyond(count, size)
+            self.refuse_beyond(count, size)
             try:
                 file.write(line)
             except OSError as error:
                 raise no_room(error) from None
-        if not count:
-            raise RequestRejected("a batch needs at least one text", billed="no")
-        if len(notes) > 1:
-            raise RequestRejected("the texts of one job must be of one input type", billed="no")
+        note = self.note_of(notes)
         try:
             file.seek(0)
         except OSError as error:
             raise no_room(error) from None
-        return notes.pop()
+        return note
 
-    def _refuse_beyond(self, count: int, size: int) -> None:
+    def note_of(self, notes: set[str]) -> str:
+        """What is noted of all lines alike. Raises ``RequestRejected`` where they differ, and where
+        there are none."""
+        if not notes:
+            raise RequestRejected("a batch needs at least one text", billed="no")
+        if len(notes) > 1:
+            raise RequestRejected("the texts of one job must be of one input type", billed="no")
+        return next(iter(notes))
+
+    def refuse_beyond(self, count: int, size: int) -> None:
+        """Raises ``RequestTooLarge`` for more items or bytes than the service takes at once."""
         limits = self.limits
         if count > (limits.max_items or count) or size > (limits.max_bytes or size):
             raise RequestTooLarge(
@@ -416,15 +430,22 @@ class FilesBatch(FilesApi):
         )
 
     def _in_the_job(self, found: Results, job_id: str) -> Iterator[BatchOutcome]:
-        shown = self._calls.context(f"results of batch {job_id}").shown
-        yield from map(self._reader(shown).of, found.rows)
+        shown = self.calls.context(f"results of batch {job_id}").shown
+        yield from map(self._finished, map(self._reader(shown).of, found.rows))
+
+    def _finished(self, outcome: BatchOutcome) -> BatchOutcome:
+        if self.normalises and outcome.vector is not None:
+            vector = outcome.vector.copy()
+            normalise(vector[None])
+            return replace(outcome, vector=vector)
+        return outcome
 
     def _outcomes(self, file: str, job_id: str) -> Iterator[BatchOutcome]:
-        source = self._calls.open(file, job_id)
+        source = self.calls.open(file, job_id)
         reader = self._reader(source.shown, source.asked)
         try:
             while line := source.next_line():
-                yield reader.read(line)
+                yield self._finished(reader.read(line))
         finally:
             source.close()
         size = source.received if source.delimited else self._size(file)
@@ -438,7 +459,7 @@ class FilesBatch(FilesApi):
 
     def _size(self, file: str) -> int | None:
         try:
-            return self._calls.size(file)
+            return self.calls.size(file)
         except PermanentProviderError:
             return None
 

@@ -30,8 +30,22 @@ _ENDED: Final[dict[str, BatchState]] = {
     "cancelled": "cancelled",
     "canceled": "cancelled",
 }
-# The other words of OpenAI's API; any further one means "running" as well, and is worth a warning.
-_AT_WORK: Final = frozenset({"validating", "inprogress", "finalizing", "cancelling"})
+# Words for what has not ended. Any further one means "running" as well, and is worth a warning.
+_AT_WORK: Final = frozenset(
+    {
+        "validating",
+        "inprogress",
+        "finalizing",
+        "cancelling",
+        "submitted",
+        "queued",
+        "pending",
+        "scheduled",
+        "running",
+        "processing",
+        "unspecified",
+    }
+)
 
 
 def batch_state(word: str) -> BatchState:

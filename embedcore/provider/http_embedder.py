@@ -214,7 +214,7 @@ class HttpEmbedder(BaseEmbedder):
                 error.again = self._otherwise(error)
                 raise
         if self.normalises:
-            _normalise(reply.vectors)
+            normalise(reply.vectors)
         return reply
 
     def close(self) -> None:
@@ -296,7 +296,7 @@ class HttpStartup:
         """The first request connects: no service here has an address that is free to ask."""
 
 
-def _normalise(vectors: Vectors) -> None:
+def normalise(vectors: Vectors) -> None:
     """Give each row length 1, in place. Rows of zeros or NaN stay what they are."""
     import numpy as np
 

@@ -166,7 +166,9 @@ class BatchLimits:
     ``max_bytes``: of the whole input, as ``BatchStrategy.sizes`` counts them.
     ``max_enqueued_tokens``: of all jobs of the account that have not ended. ``window``: seconds
     within which a job ends. ``offered``: False where nothing new is to be submitted, and only what
-    was submitted before is seen to.
+    was submitted before is seen to. ``verify_rows``: so many random rows of each job are compared
+    with single requests before any is kept, for a service that may mix rows up; at the immediate
+    price.
     """
 
     max_items: int | None = None
@@ -174,6 +176,7 @@ class BatchLimits:
     max_enqueued_tokens: int | None = None
     window: float | None = None
     offered: bool = True
+    verify_rows: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

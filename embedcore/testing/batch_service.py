@@ -73,7 +73,8 @@ class Job:
 class FakeBatchService(FakeService):
     """``ends_after``: a job ends when it was polled so often; None: with ``finish()``.
 
-    ``lose_answer``: the next job is created, and its answer lost. ``not_ready``: so many creates
+    ``lose_answer``: the next job is created, and its answer lost; ``bad_gateway``: answered by
+    502. ``not_ready``: so many creates
     are refused, since their file is not there yet. ``cut``: the next content that is read breaks
     off. ``short``: it lacks its last line, and nothing breaks. ``late``: a job that has ended shows
     no file for so many polls. ``word``: what each job is said to be instead. ``swapped``: a job
@@ -92,6 +93,7 @@ class FakeBatchService(FakeService):
         self.ends_after: int | None = None
         self.uploaded = 0
         self.lose_answer = False
+        self.bad_gateway = False
         self.not_ready = 0
         self.cut = False
         self.short = False
@@ -285,6 +287,9 @@ class FakeBatchService(FakeService):
             raise self.wrong_body("no JSON object")
         self.seen.append(asked)
         made = self.create(self.take_job(asked), asked)
+        if self.bad_gateway:
+            self.bad_gateway = False
+            return HttpReply(status=502, body=b"<html>Bad Gateway</html>")
         answer = in_json(200, self.job_document(made), self.headers_of_reply())
         if self.lose_answer:
             self.lose_answer = False
@@ -393,3 +398,31 @@ class ServiceBatchContract(BatchContract):
     def cut_results(self) -> bool:
         self.server.cut = True
         return True
+
+    def shorten_results(self) -> bool:
+        self.server.short = True
+        return True
+
+    def delay_results(self) -> bool:
+        for job in self.server.jobs.values():
+            job.late = 1
+        return True
+
+    def swap_results(self) -> bool:
+        self.server.swapped = True
+        return True
+
+    def say_state(self, word: str) -> bool:
+        self.server.word = word
+        return True
+
+    def expire_jobs(self) -> bool:
+        self.server.finish("expired", done=0)
+        return True
+
+    def fail_next_create(self) -> bool:
+        self.server.bad_gateway = True
+        return True
+
+    def server_bill(self) -> int:
+        return self.server.meter.billed_tokens

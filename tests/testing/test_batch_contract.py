@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
-from embedcore.errors import EmbeddingError, ProviderError, ProviderUnavailable, RemoteGone
+from embedcore.errors import (
+    EmbeddingError,
+    InvalidResponse,
+    ProviderError,
+    ProviderUnavailable,
+    RemoteGone,
+)
+from embedcore.provider.batch_files import MARK, FilesBatch
+from embedcore.provider.batch_options import BatchOptions
+from embedcore.provider.batchstates import is_known
+from embedcore.provider.http_embedder import HttpEmbedder, Key
 from embedcore.provider.types import BatchItem
 from embedcore.testing import BatchContract
+from embedcore.testing.batch_service import (
+    FakeBatchService,
+    Job,
+    ServiceBatchContract,
+    StoredFile,
+)
 from embedcore.testing.fakes.batch import FakeBatch, batch_embedder
+from embedcore.testing.service import Refused
 
 
 class Driven(BatchContract):
@@ -189,6 +207,233 @@ BROKEN: dict[str, type[FakeBatch]] = {
 }
 
 
+KEY = "acme-0123456789abcdef"
+
+
+class FakeAcme(FakeBatchService):
+    def take_job(self, asked: dict[str, Any]) -> str:
+        self.take(asked, {"file": str, "metadata?": (dict, type(None))})
+        return str(asked["file"])
+
+    def run_line(self, job: Job, line: dict[str, Any]) -> dict[str, Any]:
+        texts = self.strings(line["text"])
+        if texts == ["forbidden"]:
+            raise self.wrong_body("forbidden")
+        (row,) = self.vectors(texts, 16)
+        body = {"data": [{"embedding": row}], "usage": {"total_tokens": self.bill(texts)}}
+        return {"custom_id": line["id"], "response": {"status_code": 200, "body": body}}
+
+    def error_row(self, job: Job, line: dict[str, Any], refused: Refused) -> dict[str, Any]:
+        return super().error_row(job, {"custom_id": line["id"]}, refused)
+
+    def job_document(self, job: Job) -> dict[str, Any]:
+        return {
+            "id": job.id,
+            "status": job.state,
+            "input_file_id": job.file,
+            "metadata": job.asked.get("metadata"),
+            "created_at": job.created.timestamp(),
+            "request_counts": {"completed": len(job.good), "failed": len(job.bad)},
+            "output_file_id": job.output,
+            "error_file_id": job.errors,
+        }
+
+    def file_document(self, file: StoredFile) -> dict[str, Any]:
+        return {"id": file.id, "filename": file.name, "created_at": file.created.timestamp()}
+
+
+class AcmeOptions(BatchOptions):
+    api_key: Key = None
+    base_url: str = "https://acme.example/v1"
+
+
+class Acme(FilesBatch):
+    def line(self, item: BatchItem) -> Any:
+        return {"id": item.id, "text": item.text}
+
+    def job(self, file: str, mark: str, note: str) -> Any:
+        return {"file": file, "metadata": {MARK: mark}}
+
+
+class DrivenAcme(ServiceBatchContract):
+    def strategy_of(self, server: Any) -> Acme:
+        return Acme(acme_embedder(server))
+
+    def refused_text(self) -> str:
+        return "forbidden"
+
+
+class TestAcme(DrivenAcme):
+    @pytest.fixture
+    def server(self, acme: FakeAcme) -> FakeAcme:
+        return acme
+
+
+def acme_embedder(server: FakeAcme) -> HttpEmbedder:
+    return HttpEmbedder("v1", AcmeOptions(base_url=f"{server.url}/v1", api_key=KEY))
+
+
+@pytest.fixture
+def acme() -> Iterator[FakeAcme]:
+    with FakeAcme(key=KEY) as fake:
+        yield fake
+
+
+class RepeatsAfterAnError(Acme):
+    def create(self, input_ref: str, *, key: str) -> str:
+        try:
+            return super().create(input_ref, key=key)
+        except ProviderError:
+            return super().create(input_ref, key=key)
+
+
+class CallsItFree(Acme):
+    def create(self, input_ref: str, *, key: str) -> str:
+        try:
+            return super().create(input_ref, key=key)
+        except ProviderError as error:
+            error.billed = "no"
+            raise
+
+
+class FindsOneJob(Acme):
+    def find(self, **asked: Any) -> list[Any]:
+        return super().find(**asked)[:1]
+
+
+class FindsTheLatestFirst(Acme):
+    def find(self, **asked: Any) -> list[Any]:
+        return super().find(**asked)[::-1]
+
+
+class FindsByInputOnly(Acme):
+    def find(self, **asked: Any) -> list[Any]:
+        return super().find(**{**asked, "key": "none"})
+
+
+class SaysNothingOfMissingRows(Acme):
+    def results(self, job_id: str) -> Iterator[Any]:
+        with contextlib.suppress(InvalidResponse):
+            yield from super().results(job_id)
+
+
+class RemembersResults(Acme):
+    """Looks once, and takes what was there for all that there is."""
+
+    seen: ClassVar[dict[str, list[Any]]] = {}
+
+    def results(self, job_id: str) -> Iterator[Any]:
+        if job_id not in self.seen:
+            self.seen[job_id] = []
+            self.seen[job_id] += super().results(job_id)
+        yield from self.seen[job_id]
+
+
+class JoinsByPlace(Acme):
+    """Gives the ids of the items that were uploaded, in their order, to the lines as they come."""
+
+    uploaded: ClassVar[list[list[str]]] = []
+
+    def upload(self, items: Any, *, key: str) -> str:
+        items = list(items)
+        self.uploaded.append([item.id for item in items])
+        return super().upload(items, key=key)
+
+    def results(self, job_id: str) -> Iterator[Any]:
+        ids = self.uploaded[list(self.server_jobs()).index(job_id) - len(self.server_jobs())]
+        for name, outcome in zip(ids, super().results(job_id), strict=False):
+            yield dataclasses.replace(outcome, id=name)
+
+    def server_jobs(self) -> list[str]:
+        listed = [each.found for page in self._jobs() for each in page.entries]
+        return [found.id for found in reversed(listed)]
+
+
+class NumbersItsItems(Acme):
+    """Writes the number of an item for its id, which is that of an item of every other job."""
+
+    names: ClassVar[list[str]] = []
+
+    def line(self, item: BatchItem) -> Any:
+        self.names.append(item.id)
+        return {"id": str((len(self.names) - 1) % 3), "text": item.text}
+
+    def results(self, job_id: str) -> Iterator[Any]:
+        at = 0 if job_id.startswith("batch-3") else 3
+        for outcome in super().results(job_id):
+            yield dataclasses.replace(outcome, id=self.names[at + int(outcome.id)])
+
+
+class GivesUpWhatIsUnknown(Acme):
+    def poll(self, job_id: str) -> Any:
+        found = super().poll(job_id)
+        known = is_known(found.detail)
+        return found if known else dataclasses.replace(found, state="failed")
+
+
+class LooksForPartsOfWords(Acme):
+    def poll(self, job_id: str) -> Any:
+        found = super().poll(job_id)
+        ended = "complet" in found.detail.lower()
+        return dataclasses.replace(found, state="completed") if ended else found
+
+
+class CallsItFailed(Acme):
+    def poll(self, job_id: str) -> Any:
+        found = super().poll(job_id)
+        return dataclasses.replace(found, state="failed") if found.state == "expired" else found
+
+
+class WantsAFile(Acme):
+    def results(self, job_id: str) -> Iterator[Any]:
+        found = self.calls.results(job_id)
+        assert found is not None
+        yield from self._outcomes(found.files[0], job_id)
+
+
+class HidesRefusals(Acme):
+    def results(self, job_id: str) -> Iterator[Any]:
+        return (each for each in super().results(job_id) if each.vector is not None)
+
+
+class GivesZerosForRefusals(Acme):
+    def results(self, job_id: str) -> Iterator[Any]:
+        for each in super().results(job_id):
+            zeros = np.zeros(16, np.float32)
+            yield each if each.error is None else dataclasses.replace(each, vector=zeros)
+
+
+class CountsCharacters(Acme):
+    def results(self, job_id: str) -> Iterator[Any]:
+        for each in super().results(job_id):
+            yield dataclasses.replace(each, tokens=1)
+
+
+class CutsIds(Acme):
+    def line(self, item: BatchItem) -> Any:
+        return {"id": item.id[:36], "text": item.text}
+
+
+class LowersIds(Acme):
+    def line(self, item: BatchItem) -> Any:
+        return {"id": item.id.lower(), "text": item.text}
+
+
+BROKEN_FILES: dict[str, list[type[Acme]]] = {
+    "test_create_is_not_repeated_after_an_error_of_the_server": [RepeatsAfterAnError, CallsItFree],
+    "test_find_gives_every_job_of_a_key_the_earliest_first": [FindsOneJob, FindsTheLatestFirst],
+    "test_find_has_a_job_of_the_input_whatever_its_key": [FindsByInputOnly],
+    "test_results_short_of_the_count_raise": [SaysNothingOfMissingRows],
+    "test_results_that_are_late_come": [SaysNothingOfMissingRows, RemembersResults],
+    "test_results_of_another_job_keep_their_ids": [JoinsByPlace, NumbersItsItems],
+    "test_an_unknown_state_runs_on": [GivesUpWhatIsUnknown, LooksForPartsOfWords],
+    "test_an_expired_job_without_results_is_expired": [CallsItFailed, WantsAFile],
+    "test_a_refused_item_has_an_error_and_no_vector": [HidesRefusals, GivesZerosForRefusals],
+    "test_tokens_are_those_that_are_billed": [CountsCharacters],
+    "test_ids_come_back_as_they_are": [CutsIds, LowersIds],
+}
+
+
 @pytest.mark.parametrize("test", BROKEN)
 def test_a_broken_strategy_is_caught(test: str) -> None:
     class Contract(Driven):
@@ -199,8 +444,27 @@ def test_a_broken_strategy_is_caught(test: str) -> None:
         getattr(made, test)(made.make_strategy())
 
 
+@pytest.mark.parametrize(("test", "kind"), [(t, k) for t, ks in BROKEN_FILES.items() for k in ks])
+def test_a_broken_child_of_the_base_class_is_caught(
+    test: str, kind: type[Acme], acme: FakeAcme
+) -> None:
+    made = DrivenAcme()
+    made.server = acme
+    with pytest.raises(AssertionError):
+        getattr(made, test)(kind(acme_embedder(acme)))
+
+
+@pytest.mark.parametrize("test", BROKEN_FILES)
+def test_a_sound_child_of_the_base_class_passes(test: str, acme: FakeAcme) -> None:
+    made = DrivenAcme()
+    made.server = acme
+    getattr(made, test)(Acme(acme_embedder(acme)))
+
+
 def test_every_test_of_a_strategy_can_fail() -> None:
-    assert set(BROKEN) == {name for name in dir(BatchContract) if name.startswith("test_")}
+    assert BROKEN.keys() | BROKEN_FILES.keys() == {
+        name for name in dir(BatchContract) if name.startswith("test_")
+    }
 
 
 def test_vectors_of_another_type_are_caught() -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from embedcore.errors import EmbeddingError, StorageError
 from embedcore.events import BoundViolated, Event
 from embedcore.policy.batch.shorter import note_cuts
+from embedcore.policy.batch.verify import Row, Verifier
 from embedcore.policy.immediate.shortening import may_be_cut, way_to_cut
 from embedcore.policy.reply_checks import wrong_model
 from embedcore.storage.cutting import priced
@@ -238,6 +239,13 @@ class Collector:
         rows, sent = jobs.contents(part)
         cut = {one: (key, sent[one]) for _, one, key, _ in rows if one in sent}
 
+        texts = {
+            ordinal: Row(
+                key=key, sent_key=sent[one].key if one in sent else key, sent=sent.get(one)
+            )
+            for ordinal, one, key, _ in rows
+        }
+
         def keep(ids: list[int]) -> None:
             note_cuts(self._context, part.pool, [cut[one] for one in ids if one in cut])
             jobs.store(part, ids)
@@ -252,7 +260,7 @@ class Collector:
             before=jobs.stored(part),
             keep=keep,
         )
-        return self._read(reading, part)
+        return self._read(reading, part, texts)
 
     def collect_unread(self, part: Part) -> Found:
         """The same for what a part that has ended was left without."""
@@ -264,7 +272,8 @@ class Collector:
             [(row.ordinal, row.ordinal, row.sent_key or row.key, 0) for row in rows],
             keep=came.extend,
         )
-        found = self._read(reading, part)
+        texts = {row.ordinal: Row(row.key, row.key) for row in rows if row.sent_key is None}
+        found = self._read(reading, part, texts)
         useful = set(came) - {ordinal for ordinal, _ in found.unbelieved}
         cut = [
             (
@@ -282,10 +291,11 @@ class Collector:
         self._context.jobs.was_read(part, [one for one in came if one in useful])
         return found
 
-    def _read(self, reading: _Reading, part: Part) -> Found:
+    def _read(self, reading: _Reading, part: Part, texts: Mapping[int, Row]) -> Found:
         chunk: list[BatchOutcome] = []
         broken: EmbeddingError | None = None
         try:
+            reading.withheld = Verifier(self._context).doubt(part, texts)
             for outcome in self._context.strategy.results(part.job or ""):
                 chunk.append(outcome)
                 if len(chunk) == _OUTCOMES_PER_CHUNK:
@@ -340,6 +350,8 @@ class _Reading:
         self._place = {row[0]: place for place, row in enumerate(rows)}
         self._before = {place for place, row in enumerate(rows) if row[1] in before}
         # Of each text the checksum of the vector that came: equal ones may come twice.
+        # Why no vector of the job may be kept.
+        self.withheld: str | None = None
         self._seen: list[int | None] = [None] * len(rows)
         self._spoken_of: set[int] = set()
         self._done: set[int] = set(self._before)
@@ -416,6 +428,9 @@ class _Reading:
         for place, outcome in mine.items():
             self._count(place, outcome, billed=True)
         self._done.update(mine)
+        if self.withheld is not None:
+            self._bad.update(dict.fromkeys(mine, self.withheld))
+            return
         checked = check(self._context.engine, mine)
         self._bad.update(checked.problems)
         self._refuse_others(checked)

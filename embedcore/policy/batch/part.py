@@ -249,16 +249,18 @@ class PartWorker:
                 status=error.status,
                 code=error.code,
             )
-        lasting = not isinstance(error, TransientProviderError)
+        # An input that was kept in a process which has ended: it is given once more.
+        is_gone = isinstance(error, RemoteGone) and part.tries < _MOST_CREATE_TRIES
+        lasting = not (is_gone or isinstance(error, TransientProviderError))
         if lasting:
             self.problems.append(error)
         # The input itself may be what is refused, or be gone.
-        new_input = lasting or part.tries >= _MOST_CREATE_TRIES
+        new_input = lasting or is_gone or part.tries >= _MOST_CREATE_TRIES
         if new_input:
             self._delete_input(part)
         return self._steps.not_created(
             part,
-            next_at=0 if lasting else self._context.backoff(part.tries, error),
+            next_at=0 if lasting or is_gone else self._context.backoff(part.tries, error),
             why=str(error),
             new_input=new_input,
             not_before=self._context.not_before(error),

@@ -34,7 +34,18 @@ class BatchContract(KitBase):
     - ``lose_next_answer()``: the service does what the next call asks, and its answer is lost.
     - ``fill_pages()``: the service gets so many other jobs that a list of them has two pages.
     - ``cut_results()``: the next results that are read break off in their middle.
+    - ``shorten_results()``: they lack their last row, and nothing breaks.
+    - ``delay_results()``: a job that has ended shows no results when it is looked at next.
+    - ``swap_results()``: two jobs give each other's results from now on.
+    - ``say_state(word)``: every job is said to be in this state.
+    - ``expire_jobs()``: all jobs end because their time is over, with nothing done.
+    - ``fail_next_create()``: the next job is made, and the answer is a 502.
+    - ``refused_text()``: a text that the service refuses.
+    - ``server_bill()``: the tokens billed so far.
     """
+
+    keeps_inputs: bool = True
+    """Whether the service has the input before there is a job."""
 
     def make_strategy(self) -> BatchStrategy:
         raise NotImplementedError(f"{type(self).__name__} must define make_strategy()")
@@ -60,6 +71,38 @@ class BatchContract(KitBase):
 
     def cut_results(self) -> bool | None:
         """Have the next results break off in their middle, and return True."""
+        return None
+
+    def shorten_results(self) -> bool | None:
+        """Have the next results lack their last row, and return True."""
+        return None
+
+    def delay_results(self) -> bool | None:
+        """Have a job that has ended show no results when it is looked at next; return True."""
+        return None
+
+    def swap_results(self) -> bool | None:
+        """Have two jobs give each other's results, and return True."""
+        return None
+
+    def say_state(self, word: str) -> bool | None:  # noqa: ARG002
+        """Have every job said to be in this state, and return True."""
+        return None
+
+    def expire_jobs(self) -> bool | None:
+        """End all jobs because their time is over, with nothing done, and return True."""
+        return None
+
+    def fail_next_create(self) -> bool | None:
+        """Have the next job made, and answered with 502; return True."""
+        return None
+
+    def refused_text(self) -> str | None:
+        """A text that the service refuses."""
+        return None
+
+    def server_bill(self) -> int | None:
+        """The tokens that the service billed so far."""
         return None
 
     @pytest.fixture
@@ -140,6 +183,42 @@ class BatchContract(KitBase):
             "job, and there is one"
         )
 
+    def test_create_is_not_repeated_after_an_error_of_the_server(
+        self, strategy: BatchStrategy
+    ) -> None:
+        before = len(self._needed(self.server_jobs(), "server_jobs"))
+        reference = strategy.upload(items_of(PROBES), key=(key := new_key()))
+        self._needed(self.fail_next_create(), "fail_next_create")
+        error = self._error(lambda: strategy.create(reference, key=key), "a create answered by 502")
+        made = len(self.server_jobs() or ()) - before
+        assert made == 1, f"create made {made} jobs where the first was answered by 502"
+        assert error.billed != "no", 'a 502 is no proof that there is no job: billed is not "no"'
+
+    def test_find_gives_every_job_of_a_key_the_earliest_first(
+        self, strategy: BatchStrategy
+    ) -> None:
+        key = new_key()
+        made = []
+        for _ in range(2):
+            reference = strategy.upload(items_of(PROBES), key=key)
+            made.append(strategy.create(reference, key=key))
+        found = strategy.find(key=key, input_ref="none", since=_EARLY)
+        assert {job.id for job in found} == set(made), (
+            f"find gives {len(found)} jobs of a key that {len(made)} have: each of them is paid for"
+        )
+        times = [job.created_at for job in found if job.created_at is not None]
+        assert times == sorted(times), "find does not give the earliest job first"
+
+    def test_find_has_a_job_of_the_input_whatever_its_key(self, strategy: BatchStrategy) -> None:
+        if not self.keeps_inputs:
+            pytest.skip("keeps_inputs is False: a job has no input of its own")
+        reference = strategy.upload(items_of(PROBES), key=(key := new_key()))
+        job = strategy.create(reference, key=key)
+        by_key = strategy.find(key=key, input_ref="none", since=_EARLY)
+        by_input = strategy.find(key=new_key(), input_ref=reference, since=_EARLY)
+        assert [each.id for each in by_key] == [job], "find does not give the job of a key"
+        assert [each.id for each in by_input] in ([job], []), "find gives jobs of another input"
+
     def test_find_has_the_job_whose_answer_was_lost(self, strategy: BatchStrategy) -> None:
         reference = strategy.upload(items_of(PROBES), key=(key := new_key()))
         self._needed(self.lose_next_answer(), "lose_next_answer")
@@ -178,6 +257,109 @@ class BatchContract(KitBase):
             "an outcome was made of half a line"
         )
 
+    def test_results_short_of_the_count_raise(self, strategy: BatchStrategy) -> None:
+        items = items_of(PROBES)
+        job = self._started(strategy, items)
+        self._ended(strategy, job)
+        self._needed(self.shorten_results(), "shorten_results")
+        seen: list[BatchOutcome] = []
+        self._error(
+            lambda: seen.extend(strategy.results(job)),
+            f"results with {len(items) - 1} rows of a job that counts {len(items)} done",
+        )
+        assert {each.id for each in strategy.results(job)} == {item.id for item in items}, (
+            "the results are whole again, and rows are missing"
+        )
+
+    def test_results_that_are_late_come(self, strategy: BatchStrategy) -> None:
+        items = items_of(PROBES)
+        job = self._started(strategy, items)
+        self._ended(strategy, job)
+        self._needed(self.delay_results(), "delay_results")
+        early: list[BatchOutcome] = []
+        self._error(
+            lambda: early.extend(strategy.results(job)),
+            "results of a job that counts its rows done and shows none",
+        )
+        assert not early, "outcomes came where there were no results yet"
+        found = {each.id for each in strategy.results(job)}
+        assert found == {item.id for item in items}, "results that came late are not read"
+
+    def test_results_of_another_job_keep_their_ids(self, strategy: BatchStrategy) -> None:
+        made = [items_of(PROBES[:3]), items_of(PROBES[3:6])]
+        jobs = [self._started(strategy, items) for items in made]
+        for job in jobs:
+            self._ended(strategy, job)
+        self._needed(self.swap_results(), "swap_results")
+        for job, items in zip(jobs, made, strict=True):
+            try:
+                found = {each.id for each in strategy.results(job) if each.vector is not None}
+            except EmbeddingError:
+                # Refused: as good.
+                continue
+            assert not found & {item.id for item in items}, (
+                "a job's results were another job's, and an item has a vector of them: give each "
+                "outcome the id that its line carries, not one by place"
+            )
+
+    def test_an_unknown_state_runs_on(self, strategy: BatchStrategy) -> None:
+        job = self._started(strategy, items_of(PROBES))
+        for word in ("a-word-of-tomorrow", "COMPLETING", "not_failed"):
+            self._needed(self.say_state(word), "say_state")
+            state = strategy.poll(job).state
+            assert state == "running", (
+                f"the state {word!r} is taken for {state}: a job that has not ended would be "
+                "given up and paid for again"
+            )
+
+    def test_an_expired_job_without_results_is_expired(self, strategy: BatchStrategy) -> None:
+        job = self._started(strategy, items_of(PROBES))
+        self._needed(self.expire_jobs(), "expire_jobs")
+        state = strategy.poll(job).state
+        assert state == "expired", f"a job whose time is over is {state}"
+        try:
+            found = list(strategy.results(job))
+        except EmbeddingError:
+            return
+        except Exception as error:
+            raise AssertionError(
+                f"a job that expired without results raised {type(error).__name__}, which is none "
+                "of embedcore's errors"
+            ) from error
+        assert not [each for each in found if each.vector is not None or each.billed == "yes"], (
+            "a job that expired with nothing done has vectors, or was billed"
+        )
+
+    def test_a_refused_item_has_an_error_and_no_vector(self, strategy: BatchStrategy) -> None:
+        bad = self._needed(self.refused_text(), "refused_text")
+        items = items_of([*PROBES[:3], bad])
+        found = self._outcomes(strategy, items)
+        for item in items[:-1]:
+            assert found[item.id].vector is not None, "one refused text costs others their vectors"
+        outcome = found.get(items[-1].id)
+        assert outcome is not None, "a refused item has no outcome: the error that it has is lost"
+        assert outcome.vector is None, "a refused item has a vector"
+        assert outcome.error, "a refused item has no reason"
+
+    def test_tokens_are_those_that_are_billed(self, strategy: BatchStrategy) -> None:
+        before = self._needed(self.server_bill(), "server_bill")
+        items = items_of(PROBES)
+        job = self._started(strategy, items)
+        self._ended(strategy, job)
+        told = [each.tokens for each in strategy.results(job)]
+        billed = self._needed(self.server_bill(), "server_bill") - before
+        whole = strategy.poll(job).tokens
+        assert whole in (None, billed), f"the job says {whole} tokens, and {billed} were billed"
+        known = [tokens for tokens in told if tokens is not None]
+        assert len(known) < len(told) or sum(known) == billed, (
+            f"its rows say {sum(known)} tokens, and {billed} were billed"
+        )
+
+    def test_ids_come_back_as_they_are(self, strategy: BatchStrategy) -> None:
+        names = ("A" * 32 + "-0000007", f"{uuid.uuid4().hex}-7", "a-B-0")
+        items = [BatchItem(id=name, text=f"text {name}") for name in names]
+        assert set(self._outcomes(strategy, items)) == set(names), "ids are altered on their way"
+
     def test_what_is_not_there_is_gone(self, strategy: BatchStrategy) -> None:
         job = self._started(strategy, items_of(PROBES))
         other = job[:-4] + ("0000" if job[-4:] != "0000" else "1111")
@@ -204,6 +386,9 @@ class BatchContract(KitBase):
         strategy.cancel(job)
 
     def test_orphans_are_inputs_that_no_job_uses(self, strategy: BatchStrategy) -> None:
+        if not self.keeps_inputs:
+            assert list(strategy.orphans(before=datetime.now(UTC))) == []
+            pytest.skip("keeps_inputs is False: there is nothing to delete")
         unused = strategy.upload(items_of(PROBES), key=new_key())
         used = strategy.upload(items_of(PROBES), key=(key := new_key()))
         strategy.create(used, key=key)

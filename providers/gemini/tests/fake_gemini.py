@@ -1,13 +1,23 @@
-"""Gemini's ``:batchEmbedContents`` as it was recorded and reported, on a real socket."""
+"""Gemini's API as it was recorded and reported, single requests and batches, on a real socket."""
 
 from __future__ import annotations
 
 import json
+import uuid
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from embedcore.testing.service import FakeService, Refused
+from embedcore.testing.batch_service import (
+    FakeBatchService,
+    Job,
+    StoredFile,
+    content_of,
+    parts_of,
+)
+from embedcore.testing.openai.http import HttpRequest
+from embedcore.testing.service import Refused
 from embedcore.testing.vectors import tokens_of
 
 MODELS = ("gemini-embedding-001", "gemini-embedding-2")
@@ -27,10 +37,25 @@ LENGTH = 0.579
 LONGEST = {"gemini-embedding-001": 2_048, "gemini-embedding-2": 8_192}
 
 
-class FakeGemini(FakeService):
-    """It cuts what is too long and says nothing: whether the service does is not known."""
+STATES = {
+    "in_progress": "BATCH_STATE_RUNNING",
+    "completed": "BATCH_STATE_SUCCEEDED",
+    "failed": "BATCH_STATE_FAILED",
+    "expired": "BATCH_STATE_EXPIRED",
+    "cancelling": "BATCH_STATE_RUNNING",
+    "cancelled": "BATCH_STATE_CANCELLED",
+}
+
+
+class FakeGemini(FakeBatchService):
+    """It cuts what is too long and says nothing: whether the service does is not known.
+
+    ``mixes``: of so many rows of each job the vectors change places.
+    """
 
     key_header = ("x-goog-api-key", "")
+    root = "/v1beta"
+    mixes = 0
 
     def is_path(self, path: str) -> bool:
         model, _, method = path.removeprefix("/v1beta/models/").partition(":")
@@ -59,20 +84,148 @@ class FakeGemini(FakeService):
         read = [self._entry(entry) for entry in entries]
         if len({(model, width) for model, _, _, width in read}) != 1:
             raise self.wrong_body("all requests must have one model and one width")
-        model, _, _, width = read[0]
+        model = read[0][0]
         texts = [text[: 4 * LONGEST[model]] for _, text, _, _ in read]
-        rows = []
-        for text, (_, _, task, _) in zip(texts, read, strict=True):
-            salt = model if model == "gemini-embedding-2" else f"{model} {task}"
-            (row,) = self.vectors([text], width, salt=salt)
-            short = width < FULL and model == "gemini-embedding-001"
-            rows.append((np.array(row) * (LENGTH if short else 1.0)).tolist())
+        rows = [self._row(*each) for each in read]
         tokens = self.bill(texts)
         answer: dict[str, Any] = {"embeddings": [{"values": row} for row in rows]}
         if model == "gemini-embedding-2":
             told = [{"modality": "TEXT", "tokenCount": tokens}]
             answer["usageMetadata"] = {"promptTokenCount": tokens, "promptTokenDetails": told}
         return answer
+
+    def is_upload(self, request: HttpRequest) -> bool:
+        return request.path == "/upload/v1beta/files" or request.path.endswith(
+            ":asyncBatchEmbedContent"
+        )
+
+    def route(
+        self, method: str, path: str, query: Mapping[str, str], request: HttpRequest
+    ) -> object:
+        name, _, action = path.removeprefix("/batches/").removeprefix("/files/").partition(":")
+        if method == "POST" and path == "/upload/v1beta/files":
+            return {"file": self.uploads(request)}
+        if method == "POST" and action == "asyncBatchEmbedContent":
+            self.paths.append(request.path)
+            return self.creates(request)
+        if method == "POST" and path.startswith("/batches/") and action == "cancel":
+            self.cancels(self.job(name))
+            return {}
+        if method == "GET" and path.startswith("/files/") and action == "download":
+            if query != {"alt": "media"} or self.file(name).purpose == "batch":
+                raise self.wrong_body("Only generated files can be downloaded.")
+            return self.downloads(name)
+        if method == "DELETE" and path.startswith("/files/") and not action:
+            self.deletes(name)
+            return {}
+        if method == "GET" and not action:
+            return super().route(method, path, query, request)
+        raise self.wrong_path()
+
+    def upload_of(self, request: HttpRequest) -> StoredFile:
+        kind = request.headers.get("content-type", "")
+        protocol = request.headers.get("x-goog-upload-protocol")
+        if protocol != "multipart" or not kind.startswith("multipart/related"):
+            raise self.wrong_body("Upload protocol is not supported.")
+        described, content = parts_of(request)
+        told = json.loads(content_of(described))
+        self.take(told, {"file": dict})
+        self.take(told["file"], {"displayName": str, "mimeType": ["application/jsonl"]})
+        return self.store(told["file"]["displayName"], content_of(content))
+
+    def new_id(self, kind: str) -> str:
+        return f"{kind[:1]}{uuid.uuid4().hex[:11]}"
+
+    def not_found(self, what: str) -> Refused:
+        return refused(404, f"{what} not found.", "NOT_FOUND")
+
+    def file_missing(self) -> Refused:
+        return refused(404, "Requested entity was not found.", "NOT_FOUND")
+
+    def take_job(self, asked: dict[str, Any]) -> str:
+        self.take(asked, {"batch": dict})
+        self.take(asked["batch"], {"displayName": str, "inputConfig": dict, "priority?": str})
+        self.take(asked["batch"]["inputConfig"], {"fileName": str})
+        return str(asked["batch"]["inputConfig"]["fileName"]).removeprefix("files/")
+
+    def without_mark(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        return {"batch": {**asked["batch"], "displayName": "another"}}
+
+    def run_line(self, job: Job, line: dict[str, Any]) -> dict[str, Any]:
+        self.take(line, {"key": str, "request": dict})
+        model = self.paths[-1].removeprefix("/v1beta/models/").partition(":")[0]
+        if "model" in line["request"]:
+            raise self.wrong_body("unknown field 'model'")
+        read = self._entry({"model": f"models/{model}", **line["request"]})
+        tokens = self.bill([read[1][: 4 * LONGEST[model]]])
+        vector = {"values": self._row(*read)}
+        # The key comes after what it names, and numbers are texts.
+        return {"response": {"tokenCount": str(tokens), "embedding": vector}, "key": line["key"]}
+
+    def error_row(self, job: Job, line: dict[str, Any], refused: Refused) -> dict[str, Any]:
+        del job
+        said: Any = refused.body
+        return {"key": line["key"], "error": {"code": 3, "message": said["error"]["message"]}}
+
+    def write_results(self, job: Job) -> None:
+        rows = job.good[: self.mixes]
+        vectors = [row["response"] for row in rows]
+        for row, vector in zip(rows, vectors[1:] + vectors[:1], strict=True):
+            row["response"] = vector
+        job.output = self._as_file(job, [*job.bad, *job.good], "output")
+
+    def job_document(self, job: Job) -> dict[str, Any]:
+        counts = {
+            "requestCount": job.total,
+            "successfulRequestCount": len(job.good),
+            "failedRequestCount": len(job.bad),
+            "pendingRequestCount": 0 if job.has_ended else job.total,
+        }
+        told: dict[str, Any] = {
+            "@type": "type.googleapis.com/google.ai.generativelanguage.v1main.EmbedContentBatch",
+            "model": self.paths[-1].removeprefix("/v1beta/").partition(":")[0],
+            "displayName": job.asked["batch"]["displayName"],
+            "createTime": f"{job.created:%Y-%m-%dT%H:%M:%S.%f}123Z",
+            # What is zero is left out.
+            "batchStats": {name: str(count) for name, count in counts.items() if count},
+            "state": STATES.get(job.state, job.state),
+            "name": f"batches/{job.id}",
+        }
+        document: dict[str, Any] = {"name": f"batches/{job.id}", "metadata": told}
+        if job.has_ended and job.output:
+            output = {"responsesFile": f"files/{job.output}"}
+            told["output"] = output
+            document |= {"done": True, "response": {"@type": "…", **output}}
+        return document
+
+    def file_document(self, file: StoredFile) -> dict[str, Any]:
+        return {
+            "name": f"files/{file.id}",
+            "displayName": file.name,
+            "mimeType": "application/jsonl",
+            "sizeBytes": str(len(file.content)),
+            "createTime": f"{file.created:%Y-%m-%dT%H:%M:%S.%f}Z",
+            "state": "ACTIVE",
+            "source": "UPLOADED",
+        }
+
+    def lists(self, query: Mapping[str, str], *, files: bool) -> object:
+        listed: list[Any]
+        if files:
+            listed = [self.file_document(each) for each in self.files.values()]
+        else:
+            listed = [self.job_document(each) for each in self.jobs.values()]
+        start = int(query.get("pageToken", "at-0").removeprefix("at-"))
+        end = start + min(int(query.get("pageSize", 20)), 20)
+        name = "files" if files else "operations"
+        page: dict[str, Any] = {name: listed[start:end]} if listed else {}
+        return {**page, "nextPageToken": f"at-{end}"} if end < len(listed) else page
+
+    def _row(self, model: str, text: str, task: str | None, width: int) -> list[float]:
+        salt = model if model == "gemini-embedding-2" else f"{model} {task}"
+        (row,) = self.vectors([text[: 4 * LONGEST[model]]], width, salt=salt)
+        short = width < FULL and model == "gemini-embedding-001"
+        return list((np.array(row) * (LENGTH if short else 1.0)).tolist())
 
     def _entry(self, entry: Any) -> tuple[str, str, str | None, int]:
         if not isinstance(entry, dict):

@@ -47,6 +47,9 @@ class TestVoyageBatch(ServiceBatchContract):
     def strategy_of(self, server: FakeVoyage) -> BatchStrategy:
         return batch_of(server)
 
+    def refused_text(self) -> str:
+        return "word " * 27_000
+
 
 @pytest.fixture
 def shapes() -> Any:

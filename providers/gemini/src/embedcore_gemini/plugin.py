@@ -9,13 +9,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import date
 from decimal import Decimal
-from typing import Annotated, ClassVar, Final
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final
 
+from embedcore.provider.batch_options import BatchOptions
 from embedcore.provider.hookspecs import FromEnvironment, Provider, hookimpl
-from embedcore.provider.http_embedder import HttpEmbedder, HttpOptions, Key
+from embedcore.provider.http_embedder import HttpEmbedder, Key
 from embedcore.provider.prefixes import prefixed, prefixes_of
 from embedcore.provider.replies import Form
 from embedcore.provider.types import ModelInfo, Price
+
+if TYPE_CHECKING:
+    from embedcore.provider.protocol import BatchStrategy
 
 PROVIDER: Final = "gemini"
 DEFAULT_MODEL: Final = "gemini-embedding-001"
@@ -48,6 +52,7 @@ def _gemini(model: str, price: str, *, longest: int) -> ModelInfo:
         max_input_tokens=longest,
         price=Price(
             immediate=Decimal(price),
+            batch=Decimal(price) / 2,
             as_of=date(2026, 11, 29),
             source="the price table of litellm 1.110.2",
         ),
@@ -64,8 +69,9 @@ _PLAIN: Final = {
 MODELS: Final = {name: prefixed(info, prefixes_of(name)) for name, info in _PLAIN.items()}
 
 
-class GeminiOptions(HttpOptions):
-    """Options of ``gemini:<model>``: those of every provider over HTTP, and ``normalize``.
+class GeminiOptions(BatchOptions):
+    """Options of ``gemini:<model>``: those of every provider over HTTP with batches, and
+    ``normalize``.
 
     ``normalize``: give vectors length 1 that the service leaves shorter, those of
     ``gemini-embedding-001`` with fewer than 3,072 dimensions.
@@ -93,6 +99,12 @@ class GeminiEmbedder(HttpEmbedder):
         self.words = self._prefixes or TASKS
         self.info = prefixed(self.info, self._prefixes)
         self.normalises = options.normalize and self.width is not None and not self._prefixes
+
+    @property
+    def batch(self) -> BatchStrategy:  # type: ignore[override]
+        from embedcore_gemini.batch import GeminiBatch
+
+        return GeminiBatch(self)
 
     def headers(self, key: str) -> Mapping[str, str]:
         return {"x-goog-api-key": key}

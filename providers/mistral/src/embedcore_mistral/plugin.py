@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import date
 from decimal import Decimal
-from typing import Annotated, ClassVar, Final
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final
 
+from embedcore.provider.batch_options import BatchOptions
 from embedcore.provider.hookspecs import FromEnvironment, Provider, hookimpl
-from embedcore.provider.http_embedder import HttpEmbedder, HttpOptions, Key
+from embedcore.provider.http_embedder import HttpEmbedder, Key
 from embedcore.provider.types import ModelInfo, Price
+
+if TYPE_CHECKING:
+    from embedcore.provider.protocol import BatchStrategy
 
 PROVIDER: Final = "mistral"
 DEFAULT_MODEL: Final = "mistral-embed"
@@ -33,6 +37,7 @@ def _mistral(model: str, price: str, *, dimensions: int, dated: str) -> ModelInf
         reply_models=(dated,),
         price=Price(
             immediate=Decimal(price),
+            batch=Decimal(price) / 2,
             as_of=date(2026, 11, 29),
             source="the price table of litellm 1.110.2",
         ),
@@ -48,8 +53,8 @@ MODELS: Final = {
 }
 
 
-class MistralOptions(HttpOptions):
-    """Options of ``mistral:<model>``: those of every provider over HTTP."""
+class MistralOptions(BatchOptions):
+    """Options of ``mistral:<model>``: those of every provider over HTTP with batches."""
 
     keys_at: ClassVar[str] = "https://console.mistral.ai/api-keys"
 
@@ -64,6 +69,12 @@ class MistralEmbedder(HttpEmbedder):
     models = MODELS
     other = OTHER
     widths: ClassVar = {"codestral-embed": range(1, 3_073)}
+
+    @property
+    def batch(self) -> BatchStrategy:  # type: ignore[override]
+        from embedcore_mistral.batch import MistralBatch
+
+        return MistralBatch(self)
 
     def question(self, texts: list[str], input_type: str | None) -> dict[str, object]:
         """Lists of numbers are asked for, since those were recorded: base64 was not."""
