@@ -56,6 +56,7 @@ ELSEWHERE = {
     "how-to/use-with-langchain.md": "../adapters/test_how_to.py",
     "how-to/test-a-provider.md": "test_write_a_provider.py",
     "how-to/use-a-compatible-server.md": "../../providers/openai/tests/test_presets.py",
+    "how-to/write-a-batch-provider.md": "test_batch_provider.py",
     "how-to/write-a-provider.md": "test_write_a_provider.py",
     "how-to/write-an-http-provider.md": "test_http_provider.py",
     "reference/batch-commands.md": "test_batch.py",
