@@ -68,9 +68,9 @@ class Verifier:
             cosine = _cosine(sample[place], vector)
             if not cosine >= _LEAST_COSINE:
                 why = (
-                    f"the vectors of job {part.job} are not those of its texts: one of "
-                    f"{len(expected)} that were compared with single requests has a cosine of "
-                    f"{cosine:.3f}, and {_LEAST_COSINE} is the least; none of the job is kept"
+                    f"the vectors of job {part.job} are not those of its texts, and none is kept. "
+                    f"Of {len(expected)} that single requests were sent for, one has a cosine of "
+                    f"{cosine:.3f}"
                 )
                 logger.warning("Batch %s: %s", part.job, why)
                 return why
