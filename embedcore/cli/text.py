@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 import textwrap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
@@ -164,18 +164,37 @@ def table(
     """Aligned columns; those at the places in ``numbers`` to the right. No cell is ever cut.
 
     Where ``width`` is too small, the columns named in ``spare`` are left out, one after the other.
-    Where that is not enough, a row that is too wide has a line for each of its cells instead, and
-    so has every row if most of them would.
+    Where that is not enough, the first cell of a row that is too wide stands on a line of its own,
+    above the others; a row that is too wide even so has a line for each of its cells, and so has
+    every row if most of them would be too wide.
     """
     cells = [tuple(printable(cell) for cell in row) for row in rows]
+    shapes = list(_shapes(heads, cells, spare, numbers))
+    for lines, right in shapes:
+        if width is None or _total(_widths(lines)) <= width:
+            return "\n".join(_aligned(lines, _widths(lines), right))
+    assert width is not None  # noqa: S101 - else the first of them was right
+    for lines, right in shapes:
+        fitting = _fitting(lines, width)
+        if len(fitting) > len(lines) // 2 + 1:
+            under = [_block(heads[1:], row[1:], "  ") for row in cells]
+            return "\n".join(_with_too_wide(lines, fitting, right, under))
+    return "\n\n".join(_block(heads, row, "") for row in cells)
+
+
+def _shapes(
+    heads: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    spare: Sequence[str],
+    numbers: Collection[int],
+) -> Iterator[tuple[list[list[str]], list[bool]]]:
+    """The lines with all columns, then without each of the spare ones as well; and which of the
+    columns go to the right."""
     kept = list(range(len(heads)))
     for head in (None, *spare):
         kept = [column for column in kept if heads[column] != head]
         lines = [[row[column] for column in kept] for row in [heads, *cells]]
-        if width is None or _total(_widths(lines)) <= width:
-            return "\n".join(_aligned(lines, [column in numbers for column in kept]))
-    assert width is not None  # noqa: S101 - else the first of them was right
-    return _with_blocks([heads, *cells], [column in numbers for column in range(len(heads))], width)
+        yield lines, [column in numbers for column in kept]
 
 
 def _widths(lines: Sequence[Sequence[str]]) -> list[int]:
@@ -186,8 +205,9 @@ def _total(widths: Sequence[int]) -> int:
     return sum(widths) + len(_GAP) * (len(widths) - 1)
 
 
-def _aligned(lines: Sequence[Sequence[str]], right: Sequence[bool]) -> list[str]:
-    widths = _widths(lines)
+def _aligned(
+    lines: Sequence[Sequence[str]], widths: Sequence[int], right: Sequence[bool]
+) -> list[str]:
     return [
         _GAP.join(
             cell.rjust(width) if to_right else cell.ljust(width)
@@ -197,22 +217,44 @@ def _aligned(lines: Sequence[Sequence[str]], right: Sequence[bool]) -> list[str]
     ]
 
 
-def _with_blocks(lines: Sequence[Sequence[str]], right: Sequence[bool], width: int) -> str:
-    """The rows that fit as a table, and in their places those that do not, a line for each cell."""
-    fitting = set(range(len(lines)))
-    while len(fitting) > 1 and _total(widths := _widths([lines[i] for i in fitting])) > width:
-        fitting.discard(max((i for i in fitting if i), key=lambda i: sum(map(len, lines[i]))))
-    heads = lines[0]
-    if len(fitting) <= len(lines) // 2 + 1 or _total(widths) > width:
-        blocks = [_block(heads, line, "") for line in lines[1:]]
-        return "\n\n".join(blocks)
-    there = dict(
-        zip(sorted(fitting), _aligned([lines[i] for i in sorted(fitting)], right), strict=True)
-    )
-    return "\n".join(
-        there[i] if i in there else f"{line[0]}\n{_block(heads[1:], line[1:], '  ')}"
-        for i, line in enumerate(lines)
-    )
+def _fitting(lines: Sequence[Sequence[str]], width: int) -> list[int]:
+    """Which lines make a table that is not too wide, the heads among them; none if the heads alone
+    are too wide."""
+    fitting: list[int] = []
+    widths = [0] * len(lines[0])
+    # The heads, then the shortest rows.
+    for i in sorted(range(len(lines)), key=lambda i: (i > 0, sum(map(len, lines[i])))):
+        wider = [max(room, len(cell)) for room, cell in zip(widths, lines[i], strict=True)]
+        if _total(wider) <= width:
+            fitting.append(i)
+            widths = wider
+        elif i == 0:
+            break
+    return fitting
+
+
+def _with_too_wide(
+    lines: Sequence[Sequence[str]],
+    fitting: Sequence[int],
+    right: Sequence[bool],
+    blocks: Sequence[str],
+) -> Iterator[str]:
+    """The lines that fit as a table, and in their places the others: the first cell, and below it
+    those that follow, in their columns where they fit, else the row's block."""
+    widths = _widths([lines[i] for i in fitting])
+    for line, block in zip(lines, ["", *blocks], strict=True):
+        (first, *others), (room, *rooms) = line, widths
+        if len(first) > room or not _fits(others, rooms):
+            yield first
+            first = ""
+        if _fits(others, rooms):
+            yield from _aligned([[first, *others]], widths, right)
+        else:
+            yield block
+
+
+def _fits(cells: Sequence[str], rooms: Sequence[int]) -> bool:
+    return all(len(cell) <= room for cell, room in zip(cells, rooms, strict=True))
 
 
 def _block(heads: Sequence[str], line: Sequence[str], indent: str) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import assume, given, strategies as st
 
 from embedcore.cli.text import facts, fitted, table
 
@@ -29,6 +30,7 @@ COMMANDS = [
     ["budget", "clock"],
     ["budget", "recount"],
     ["models"],
+    ["models", "cohere"],
     ["providers"],
     ["cache"],
     ["cache", "where"],
@@ -39,6 +41,7 @@ COMMANDS = [
     ["trust", "--list"],
     ["trust", "embedcore.toml"],
     ["doctor"],
+    ["provider", "probe", "URL"],
     ["embed", "missing.jsonl", "-o", OUTPUT],
     ["embed", SOURCE, "-o", OUTPUT, "-m", "no-such-provider:a-model"],
     ["embed", SOURCE, "-o", OUTPUT, "--text", "no-such-column-in-this-file"],
@@ -78,9 +81,10 @@ def too_wide(shown: str, columns: int) -> list[str]:
 @pytest.mark.case("F11")
 @pytest.mark.parametrize("columns", [80, 40])
 def test_every_command_fits_the_terminal(
-    project: None, terminal: Callable[..., Any], columns: int
+    project: None, server: Any, terminal: Callable[..., Any], columns: int
 ) -> None:
-    for arguments in COMMANDS:
+    for named in COMMANDS:
+        arguments = [server.base_url if word == "URL" else word for word in named]
         shown = terminal(*arguments, columns=columns)
         shown.close()
         # What moves is drawn over: rich keeps it within the width.
@@ -135,17 +139,57 @@ def test_fitted_lines_have_the_same_words(pairs: list[tuple[str, str]], width: i
     assert all(len(line) <= width or " " not in line.strip() for line in lines.split("\n"))
 
 
-@given(
-    st.lists(st.tuples(words, sentences, words), min_size=1, max_size=6),
-    st.integers(10, 200),
-)
-def test_a_table_fits_or_has_a_line_for_each_cell(
-    rows: list[tuple[str, str, str]], width: int
+@st.composite
+def tables(draw: st.DrawFn) -> tuple[list[str], list[tuple[str, ...]], list[str], set[int]]:
+    """Heads, rows, spare columns and columns of numbers. The first cell is a name of one word."""
+    columns = draw(st.integers(2, 6))
+    heads = [f"HEAD {number}" for number in range(columns)]
+    row = st.tuples(words, *[st.one_of(words, sentences)] * (columns - 1))
+    spare = draw(st.lists(st.sampled_from(heads[1:]), unique=True, max_size=2))
+    numbers = draw(st.sets(st.integers(1, columns - 1)))
+    return heads, draw(st.lists(row, min_size=1, max_size=8)), spare, numbers
+
+
+@given(tables(), st.integers(10, 200))
+def test_no_line_of_a_table_is_too_wide_and_no_cell_is_lost(
+    drawn: tuple[list[str], list[tuple[str, ...]], list[str], set[int]], width: int
 ) -> None:
-    shown = fitted(table(("ONE", "TWO", "SPARE"), rows, width=width, spare=["SPARE"]), width)
+    heads, rows, spare, numbers = drawn
+    shown = fitted(table(heads, rows, numbers=numbers, width=width, spare=spare), width)
     assert all(len(line) <= width or " " not in line.strip() for line in shown.split("\n"))
-    said = " ".join(shown.split())
-    assert all(cell in said for row in rows for cell in row[:2])
-    whole = table(("ONE", "TWO", "SPARE"), rows, spare=["SPARE"])
+    needed = [i for i, head in enumerate(heads) if head not in spare]
+    assert Counter(" ".join(row[i] for row in rows for i in needed).split()) <= Counter(
+        shown.split()
+    )
+    whole = table(heads, rows, spare=spare)
     assert whole.count("\n") == len(rows)
     assert all(cell in whole for row in rows for cell in row)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 38), st.integers(1, 10)), min_size=3, max_size=12),
+    st.integers(38, 60),
+)
+def test_a_long_name_stands_above_its_row_and_leaves_the_others_a_table(
+    sizes: list[tuple[int, int]], width: int
+) -> None:
+    rows = [("n" * name, "1" * figure, "free") for name, figure in sizes]
+    lines = table(("MODEL", "DIMENSIONS", "PRICE"), rows, numbers={1, 2}, width=width).split("\n")
+    room = width - len("  DIMENSIONS  PRICE")
+    assume(sum(len(name) <= room for name, *_ in rows) > len(rows) // 2 + 1)
+    assert lines[0].split() == ["MODEL", "DIMENSIONS", "PRICE"]
+    assert [word for line in lines[1:] for word in line.split()] == [c for row in rows for c in row]
+    # All that belongs to a row ends where the head of the last column does.
+    assert {len(line) for line in lines if line.endswith("free")} == {len(lines[0])}
+
+
+def test_the_models_are_a_table_in_eighty_columns(terminal: Callable[..., Any], cli: Any) -> None:
+    models = [one["model"] for one in cli("models", "--json").json["models"]]
+    assert len(models) > 20
+    shown = terminal("models", columns=80)
+    assert shown.close() == 0
+    lines = shown.plain.rstrip("\n").split("\n")
+    assert max(map(len, lines)) <= 80
+    assert lines[0].startswith("MODEL ")
+    assert [line.split()[0] for line in lines[1:] if line[:1] != " "] == models
+    assert len(lines) < 1.5 * len(models)
