@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -49,18 +51,63 @@ def _no_certificates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         yield
 
 
+@pytest.fixture(scope="session")
+def _empty_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A new folder, and one more, …: there are thousands of tests, and pytest looks through all
+    that it has made before it makes one."""
+    folder = tmp_path_factory.mktemp("isolated")
+    return (folder / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+def _isolated(monkeypatch: pytest.MonkeyPatch, _empty_folders: Iterator[Path]) -> None:
     """An empty state folder, no settings file in reach, and no variable that anybody exported."""
     for name in list(os.environ):
         if name.startswith(_FOREIGN) or name.upper() in _PROXIES:
             monkeypatch.delenv(name)
-    empty = tmp_path_factory.mktemp("isolated")
+    empty = next(_empty_folders)
     for name in ("XDG_CONFIG_HOME", "XDG_CONFIG_DIRS", "XDG_DATA_HOME", "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, str(empty / name.lower()))
     monkeypatch.setenv("EMBEDCORE_HOME", str(empty / "home"))
+    empty.mkdir()
     (empty / "work").mkdir()
     monkeypatch.chdir(empty / "work")
+
+
+def _statements(connection: Any) -> Iterator[tuple[str, tuple[object, ...]]]:
+    """What makes the tables of a file, and their rows, which are those that name migrations."""
+    made = connection.execute(
+        "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY rowid"
+    ).fetchall()
+    yield from ((sql, ()) for _, _, sql in made)
+    for kind, name, _ in made:
+        if kind == "table":
+            for row in connection.execute(f"SELECT * FROM {name}").fetchall():
+                yield f"INSERT INTO {name} VALUES ({', '.join('?' * len(row))})", tuple(row)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tables_as_before() -> Iterator[None]:
+    """A new file gets its tables as the first of its kind got them from the migrations, which take
+    ten times as long: tests and their examples make tens of thousands of files."""
+    from embedcore.storage.schema import Schema
+
+    made: dict[Schema, list[tuple[str, tuple[object, ...]]]] = {}
+    migrate = Schema.apply
+
+    def apply(self: Schema, database: Any) -> None:
+        is_new = not database.conn.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()
+        if is_new and self in made:
+            for statement, values in made[self]:
+                database.conn.execute(statement, values)
+            return
+        migrate(self, database)
+        if is_new:
+            made[self] = list(_statements(database.conn))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Schema, "apply", apply)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -31,17 +32,9 @@ class SurroundingsContract(ContractBase):
 
     def test_import_touches_nothing(self, embedder: Embedder) -> None:
         module = type(embedder).__module__
-        done = subprocess.run(  # noqa: S603 - this Python
-            [sys.executable, "-m", "embedcore.testing.process", module],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            capture_output=True,
-            text=True,
-            timeout=_IMPORT_SECONDS,
-            check=False,
-        )
-        if done.returncode != 0:
+        touched = _touched_by_importing(module, tuple(filter(None, sys.path)))
+        if touched is None:
             pytest.skip(f"the module {module} cannot be imported by its name in another process")
-        touched = done.stdout.rpartition("touched:")[2].strip()
         assert not touched, (
             f"importing {module} changed {touched}: a program's own settings are not a provider's"
         )
@@ -199,3 +192,20 @@ def _assert_untold(told: str, place: str) -> None:
             f"the text that was sent, or a part of it, is in {place}: texts are private; say how "
             "many there are and how long they are"
         )
+
+
+@cache
+def _touched_by_importing(module: str, path: tuple[str, ...]) -> str | None:
+    """What importing it changes in a new process, or None where it cannot be imported there.
+
+    Asked once for all the classes that test embedders of one module.
+    """
+    done = subprocess.run(  # noqa: S603 - this Python
+        [sys.executable, "-m", "embedcore.testing.process", module],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+        capture_output=True,
+        text=True,
+        timeout=_IMPORT_SECONDS,
+        check=False,
+    )
+    return done.stdout.rpartition("touched:")[2].strip() if done.returncode == 0 else None
