@@ -77,13 +77,15 @@ def _isolated(monkeypatch: pytest.MonkeyPatch, _empty_folders: Iterator[Path]) -
 def _statements(connection: Any) -> Iterator[tuple[str, tuple[object, ...]]]:
     """What makes the tables of a file, and their rows, which are those that name migrations."""
     made = connection.execute(
-        "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY rowid"
+        "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL AND substr(name, 1, 7) <> "
+        "'sqlite_' ORDER BY rowid"
     ).fetchall()
     yield from ((sql, ()) for _, _, sql in made)
     for kind, name, _ in made:
         if kind == "table":
-            for row in connection.execute(f"SELECT * FROM {name}").fetchall():
-                yield f"INSERT INTO {name} VALUES ({', '.join('?' * len(row))})", tuple(row)
+            for row in connection.execute(f"SELECT * FROM {name}").fetchall():  # noqa: S608
+                marks = ", ".join("?" * len(row))
+                yield f"INSERT INTO {name} VALUES ({marks})", tuple(row)  # noqa: S608
 
 
 @pytest.fixture(scope="session", autouse=True)
