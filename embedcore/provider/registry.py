@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import Distribution, EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Final
 
 from embedcore.errors import ConfigurationError, EmbeddingError, PluginError, UnknownProvider
@@ -259,20 +260,45 @@ def _unknown(name: str, allowed: str | None) -> UnknownProvider:
 def _entry_points() -> Iterator[EntryPoint]:
     allowed = os.environ.get(LOAD_PLUGINS_VARIABLE)
     names = None if allowed is None else {name.strip() for name in allowed.split(",")}
-    seen = set()
-    for point in entry_points(group=GROUP):
-        # An editable install may list its metadata twice on sys.path: same owner, same target.
-        key = (point.name, point.value, point.dist.name if point.dist else "")
-        if key not in seen and (names is None or point.name in names):
-            seen.add(key)
+    for point in _points(_places()):
+        if names is None or point.name in names:
             yield point
 
 
+def _places() -> tuple[object, ...]:
+    """Where distributions are looked for, and when each folder last got or lost one."""
+    found: list[object] = [tuple(map(id, sys.meta_path))]
+    for place in sys.path:
+        try:
+            folder = place or os.getcwd()  # noqa: PTH109 - objects for paths take longer
+            found.append((folder, os.stat(folder).st_mtime_ns))  # noqa: PTH116
+        except OSError:
+            found.append((place, None))
+    return tuple(found)
+
+
+@functools.lru_cache(maxsize=1)
+def _points(places: tuple[object, ...]) -> tuple[EntryPoint, ...]:  # noqa: ARG001 - the key
+    """All of the group, read once for as long as nothing is installed: it takes longer than the
+    rest of a new client."""
+    found: dict[tuple[str, str, str], EntryPoint] = {}
+    for point in entry_points(group=GROUP):
+        # An editable install may list its metadata twice on sys.path: same owner, same target.
+        owner = point.dist.name if point.dist else ""
+        found.setdefault((point.name, point.value, owner), point)
+    return tuple(found.values())
+
+
+@functools.lru_cache(maxsize=64)
+def _name_and_version(distribution: Distribution) -> tuple[str, str]:
+    return distribution.name, distribution.version
+
+
 def _describe(point: EntryPoint) -> Installed:
-    distribution = point.dist
+    distribution, version = _name_and_version(point.dist) if point.dist else ("(unknown)", "")
     return Installed(
         name=point.name,
-        distribution=distribution.name if distribution else "(unknown)",
-        version=distribution.version if distribution else "",
+        distribution=distribution,
+        version=version,
         module=point.value,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -115,6 +116,47 @@ def test_what_is_installed_is_listed_without_being_imported(install: Install) ->
     assert (found.distribution, found.version, found.module) == ("acme-vectors", "1.2.3", module)
     assert module not in sys.modules
     assert [one.name for one in installed()] == sorted(one.name for one in installed())
+
+
+def test_what_is_installed_or_removed_meanwhile_is_noticed(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def names() -> set[str]:
+        return {one.name for one in installed()}
+
+    install("acme")
+    site = tmp_path / "embedcore-acme"
+    information = site / "late-1.0.dist-info"
+    # As if the clock of the disk had gone on since it was last looked through.
+    os.utime(site, (1, 1))
+    assert {"acme", "late"} & names() == {"acme"}
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: late\nVersion: 1.0\n")
+    (information / "entry_points.txt").write_text("[embedcore]\nlate = late\n")
+    assert {"acme", "late"} <= names()
+    monkeypatch.setenv("EMBEDCORE_LOAD_PLUGINS", "late")
+    assert names() == {"late"}
+    monkeypatch.delenv("EMBEDCORE_LOAD_PLUGINS")
+    os.utime(site, (2, 2))
+    assert {"acme", "late"} <= names()
+    shutil.rmtree(information)
+    assert {"acme", "late"} & names() == {"acme"}
+
+
+def test_what_is_installed_is_read_once(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    real = registry.entry_points
+    monkeypatch.setattr(registry, "entry_points", lambda **how: read.append(how) or real(**how))
+    install("acme")
+    assert [one.name for one in installed()] == [one.name for one in installed()]
+    with pytest.raises(UnknownProvider):
+        load("nobody")
+    assert len(read) == 1
+    monkeypatch.syspath_prepend(str(tmp_path))
+    installed()
+    assert len(read) == 2
 
 
 def test_none_is_an_error_that_says_how_to_install_it(install: Install) -> None:
