@@ -32,7 +32,7 @@ from embedcore.events import (
     RequestFinished,
     Throttled,
 )
-from embedcore.provider.registry import plugin_observers
+from embedcore.provider.registry import load_observers, plugin_observers
 
 logger = logging.getLogger("embedcore")
 
@@ -259,6 +259,7 @@ def notify(observer: Observer, event: Event) -> None:
 
 def observed_by(observers: Sequence[Observer]) -> Observer:
     """One observer for the log, the plugins and these; none can disturb the others."""
+    load_observers()
 
     def observe(event: Event) -> None:
         log(event)

@@ -85,8 +85,13 @@ def providers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         )(lambda provider=provider: provider)
         monkeypatch.setitem(sys.modules, module.__name__, module)
         found.append(EntryPoint(name=name, value=module.__name__, group="embedcore"))
-    real = list(registry._entry_points())
-    monkeypatch.setattr(registry, "_entry_points", lambda: iter([*real, *found]))
+    real = registry._entry_points
+
+    def entries(group: str = registry.GROUP) -> Iterator[EntryPoint]:
+        yield from real(group)
+        yield from found if group == registry.GROUP else ()
+
+    monkeypatch.setattr(registry, "_entry_points", entries)
     registry._load.cache_clear()
     registry._manager.cache_clear()
     yield

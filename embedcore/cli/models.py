@@ -46,20 +46,42 @@ class Found:
 @talking
 @click.pass_obj
 def providers(screen: Screen) -> int:
-    """The installed providers with their versions, and why a broken one is broken."""
-    found = found_providers()
-    screen.json({"providers": [asdict(one) for one in found]})
+    """The installed providers and observers, and why a broken one is broken."""
+    found, observers = found_providers(), found_observers()
+    screen.json(
+        {
+            "providers": [asdict(one) for one in found],
+            "observers": [asdict(one) for one in observers],
+        }
+    )
     if found:
         heads = ("PROVIDER", "DISTRIBUTION", "VERSION", "STATE")
         screen.table(heads, [_provider_row(one) for one in found])
     else:
         screen.result(nothing_installed())
-    for one in found:
+    if observers:
+        heads = ("OBSERVER", "DISTRIBUTION", "VERSION", "STATE")
+        screen.table(heads, [_provider_row(one) for one in observers], title="\n")
+    for one in (*found, *observers):
         for test, reason in one.known_failures.items():
             screen.result(f"{one.name}: {test}: {reason}")
         if one.problem:
             screen.error(f"\n{one.problem}")
-    return int(any(one.problem for one in found))
+    return int(any(one.problem for one in (*found, *observers)))
+
+
+def found_observers() -> list[Found]:
+    """Every installed observer."""
+    problems = registry.load_observers()
+    return [
+        Found(
+            name=one.name,
+            distribution=one.distribution,
+            version=one.version,
+            problem=problems.get(one.name),
+        )
+        for one in registry.installed_observers()
+    ]
 
 
 def found_providers() -> list[Found]:

@@ -12,6 +12,9 @@ and that module holds ::
     @hookimpl
     def embedcore_provider():
         return Provider(name="acme", options=AcmeOptions, create=create)
+
+A distribution that only observes declares ``[project.entry-points."embedcore.observers"]`` instead,
+and its module holds ``embedcore_observe``. It is loaded with the first client of a process.
 """
 
 from __future__ import annotations

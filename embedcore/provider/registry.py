@@ -1,12 +1,14 @@
-"""Finds the installed provider of a name and imports only that one."""
+"""Finds the installed provider of a name and imports only that one; and the installed observers."""
 
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import Distribution, EntryPoint, entry_points
@@ -24,7 +26,10 @@ if TYPE_CHECKING:
     from embedcore.provider.protocol import Embedder
 
 GROUP: Final = "embedcore"
+OBSERVERS: Final = "embedcore.observers"
 LOAD_PLUGINS_VARIABLE: Final = "EMBEDCORE_LOAD_PLUGINS"
+
+logger = logging.getLogger("embedcore")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +57,19 @@ def split_model(name: str, *, default_provider: str) -> tuple[str, str]:
 def installed() -> list[Installed]:
     """The providers whose distributions are installed and allowed to load. Imports none of them."""
     return sorted((_describe(point) for point in _entry_points()), key=lambda found: found.name)
+
+
+def installed_observers() -> list[Installed]:
+    """The observers whose distributions are installed and allowed to load. Imports none."""
+    return sorted((_describe(one) for one in _entry_points(OBSERVERS)), key=lambda one: one.name)
+
+
+def load_observers() -> Mapping[str, str]:
+    """Import every installed observer, once, and have it told of events from then on.
+
+    What cannot be used is left out: its name and why.
+    """
+    return _load_observers(os.environ.get(LOAD_PLUGINS_VARIABLE))
 
 
 def load(name: str) -> Provider:
@@ -180,6 +198,33 @@ def _load(name: str, allowed: str | None) -> Provider:
     return provider
 
 
+@functools.cache
+def _load_observers(allowed: str | None) -> Mapping[str, str]:  # noqa: ARG001 - a key of the cache
+    problems = {}
+    for point in _entry_points(OBSERVERS):
+        described = _describe(point)
+        origin = (
+            f"observer {point.name!r} (distribution {described.distribution} {described.version})"
+        )
+        try:
+            _register_observer(_import(point, origin, described.distribution), origin, described)
+        except PluginError as error:
+            problems[point.name] = str(error)
+            logger.warning("%s", error)
+    return problems
+
+
+def _register_observer(plugin: object, origin: str, described: Installed) -> None:
+    with _registered(plugin, described.name, origin, described.distribution) as manager:
+        hooks = [hook.name for hook in manager.get_hookcallers(plugin) or ()]
+        if hooks != ["embedcore_observe"]:
+            raise PluginError(
+                f"{origin} must have the hook embedcore_observe, and no other: it has "
+                f"{', '.join(sorted(hooks)) or 'none'}",
+                distribution=described.distribution,
+            )
+
+
 def _import(point: EntryPoint, origin: str, distribution: str) -> object:
     try:
         plugin = point.load()
@@ -197,18 +242,27 @@ def _import(point: EntryPoint, origin: str, distribution: str) -> object:
 
 
 def _register(plugin: object, name: str, origin: str, distribution: str) -> Provider:
+    with _registered(plugin, name, origin, distribution):
+        return _ask(plugin, name, origin, distribution)
+
+
+@contextmanager
+def _registered(
+    plugin: object, name: str, origin: str, distribution: str
+) -> Iterator[pluggy.PluginManager]:
+    """The plugin's hooks are called from now on, unless the block refuses it. Raises
+    ``PluginError``."""
     manager = _manager()
     try:
         if not manager.is_registered(plugin):
             manager.register(plugin, name=f"{distribution}:{name}")
             manager.check_pending()
-        provider = _ask(plugin, name, origin, distribution)
+        yield manager
         # pluggy stops at the first implementation that raises: each is called on its own.
         plugin_observers[:] = [
             functools.partial(_call_hook, implementation.function)
             for implementation in manager.hook.embedcore_observe.get_hookimpls()
         ]
-        return provider
     except BaseException as error:
         # What was refused must not observe either.
         if manager.is_registered(plugin):
@@ -257,10 +311,10 @@ def _unknown(name: str, allowed: str | None) -> UnknownProvider:
     )
 
 
-def _entry_points() -> Iterator[EntryPoint]:
+def _entry_points(group: str = GROUP) -> Iterator[EntryPoint]:
     allowed = os.environ.get(LOAD_PLUGINS_VARIABLE)
     names = None if allowed is None else {name.strip() for name in allowed.split(",")}
-    for point in _points(_places()):
+    for point in _points(group, _places()):
         if names is None or point.name in names:
             yield point
 
@@ -277,12 +331,12 @@ def _places() -> tuple[object, ...]:
     return tuple(found)
 
 
-@functools.lru_cache(maxsize=1)
-def _points(places: tuple[object, ...]) -> tuple[EntryPoint, ...]:  # noqa: ARG001 - the key
-    """All of the group, read once for as long as nothing is installed: it takes longer than the
+@functools.lru_cache(maxsize=2)
+def _points(group: str, places: tuple[object, ...]) -> tuple[EntryPoint, ...]:  # noqa: ARG001 - key
+    """All of a group, read once for as long as nothing is installed: it takes longer than the
     rest of a new client."""
     found: dict[tuple[str, str, str], EntryPoint] = {}
-    for point in entry_points(group=GROUP):
+    for point in entry_points(group=group):
         # An editable install may list its metadata twice on sys.path: same owner, same target.
         owner = point.dist.name if point.dist else ""
         found.setdefault((point.name, point.value, owner), point)

@@ -57,10 +57,12 @@ def embedcore_provider():
 def forgetful() -> Iterator[None]:
     """The registry remembers what it loaded for the life of a process: here, of a test."""
     registry._load.cache_clear()
+    registry._load_observers.cache_clear()
     registry._manager.cache_clear()
     registry.plugin_observers.clear()
     yield
     registry._load.cache_clear()
+    registry._load_observers.cache_clear()
     registry._manager.cache_clear()
     registry.plugin_observers.clear()
 
@@ -71,7 +73,13 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
     modules = []
 
     def put(
-        name: str, code: str = GOOD, *, distribution: str = "", attribute: str = "", entry: str = ""
+        name: str,
+        code: str = GOOD,
+        *,
+        distribution: str = "",
+        attribute: str = "",
+        entry: str = "",
+        group: str = "embedcore",
     ) -> str:
         distribution = distribution or f"embedcore-{name}"
         module = f"plugin_{distribution.replace('-', '_')}"
@@ -84,7 +92,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
             f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.2.3\n"
         )
         target = entry or module + (f":{attribute}" if attribute else "")
-        (information / "entry_points.txt").write_text(f"[embedcore]\n{name} = {target}\n")
+        (information / "entry_points.txt").write_text(f"[{group}]\n{name} = {target}\n")
         monkeypatch.syspath_prepend(str(site))
         return module
 
@@ -538,3 +546,60 @@ def test_this_machine_has_the_projects_own_providers() -> None:
         pytest.skip("embedcore-hashing is not installed here")
     assert load("hashing").name == "hashing"
     assert os.environ.get("EMBEDCORE_LOAD_PLUGINS") is None
+
+
+# Observers alone
+
+WATCHING = """
+from embedcore.provider.hookspecs import hookimpl
+seen = []
+
+@hookimpl
+def embedcore_observe(event):
+    seen.append(event)
+"""
+
+
+def test_a_distribution_may_only_observe(install: Install) -> None:
+    module = install("watch", WATCHING, group="embedcore.observers")
+    other = install("acme")
+    assert [one.name for one in registry.installed_observers()] == ["watch"]
+    assert "watch" not in [one.name for one in installed()]
+    event = Throttled(endpoint="x", seconds=1)
+    observed_by(())(event)
+    observed_by(())(event)
+    assert sys.modules[module].seen == [event, event]
+    assert other not in sys.modules, "no provider is imported for it"
+    load("acme")
+    observed_by(())(event)
+    assert len(sys.modules[module].seen) == 3
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("raise SystemExit(3)", "cannot be imported: SystemExit"),
+        ("x = 1", "must have the hook embedcore_observe, and no other: it has none"),
+        (GOOD, "it has embedcore_provider"),
+        (WATCHING.replace("embedcore_observe", "embedcore_observes"), "does not fit the hooks"),
+        (WATCHING.replace("(event)", "(happening)", 1), "does not fit the hooks"),
+    ],
+)
+def test_an_observer_that_cannot_be_used_is_left_out_and_said_once(
+    install: Install, caplog: pytest.LogCaptureFixture, code: str, said: str
+) -> None:
+    install("bad", code, group="embedcore.observers")
+    good = install("good", WATCHING, group="embedcore.observers")
+    for _ in range(2):
+        observed_by(())(Throttled(endpoint="x", seconds=1))
+    assert len(sys.modules[good].seen) == 2
+    (warning,) = [one.message for one in caplog.records if one.levelname == "WARNING"]
+    assert said in warning
+    assert said in registry.load_observers()["bad"]
+
+
+def test_observers_may_be_kept_out(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = install("watch", WATCHING, group="embedcore.observers")
+    monkeypatch.setenv("EMBEDCORE_LOAD_PLUGINS", "openai")
+    observed_by(())(Throttled(endpoint="x", seconds=1))
+    assert module not in sys.modules
