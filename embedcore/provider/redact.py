@@ -65,7 +65,7 @@ def _hide(line: str, places: Iterable[tuple[int, int]]) -> str:
 def _secret_places(line: str, secrets: Sequence[str]) -> Iterator[tuple[int, int]]:
     lower = line.translate(_LOWER)
     fragments = set()
-    for form in (form.translate(_LOWER) for secret in secrets for form in _forms(secret)):
+    for form in (form.translate(_LOWER) for secret in secrets for form in forms(secret)):
         fragments |= {form[at : at + _FRAGMENT] for at in range(len(form) - _FRAGMENT + 1)}
         if 4 <= len(form) < _FRAGMENT:
             yield from (match.span() for match in re.finditer(re.escape(form), lower))
@@ -74,7 +74,8 @@ def _secret_places(line: str, secrets: Sequence[str]) -> Iterator[tuple[int, int
             yield at, at + _FRAGMENT
 
 
-def _forms(secret: str) -> Iterator[str]:
+def forms(secret: str) -> Iterator[str]:
+    """The spellings of a secret that are looked for: as it is, in percent encoding, in base64."""
     yield secret
     yield quote(secret, safe="")
     raw = secret.encode()
