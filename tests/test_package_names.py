@@ -45,7 +45,8 @@ def test_no_link_leads_to_a_page_of_an_index_that_is_not_ours() -> None:
 
 
 def test_no_extra_asks_an_index_for_a_distribution_of_ours() -> None:
-    for path in [ROOT / "pyproject.toml", *ROOT.glob("docs/how-to/template/pyproject.toml")]:
+    templates = ROOT.glob("embedcore/cli/templates/*/pyproject.toml.txt")
+    for path in [ROOT / "pyproject.toml", *templates]:
         extras = tomllib.loads(path.read_text())["project"].get("optional-dependencies", {})
         for name, wanted in extras.items():
             assert not [one for one in wanted if one.startswith("embedcore")], (path, name)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import importlib
 import inspect
 import re
 import tomllib
@@ -23,7 +25,7 @@ from embedcore.provider import http
 from embedcore.provider.hookspecs import Provider
 from embedcore.provider.http import Call
 from embedcore.provider.options import environment_options
-from embedcore.provider.registry import LOAD_PLUGINS_VARIABLE, load
+from embedcore.provider.registry import GROUP, LOAD_PLUGINS_VARIABLE, OBSERVERS, load
 from embedcore.provider.types import (
     BatchItem,
     BatchLimits,
@@ -47,6 +49,7 @@ from embedcore.settings import (
 from embedcore.storage.database import driver
 from embedcore.storage.schema import STATE, VECTOR_INDEX
 from embedcore.storage.vectors import VectorStore
+from embedcore.testing.contract.base import KIT, ContractBase, KitBase
 
 DOCS = Path(__file__).parents[1] / "docs"
 REFERENCE = DOCS / "reference"
@@ -341,3 +344,40 @@ def test_every_assumption_names_its_switch():
         assert all(cells), row
         for name in re.findall(r"`options\.openai\.([a-z_]+)", cells[3]):
             assert name in load("openai").options.model_fields
+
+
+def public_names(module: str) -> set[str]:
+    """What a module defines or lists, without what begins with an underscore."""
+    found = importlib.import_module(module)
+    listed = getattr(found, "__all__", None)
+    if listed is not None:
+        return set(listed)
+    names: set[str] = set()
+    for node in ast.parse(inspect.getsource(found)).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        targets = [node.target] if isinstance(node, ast.AnnAssign) else targets
+        names |= {one.id for one in targets if isinstance(one, ast.Name)}
+    return {name for name in names if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("row", rows("plugin-api.md", "Stable module"), ids=lambda row: row[0])
+def test_what_is_stable_is_what_there_is(row):
+    module, listed, meaning = row
+    assert set(re.findall(r"`(\w+)`", listed)) == public_names(module.strip("`"))
+    assert meaning
+
+
+def test_the_page_of_the_plugin_api_names_versions_as_they_are():
+    text = page("plugin-api.md")
+    assert f'`kit = "{KIT}"`' in text
+    assert {KitBase.kit, ContractBase.kit} == {"1"}
+    for group in (GROUP, OBSERVERS):
+        assert f"`{group}`" in text
+    root = DOCS.parent
+    version = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
+    major, minor, _ = map(int, version.split("."))
+    assert f"`embedcore>={major}.{minor},<{major}.{minor + 1}`" in text
+    template = root / "embedcore" / "cli" / "templates" / "common" / "pyproject.toml.txt"
+    assert f"embedcore>={major}.{minor},<{major}.{minor + 1}" in template.read_text()

@@ -21,12 +21,13 @@ import numpy as np
 import pytest
 from embedcore_hashing.plugin import HashingOptions, create
 
+from embedcore.cli.authors import write
 from embedcore.provider.types import EmbedRequest
 from embedcore.testing.vectors import tokens_of, vectors_of
 
 ROOT = Path(__file__).parents[1]
 HOW_TO = ROOT / "docs" / "how-to"
-DISTRIBUTIONS = (ROOT, ROOT / "providers" / "hashing", HOW_TO / "template")
+DISTRIBUTIONS = (ROOT, ROOT / "providers" / "hashing")
 KEY = "acme-0123456789abcdef"
 TEXTS = ("a red apple", "a green pear")  # those of the page's program
 
@@ -110,6 +111,7 @@ def install(folder: Path) -> None:
     probe = pip("install", "hatchling", "--target", str(builder))
     if probe.returncode:
         pytest.skip(f"pip reaches no package registry: {probe.stderr.strip()[-200:]}")
+    write("acme", "plain", folder / "embedcore-acme")
     # Three environments to build in would have nothing else in them.
     built = pip(
         "wheel",
@@ -117,12 +119,12 @@ def install(folder: Path) -> None:
         "--no-build-isolation",
         "--wheel-dir",
         str(wheels),
-        *(str(path) for path in DISTRIBUTIONS),
+        *(str(path) for path in (*DISTRIBUTIONS, folder / "embedcore-acme")),
         PYTHONPATH=str(builder),
     )
     assert built.returncode == 0, built.stderr
     found = sorted(str(path) for path in wheels.glob("*.whl"))
-    assert len(found) == len(DISTRIBUTIONS)
+    assert len(found) == len(DISTRIBUTIONS) + 1
     venv.create(environment, symlinks=os.name != "nt")
     installed = pip("--python", str(environment), "install", "--no-compile", *found)
     assert installed.returncode == 0, installed.stderr

@@ -27,7 +27,7 @@ COMMANDS: Final = {
         "models:providers",
         "The providers that are installed, and those that are broken.",
     ),
-    "provider": ("provider:group", "Look at a server: which options of a provider fit it."),
+    "provider": ("provider:group", "Write a provider, test one, or ask a server for its options."),
     "usage": ("usage", "What was spent: today, this month and in total."),
     "budget": ("budget", "The limits: what is left of them, and when they reset."),
     "cache": ("cache", "The cache: its size, and making room in it."),

@@ -1,4 +1,4 @@
-"""``embedcore provider probe``: which options fit a server with OpenAI's API."""
+"""``embedcore provider``; ``probe``: which options fit a server with OpenAI's API."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from embedcore.cli.authors import check, new
 from embedcore.cli.options import Group, scope_option, talking
 from embedcore.cli.screen import Screen
 from embedcore.cli.text import facts, one_line
@@ -25,7 +26,11 @@ _LONGEST_NAME: Final = 80
 
 @click.group(name="provider", cls=Group)
 def group() -> None:
-    """Look at a server: what it takes, and which options fit it."""
+    """Write a provider, test one, or find the options that fit a server."""
+
+
+group.add_command(new)
+group.add_command(check)
 
 
 @group.command()

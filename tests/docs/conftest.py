@@ -1,16 +1,18 @@
-"""The template of the how-to, loaded from its folder as it stands, and a service for it to call."""
+"""The templates of ``embedcore provider new``, and a service for the one of the how-to."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from embedcore.cli.authors import write
 from embedcore.testing.openai.http import Delivery, HttpReply, HttpRequest, Listener, RequestHead
 from embedcore.testing.vectors import tokens_of, vectors_of
 
@@ -64,9 +66,22 @@ def how_to() -> Path:
 
 
 @pytest.fixture(scope="session")
-def plugin(how_to: Path) -> ModuleType:
-    """The template's module, not installed."""
-    path = how_to / "template" / "src" / "embedcore_acme" / "plugin.py"
+def template(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``template("http")``: what ``embedcore provider new acme --http`` writes."""
+
+    @cache
+    def written(kind: str) -> Path:
+        folder = tmp_path_factory.mktemp(f"new-{kind}") / "embedcore-acme"
+        write("acme", kind, folder)
+        return folder
+
+    return written
+
+
+@pytest.fixture(scope="session")
+def plugin(template: Callable[[str], Path]) -> ModuleType:
+    """The module of the template that does everything by hand, not installed."""
+    path = template("plain") / "src" / "embedcore_acme" / "plugin.py"
     spec = importlib.util.spec_from_file_location("embedcore_acme.plugin", path)
     assert spec is not None
     assert spec.loader is not None

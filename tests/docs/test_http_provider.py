@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,12 @@ from embedcore.provider.http_embedder import HttpEmbedder
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "write-an-http-provider.md"
 TEXT = PAGE.read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    plugin, tests = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    plugin, tests = BLOCKS
     (tmp_path / "embedcore_acme").mkdir()
     (tmp_path / "embedcore_acme" / "plugin.py").write_text(plugin, encoding="utf-8")
     # As many examples as in the kit's own tests would take half a minute here.
@@ -53,6 +55,13 @@ def test_they_fail_where_the_plugin_is_wrong(project: Path) -> None:
     assert wrong != text
     plugin.write_text(wrong, encoding="utf-8")
     assert "failed" in run(project)
+
+
+def test_the_page_shows_what_the_command_writes(template: Callable[[str], Path]) -> None:
+    written = template("http")
+    plugin, tests = BLOCKS
+    assert plugin == (written / "src/embedcore_acme/plugin.py").read_text(encoding="utf-8")
+    assert tests == (written / "tests/test_contract.py").read_text(encoding="utf-8")
 
 
 def test_the_table_names_what_there_is() -> None:

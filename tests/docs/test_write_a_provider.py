@@ -6,6 +6,7 @@ import ast
 import inspect
 import re
 import tomllib
+from collections.abc import Callable
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -34,14 +35,14 @@ def kit_page(how_to: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def source(how_to: Path) -> str:
-    path = how_to / "template" / "src" / "embedcore_acme" / "plugin.py"
+def source(template: Callable[[str], Path]) -> str:
+    path = template("plain") / "src" / "embedcore_acme" / "plugin.py"
     return path.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="session")
-def own_tests(how_to: Path) -> str:
-    path = how_to / "template" / "tests" / "test_contract.py"
+def own_tests(template: Callable[[str], Path]) -> str:
+    path = template("plain") / "tests" / "test_contract.py"
     return path.read_text(encoding="utf-8")
 
 
@@ -76,6 +77,8 @@ def test_every_python_block_is_the_templates_or_runs(
     # and by test_like_openai.py.
     first_lines = [block.splitlines()[0].partition("(")[0] for block in alone]
     assert first_lines == [
+        "import numpy as np",
+        "from embedcore import EmbeddingClient",
         "price = Price",
         "def info_of",
         "class CharacterTokenizer:",
@@ -149,10 +152,16 @@ def test_the_tokenizer_of_the_page_keeps_its_word(page: str) -> None:
     assert EstimatingTokenizer(bytes_per_token=3).count(["abcd"]) == [2]
 
 
-def test_every_toml_block_is_the_templates_or_a_valid_config(page: str, how_to: Path) -> None:
-    project = (how_to / "template" / "pyproject.toml").read_text(encoding="utf-8")
-    settings = [block for block in blocks(page, "toml") if block not in project]
-    assert len(settings) == len(blocks(page, "toml")) - 1
+def test_every_toml_block_is_the_templates_or_a_valid_config(
+    page: str, template: Callable[[str], Path]
+) -> None:
+    project = (template("plain") / "pyproject.toml").read_text(encoding="utf-8")
+    settings = [
+        block
+        for block in blocks(page, "toml")
+        if block not in project and "embedcore.observers" not in block
+    ]
+    assert len(settings) == len(blocks(page, "toml")) - 2
     models = [Config.model_validate(tomllib.loads(block)).model for block in settings]
     assert models == ["acme:v1", "hashing:512"]
 
@@ -190,3 +199,32 @@ def test_the_error_table_is_true(page: str) -> None:
 def test_every_outcome_is_explained(page: str) -> None:
     outcomes = {cell.strip('"') for cell in table(page, "`billed`")}
     assert outcomes == {"no", "yes", "unknown"}
+
+
+def test_the_provider_of_fifteen_lines_runs(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The page begins with it: a real provider, of so many lines with code in them."""
+    first, second, *_ = blocks(page, "python")
+    assert len([line for line in first.splitlines() if line.strip()]) <= 15
+    names: dict[str, Any] = {}
+    exec(first + second, names)
+    promised = re.findall(r"^ *print\(.*\)  # (.*)$", second, re.MULTILINE)
+    assert capsys.readouterr().out.splitlines() == promised
+    provider = names["embedcore_provider"]()
+    embedder = provider.create("v1", provider.options())
+    assert embedder.info.provider == provider.name
+
+
+@pytest.mark.parametrize("contract", [EmbedderContract, ProviderContract])
+def test_the_kit_takes_the_provider_of_fifteen_lines(page: str, contract: Any) -> None:
+    names: dict[str, Any] = {}
+    exec(blocks(page, "python")[0], names)
+    provider = names["embedcore_provider"]()
+    if contract is ProviderContract:
+        kit = type("Test", (contract,), {"provider": provider, "model": "v1"})()
+        kit.test_unknown_options_are_refused()
+        kit.test_info_names_the_provider_and_the_model()
+    else:
+        made = provider.create("v1", provider.options())
+        kit = type("Test", (contract,), {"make_embedder": lambda self: made})()
+        kit.test_row_i_belongs_to_text_i(made)
+        kit.test_vectors_are_float32_rows(made)

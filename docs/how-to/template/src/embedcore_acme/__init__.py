@@ -1,1 +1,0 @@
-"""Acme's embedding service as a provider for embedcore."""
