@@ -213,7 +213,7 @@ class Running:
             with contextlib.suppress(EmbeddingError):
                 self.engine.share.close()
         if self.ledger is not None:
-            self.ledger.database.close()
+            self.ledger.end()
 
 
 def build(choice: Choice, embedder: Embedder | None, observers: Sequence[Observer]) -> Running:

@@ -23,6 +23,7 @@ import atexit
 # Not used, but its handler takes a lock that does not nest. Handlers run in the opposite order of
 # their registration: had it run before ours, a signal that forks during ours would wait for ever.
 import concurrent.futures.thread  # noqa: F401
+import contextlib
 import itertools
 import os
 import sys
@@ -184,6 +185,12 @@ def in_child(forget: Callable[[], object]) -> None:
     _forgets.append(forget)
 
 
+def before_fork(finish: Callable[[], object]) -> None:
+    """Call ``finish`` before every fork, while nothing waits for the fork yet. It takes no longer
+    than ``WAIT_SECONDS``, and what it raises is lost."""
+    _finishes.append(finish)
+
+
 def process() -> int:
     """The number of this process. In a child of a fork that no handler saw it is the first to
     know."""
@@ -234,6 +241,7 @@ _numbers = itertools.count()
 _locks: dict[int, weakref.ref[Lock]] = {}
 _lazy: dict[int, weakref.ref[Lazy[Any]]] = {}
 _forgets: list[Callable[[], object]] = []
+_finishes: list[Callable[[], object]] = []
 _inherited: list[object] = []
 forking: Final = Forking()
 _prepared = _Prepared()
@@ -257,6 +265,9 @@ def _guarded_by(lock: Lock) -> Guarded | None:
 
 
 def _before() -> None:
+    for finish in _finishes:
+        with contextlib.suppress(Exception):
+            finish()
     fork = _Preparation()
     outer = _taken_for(_prepared.forks)
     _prepared.forks.append(fork)

@@ -96,7 +96,7 @@ class TokenTracker:
         """Close the state file. The next use opens it again."""
         ledger = self._opened.take()
         if ledger is not None:
-            ledger.database.close()
+            ledger.end()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}

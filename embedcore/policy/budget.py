@@ -5,12 +5,13 @@ One rule decides what an outcome costs: ``billed="no"`` gives back, everything e
 
 from __future__ import annotations
 
-import logging
+import contextvars
 import random
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from embedcore.errors import (
@@ -18,12 +19,9 @@ from embedcore.errors import (
     ConfigurationError,
     EmbeddingError,
     ProviderError,
-    StorageError,
 )
 from embedcore.events import (
     BoundViolated,
-    Event,
-    LimitNear,
     Observer,
     Progress,
     Refused,
@@ -42,6 +40,7 @@ from embedcore.storage.amounts import (
     Limit,
     TighterBoundNeeded,
 )
+from embedcore.storage.outcomes import Outcome
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -80,9 +79,6 @@ def hold_when_free(
             raise
         pause(look * random.uniform(0.5, 1.5))  # noqa: S311 - spreads, hides nothing
         look = min(look * 2, _LONGEST_LOOK)
-
-
-logger = logging.getLogger("embedcore")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,7 +142,7 @@ class Bill:
     """What one attempt cost. ``attempt`` None: nothing costs anything.
 
     ``reported``: by the provider. ``exact``: that, or counted. ``last``: the call's grant ends with
-    it. ``near``: the limits that it brought near their ends.
+    it. ``tell``: observers, in the caller's context.
     """
 
     actual: Amount
@@ -154,24 +150,31 @@ class Bill:
     reported: bool = False
     exact: bool = True
     last: bool = False
-    near: Sequence[LimitNear] = ()
+    tell: Observer | None = None
 
-
-def settle_all(bills: Sequence[tuple[CallBudget, Bill]], request_id: str | None) -> None:
-    """Settle what was sent together in one commit, but for grants that go on."""
-    for last in (True, False):
-        due = [(budget, bill) for budget, bill in bills if bill.attempt and bill.last == last]
-        ledger = due[0][0].ledger if due else None
-        if ledger is None:
-            continue
-        near = ledger.settle_all(
-            [(bill.attempt, bill.actual) for _, bill in due if bill.attempt is not None],
-            reported=due[0][1].reported,
+    def outcome(self, attempt: Attempt, request_id: str | None) -> Outcome:
+        """The same for the ledger."""
+        outcome = Outcome(
+            what="settled",
+            grant=attempt.grant,
+            attempt=attempt,
+            actual=self.actual,
+            reported=self.reported,
             request_id=request_id,
-            close=last,
+            closes=self.last,
         )
-        for (_, bill), limits in zip(due, near, strict=True):
-            bill.near = limits
+        if self.tell is not None:
+            outcome.tell = self.tell
+        return outcome
+
+
+def settle_all(ledger: Ledger | None, bills: Sequence[Bill], request_id: str | None) -> None:
+    """Settle what was sent together, with the ledger's next commit."""
+    outcomes = [
+        bill.outcome(bill.attempt, request_id) for bill in bills if bill.attempt is not None
+    ]
+    if ledger is not None and outcomes:
+        ledger.spool.add(*outcomes)
 
 
 class CallBudget:
@@ -259,15 +262,24 @@ class CallBudget:
         is_it = (first.amount, self._first_inputs) == (amount, inputs)
         if is_it and ledger.is_timely(first):
             return True
-        ledger.give_back(first, note="never sent")
+        self._never_sent(ledger, first)
         self._sole = None
         return False
+
+    @staticmethod
+    def _never_sent(ledger: Ledger, attempt: Attempt) -> None:
+        ledger.spool.add(
+            Outcome(what="returned", grant=attempt.grant, attempt=attempt, note="never sent"),
+            at_once=True,
+        )
 
     def _send(
         self, ledger: Ledger, grant: Grant, amount: Amount, *, inputs: int, fresh: bool
     ) -> Attempt:
         try:
-            return ledger.send(grant, amount, fresh=fresh, model=self._label, inputs=inputs)
+            return ledger.spool.asked(
+                partial(ledger.send, grant, amount, fresh=fresh, model=self._label, inputs=inputs)
+            )
         except BudgetExceeded as error:
             self._observe(self._account.refused(error))
             raise
@@ -276,7 +288,7 @@ class CallBudget:
         """The call ended between the commit and the first byte."""
         self._count(Spending(requests=-1))
         if attempt is not None and self._account.ledger is not None:
-            self._account.ledger.give_back(attempt, note="never sent")
+            self._never_sent(self._account.ledger, attempt)
 
     def settle(
         self,
@@ -293,14 +305,7 @@ class CallBudget:
         ``complete``: for all texts of the request, so that nothing of it is sent again.
         """
         bill = self.bill(attempt, tokens, counted=counted, complete=complete)
-        if bill.attempt is not None and self.ledger is not None:
-            bill.near = self.ledger.settle(
-                bill.attempt,
-                bill.actual,
-                reported=bill.reported,
-                request_id=request_id,
-                close=bill.last,
-            )
+        settle_all(self.ledger, [bill], request_id)
         self.was_settled(bill)
         return bill.actual
 
@@ -345,10 +350,16 @@ class CallBudget:
             exact=known is not None,
             # The only request of a call: its grant ends in the same commit.
             last=complete and attempt is self._sole,
+            tell=self._heard(),
         )
 
+    def _heard(self) -> Observer:
+        """Tells observers in the context of this call, in whichever thread."""
+        run, observe = contextvars.copy_context().run, self._observe
+        return lambda event: run(observe, event)
+
     def was_settled(self, bill: Bill) -> None:
-        """It is in the ledger: observers are told."""
+        """It will be in the ledger: observers are told."""
         if bill.attempt is None:
             return
         if bill.last:
@@ -357,7 +368,7 @@ class CallBudget:
         settled = self._account.settled(
             actual.tokens, actual.dollars, unconfirmed=False, exact=bill.exact
         )
-        self._tell(*bill.near, settled)
+        self._observe(settled)
 
     def account_for(
         self,
@@ -378,12 +389,18 @@ class CallBudget:
         if error.billed == "no":
             by_status = isinstance(error, ProviderError) and error.free_by_status
             # After midnight it may have gone back to the day before.
-            has_it = self._account.ledger.give_back(
-                attempt, note=note, request_id=request_id, by_status=by_status
+            returned = Outcome(
+                what="returned",
+                grant=attempt.grant,
+                attempt=attempt,
+                note=note,
+                request_id=request_id,
+                by_status=by_status,
             )
+            self._account.ledger.spool.add(returned, at_once=True)
             if by_status:
                 self._free_by_status(attempt.amount)
-            return not has_it
+            return not returned.has_it
         if error.billed == "yes" and error.billed_tokens is not None:
             # A refusal that says what it cost.
             if late:
@@ -428,14 +445,24 @@ class CallBudget:
                 exact=False,
             )
         )
-        near = self._account.ledger.charge(attempt, actual=amount, note=note, request_id=request_id)
+        charged = Outcome(
+            what="charged",
+            grant=attempt.grant,
+            attempt=attempt,
+            actual=amount,
+            note=note,
+            request_id=request_id,
+            tell=self._heard(),
+        )
+        self._account.ledger.spool.add(charged, at_once=True)
         exact = counted is not None
-        self._tell(*near, self._account.settled(tokens, cost, unconfirmed=True, exact=exact))
+        self._observe(self._account.settled(tokens, cost, unconfirmed=True, exact=exact))
 
     def correct(self, attempt: Attempt | None, tokens: int | None) -> None:
         """The answer of a request that was given up, and charged, came after all."""
-        if attempt is not None and self._account.ledger is not None and tokens is not None:
-            self._account.ledger.settle(attempt, self.price(tokens))
+        if attempt is not None and tokens is not None:
+            bill = Bill(attempt=attempt, actual=self.price(tokens), reported=True)
+            settle_all(self._account.ledger, [bill], None)
 
     def renew(self) -> None:
         """Keep the grant while the call waits for the rate limit."""
@@ -443,7 +470,7 @@ class CallBudget:
             self._account.ledger.renew(self._grant)
 
     def close(self) -> None:
-        """Release what was not used, for good. Never raises, as ``release``."""
+        """Release what was not used, for good. Never raises."""
         with self._lock:
             self._closed = True
         self.release()
@@ -451,19 +478,17 @@ class CallBudget:
     def release(self) -> None:
         """Release what was not used, once all requests have ended; ``open`` may reserve anew.
 
-        Never raises: the vectors of the call are worth more.
+        Never raises.
         """
         with self._lock:
             grant, self._grant = self._grant, None
             first, self._first = self._first, None
-        if grant is None or self._account.ledger is None:
+        ledger = self._account.ledger
+        if grant is None or ledger is None:
             return
-        try:
-            if first is not None:
-                self._account.ledger.give_back(first, note="never sent")
-            self._account.ledger.close(grant)
-        except StorageError as error:
-            logger.warning("what the call had reserved stays so until it expires: %s", error)
+        if first is not None:
+            self._never_sent(ledger, first)
+        ledger.spool.add(Outcome(what="closed", grant=grant))
 
     def price(self, tokens: int) -> Amount:
         return priced(tokens, self._info.price)
@@ -499,27 +524,34 @@ class CallBudget:
             cost=sum(request.amount.cost for request in requests),
         )
         if send_now and len(requests) == 1:
-            self._first = self._sole = ledger.hold_and_send(
-                account.scope,
-                amount,
-                account.limits,
-                lane=self.lane,
-                loose=loose,
-                final=final,
-                model=self._label,
-                inputs=len(requests[0].indices),
+            self._first = self._sole = ledger.spool.asked(
+                partial(
+                    ledger.hold_and_send,
+                    account.scope,
+                    amount,
+                    account.limits,
+                    lane=self.lane,
+                    loose=loose,
+                    final=final,
+                    model=self._label,
+                    inputs=len(requests[0].indices),
+                )
             )
             self._first_inputs = len(requests[0].indices)
             self._grant = self._first.grant
         else:
-            self._grant = ledger.hold(
-                account.scope, amount, account.limits, lane=self.lane, loose=loose, final=final
+            self._grant = ledger.spool.asked(
+                partial(
+                    ledger.hold,
+                    account.scope,
+                    amount,
+                    account.limits,
+                    lane=self.lane,
+                    loose=loose,
+                    final=final,
+                )
             )
         self._observe(account.held(amount))
-
-    def _tell(self, *events: Event) -> None:
-        for event in events:
-            self._observe(event)
 
 
 class CallProgress:

@@ -71,13 +71,18 @@ class Limit:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Grant:
-    """What one call has reserved and not yet sent. Its amounts are in the file; this is the key."""
+    """What one call has reserved and not yet sent. Its amounts are in the file; this is the key.
+
+    ``is_near``: with it a limit may near its end, or is near it: what becomes of it is written down
+    at once, so that observers hear of the limit and others get what is free again.
+    """
 
     id: int
     scope: str
     lane: Lane
     limits: tuple[Limit, ...]
     loose: bool
+    is_near: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

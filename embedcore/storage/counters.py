@@ -66,6 +66,11 @@ class Used:
     def ends(self) -> datetime | None:
         return window_end(self.limit.period, self.moment.now, self.moment.zone)
 
+    def would_near(self, amount: Amount) -> bool:
+        """Whether the limit would near its end if this and all that is reserved were spent."""
+        together = self.spent + self.held + amount.of(self.limit.unit)
+        return together * 100 >= self.limit.amount * _WARN_PERCENT
+
     def refusal(self, amount: Amount, *, is_bound: bool = False) -> BudgetExceeded:
         """``is_bound``: what it costs was not counted, and it may be less."""
         limit, asked = self.limit, amount.of(self.limit.unit)

@@ -16,6 +16,7 @@ from embedcore import money
 from embedcore.storage import counters, grants
 from embedcore.storage.amounts import Amount, Grant, HeldLoosely, Limit
 from embedcore.storage.parts import COLUMNS, Part, new_key, read_part
+from embedcore.storage.spool import flush_all
 
 if TYPE_CHECKING:
     import sqlite3
@@ -80,6 +81,7 @@ class Cutter:
 
         ``HeldLoosely`` is raised instead of a refusal that is due to the loose bounds of others.
         """
+        flush_all()
         with self.database.transaction() as connection:
             amount = self._whole(connection, batch, cut)
             grant, refusal = self._hold(connection, amount)
@@ -101,6 +103,7 @@ class Cutter:
 
         ``waits``: also if they will as soon as the loose bounds of others are settled.
         """
+        flush_all()
         with self.database.transaction() as connection:
             refusal = self._refusal(connection, amount, waits=waits)
             return refusal is None or isinstance(refusal, HeldLoosely)
@@ -123,6 +126,7 @@ class Cutter:
         limits do not allow a whole part, it has as many texts as they do; raises as ``hold`` when
         that is none.
         """
+        flush_all()
         with self.database.transaction() as connection:
             chosen = self._choose(connection, batch, cut, after)
             if not chosen:

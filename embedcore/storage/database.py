@@ -155,6 +155,11 @@ def is_sound(connection: sqlite3.Connection) -> bool:
 # Under load from 64 processes SQLite's busy handler was seen to starve one of them for up to 40 s.
 BUSY_TIMEOUT_SECONDS = 60.0
 
+
+def _busy_timeout(seconds: float) -> str:
+    return f"PRAGMA busy_timeout={round(seconds * 1000)}"
+
+
 # Files that were open at a fork, in this process and its forefathers: SQLite's table of locks has
 # them for as long as the process lives. By identity, and by path where none was known yet.
 _unsafe: set[tuple[int, int] | str] = set()
@@ -211,18 +216,24 @@ class Database:
             return self._ask_journal(connection)
 
     @contextlib.contextmanager
-    def transaction(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
+    def transaction(
+        self, *, durable: bool = True, within: float | None = None
+    ) -> Iterator[sqlite3.Connection]:
         """A write transaction: committed at the end of the block, rolled back if it raises.
 
         ``durable``: on the disk by then. Else a power failure may take it back, and nothing more.
+        ``within``: seconds for which it is waited for other threads, and for other processes, at
+        most; None: as long as the file was opened for.
         """
-        with self._exclusive() as connection, self._translated(connection):
+        with self._exclusive(within) as connection, self._translated(connection):
             here = os.getpid()
             # Without a log the whole file could be lost.
             hurried = not durable and self._is_durable and self._has_log
             try:
                 if hurried:
                     connection.execute("PRAGMA synchronous=NORMAL")
+                if within is not None:
+                    connection.execute(_busy_timeout(within))
                 connection.execute("BEGIN IMMEDIATE")
                 self._check_still_the_same_files()
                 yield connection
@@ -236,6 +247,8 @@ class Database:
             finally:
                 if hurried and os.getpid() == here:
                     connection.execute("PRAGMA synchronous=FULL")
+                if within is not None and os.getpid() == here:
+                    connection.execute(_busy_timeout(self._timeout))
 
     @contextlib.contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
@@ -266,7 +279,7 @@ class Database:
         raise TypeError("a Database holds a connection: pickle its path instead")
 
     @contextlib.contextmanager
-    def _exclusive(self) -> Iterator[sqlite3.Connection]:
+    def _exclusive(self, within: float | None = None) -> Iterator[sqlite3.Connection]:
         # Before the lock: the child of a signal handler may have been forked while this very thread
         # held it. And only then, since to look at the file takes longer than a lock.
         if os.getpid() != forking.process:
@@ -276,7 +289,8 @@ class Database:
         lock = self._lock
         if forking.is_near or lock.is_mine():
             lock.approach()
-        lock.acquire()
+        if not lock.acquire(timeout=-1 if within is None else within):
+            raise StorageBusy(f"{self.path} is in use by another thread: try again")
         try:
             if self._connection is None:
                 self._connection = self._connect()

@@ -12,6 +12,7 @@ import os
 import secrets
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -284,10 +285,11 @@ class Entered(NamedTuple):
 def entered(connection: sqlite3.Connection, attempt: Attempt) -> Entered:
     row = connection.execute(
         "SELECT state, windows, generation, coalesce(actual_tokens, 0) AS tokens,"
-        " coalesce(actual_cost, 0) AS cost FROM attempt WHERE id = ?",
+        ' coalesce(actual_cost, 0) AS cost, lease, "grant" FROM attempt WHERE id = ?',
         (attempt.id,),
     ).fetchone()
-    if row is None:
+    # In another file that number is another attempt's. The job of a batch may get another grant.
+    if row is None or (row["lease"] is not None and row["grant"] != attempt.grant.id):
         raise StorageCorrupt(f"attempt {attempt.id} is not in the ledger: was the file replaced?")
     amount = Amount(tokens=row["tokens"], cost=row["cost"])
     return Entered(row["state"], row["windows"], row["generation"], amount)
@@ -435,33 +437,66 @@ def check(
     waits: bool = True,
     is_bound: bool = False,
 ) -> Exception | None:
-    """What forbids the amount; None if nothing does. ``is_bound``: what it costs was not counted.
+    """What forbids the amount; None if nothing does. As ``look``."""
+    found = look(
+        connection,
+        grant,
+        windows,
+        amount,
+        moment,
+        final=final,
+        waits=waits,
+        is_bound=is_bound,
+    )
+    return found.refusal
+
+
+class Look(NamedTuple):
+    """What forbids an amount, or the grant for it, which knows whether a limit nears its end."""
+
+    grant: Grant
+    refusal: Exception | None = None
+
+
+def look(
+    connection: sqlite3.Connection,
+    grant: Grant,
+    windows: str,
+    amount: Amount,
+    moment: Moment,
+    *,
+    final: bool,
+    waits: bool = True,
+    is_bound: bool = False,
+) -> Look:
+    """What the limits say to the amount. ``is_bound``: what it costs was not counted.
 
     What processes left that have ended is closed first, before it forbids anything. Returned rather
     than raised, so that the transaction commits what it found out on the way.
     """
     limits_used = counters.used(connection, windows, grant, moment)
     if not limits_used:
-        return None
+        return Look(grant)
     wants_less = (
         grant.loose and not final and _takes_too_much(connection, limits_used, amount, moment)
     )
     # What costs nothing fits a limit that is overdrawn as well.
     failing = [one for one in limits_used if amount.of(one.limit.unit) > max(one.left, 0)]
     if not wants_less and not failing:
-        return None
+        is_near = any(one.would_near(amount) for one in limits_used)
+        return Look(replace(grant, is_near=True) if is_near else grant)
     if end_ownerless(connection, moment):
-        return check(
+        return look(
             connection, grant, windows, amount, moment, final=final, waits=waits, is_bound=is_bound
         )
     if wants_less:
-        return TighterBoundNeeded()
+        return Look(grant, TighterBoundNeeded())
     refusal = _binding(failing, amount).refusal(amount, is_bound=is_bound or grant.loose)
     if waits and all(_fits_when_settled(connection, one, amount) for one in failing):
         until = moment.now + _TIGHT_SECONDS * MICROSECONDS
         connection.execute("UPDATE book SET tight_until = ?", (until,))
-        return HeldLoosely(refusal)
-    return refusal
+        return Look(grant, HeldLoosely(refusal))
+    return Look(grant, refusal)
 
 
 def _binding(failing: list[Used], amount: Amount) -> Used:

@@ -1,124 +1,32 @@
 """The ledger: reserve, send, and settle, give back or charge, each one transaction.
 
 Every method of ``Ledger`` is one immediate transaction, so that any number of threads and processes
-agree. The functions are the same steps in the caller's transaction, for a caller who has more to
-write down about the same outcome and commits both at once. A call
-reserves its whole amount before it sends anything; each request then moves its part from the grant
-to an attempt, committed before the first byte leaves. What a crash leaves open is charged or
-released when its lease ends, or when its process is seen to have ended.
+agree. A call reserves its whole amount before it sends anything; each request then moves its part
+from the grant to an attempt, committed before the first byte leaves. What a crash leaves open is
+charged or released when its lease ends, or when its process is seen to have ended. What became of
+requests that have ended waits in the ``spool`` for the next commit.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from embedcore.errors import ConfigurationError
-from embedcore.storage import counters, crosscheck, grants
+from embedcore.storage import counters, crosscheck, grants, outcomes as steps
 from embedcore.storage.amounts import ALL_SCOPES, Amount, Attempt, Grant, Lane, Limit
 from embedcore.storage.calendar import MICROSECONDS, day_ends, zone_named
 from embedcore.storage.counters import Moment
+from embedcore.storage.spool import Spool, flush_all
 
 if TYPE_CHECKING:
     import sqlite3
 
     from embedcore.events import LimitNear
     from embedcore.storage.database import Database
-
-
-def settle(
-    connection: sqlite3.Connection,
-    attempt: Attempt,
-    actual: Amount,
-    moment: Moment,
-    *,
-    reported: bool,
-    request_id: str | None = None,
-) -> list[LimitNear]:
-    """The attempt cost ``actual``; corrects one that was charged, and is otherwise done once."""
-    state, windows, generation, charged = grants.entered(connection, attempt)
-    counted = None
-    if state == "sent":
-        counters.settle(connection, windows, attempt.amount, actual)
-        counted = counters.generation_of(connection, windows)
-    elif state == "charged":
-        counters.correct(connection, windows, charged, actual, generation)
-    if state in ("sent", "charged"):
-        grants.mark(
-            connection,
-            attempt,
-            "settled",
-            actual,
-            moment,
-            reported=reported,
-            request_id=request_id,
-            counted=counted,
-        )
-    return counters.newly_near(connection, windows, attempt.grant, moment)
-
-
-def give_back(
-    connection: sqlite3.Connection,
-    attempt: Attempt,
-    moment: Moment,
-    *,
-    note: str = "",
-    request_id: str | None = None,
-    by_status: bool = False,
-) -> bool:
-    """Nothing was billed: the amount returns to the grant, or to the windows if that is closed.
-
-    ``by_status``: only the status of the answer says so. Returns whether the grant has it again.
-    """
-    state, windows, generation, charged = grants.entered(connection, attempt)
-    has_it = False
-    if state == "sent":
-        has_it = grants.give_back(connection, attempt, windows)
-    elif state == "charged":
-        counters.correct(connection, windows, charged, Amount(), generation)
-    else:
-        return False
-    grants.mark(
-        connection,
-        attempt,
-        "returned",
-        Amount(),
-        moment,
-        request_id=request_id,
-        note=note,
-        by_status=by_status,
-    )
-    return has_it
-
-
-def charge(
-    connection: sqlite3.Connection,
-    attempt: Attempt,
-    moment: Moment,
-    *,
-    actual: Amount | None = None,
-    note: str = "",
-    request_id: str | None = None,
-) -> list[LimitNear]:
-    """It is not known whether it was billed: it counts as spent.
-
-    ``actual``: what it would have cost, where that is known; None: the whole amount.
-    """
-    state, windows, *_ = grants.entered(connection, attempt)
-    if state == "sent":
-        grants.charge(
-            connection,
-            attempt.id,
-            windows,
-            attempt.amount,
-            moment,
-            actual=attempt.amount if actual is None else actual,
-            note=note,
-            request_id=request_id,
-        )
-    return counters.newly_near(connection, windows, attempt.grant, moment)
+    from embedcore.storage.outcomes import Outcome
 
 
 def _set_back(connection: sqlite3.Connection, now: int, *, lease: int, attempt_lease: int) -> None:
@@ -141,6 +49,11 @@ def _set_back(connection: sqlite3.Connection, now: int, *, lease: int, attempt_l
     connection.execute("UPDATE pool SET queue_until = min(queue_until, ?)", (now,))
 
 
+def _write(connection: sqlite3.Connection, outcomes: Iterable[Outcome], moment: Moment) -> None:
+    for outcome in outcomes:
+        steps.write(connection, outcome, moment)
+
+
 LEASE_SECONDS: Final = 60.0
 ATTEMPT_LEASE_SECONDS: Final = 660.0
 # The clock is written no more often than this.
@@ -149,6 +62,9 @@ _GRAIN: Final = MICROSECONDS // 10
 
 class Ledger:
     """What is reserved and spent, in one ``Database``. Safe to share between threads.
+
+    What asks the limits takes ``outcomes`` along: they are written in the same commit, before
+    anything is asked. ``spool`` has those that nothing waits for.
 
     ``zone``: the IANA zone of days and months; None takes the file's, UTC for a new one. ``clock``
     returns seconds since 1970.
@@ -168,6 +84,7 @@ class Ledger:
         self._clock = clock
         self._lease = round(lease * MICROSECONDS)
         self._attempt_lease = round(attempt_lease * MICROSECONDS)
+        self.spool = Spool(self)
 
     def hold(
         self,
@@ -179,6 +96,7 @@ class Ledger:
         loose: bool = False,
         final: bool = True,
         leased: bool = True,
+        outcomes: Iterable[Outcome] = (),
     ) -> Grant:
         """Set ``amount`` aside in all windows of ``scope``, or raise ``BudgetExceeded``.
 
@@ -189,15 +107,15 @@ class Ledger:
         """
         grant = grants.new_grant(scope, lane, limits, loose)
         with self.database.transaction() as connection:
-            moment, windows = self.begin_in(connection, scope, lane)
-            refusal = grants.check(connection, grant, windows, amount, moment, final=final)
-            if refusal is None:
+            moment, windows = self.begin_in(connection, scope, lane, outcomes)
+            found = grants.look(connection, grant, windows, amount, moment, final=final)
+            if found.refusal is None:
                 lease = moment.now + self._lease if leased else None
                 counters.hold(connection, windows, amount)
                 grants.open_grant(connection, grant, windows, amount, moment, lease=lease)
-        if refusal is not None:
-            raise refusal
-        return grant
+        if found.refusal is not None:
+            raise found.refusal
+        return found.grant
 
     def hold_and_send(
         self,
@@ -210,14 +128,22 @@ class Ledger:
         final: bool = True,
         model: str = "",
         inputs: int = 0,
+        outcomes: Iterable[Outcome] = (),
     ) -> Attempt:
         """``hold`` and ``send`` for a call of one request, in one commit."""
-        (outcome,) = self.hold_and_send_all(
-            scope, [(amount, inputs)], limits, lane=lane, loose=loose, final=final, model=model
+        (found,) = self.hold_and_send_all(
+            scope,
+            [(amount, inputs)],
+            limits,
+            lane=lane,
+            loose=loose,
+            final=final,
+            model=model,
+            outcomes=outcomes,
         )
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     def hold_and_send_all(
         self,
@@ -229,31 +155,38 @@ class Ledger:
         loose: bool = False,
         final: bool = True,
         model: str = "",
+        outcomes: Iterable[Outcome] = (),
     ) -> list[Attempt | Exception]:
         """``hold_and_send`` for several calls in one commit: amounts, and texts of each request.
 
         Each has a grant of its own, or what forbids it in its place; one after the other, so that
         one that is refused takes nothing from the next.
         """
-        outcomes: list[Attempt | Exception] = []
+        every: list[Attempt | Exception] = []
         with self.database.transaction() as connection:
-            moment, windows = self.begin_in(connection, scope, lane)
+            moment, windows = self.begin_in(connection, scope, lane, outcomes)
             lease = moment.now + self._lease
             for amount, inputs in wanted:
                 grant = grants.new_grant(scope, lane, limits, loose)
-                refusal = grants.check(connection, grant, windows, amount, moment, final=final)
-                if refusal is not None:
-                    outcomes.append(refusal)
+                found = grants.look(connection, grant, windows, amount, moment, final=final)
+                if found.refusal is not None:
+                    every.append(found.refusal)
                     continue
+                grant = found.grant
                 counters.hold(connection, windows, amount, requests=1)
                 grants.open_grant(connection, grant, windows, Amount(), moment, lease=lease)
-                outcomes.append(
-                    self._sent(connection, grant, windows, amount, moment, model, inputs)
-                )
-        return outcomes
+                every.append(self._sent(connection, grant, windows, amount, moment, model, inputs))
+        return every
 
     def send(
-        self, grant: Grant, amount: Amount, *, fresh: bool = False, model: str = "", inputs: int = 0
+        self,
+        grant: Grant,
+        amount: Amount,
+        *,
+        fresh: bool = False,
+        model: str = "",
+        inputs: int = 0,
+        outcomes: Iterable[Outcome] = (),
     ) -> Attempt:
         """Move a request's amount from the grant to a new attempt. Commit comes before the wire.
 
@@ -264,8 +197,9 @@ class Ledger:
         """
         with self.database.transaction() as connection:
             moment = self.moment_in(connection)
+            _write(connection, outcomes, moment)
             lease = moment.now + self._lease
-            # First of all, or the caller would lose the rest of its own grant as expired.
+            # Before anything expires, or the caller would lose the rest of its own grant.
             grants.renew(connection, grant, lease)
             windows = counters.ids(connection, grant.scope, grant.lane, moment)
             refusal = self._move(connection, grant, windows, moment)
@@ -323,31 +257,14 @@ class Ledger:
         Returns the limits that are now nearly used up and were not announced yet.
         ``reported``: the provider named the tokens. ``close``: close the grant in the same commit.
         """
-        (near,) = self.settle_all(
-            [(attempt, actual)], reported=reported, request_id=request_id, close=close
-        )
-        return near
-
-    def settle_all(
-        self,
-        settled: Sequence[tuple[Attempt, Amount]],
-        *,
-        reported: bool = True,
-        request_id: str | None = None,
-        close: bool = False,
-    ) -> list[list[LimitNear]]:
-        """``settle`` for attempts that were sent together, in one commit; what each returns."""
-        found = []
         with self.database.transaction() as connection:
             moment = self.moment_in(connection)
-            for attempt, actual in settled:
-                near = settle(
-                    connection, attempt, actual, moment, reported=reported, request_id=request_id
-                )
-                if close:
-                    grants.close_grant(connection, attempt.grant.id)
-                found.append(near)
-        return found
+            near = steps.settle(
+                connection, attempt, actual, moment, reported=reported, request_id=request_id
+            )
+            if close:
+                grants.close_grant(connection, attempt.grant.id)
+            return near
 
     def give_back(
         self,
@@ -364,7 +281,7 @@ class Ledger:
         """
         with self.database.transaction() as connection:
             moment = self.moment_in(connection)
-            return give_back(
+            return steps.give_back(
                 connection, attempt, moment, note=note, request_id=request_id, by_status=by_status
             )
 
@@ -383,16 +300,29 @@ class Ledger:
         """
         with self.database.transaction() as connection:
             moment = self.moment_in(connection)
-            return charge(
+            return steps.charge(
                 connection, attempt, moment, actual=actual, note=note, request_id=request_id
             )
+
+    def write(self, outcomes: Iterable[Outcome], *, within: float | None = None) -> None:
+        """Write down what became of attempts and grants. ``within``: seconds for which it may be
+        waited for others who have the file; None: as long as for any other step."""
+        with self.database.transaction(within=within) as connection:
+            _write(connection, outcomes, self.moment_in(connection))
+
+    def end(self) -> None:
+        """Nothing more is sent: write down what became of requests, and close the file. The next
+        use opens it again."""
+        self.spool.flush()
+        self.spool.give_up()
+        self.database.close()
 
     def is_timely(self, attempt: Attempt) -> bool:
         """Whether a request that leaves now leaves on the day to which its money is counted.
 
         For ``hold_and_send``, where something may come between the commit and the wire.
         """
-        return self._now() < attempt.until
+        return self.now() < attempt.until
 
     def renew(self, grant: Grant) -> None:
         """Prolong the lease while the holder waits without sending."""
@@ -420,6 +350,7 @@ class Ledger:
 
         Requests in flight still count when they end; corrections of older ones no longer do.
         """
+        flush_all()
         with self.database.transaction() as connection:
             moment = self.moment_in(connection)
             windows = counters.ids(connection, scope, "query", moment)
@@ -447,7 +378,7 @@ class Ledger:
         counted in the future's window. Returns the seconds since 1970 before and after.
         """
         with self.database.transaction() as connection:
-            moment, after = self.moment_in(connection), self._now()
+            moment, after = self.moment_in(connection), self.now()
             _set_back(connection, after, lease=self._lease, attempt_lease=self._attempt_lease)
             repaired = Moment(now=after, zone=moment.zone)
             windows = counters.ids(connection, ALL_SCOPES, "all", repaired)
@@ -466,7 +397,9 @@ class Ledger:
 
     def close_abandoned(self) -> Moment:
         """Close what was left open by a crash, as the next ``hold`` would: nothing is shown as
-        reserved then that will never be sent. Returns the time of the ledger."""
+        reserved then that will never be sent. What ended in this process is written down. Returns
+        the time of the ledger."""
+        flush_all()
         with self.database.transaction() as connection:
             moment = self.moment_in(connection)
             grants.end_expired(connection, moment)
@@ -476,7 +409,7 @@ class Ledger:
     def moment_in(self, connection: sqlite3.Connection) -> Moment:
         """The latest time ever seen, that of now included, which becomes it; in the zone that the
         file was first used with. Raises ``ConfigurationError`` if another one is wanted."""
-        seen, real = self._seen(connection), self._now()
+        seen, real = self._seen(connection), self.now()
         if seen is None:
             zone = self._wanted_zone or "UTC"
             zone_named(zone)
@@ -488,7 +421,7 @@ class Ledger:
 
     def now_in(self, connection: sqlite3.Connection) -> int:
         """The same time, in microseconds since 1970, and nothing is written."""
-        seen, real = self._seen(connection), self._now()
+        seen, real = self._seen(connection), self.now()
         return real if seen is None else max(real, seen.now)
 
     def _seen(self, connection: sqlite3.Connection) -> Moment | None:
@@ -505,14 +438,21 @@ class Ledger:
         return Moment(now=row["clock"], zone=zone)
 
     def begin_in(
-        self, connection: sqlite3.Connection, scope: str, lane: Lane
+        self,
+        connection: sqlite3.Connection,
+        scope: str,
+        lane: Lane,
+        outcomes: Iterable[Outcome] = (),
     ) -> tuple[Moment, str]:
-        """The time and the windows of something new, once what a crash left open is closed."""
+        """The time and the windows of something new, once ``outcomes`` are written and what a crash
+        left open is closed."""
         moment = self.moment_in(connection)
+        _write(connection, outcomes, moment)
         grants.end_expired(connection, moment)
         return moment, counters.ids(connection, scope, lane, moment)
 
-    def _now(self) -> int:
+    def now(self) -> int:
+        """By the clock, in microseconds since 1970."""
         return round(self._clock() * MICROSECONDS)
 
     def _sent(

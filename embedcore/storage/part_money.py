@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from embedcore.errors import StorageCorrupt
 from embedcore.events import Settled
-from embedcore.storage import counters, grants, ledger as outcomes
+from embedcore.storage import counters, grants, outcomes
 from embedcore.storage.amounts import Amount, Attempt, Grant, Limit
 from embedcore.storage.batches import close_unwanted
 from embedcore.storage.parts import Part, Parts, Sent, change, in_flight

@@ -1,7 +1,8 @@
 """Reports of what was spent and what is reserved; rate limits that providers named.
 
 What a crash left open is closed before anything is read: it would be shown as reserved, though
-it will never be sent.
+it will never be sent. What ended in this process is written down before, and in others within a
+second.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from embedcore.storage import counters
 from embedcore.storage.amounts import Amount, Grant, Lane, Limit
 from embedcore.storage.calendar import MICROSECONDS, PERIODS, Period, window_start, zone_named
+from embedcore.storage.spool import flush_all
 
 if TYPE_CHECKING:
     import sqlite3
@@ -108,6 +110,7 @@ GROUP BY model ORDER BY model"""
 
 def cost_of_texts(ledger: Ledger) -> dict[str, int]:
     """Model → what one text cost on average until now, in picodollars, where it is known."""
+    flush_all()
     with ledger.database.read() as connection:
         return dict(
             connection.execute(

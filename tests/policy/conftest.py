@@ -127,7 +127,7 @@ class Desk:
 
     def close(self) -> None:
         self.engine.pool.close()
-        self.ledger.database.close()
+        self.ledger.end()
 
     def __enter__(self) -> Desk:
         return self

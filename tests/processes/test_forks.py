@@ -29,7 +29,8 @@ pytestmark = [
 c2, c3 = pytest.mark.case("C2"), pytest.mark.case("C3")
 
 PRELUDE = """
-import asyncio, ctypes, itertools, json, os, signal, sys, threading, time, traceback, warnings
+import asyncio, atexit, ctypes, itertools, json, os, signal, sys
+import threading, time, traceback, warnings
 from pathlib import Path
 warnings.simplefilter("ignore", DeprecationWarning)
 import embedcore
@@ -70,6 +71,8 @@ def fork(work, *, how=os.fork):
     except BaseException:
         traceback.print_exc()
         os._exit(1)
+    # What became of its requests is written down.
+    atexit._run_exitfuncs()
     os._exit(0)
 
 def in_c():

@@ -229,21 +229,35 @@ print(os.read(read, 100).decode())
     assert faults(ledger.database).counters == []
 
 
+# What is held is an upper bound of what is billed.
+BILLED = 5
 LOOP = """
 import random
-go, seed = sys.argv[2:]
+from functools import partial
+from embedcore.storage.outcomes import Outcome
+go, seed, billed = sys.argv[2:]
+billed = int(billed)
 ledger, chance = new_ledger(), random.Random(int(seed))
 limits = day_limit(10**9)
 wait_for(go)
 while True:
     try:
+        way = chance.random()
+        asked = ledger.spool.asked if way < 0.6 else lambda ask: ask()
         if chance.random() < 0.4:
-            attempt = ledger.hold_and_send("s", Amount(tokens=7), limits)
+            attempt = asked(partial(ledger.hold_and_send, "s", Amount(tokens=7), limits))
         else:
-            grant = ledger.hold("s", Amount(tokens=50), limits)
-            attempt = ledger.send(grant, Amount(tokens=7))
+            grant = asked(partial(ledger.hold, "s", Amount(tokens=50), limits))
+            attempt = asked(partial(ledger.send, grant, Amount(tokens=7)))
         print(7, flush=True)
-        ledger.settle(attempt, Amount(tokens=7), close=True)
+        # Some wait for a commit, and the process dies with them.
+        if way < 0.6:
+            ledger.spool.add(
+                Outcome(what="settled", grant=attempt.grant, attempt=attempt,
+                        actual=Amount(tokens=billed), closes=True)
+            )
+        else:
+            ledger.settle(attempt, Amount(tokens=billed), close=True)
     except BudgetExceeded:
         time.sleep(0.001)
 """
@@ -255,20 +269,30 @@ while True:
 def test_killed_at_any_moment(
     start_python: Start, open_ledger: Callable[..., Ledger], tmp_path: Path, seed: int
 ) -> None:
-    """One after the other dies, and those who are left can use all that was not sent."""
+    """One after the other dies, and those who are left can use all that was not sent.
+
+    What waited in one for a commit, and what was under way, is charged in full: never too little.
+    """
     go = tmp_path / "go"
-    processes = [start_python(LOOP, go, seed * 10 + number) for number in range(4)]
+    processes = [start_python(LOOP, go, seed * 10 + number, BILLED) for number in range(4)]
+    sent = 0
     watcher = Ledger(open_ledger().database)
     go.touch()
     for number, process in enumerate(processes):
         assert process.stdout is not None
+        sent += 5 + 7 * seed + 3 * number
         for _ in range(5 + 7 * seed + 3 * number):
             process.stdout.readline()
         os.kill(process.pid, signal.SIGKILL)
+        sent += len(process.stdout.readlines())
         process.wait()
         assert faults(watcher.database).counters == []
     total = usage.of_scope(watcher, "s", "total")
     assert total.held.tokens == 0
+    assert total.spent.tokens >= BILLED * sent
+    states = [row["state"] for row in usage.audit(watcher)]
+    assert set(states) == {"settled", "charged"}
+    assert states.count("charged") <= 2 * len(processes)
     day = usage.of_scope(watcher, "s")
     assert day.spent.tokens <= 10**9
     limits = [Limit(scope="s", period="day", unit="tokens", amount=10**9)]

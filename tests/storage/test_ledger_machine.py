@@ -1,5 +1,7 @@
 """Do two ledgers over one file agree with a dictionary, whatever happens in whatever order?
 
+Each has a spool, whose outcomes count in full until they are written, and once when they are.
+
 The model keeps no counters of what is held or spent: it adds them up from what became of each
 grant and attempt, so that it cannot make the same mistake twice as the code under test could.
 """
@@ -12,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -28,8 +31,9 @@ from hypothesis.stateful import (
 )
 
 from embedcore.errors import BudgetExceeded
+from embedcore.forksafe import Lazy
 from embedcore.money import in_dollars
-from embedcore.storage import inspection, usage
+from embedcore.storage import inspection, spool, usage
 from embedcore.storage.amounts import (
     Amount,
     Attempt,
@@ -41,6 +45,7 @@ from embedcore.storage.amounts import (
 from embedcore.storage.database import Database
 from embedcore.storage.grants import myself
 from embedcore.storage.ledger import Ledger
+from embedcore.storage.outcomes import Outcome
 from embedcore.storage.schema import STATE
 
 LEASE, ATTEMPT_LEASE, TIGHT = 60, 660, 5
@@ -215,6 +220,13 @@ class Model:
         return found
 
 
+class Unwatched(spool._Writer):
+    """Nothing is written because time passes: the machine says when."""
+
+    def _start(self) -> bool:
+        return True
+
+
 def most(limit: Limit, lane: str) -> int:
     """What a call of this lane could get of a window in which nothing is spent yet."""
     return limit.amount - (0 if lane == "query" else limit.reserved)
@@ -272,6 +284,12 @@ class LedgerMachine(RuleBasedStateMachine):
         local = datetime.fromisoformat(start).replace(tzinfo=ZoneInfo(zone))
         self.model = Model(zone=zone, real=int(local.timestamp()))
         self.ledgers = [self._new(), self._new()]
+        # What each of them has not written yet, and the limits that were told of when it was.
+        self.waiting: list[list[Outcome]] = [[], []]
+        self.told: list[Any] = []
+        self.to_tell: list[tuple[str, str, str]] = []
+        self.watcher, spool._writers = spool._writers, Lazy()  # type: ignore[misc]
+        spool._writers.get(Unwatched)
 
     def _new(self) -> Ledger:
         return Ledger(
@@ -284,10 +302,47 @@ class LedgerMachine(RuleBasedStateMachine):
 
     # Holding and sending
 
-    def _attempt_hold(self, amount: Amount, call: dict[str, Any], ask: Any) -> Any:
-        """Ask the ledger and the model, compare their answers; the handle, or None if refused."""
+    def _attempt_hold(
+        self, amount: Amount, call: dict[str, Any], ask: Any, *, carries: int | None = None
+    ) -> Any:
+        """Ask the ledger and the model, compare their answers; the handle, or None if refused.
+
+        ``carries``: the side whose outcomes are written with it; all are before a refusal.
+        """
         model = self.model
         model.tick()
+        if carries is not None:
+            self._written(carries)
+        said, keys = self._verdict(amount, call)
+        if said != "held" and carries is not None and any(self.waiting):
+            self._all_written()
+            said, keys = self._verdict(amount, call)
+        will_near = any(
+            (model.spent(key, one.unit) + model.held(key, one.unit) + amount.of(one.unit)) * 10
+            >= one.amount * 9
+            for one in call["limits"]
+            for key in [model.window_of(one, keys)]
+        )
+        try:
+            handle = ask() if carries is None else self.ledgers[carries].spool.asked(ask)
+        except TighterBoundNeeded:
+            assert said == "tighter"
+        except HeldLoosely as wait:
+            assert said == "loosely"
+            self._check_refusal(wait.refusal, amount, call, keys, said)
+        except BudgetExceeded as refusal:
+            assert said == "refused"
+            self._check_refusal(refusal, amount, call, keys, said)
+        else:
+            assert said == "held"
+            grant = handle.grant if isinstance(handle, Attempt) else handle
+            if "final" in call:
+                assert grant.is_near == will_near
+            return handle
+        return None
+
+    def _verdict(self, amount: Amount, call: dict[str, Any]) -> tuple[str, tuple[Key, ...]]:
+        model = self.model
         model.expire()
         keys = model.keys(call["scope"], call["lane"])
         said = model.verdict(
@@ -299,20 +354,7 @@ class LedgerMachine(RuleBasedStateMachine):
             final=call.get("final", True),
             waits=call.get("waits", True),
         )
-        try:
-            handle = ask()
-        except TighterBoundNeeded:
-            assert said == "tighter"
-        except HeldLoosely as wait:
-            assert said == "loosely"
-            self._check_refusal(wait.refusal, amount, call, keys, said)
-        except BudgetExceeded as refusal:
-            assert said == "refused"
-            self._check_refusal(refusal, amount, call, keys, said)
-        else:
-            assert said == "held"
-            return handle
-        return None
+        return said, keys
 
     def _check_refusal(
         self,
@@ -358,12 +400,22 @@ class LedgerMachine(RuleBasedStateMachine):
             kept = self.model.reserved(limit, self.model.window_of(limit, keys), call["lane"])
             assert used + kept <= limit.amount or not amount.of(limit.unit)
 
-    @rule(target=grants, side=sides, amount=amounts, call=calls, leased=st.sampled_from([1, 1, 0]))
-    def hold(self, side: int, amount: Amount, call: dict[str, Any], leased: int) -> Any:
+    @rule(
+        target=grants,
+        side=sides,
+        amount=amounts,
+        call=calls,
+        leased=st.sampled_from([1, 1, 0]),
+        carries=st.booleans(),
+    )
+    def hold(
+        self, side: int, amount: Amount, call: dict[str, Any], leased: int, carries: bool
+    ) -> Any:
         grant = self._attempt_hold(
             amount,
             call,
-            lambda: self.ledgers[side].hold(amount=amount, **call, leased=bool(leased)),
+            partial(self.ledgers[side].hold, amount=amount, **call, leased=bool(leased)),
+            carries=side if carries else None,
         )
         if grant is None:
             return multiple()
@@ -371,10 +423,19 @@ class LedgerMachine(RuleBasedStateMachine):
         self._within(call, self.model.grants[grant.id].keys, amount)
         return grant
 
-    @rule(target=attempts, side=sides, amount=amounts, call=calls)
-    def hold_and_send(self, side: int, amount: Amount, call: dict[str, Any]) -> Any:
+    @rule(
+        target=attempts,
+        side=sides,
+        amount=amounts,
+        call=calls,
+        carries=st.sampled_from([True, True, False]),
+    )
+    def hold_and_send(self, side: int, amount: Amount, call: dict[str, Any], carries: bool) -> Any:
         attempt = self._attempt_hold(
-            amount, call, lambda: self.ledgers[side].hold_and_send(amount=amount, **call)
+            amount,
+            call,
+            partial(self.ledgers[side].hold_and_send, amount=amount, **call),
+            carries=side if carries else None,
         )
         if attempt is None:
             return multiple()
@@ -386,6 +447,24 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(target=attempts, side=sides, grant=grants, share=amounts, fresh=st.booleans())
     def send(self, side: int, grant: Grant, share: Amount, fresh: bool) -> Any:
         return self._send_of(side, grant, share, fresh)
+
+    @rule(target=attempts, side=sides, grant=grants, share=amounts, fresh=st.booleans())
+    def send_with_outcomes(self, side: int, grant: Grant, share: Amount, fresh: bool) -> Any:
+        """They are written first; whatever the limits say then."""
+        self.flush(1 - side)
+        self.model.tick()
+        self._written(side)
+        ledger = self.ledgers[side]
+        plain, ledger.send = (
+            ledger.send,
+            lambda *amount, **how: ledger.spool.asked(  # type: ignore[method-assign]
+                partial(plain, *amount, **how)
+            ),
+        )
+        try:
+            return self._send_of(side, grant, share, fresh)
+        finally:
+            ledger.send = plain  # type: ignore[method-assign]
 
     @rule(target=attempts, side=sides, attempt=attempts, fresh=st.booleans())
     def send_again(self, side: int, attempt: Attempt, fresh: bool) -> Any:
@@ -474,42 +553,138 @@ class LedgerMachine(RuleBasedStateMachine):
     )
     def settle(self, side: int, attempt: Attempt, actual: Amount | None, close: bool) -> None:
         self.model.tick()
-        mine = self.model.attempts[attempt.id]
         actual = attempt.amount if actual is None else actual
         near = self.ledgers[side].settle(attempt, actual, close=close)
+        self._was_settled(attempt, actual)
+        if close:
+            self.model.grants.pop(attempt.grant.id, None)
+        self._check_near(attempt, near)
+
+    def _was_settled(self, attempt: Attempt, actual: Amount) -> None:
+        mine = self.model.attempts[attempt.id]
         if mine.state == "sent":
             mine.counted_in = self.model.generation
         if mine.state in ("sent", "charged"):
             mine.state, mine.amount = "settled", actual
-        if close:
-            self.model.grants.pop(attempt.grant.id, None)
-        self._check_near(mine, attempt, near)
 
     @rule(side=sides, attempt=attempts, actual=st.one_of(st.none(), amounts))
     def charge(self, side: int, attempt: Attempt, actual: Amount | None) -> None:
         self.model.tick()
-        mine = self.model.attempts[attempt.id]
         near = self.ledgers[side].charge(attempt, actual=actual, note="lost")
+        self._was_charged(attempt, actual)
+        self._check_near(attempt, near)
+
+    def _was_charged(self, attempt: Attempt, actual: Amount | None) -> None:
+        mine = self.model.attempts[attempt.id]
         if mine.state == "sent":
             mine.state, mine.counted_in = "charged", self.model.generation
             mine.amount = attempt.amount if actual is None else actual
-        self._check_near(mine, attempt, near)
 
     @rule(side=sides, attempt=attempts)
     def give_back(self, side: int, attempt: Attempt) -> None:
         self.model.tick()
         has_it = self.ledgers[side].give_back(attempt)
+        assert has_it == self._was_returned(attempt)
+
+    def _was_returned(self, attempt: Attempt) -> bool:
         mine = self.model.attempts[attempt.id]
         grant = self.model.grants.get(attempt.grant.id)
-        assert has_it == (mine.state == "sent" and grant is not None and grant.keys == mine.keys)
+        has_it = mine.state == "sent" and grant is not None and grant.keys == mine.keys
         if grant is not None and has_it:
             grant.amount = grant.amount + mine.amount
         if mine.state in ("sent", "charged"):
             mine.state = "returned"
+        return has_it
 
-    def _check_near(self, mine: Counted, attempt: Attempt, near: list[Any]) -> None:
-        expected = self.model.near(mine.keys, attempt.grant.limits)
+    def _check_near(self, attempt: Attempt, near: Sequence[Any]) -> None:
+        expected = self._near(attempt)
         assert [(one.scope, one.period, one.unit) for one in near] == expected
+
+    def _near(self, attempt: Attempt) -> list[tuple[str, str, str]]:
+        return self.model.near(self.model.attempts[attempt.id].keys, attempt.grant.limits)
+
+    # The same by way of the spool
+
+    @rule(
+        side=sides,
+        attempt=attempts,
+        what=st.sampled_from(["settled", "settled", "settled", "charged", "returned"]),
+        actual=amounts,
+        closes=st.booleans(),
+    )
+    def ends_later(
+        self, side: int, attempt: Attempt, what: Any, actual: Amount, closes: bool
+    ) -> None:
+        outcome = Outcome(
+            what=what,
+            grant=attempt.grant,
+            attempt=attempt,
+            actual=None if what == "returned" else actual,
+            closes=closes,
+            tell=self.told.append,
+        )
+        self._add(side, outcome)
+
+    @rule(side=sides, grant=grants)
+    def closes_later(self, side: int, grant: Grant) -> None:
+        self._add(side, Outcome(what="closed", grant=grant))
+
+    def _add(self, side: int, outcome: Outcome) -> None:
+        self.waiting[side].append(outcome)
+        if outcome.grant.is_near:
+            self.model.tick()
+            self._written(side, outcome, add=True)
+        else:
+            self.ledgers[side].spool.add(outcome)
+
+    @rule(side=sides)
+    def flush(self, side: int) -> None:
+        outcomes = list(self.waiting[side])
+        if outcomes:
+            self.model.tick()
+        self._written(side, flush=True)
+        # Written once more, after an interrupt say, they change nothing.
+        self.ledgers[side].write(outcomes)
+        if outcomes:
+            self.model.tick()
+
+    def _written(self, side: int, *added: Outcome, add: bool = False, flush: bool = False) -> None:
+        """The ledger writes its outcomes now, or will before anything else: so does the model."""
+        expected, grants = [], self.model.grants
+        for outcome in self.waiting[side]:
+            attempt = outcome.attempt
+            if attempt is not None and outcome.what == "settled":
+                self._was_settled(attempt, outcome.actual or Amount())
+            elif attempt is not None and outcome.what == "charged":
+                self._was_charged(attempt, outcome.actual)
+            elif attempt is not None:
+                self._was_returned(attempt)
+            if attempt is not None and outcome.what != "returned":
+                expected += self._near(attempt)
+            if outcome.closes or outcome.what == "closed":
+                grants.pop(outcome.grant.id, None)
+        self.waiting[side].clear()
+        self.to_tell += expected
+        if add:
+            self.ledgers[side].spool.add(*added)
+        if flush:
+            self.ledgers[side].spool.flush()
+
+    def _all_written(self) -> None:
+        """In the order in which they first had something."""
+        order = list(spool._writers.get(Unwatched)._spools)
+        sides = [side for side in (0, 1) if self.waiting[side]]
+        for side in sorted(sides, key=lambda side: order.index(self.ledgers[side].spool)):
+            self._written(side)
+
+    @rule(side=sides)
+    def process_is_killed(self, side: int) -> None:
+        """What waited in it stays as it is: held, until the lease ends."""
+        ledger = self.ledgers[side]
+        ledger.spool._own.take()
+        ledger.database.close()
+        self.waiting[side].clear()
+        self.ledgers[side] = self._new()
 
     @rule(side=sides, grant=grants)
     def close(self, side: int, grant: Grant) -> None:
@@ -545,6 +720,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def reset(self, side: int, scope: str) -> None:
         model = self.model
         model.tick()
+        self._all_written()
         self.ledgers[side].reset(scope)
         keys = model.keys(scope, "query")
         model.generation += 1
@@ -593,7 +769,10 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(side=sides)
     def file_is_reopened(self, side: int) -> None:
-        self.ledgers[side].database.close()
+        if self.waiting[side]:
+            self.model.tick()
+        self._written(side)
+        self.ledgers[side].end()
         self.ledgers[side] = self._new()
 
     @rule(which=st.sampled_from([(0, 2), (1, 2), (0, 1)]), side=sides)
@@ -620,6 +799,7 @@ class LedgerMachine(RuleBasedStateMachine):
         """What is shown as held is what somebody may still send."""
         model = self.model
         model.tick()
+        self._all_written()
         shown = usage.windows_now(self.ledgers[side])
         model.expire()
         model.end_ownerless()
@@ -654,6 +834,11 @@ class LedgerMachine(RuleBasedStateMachine):
             assert min(row.values()) >= 0
 
     @invariant()
+    def who_is_near_a_limit_was_told(self) -> None:
+        if hasattr(self, "model"):
+            assert [(one.scope, one.period, one.unit) for one in self.told] == self.to_tell
+
+    @invariant()
     def nothing_is_found_wrong(self) -> None:
         """Not even by reading all of it, in whatever state it is."""
         if hasattr(self, "model"):
@@ -674,6 +859,9 @@ class LedgerMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Everybody dies: when all leases are over, and the batches closed, nothing is held."""
         if hasattr(self, "model"):
+            self.flush(0)
+            self.flush(1)
+            spool._writers = self.watcher  # type: ignore[misc]
             for grant in [key for key, one in self.model.grants.items() if one.lease is None]:
                 handle = Grant(id=grant, scope="a", lane="all", limits=(), loose=False)
                 self.ledgers[0].close(handle)

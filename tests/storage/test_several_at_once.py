@@ -16,6 +16,7 @@ from embedcore.storage.amounts import (
 )
 from embedcore.storage.database import Database
 from embedcore.storage.ledger import Ledger
+from embedcore.storage.outcomes import Outcome
 from embedcore.storage.schema import STATE
 
 NOON = 1_800_000_000.0
@@ -93,9 +94,21 @@ def test_several_at_once_are_as_one_after_the_other(
 
     settled = {"reported": True, "request_id": "r", "close": close}
     sent = [outcome for outcome in outcomes if isinstance(outcome, Attempt)]
-    near = together.settle_all(list(zip(sent, bills, strict=False)), **settled)
+    written = [
+        Outcome(
+            what="settled",
+            grant=attempt.grant,
+            attempt=attempt,
+            actual=bill,
+            reported=True,
+            request_id="r",
+            closes=close,
+        )
+        for attempt, bill in zip(sent, bills, strict=False)
+    ]
+    together.write(written)
     attempts = [outcome for outcome in expected if isinstance(outcome, Attempt)]
-    assert near == [
+    assert [outcome.near for outcome in written] == [
         alone.settle(attempt, bill, **settled)
         for attempt, bill in zip(attempts, bills, strict=False)
     ]

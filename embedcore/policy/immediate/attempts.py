@@ -450,13 +450,9 @@ def failed(
     in_time = call.in_flight.answered(sent)
     is_charged = in_time and sent.attempt is not None and typed.billed != "no"
     counted = engine.most_billed(sent.texts) if is_charged else None
-    try:
-        charged = call.budget.account_for(
-            sent.attempt, typed, note=note, counted=counted, late=not in_time
-        )
-    except StorageError as broken:
-        # The ledger cannot be written: that ends the call, and the attempt will be charged.
-        raise (error if passes else broken) from typed
+    charged = call.budget.account_for(
+        sent.attempt, typed, note=note, counted=counted, late=not in_time
+    )
     if not in_time:
         raise Stopped from error
     if passes:

@@ -292,14 +292,17 @@ class Together:
         if ledger is not None:
             account = self._parts[0].call.engine.account
             require_price(account, engine.info)
-            found = ledger.hold_and_send_all(
-                account.scope,
-                [(part.request.amount, len(part.request)) for part in self._parts],
-                account.limits,
-                lane=self._parts[0].call.budget.lane,
-                loose=True,
-                final=False,
-                model=engine.label,
+            found = ledger.spool.asked(
+                partial(
+                    ledger.hold_and_send_all,
+                    account.scope,
+                    [(part.request.amount, len(part.request)) for part in self._parts],
+                    account.limits,
+                    lane=self._parts[0].call.budget.lane,
+                    loose=True,
+                    final=False,
+                    model=engine.label,
+                )
             )
         number = engine.learned.leaves()
         for part, attempt in zip(list(self._parts), found, strict=True):
@@ -428,7 +431,7 @@ class Together:
         try:
             self._keep(own, reply.model, troubles)
         finally:
-            bills = self._settle(own, shares, reply, troubles)
+            bills = self._settle(own, shares, reply)
         for (part, mine), share in zip(own, shares, strict=True):
             if part in bills:
                 self._came(part, mine, bills[part], share, reply, troubles.get(part))
@@ -485,7 +488,6 @@ class Together:
         own: Sequence[tuple[_Part, Checked]],
         shares: Sequence[int | None],
         reply: EmbedReply,
-        troubles: dict[_Part, BaseException],
     ) -> dict[_Part, tuple[Bill, int | None]]:
         bills: dict[_Part, tuple[Bill, int | None]] = {}
         for (part, mine), share in zip(own, shares, strict=True):
@@ -504,13 +506,8 @@ class Together:
                 complete=not mine.missing,
             )
             bills[part] = bill, counted
-        try:
-            settle_all(
-                [(part.call.budget, bill) for part, (bill, _) in bills.items()], identity(reply)
-            )
-        except EmbeddingError as error:
-            # Each ends with it, as alone; its attempt is charged when its lease ends.
-            troubles.update(dict.fromkeys(bills, error))
+        ledger = self._parts[0].call.budget.ledger
+        settle_all(ledger, [bill for bill, _ in bills.values()], identity(reply))
         return bills
 
     def _came(

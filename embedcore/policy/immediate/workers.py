@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import contextvars
-import logging
 import threading
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from embedcore.errors import EmbeddingError, OutcomeUnknown, StorageError
+from embedcore.errors import EmbeddingError, OutcomeUnknown
 from embedcore.policy.threads import LOOK_SECONDS, InFlight, Pause, SentRequest, Stopped
 
 if TYPE_CHECKING:
     from embedcore.policy.budget import CallBudget
     from embedcore.policy.engine import Engine
     from embedcore.policy.threads import Task
-
-
-logger = logging.getLogger("embedcore")
 
 
 class Workers:
@@ -167,11 +163,8 @@ class Workers:
         """It is waited for no longer. Should its answer come, that only corrects the amount."""
         if sent.attempt is None:
             return
-        try:
-            counted = self._engine.most_billed(sent.texts)
-            self._budget.charge(sent.attempt, note=why, counted=counted)
-        except StorageError as error:
-            logger.warning("a request in flight will be charged when its lease ends: %s", error)
+        counted = self._engine.most_billed(sent.texts)
+        self._budget.charge(sent.attempt, note=why, counted=counted)
 
     def _wait_for_answers(self) -> None:
         with self._changed:

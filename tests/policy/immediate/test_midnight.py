@@ -57,6 +57,7 @@ def at_midnight(desk, clock):
 
 
 def spent_by_day(one):
+    one.ledger.spool.flush()
     with one.ledger.database.read() as connection:
         rows = connection.execute(
             "SELECT start, tokens_spent, tokens_held FROM window WHERE scope = 'default' "

@@ -38,6 +38,7 @@ from embedcore.policy.result_buffer import ResultBuffer
 from embedcore.policy.retry import RetryQuota
 from embedcore.provider.types import EmbedReply, ModelInfo, Price
 from embedcore.settings import RetrySettings
+from embedcore.storage import usage
 from embedcore.storage.amounts import Amount
 from embedcore.storage.database import Database
 from embedcore.storage.ledger import Ledger
@@ -458,7 +459,7 @@ def test_the_parts_of_a_charged_request_need_new_money(desk):
 # The ledger fails
 
 
-OPERATIONS = {"hold", "hold_and_send", "send", "settle", "charge", "give_back", "close"}
+OPERATIONS = {"hold", "hold_and_send", "send", "write"}
 
 
 class Failing(Ledger):
@@ -481,20 +482,17 @@ class Failing(Ledger):
 @pytest.mark.fault(103)
 @pytest.mark.parametrize("on_error", ["keep", "raise"])
 @pytest.mark.parametrize("rows", [3, 10])
-def test_vectors_in_hand_are_kept_when_the_ledger_cannot_be(desk, on_error, rows):
+def test_no_call_fails_because_what_it_cost_cannot_be_written(desk, on_error, rows, caplog):
     rows = texts(rows)
-    ledger = Failing("settle", StorageFull("no room"))
+    ledger = Failing("write", StorageFull("no room"), times=2)
     with desk(small(), ledger=ledger, threads=1) as one:
-        with pytest.raises(StorageFull) as caught:
-            one.embed(rows, on_error=on_error)
-        partial = caught.value.partial
-        one.right(partial, rows)
-        billed = set(one.embedder.meter.billed_texts)
-        assert {row for row, ok in zip(rows, partial.ok, strict=True) if ok} == billed
-        assert not set(partial.errors) & set(np.flatnonzero(partial.ok))
-        # The attempt is open still, so that its money cannot be spent again.
+        one.right(one.embed(rows, on_error=on_error), rows)
+        # Until it is written its money cannot be spent again.
         used = one.used
         assert used.held.tokens + used.spent.tokens >= one.embedder.meter.billed_tokens
+        ledger.spool.flush()
+        assert caplog.text.count("not written down yet") == 1
+        one.check()
 
 
 @pytest.mark.fault(102)
@@ -557,31 +555,21 @@ def test_a_lack_of_memory_for_what_was_billed_hides_no_error(desk, monkeypatch):
 
 
 @pytest.mark.fault(103)
-def test_a_grant_that_cannot_be_closed_costs_no_vectors(desk, caplog):
-    rows = texts(10)
-    ledger = Failing("close", StorageFull("no room"))
-    with desk(small(), ledger=ledger) as one:
-        one.right(one.embed(rows), rows)
-        assert "stays so" in caplog.text
-        one.check()
-
-
-@pytest.mark.fault(103)
 @pytest.mark.parametrize("name", ["charge", "give_back"])
-def test_a_failure_that_cannot_be_booked_ends_the_call(desk, name):
+def test_a_failure_that_cannot_be_written_is_written_with_the_next_attempt(desk, name):
     script = [OutcomeUnknown("?") if name == "charge" else RateLimited("slow", retry_after=0.001)]
-    ledger = Failing(name, StorageFull("no room"), times=1)
+    ledger = Failing("write", StorageFull("no room"))
     with desk(small(script=script), ledger=ledger, threads=1) as one:
-        with pytest.raises(StorageFull) as caught:
-            one.embed(texts(6), on_error="keep")
-        assert type(caught.value.__cause__) is type(script[0])
-        used = one.used
-        assert used.held.tokens + used.spent.tokens >= one.embedder.meter.billed_tokens
+        one.right(one.embed(texts(6)), texts(6))
+        states = [row["state"] for row in usage.audit(ledger)]
+        assert states[0] == {"charge": "charged", "give_back": "returned"}[name]
+        ledger._times = 0
+        one.check(certain=name == "give_back")
 
 
 @pytest.mark.fault(124)
 def test_an_interrupt_is_not_hidden_by_a_broken_ledger(desk):
-    ledger = Failing("charge", StorageFull("no room"))
+    ledger = Failing("write", StorageFull("no room"))
     script = [KeyboardInterrupt()]
     with desk(small(script=script), ledger=ledger) as one, pytest.raises(KeyboardInterrupt):
         one.embed(texts(2))
