@@ -9,7 +9,10 @@ SERVERS := .venv-batch-servers
 SERVERS_PYTHON ?= python3.12
 PROJECTS := pyproject.toml $(wildcard providers/*/pyproject.toml)
 PROVIDERS := $(notdir $(wildcard providers/*))
-LOCAL  := $(PROVIDERS:%=-e providers/%)
+# What these build on is large, and imported where it is needed: it is not installed with the others.
+LARGE  := fastembed model2vec
+LOCAL  := $(addprefix -e providers/,$(filter-out $(LARGE),$(PROVIDERS)))
+WITHOUT := --no-deps $(addprefix -e providers/,$(filter $(LARGE),$(PROVIDERS)))
 # Tests in parallel: three processes for two cores, since many wait for a socket, at most six. What
 # one has left, another takes.
 JOBS   ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); n=$$(( (3 * n + 1) / 2 )); [ $$n -gt 6 ] && echo 6 || echo $$n)
@@ -18,12 +21,13 @@ PARALLEL := -n $(JOBS) --dist worksteal
 # Without its caches every process of the tests compiles all it imports: that is half of their start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test lint types format check test-core $(PROVIDERS:%=test-%) test-openai2 test-integrations $(ADAPTERS) test-batch-servers test-sdks test-pythons campaign-short campaign campaign-batches benchmark compare clean
+.PHONY: help demo test lint types format check test-core $(PROVIDERS:%=test-%) test-local test-openai2 test-integrations $(ADAPTERS) test-batch-servers test-sdks test-pythons campaign-short campaign campaign-batches benchmark compare clean
 
 help:
 	@echo "make demo      embed and search the standard library's docstrings: no key, no network"
 	@echo "make test      the tests, on any machine"
 	@echo "make test-core, $(PROVIDERS:%=make test-%,) make test-openai2  a part of them, or the other openai package"
+	@echo "make test-local  the providers with models on this machine, with real ones"
 	@echo "make test-integrations, $(ADAPTERS:%=make %,) make test-batch-servers, make test-sdks  with what others wrote"
 	@echo "make check     lint, types and tests"
 	@echo "make campaign-short  races against real time, kill -9 loops: what CI runs besides"
@@ -61,6 +65,10 @@ check: lint types test
 # Both majors of the openai package are in use; .venv has the newest.
 test-openai2: .venv-openai2/.installed-dev
 	.venv-openai2/bin/python -m pytest -q $(PARALLEL) -m "not campaign" providers/openai
+
+# Models on this machine, with those that packages ship: too much for .venv.
+test-local: .venv-local/.installed-dev
+	.venv-local/bin/python -m pytest -q $(PARALLEL) -m "not campaign" providers/fastembed providers/model2vec
 
 # The adapters and recipes, with what they adapt: too much for .venv. Pytest's options are those
 # that LangChain's own tests need.
@@ -130,14 +138,22 @@ endif
 # An environment that is there already is used as it is.
 $(VENV)/.installed: $(PROJECTS) | $(BIN)/python
 	@$(PIP) install -e . $(LOCAL)
+	@$(PIP) install $(WITHOUT)
 	@touch $@
 
 $(VENV)/.installed-dev: $(PROJECTS) | $(BIN)/python
 	@$(PIP) install -e ".[dev]" $(LOCAL)
+	@$(PIP) install $(WITHOUT)
 	@touch $@ $(VENV)/.installed
 
 .venv-openai2/.installed-dev: $(PROJECTS) | .venv-openai2/bin/python
 	@.venv-openai2/bin/python -m pip --disable-pip-version-check --quiet install -e ".[dev]" $(LOCAL) "openai==2.54.0"
+	@touch $@
+
+# The packages with models would bring torch, and what else they are for.
+.venv-local/.installed-dev: $(PROJECTS) tests/local-models.txt | .venv-local/bin/python
+	@.venv-local/bin/python -m pip --disable-pip-version-check --quiet install -e ".[dev]" $(LOCAL) $(LARGE:%=-e providers/%)
+	@.venv-local/bin/python -m pip --disable-pip-version-check --quiet install --no-deps -r tests/local-models.txt
 	@touch $@
 
 .venv-integrations/.installed-dev: $(PROJECTS) | .venv-integrations/bin/python

@@ -1,12 +1,15 @@
-"""Two conveniences for a provider's author. Neither is required: any ``Embedder`` will do."""
+"""Conveniences for a provider's author. None is required: any ``Embedder`` will do."""
 
 from __future__ import annotations
 
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from embedcore.provider.protocol import BatchStrategy, Embedder, Startup, Tokenizer
 from embedcore.provider.tokens import EstimatingTokenizer
 from embedcore.provider.types import EmbedReply, EmbedRequest, ModelInfo
+
+if TYPE_CHECKING:
+    from embedcore.provider.types import Vectors
 
 
 def startup_of(embedder: Embedder) -> Startup | None:
@@ -71,3 +74,12 @@ class WrapperEmbedder:
 
     def close(self) -> None:
         self.inner.close()
+
+
+def unit_length(vectors: Vectors) -> None:
+    """Give each row length 1, in place. Rows of zeros or NaN stay what they are."""
+    import numpy as np
+
+    lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
+    lengths[~(lengths > 0)] = 1.0
+    np.divide(vectors, lengths[:, None], out=vectors, casting="same_kind")

@@ -40,6 +40,7 @@ from embedcore.errors import (
     RequestTooLarge,
 )
 from embedcore.provider import batch_objects as objects
+from embedcore.provider.base import unit_length
 from embedcore.provider.batch_calls import (
     BatchCalls,
     FilesApi,
@@ -52,7 +53,6 @@ from embedcore.provider.batch_lines import LineReader
 from embedcore.provider.batch_listing import NewestFirst, all_pages
 from embedcore.provider.batch_spool import Spool, no_room, spool
 from embedcore.provider.batchstates import is_known, is_stopping
-from embedcore.provider.http_embedder import normalise
 from embedcore.provider.types import (
     BatchItem,
     BatchLimits,
@@ -436,7 +436,7 @@ class FilesBatch(FilesApi):
     def _finished(self, outcome: BatchOutcome) -> BatchOutcome:
         if self.normalises and outcome.vector is not None:
             vector = outcome.vector.copy()
-            normalise(vector[None])
+            unit_length(vector[None])
             return replace(outcome, vector=vector)
         return outcome
 

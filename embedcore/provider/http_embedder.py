@@ -40,7 +40,7 @@ from embedcore.errors import (
     ProviderError,
 )
 from embedcore.provider import access, http
-from embedcore.provider.base import BaseEmbedder
+from embedcore.provider.base import BaseEmbedder, unit_length
 from embedcore.provider.hookspecs import KeepsVectors
 from embedcore.provider.options import environment_options
 from embedcore.provider.types import EmbedReply, EmbedRequest, ModelInfo, Price
@@ -48,7 +48,6 @@ from embedcore.provider.types import EmbedReply, EmbedRequest, ModelInfo, Price
 if TYPE_CHECKING:
     from embedcore.provider.refusals import Asked
     from embedcore.provider.replies import Form
-    from embedcore.provider.types import Vectors
 
 Key = Annotated[SecretStr | Callable[[], str] | None, Field(repr=False), KeepsVectors()]
 """An option that is a key: a string, or a callable that is asked before each request."""
@@ -214,7 +213,7 @@ class HttpEmbedder(BaseEmbedder):
                 error.again = self._otherwise(error)
                 raise
         if self.normalises:
-            normalise(reply.vectors)
+            unit_length(reply.vectors)
         return reply
 
     def close(self) -> None:
@@ -294,12 +293,3 @@ class HttpStartup:
 
     def connect(self) -> None:
         """The first request connects: no service here has an address that is free to ask."""
-
-
-def normalise(vectors: Vectors) -> None:
-    """Give each row length 1, in place. Rows of zeros or NaN stay what they are."""
-    import numpy as np
-
-    lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
-    lengths[~(lengths > 0)] = 1.0
-    np.divide(vectors, lengths[:, None], out=vectors, casting="same_kind")

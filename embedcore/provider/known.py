@@ -14,7 +14,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Final
 
-IN_REPOSITORY: Final = ("cohere", "gemini", "hashing", "mistral", "ollama", "openai", "voyage")
+IN_REPOSITORY: Final = (
+    *("cohere", "fastembed", "gemini", "hashing", "mistral", "model2vec", "ollama", "openai"),
+    "voyage",
+)
 """The folders below ``providers/``."""
 
 OF_OTHERS: Final[Mapping[str, str]] = {}

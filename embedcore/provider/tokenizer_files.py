@@ -43,6 +43,22 @@ _PROBES: Final = (
 )
 
 
+def is_path(name: str) -> bool:
+    """Whether the name of a model or a file can only be a path."""
+    return name.startswith((".", "/", "~")) or "\\" in name
+
+
+def hub_file(repository: str, name: str) -> Path | None:
+    """A file of a model on the hub, if it was downloaded before."""
+    try:
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(repository, name)
+    except (ImportError, ValueError):
+        found = None
+    return Path(found) if isinstance(found, str) else None
+
+
 class HubTokenizer:
     """Counts exactly as the server's own library does, the marks around a text not included.
 
@@ -141,21 +157,11 @@ def _found(name: str) -> Path:
         return path / FILE
     if path.is_file():
         return path
-    if name.endswith(".json") or name.startswith((".", "/", "~")) or "\\" in name:
+    if name.endswith(".json") or is_path(name):
         raise ConfigurationError(f"tokenizer = {name!r}: there is no such file, nor {FILE} in it")
-    return _cached(name)
-
-
-def _cached(name: str) -> Path:
-    """The file of a model on the hub, if it was downloaded before."""
-    try:
-        from huggingface_hub import try_to_load_from_cache
-
-        found = try_to_load_from_cache(name, FILE)
-    except (ImportError, ValueError):
-        found = None
-    if isinstance(found, str):
-        return Path(found)
+    found = hub_file(name, FILE)
+    if found is not None:
+        return found
     raise ConfigurationError(
         f"tokenizer = {name!r}: no such file, and not in the local cache of Hugging Face, and "
         f"nothing is downloaded here. Download it once (hf download {name} {FILE}), or give the "

@@ -1,0 +1,1 @@
+"""Embedding models on this machine, by FastEmbed and ONNX Runtime, for embedcore."""

@@ -1,0 +1,1 @@
+"""Static embedding models on this machine, by model2vec, for embedcore."""
