@@ -245,6 +245,7 @@ def build(choice: Choice, embedder: Embedder | None, observers: Sequence[Observe
         rates=Rates(
             requests_per_minute=settings.requests_per_minute,
             tokens_per_minute=settings.tokens_per_minute,
+            texts_per_minute=settings.texts_per_minute or info.texts_per_minute,
         ),
         quota=RetryQuota(settings.retry.quota, settings.retry.quota_ratio),
         sizes=sizes_for(info.endpoint or info.provider, info.model),

@@ -234,8 +234,9 @@ class Rules(Table):
     - ``on_zero``: a vector of zeros, which some servers return for texts they cannot handle, is
       passed on with a warning, or refused.
     - ``concurrency``: requests in flight at once; never more than the model allows.
-    - ``requests_per_minute``, ``tokens_per_minute``: no faster than that, whatever else is learned
-      of the provider's limits; by all processes of a state folder together.
+    - ``requests_per_minute``, ``tokens_per_minute``, ``texts_per_minute``: no faster than that,
+      whatever else is learned of the provider's limits; by all processes of a state folder
+      together. Texts: by default as the model's provider says.
     - ``cache``: keep vectors that were paid for and use them again. Without it, models whose price
       is known and not zero are kept.
     - ``cache_dir``: the folder of their file; default: that of all state.
@@ -251,6 +252,7 @@ class Rules(Table):
     concurrency: Annotated[Count, Field(le=1024)] | None = None
     requests_per_minute: Count | None = None
     tokens_per_minute: Count | None = None
+    texts_per_minute: Count | None = None
     cache: bool | None = None
     cache_dir: Path | None = None
     cache_cap: Annotated[ByteSize, Field(ge=0)] | None = None
@@ -282,6 +284,7 @@ class Settings:
     concurrency: int | None = None
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    texts_per_minute: int | None = None
     cache: bool | None = None
     cache_dir: Path | None = None
     cache_cap: int = 10 * 10**9

@@ -69,7 +69,7 @@ _ALLOWED: Final[Mapping[KeyPath, Permission]] = {
     },
     **{
         (key,): Permission.LOWERED
-        for key in ("concurrency", "requests_per_minute", "tokens_per_minute")
+        for key in ("concurrency", "requests_per_minute", "tokens_per_minute", "texts_per_minute")
     },
     ("scope",): Permission.NO_OTHER_LIMIT,
     # Of any provider: what it means by these, an address or a path is neither.

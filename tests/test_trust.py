@@ -67,7 +67,7 @@ FREELY = {
     ),
 }
 DOWNWARDS = {
-    *("concurrency", "requests_per_minute", "tokens_per_minute"),
+    *("concurrency", "requests_per_minute", "tokens_per_minute", "texts_per_minute"),
     *("retry.attempts", "retry.quota", "retry.quota_ratio"),
     *("batch.parts", "batch.attempts", "batch.enqueued_tokens"),
 }
@@ -266,7 +266,9 @@ def test_numbers_go_down_and_not_up(key, value, allowed, profile):
 
 
 @pytest.mark.parametrize("place", ["", "profiles.docs."])
-@pytest.mark.parametrize("key", ["concurrency", "requests_per_minute", "tokens_per_minute"])
+@pytest.mark.parametrize(
+    "key", ["concurrency", "requests_per_minute", "tokens_per_minute", "texts_per_minute"]
+)
 def test_a_rate_of_the_users_own_file_is_not_raised(place, key):
     put(user_file(), f"{key} = 5")
     put(Path("embedcore.toml"), f'profiles.docs.model = "m"\n{place}{key} = 9')

@@ -74,6 +74,8 @@ class ModelInfo:
       budget could be passed.
     - ``overhead_tokens_per_text``: billed on top of each text's own tokens.
     - ``max_concurrency``: requests in flight at once.
+    - ``texts_per_minute``: of a service that limits texts, whatever the size of a request, and does
+      not say so in headers. A user's own ``texts_per_minute`` goes over it.
     - ``price``: None if unknown (then a limit in money refuses the model); ``Price()`` if free.
     - ``local``: computed on this machine: no network, no money, no budget.
     - ``input_types``: the values of ``input_type`` that make a difference to its vectors.
@@ -101,6 +103,7 @@ class ModelInfo:
     tokens_per_byte: int = 1
     overhead_tokens_per_text: int = 0
     max_concurrency: int = 8
+    texts_per_minute: int | None = None
     price: Price | None = None
     local: bool = False
     input_types: tuple[str, ...] = ()

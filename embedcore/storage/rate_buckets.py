@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 REQUESTS: Final = "requests"
 TOKENS: Final = "tokens"
+TEXTS: Final = "texts"
 # While nothing is known of a server's limits: what leaves before it has answered anything. A slow
 # server is sent a few more all the time.
 TRIAL_REQUESTS: Final = 8.0
@@ -30,6 +31,23 @@ _MOST_SPARED: Final = 0.25
 _GAIN_UP, _GAIN_DOWN = 0.15, 0.5
 _CONFIGURED_SECONDS: Final = 1.0
 _MINUTE: Final = 60.0
+
+
+class Amounts(NamedTuple):
+    """What is counted of requests. No server names a limit in texts: those are rates that were set
+    only."""
+
+    requests: int = 0
+    tokens: int = 0
+    texts: int = 0
+
+    def of(self, kind: str) -> int:
+        """What counts for a bucket of that kind."""
+        found: int = getattr(self, kind.partition(":")[0])
+        return found
+
+    def and_more(self, other: Amounts) -> Amounts:
+        return Amounts(*(one + more for one, more in zip(self, other, strict=True)))
 
 
 class Facts(NamedTuple):
@@ -62,7 +80,7 @@ class RateBucket:
     is what has its time in the future. ``granted``: the sum of what was reserved.
 
     ``kind``: requests or tokens, of the server (``named``: its limit per minute; None: not known,
-    and found by trial), or a rate that was set.
+    and found by trial), or a rate that was set, which may be one of texts too.
     """
 
     kind: str

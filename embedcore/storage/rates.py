@@ -21,6 +21,7 @@ from embedcore.storage.grants import clock_here, has_ended, myself
 from embedcore.storage.rate_buckets import (
     REQUESTS,
     TOKENS,
+    Amounts,
     Facts,
     RateBucket,
     Remaining,
@@ -46,14 +47,20 @@ _LONGEST_SILENCE: Final = 60.0
 _LONGEST_CLOSING: Final = 330.0
 _OLD: Final = 86_400.0
 _KINDS: Final = (REQUESTS, TOKENS)
+_NOTHING: Final = Amounts()
 _COLUMNS: Final = 'kind, rate, size, level, at, named, granted, "window", ends'
 
 
 class Wanted(NamedTuple):
-    """A request of so many tokens, for a caller that set the rates of these kinds."""
+    """A request of so many tokens and texts, for a caller that set the rates of these kinds."""
 
     tokens: int
     rates: Sequence[str] = ()
+    texts: int = 1
+
+    @property
+    def amounts(self) -> Amounts:
+        return Amounts(1, self.tokens, self.texts)
 
 
 class Slot(NamedTuple):
@@ -70,14 +77,14 @@ class News:
     """What a process has to say with its next step.
 
     - ``facts``: what its limiter knows, by kind of limit.
-    - ``sent``: requests and tokens that left without a reservation.
+    - ``sent``: what left without a reservation.
     - ``seen``: of replies, by kind of limit.
     - ``more_tokens``: so many more than was reserved were billed.
     - ``closed_until``: nothing may leave before.
     """
 
     facts: dict[str, Facts] = field(default_factory=dict)
-    sent: tuple[int, int] = (0, 0)
+    sent: Amounts = _NOTHING
     seen: dict[str, Remaining] = field(default_factory=dict)
     more_tokens: int = 0
     closed_until: float = 0.0
@@ -138,12 +145,12 @@ class RateShare:
                 slots.append(slot)
             return slots, standing
 
-    def returned(self, key: Key, now: float, slot: Slot, tokens: int) -> None:
+    def returned(self, key: Key, now: float, slot: Slot, amounts: Amounts) -> None:
         """It will not be used. Free again if it was the last one; else only the headers of replies
         show that it was not, as those behind it have their times."""
         with self._line(key, now) as line:
             if slot.serial == line.serial:
-                line.undo(slot, tokens)
+                line.undo(slot, amounts)
 
     def answered(self, key: Key, now: float, tokens: int) -> Standing:
         """A request came back without a word of limits."""
@@ -258,7 +265,7 @@ class _Line:
         now = self._now
         for bucket in self.buckets.values():
             bucket.advance(now)
-            amount = news.sent[bucket.counts_tokens]
+            amount = news.sent.of(bucket.kind)
             bucket.granted += amount
             if bucket.is_trial:
                 # Nothing says when it came back.
@@ -280,11 +287,11 @@ class _Line:
     def reserve(self, wanted: Wanted, *, tries: bool) -> Slot | None:
         """``tries``: keep to what is taken without knowing a limit; None: not yet."""
         now, due, least = self._now, self._now, self._closed_until
-        amounts = 1, wanted.tokens
+        amounts = wanted.amounts
         for bucket in self.buckets.values():
             if bucket.is_trial and not tries:
                 continue
-            at = bucket.due(now, amounts[bucket.counts_tokens])
+            at = bucket.due(now, amounts.of(bucket.kind))
             if bucket.is_trial and at > now:
                 return None
             if not bucket.is_set:
@@ -293,8 +300,7 @@ class _Line:
                 least = max(least, at)
         due = max(min(due, max(self._last_due, now) + _LONGEST_SILENCE), least)
         marks = {
-            bucket.kind: bucket.take(amounts[bucket.counts_tokens])
-            for bucket in self.buckets.values()
+            bucket.kind: bucket.take(amounts.of(bucket.kind)) for bucket in self.buckets.values()
         }
         self._last_due = due
         self.serial += 1
@@ -302,13 +308,15 @@ class _Line:
 
     def _is_slower(self, bucket: RateBucket) -> bool:
         """Whether the server allows no more than that rate anyway."""
-        server = self.buckets[TOKENS if bucket.counts_tokens else REQUESTS]
-        return not server.is_trial and server.per_minute <= bucket.per_minute
+        server = self.buckets.get(bucket.kind.partition(":")[0])
+        if server is None or server.is_trial:
+            return False
+        return server.per_minute <= bucket.per_minute
 
-    def undo(self, slot: Slot, tokens: int) -> None:
+    def undo(self, slot: Slot, amounts: Amounts) -> None:
         self.serial += 1
         for bucket in self.buckets.values():
-            amount = tokens if bucket.counts_tokens else 1
+            amount = amounts.of(bucket.kind)
             bucket.advance(self._now)
             bucket.level = min(bucket.level + amount, bucket.size)
             bucket.granted -= amount

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -51,13 +52,33 @@ class Refused(Exception):
         self.headers = dict(headers or {})
 
 
+class TextQuota:
+    """So many texts a minute, refilled steadily; the first minute's are there at once."""
+
+    def __init__(self, per_minute: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_minute, self._clock = per_minute, clock
+        self._left, self._seen = float(per_minute), clock()
+        self._lock = threading.Lock()
+
+    def take(self, texts: int) -> bool:
+        """Whether so many are left; if they are, they are taken."""
+        with self._lock:
+            now = self._clock()
+            filled = self._left + (now - self._seen) * self._per_minute / 60
+            self._left, self._seen = min(filled, float(self._per_minute)), now
+            granted = self._left >= texts
+            self._left -= texts if granted else 0
+            return granted
+
+
 class FakeService:
     """Use as a context manager. ``url``: its address.
 
     ``key_header``: where the key is, with what stands before it. ``always``: what each request is
     refused with; ``next_refusals``: what the next ones are refused with, first to last. ``echoes``:
     each request is answered with 503 and all that it was sent. ``delay``: seconds before each
-    answer. ``seen``: requests so far, as JSON; ``texts``: those in them.
+    answer. ``seen``: requests so far, as JSON; ``texts``: those in them. ``quota``: in texts, of a
+    service that counts those; what is beyond it is refused as ``too_fast`` says.
     """
 
     path: str = "/"
@@ -72,6 +93,7 @@ class FakeService:
         self.echoes = False
         self.delay = 0.0
         self.texts: list[str] = []
+        self.quota: TextQuota | None = None
         self._lock = threading.RLock()
         self._listener: Listener | None = None
 
@@ -93,6 +115,10 @@ class FakeService:
     def wrong_body(self, why: str) -> Refused:
         """What a request is refused with that the specification does not allow."""
         return Refused(400, {"message": why})
+
+    def too_fast(self) -> Refused:
+        """What is beyond ``quota`` is refused with."""
+        return Refused(429, {"message": "too many requests"})
 
     def take(self, question: Mapping[str, Any], fields: Mapping[str, object]) -> None:
         """Refuse a field that is not among ``fields``, is missing, or is none of its values.
@@ -128,7 +154,12 @@ class FakeService:
         return texts
 
     def bill(self, texts: Sequence[str]) -> int:
-        """The tokens of these texts, a token for four bytes, which the customer pays."""
+        """The tokens of these texts, a token for four bytes, which the customer pays.
+
+        Raises ``too_fast`` for texts beyond the quota.
+        """
+        if self.quota is not None and not self.quota.take(len(texts)):
+            raise self.too_fast()
         tokens = sum(map(tokens_of, texts))
         self.meter.bill(texts, tokens)
         return tokens

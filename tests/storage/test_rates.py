@@ -17,6 +17,7 @@ from embedcore.storage.database import Database
 from embedcore.storage.rate_buckets import (
     REQUESTS,
     TOKENS,
+    Amounts,
     Facts,
     RateBucket,
     Remaining,
@@ -89,7 +90,7 @@ class Processes(RuleBasedStateMachine):
             share, slot, amount = one = waiting[which % len(waiting)]
             self.unused.remove(one)
             self.turns.remove((slot.due, amount))
-            share.returned(KEY, self.now, slot, amount)
+            share.returned(KEY, self.now, slot, Amounts(1, amount, 1))
 
     @rule(which=st.integers(0, 3))
     def die(self, which):
@@ -158,7 +159,7 @@ def test_the_last_turn_that_is_returned_is_free_again():
     first, second, _ = crowd(3)
     due(first, 1.0, *[1] * 20)
     (slot,), _ = first.reserve(KEY, 1.0, [Wanted(1)], News())
-    first.returned(KEY, 1.0, slot, 1)
+    first.returned(KEY, 1.0, slot, Amounts(1, 1, 1))
     assert due(second, 1.0, 1) == [pytest.approx(slot.due)]
 
 
@@ -167,7 +168,7 @@ def test_a_turn_that_others_are_behind_is_not_given_twice():
     due(first, 1.0, *[1] * 20)
     (slot,), _ = first.reserve(KEY, 1.0, [Wanted(1)], News())
     (behind,) = due(second, 1.0, 1)
-    first.returned(KEY, 1.0, slot, 1)
+    first.returned(KEY, 1.0, slot, Amounts(1, 1, 1))
     assert due(second, 1.0, 1)[0] > behind
 
 
@@ -183,7 +184,7 @@ def test_two_begin_with_what_the_first_has_left():
 def test_what_left_without_a_turn_is_counted():
     shares = crowd(2)
     before = due(shares[1], 1.0, *[1] * 10)[-1]
-    shares[0].look(KEY, 1.0, News(sent=(5, 50)))
+    shares[0].look(KEY, 1.0, News(sent=Amounts(5, 50)))
     assert due(shares[1], 1.0, 1)[0] == pytest.approx(before + 0.6)
 
 
@@ -234,7 +235,7 @@ def test_headers_correct_what_is_believed_in_either_direction():
         for _ in range(20):
             shares[0].look(KEY, 1.0, News(seen={REQUESTS: seen}))
         (slot_,), _ = shares[1].reserve(KEY, 1.0, [Wanted(1)], News())
-        shares[1].returned(KEY, 1.0, slot_, 1)
+        shares[1].returned(KEY, 1.0, slot_, Amounts(1, 1, 1))
         return slot_.due
 
     assert after(9) == 1.0

@@ -216,7 +216,12 @@ def _attempt(call: Call, request: PlannedRequest, attempts: Attempts) -> list[in
     engine.pool.check_open()
     tokens = engine.learned.expected_tokens(request)
     permit = attempts.permit = engine.gate.admit(
-        tokens, call.pause, meanwhile=call.budget.renew, rates=engine.rates, share=engine.share
+        tokens,
+        call.pause,
+        meanwhile=call.budget.renew,
+        texts=len(request.indices),
+        rates=engine.rates,
+        share=engine.share,
     )
     try:
         call.pause(0.0)

@@ -248,6 +248,7 @@ class Together:
                 sum(engine.learned.expected_tokens(part.request) for part in self._parts),
                 self._pause,
                 meanwhile=_nothing,
+                texts=sum(len(part.request.indices) for part in self._parts),
                 rates=engine.rates,
                 share=engine.share,
             )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from embedcore.storage.rate_buckets import REQUESTS, TOKENS, kind_set
+from embedcore.storage.rate_buckets import REQUESTS, TEXTS, TOKENS, Amounts, kind_set
 
 if TYPE_CHECKING:
     from embedcore.policy.ratelimit.share import Part
@@ -26,17 +26,30 @@ class Rates:
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    texts_per_minute: int | None = None
 
     def __post_init__(self) -> None:
-        for rate in (self.requests_per_minute, self.tokens_per_minute):
+        for _, rate in self._all:
             if rate is not None and rate <= 0:
                 raise ValueError(f"a rate must be positive, not {rate}")
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """Their names among processes."""
-        given = ((REQUESTS, self.requests_per_minute), (TOKENS, self.tokens_per_minute))
-        return tuple(kind_set(kind, rate) for kind, rate in given if rate is not None)
+        return tuple(kind_set(kind, rate) for kind, rate in self.given)
+
+    @property
+    def given(self) -> tuple[tuple[str, int], ...]:
+        """What is counted, and its rate, for those that were set."""
+        return tuple((kind, rate) for kind, rate in self._all if rate is not None)
+
+    @property
+    def _all(self) -> tuple[tuple[str, int | None], ...]:
+        return (
+            (REQUESTS, self.requests_per_minute),
+            (TOKENS, self.tokens_per_minute),
+            (TEXTS, self.texts_per_minute),
+        )
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -47,6 +60,7 @@ class Permit:
     """
 
     tokens: int
+    texts: int = 1
     rates: Rates = field(default_factory=Rates)
     left: float | None = None
     in_flight: bool = False
@@ -54,6 +68,10 @@ class Permit:
     informed: bool = False
     part: Part | None = None
     slot: Slot | None = None
+
+    @property
+    def amounts(self) -> Amounts:
+        return Amounts(1, self.tokens, self.texts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,7 +120,7 @@ class Configured:
     """Every set of rates that a caller asked for; each counts all that leaves."""
 
     def __init__(self) -> None:
-        self._steady: dict[Rates, tuple[Steady | None, Steady | None]] = {}
+        self._steady: dict[Rates, dict[str, Steady]] = {}
 
     @property
     def rates(self) -> tuple[Rates, ...]:
@@ -112,41 +130,34 @@ class Configured:
         self,
         now: float,
         rates: Rates,
-        ahead: tuple[int, int],
-        slower: tuple[Callable[[float], bool], Callable[[float], bool]],
+        ahead: Amounts,
+        slower: Mapping[str, Callable[[float], bool]],
     ) -> float:
-        """Seconds until the next may leave by ``rates``, if so many requests and tokens go before.
+        """Seconds until the next may leave by ``rates``, if so much goes before.
 
         ``slower``: whether the server is known to allow no more than that rate anyway.
         """
-        if rates.requests_per_minute is None and rates.tokens_per_minute is None:
+        if not rates.given:
             return 0.0
         if rates not in self._steady:
-            self._steady[rates] = (
-                _steady(rates.requests_per_minute),
-                _steady(rates.tokens_per_minute),
-            )
+            self._steady[rates] = {kind: Steady(rate) for kind, rate in rates.given}
         return max(
-            0.0 if steady is None or is_slower(steady.per_minute) else steady.delay(now, before)
-            for steady, before, is_slower in zip(self._steady[rates], ahead, slower, strict=True)
+            0.0
+            if kind in slower and slower[kind](steady.per_minute)
+            else steady.delay(now, ahead.of(kind))
+            for kind, steady in self._steady[rates].items()
         )
 
-    def leave(self, now: float, tokens: int) -> None:
-        for by_requests, by_tokens in self._steady.values():
-            if by_requests:
-                by_requests.leave(now, 1)
-            if by_tokens:
-                by_tokens.leave(now, tokens)
+    def leave(self, now: float, amounts: Amounts) -> None:
+        for steadies in self._steady.values():
+            for kind, steady in steadies.items():
+                steady.leave(now, amounts.of(kind))
 
     def correct(self, tokens: int) -> None:
         """A request that left was billed at so many more tokens than it was said to have."""
-        for _, by_tokens in self._steady.values():
-            if by_tokens:
-                by_tokens.correct(tokens)
-
-
-def _steady(per_minute: int | None) -> Steady | None:
-    return None if per_minute is None else Steady(per_minute)
+        for steadies in self._steady.values():
+            if TOKENS in steadies:
+                steadies[TOKENS].correct(tokens)
 
 
 class Pace:

@@ -24,7 +24,7 @@ from embedcore.policy.ratelimit.bucket import Bucket, Seen
 from embedcore.policy.ratelimit.pace import Configured, GateState, Pace, Permit, Rates
 from embedcore.policy.ratelimit.share import Part
 from embedcore.provider.types import RateLimits
-from embedcore.storage.rate_buckets import REQUESTS, TOKENS
+from embedcore.storage.rate_buckets import REQUESTS, TOKENS, Amounts
 from embedcore.storage.rates import Key, RateShare
 
 # Until one request came back the limits are not known; more than this would be sent blindly.
@@ -49,6 +49,7 @@ _LEASE_SECONDS: Final = 5.0
 _SHORTEST_PAUSE: Final = 0.0005
 _NO_RATES: Final = Rates()
 _NO_KEY: Final = Key("", "", "")
+_NOTHING: Final = Amounts()
 
 
 class RateLimiter:
@@ -79,9 +80,11 @@ class RateLimiter:
         """For all requests of this process by that state folder."""
         return Part(share, key, {REQUESTS: self._requests, TOKENS: self._tokens})
 
-    def arrive(self, tokens: int, rates: Rates, part: Part | None = None) -> Permit:
+    def arrive(
+        self, tokens: int, rates: Rates, part: Part | None = None, *, texts: int = 1
+    ) -> Permit:
         """Queue one request; ``tokens`` is an estimate of what the server will count."""
-        one = Permit(tokens=max(tokens, 1), rates=rates, part=part)
+        one = Permit(tokens=max(tokens, 1), texts=texts, rates=rates, part=part)
         self._waiting.append(one)
         return one
 
@@ -97,7 +100,7 @@ class RateLimiter:
         self._requests.leave(now, 1)
         self._tokens.leave(now, one.tokens)
         self._pace.leave(now, one.tokens)
-        self._configured.leave(now, one.tokens)
+        self._configured.leave(now, one.amounts)
         if one.part is not None:
             one.part.left(one)
         self._departed.append(one)
@@ -117,18 +120,18 @@ class RateLimiter:
 
     def _delay_behind(self, now: float, one: Permit) -> float:
         """As if all who came earlier had left: a large request is not overtaken for ever."""
-        requests = tokens = 0
+        ahead = Amounts()
         for other in self._waiting:
             if other is one:
                 break
-            requests += 1
-            tokens += other.tokens
-        return self._delay(now, one, requests, tokens)
+            ahead = ahead.and_more(other.amounts)
+        return self._delay(now, one, ahead)
 
-    def _delay(self, now: float, one: Permit, requests: int = 0, tokens: int = 0) -> float:
+    def _delay(self, now: float, one: Permit, ahead: Amounts = _NOTHING) -> float:
+        requests, tokens, _ = ahead
         # The tighter of both counts; only the server's own knows how large a burst may be.
-        slower = self._requests.slower_than, self._tokens.slower_than
-        configured = self._configured.delay(now, one.rates, (requests, tokens), slower)
+        slower = {REQUESTS: self._requests.slower_than, TOKENS: self._tokens.slower_than}
+        configured = self._configured.delay(now, one.rates, ahead, slower)
         delay = max(self._open_at - now, configured)
         if not self._answers:
             blind = self._in_flight_tokens + tokens + one.tokens > FIRST_SALVO
@@ -359,10 +362,11 @@ class Gate:
         pause: Callable[[float], None],
         *,
         meanwhile: Callable[[], None],
+        texts: int = 1,
         rates: Rates = _NO_RATES,
         share: RateShare | None = None,
     ) -> Permit:
-        """Return when one request, estimated at ``tokens``, may leave.
+        """Return when one request of so many texts, estimated at ``tokens``, may leave.
 
         Its pass must come back with one of ``answered``, ``refused`` and ``lost``. ``pause`` sleeps
         and raises when the call was stopped. ``meanwhile`` is called every few seconds, to keep a
@@ -371,7 +375,7 @@ class Gate:
         """
         with self._lock:
             part = None if share is None else self._part_in(share)
-            one = self._limiter.arrive(tokens, rates, part)
+            one = self._limiter.arrive(tokens, rates, part, texts=texts)
             try:
                 seconds = self._limiter.delay(self._monotonic(), one)
             except BaseException:

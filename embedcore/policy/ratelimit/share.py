@@ -93,14 +93,13 @@ class Part:
         if known is not None:
             one.slot = known[1]
         else:
-            requests, tokens = self._news.sent
-            self._news.sent = (requests + 1, tokens + one.tokens)
+            self._news.sent = self._news.sent.and_more(one.amounts)
 
     def gave_up(self, now: float, one: Permit) -> None:
         known = self._turns.pop(id(one), None)
         if known is not None:
             slot = known[1]
-            self._safely(now, lambda: self._share.returned(self._key, now, slot, one.tokens))
+            self._safely(now, lambda: self._share.returned(self._key, now, slot, one.amounts))
 
     def answered(self, now: float, one: Permit, limits: RateLimits | None, more: int) -> None:
         """``more``: tokens that were billed beyond what was thought."""
@@ -155,7 +154,7 @@ class Part:
         if most <= 0 or not without:
             return
         wanted = without[:most]
-        asked = [Wanted(one.tokens, one.rates.kinds) for one in wanted]
+        asked = [Wanted(one.tokens, one.rates.kinds, one.texts) for one in wanted]
         news = self._take_news(now)
         found = self._safely(now, lambda: self._share.reserve(self._key, now, asked, news))
         if found is not None:
@@ -170,9 +169,8 @@ class Part:
         """How many turns may be reserved at once, so that others have theirs soon as well."""
         most = math.inf
         for bucket in self._shared.values():
-            each = 1.0
-            if bucket.counts_tokens:
-                each = max(sum(one.tokens for one in wanted) / max(len(wanted), 1), 1.0)
+            amounts = [one.amounts.of(bucket.kind) for one in wanted]
+            each = max(sum(amounts) / max(len(wanted), 1), 1.0)
             amount = bucket.size if bucket.is_trial else bucket.rate * _BLOCK_SECONDS
             most = min(most, amount / each / (self._others + 1))
         return max(int(most), 1) if math.isfinite(most) else 1

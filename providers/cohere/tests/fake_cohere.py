@@ -21,6 +21,10 @@ class FakeCohere(FakeService):
     def wrong_body(self, why: str) -> Refused:
         return Refused(400, {"id": "0", "message": f"invalid request: {why}"})
 
+    def too_fast(self) -> Refused:
+        said = "You are past the per minute request limit, please wait and try again later."
+        return Refused(429, {"id": "0", "message": said})
+
     def reply(self, question: dict[str, Any]) -> object:
         self.take(
             question,

@@ -16,8 +16,8 @@ from pydantic import ValidationError
 
 from embedcore import EmbeddingClient, errors
 from embedcore.provider.types import EmbedRequest
-from embedcore.testing import ProviderContract
-from embedcore.testing.service import Recorded, Refused, ServiceContract
+from embedcore.testing import FakeClock, ProviderContract
+from embedcore.testing.service import Recorded, Refused, ServiceContract, TextQuota
 
 KEY = "co-CANARY0123456789abcdefXYZ"
 # Replies of the real service that others recorded, beside the repository.
@@ -195,6 +195,27 @@ def test_options_are_strict_and_pickle_without_the_key() -> None:
         CohereOptions(output_dimension=256)
     with pytest.raises(errors.ConfigurationError, match="allow_plaintext"):
         CohereOptions(base_url="http://api.cohere.com")
+
+
+def test_the_service_counts_texts_and_so_does_the_client(
+    server: FakeCohere, tmp_path: Path
+) -> None:
+    clock = FakeClock()
+    server.quota = TextQuota(100, clock=clock.monotonic)
+    one, texts = embedder(server), [f"text {number}" for number in range(96)]
+    one.embed(EmbedRequest(texts=texts))
+    with pytest.raises(errors.RateLimited) as caught:
+        one.embed(EmbedRequest(texts=texts[:5]))
+    assert caught.value.billed == "no"
+    one.embed(EmbedRequest(texts=texts[:4]))
+    clock.advance(60)
+    assert len(one.embed(EmbedRequest(texts=texts)).vectors) == 96
+    assert one.info.texts_per_minute == 2_000
+    options = {"base_url": server.url, "api_key": KEY}
+    for own, expected in ((None, 2_000), (10_000, 10_000)):
+        config = {"home": tmp_path, "texts_per_minute": own}
+        with EmbeddingClient("cohere:embed-v4.0", options=options, config=config) as client:
+            assert client._engine.rates.texts_per_minute == expected
 
 
 def test_every_model_has_its_facts() -> None:

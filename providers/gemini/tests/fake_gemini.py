@@ -74,6 +74,10 @@ class FakeGemini(FakeBatchService):
     def wrong_body(self, why: str) -> Refused:
         return refused(400, why, "INVALID_ARGUMENT")
 
+    def too_fast(self) -> Refused:
+        said = "You exceeded your current quota. Please retry in 20s."
+        return refused(429, said, "RESOURCE_EXHAUSTED")
+
     def reply(self, question: dict[str, Any]) -> object:
         self.take(question, {"requests": list})
         entries = question["requests"]

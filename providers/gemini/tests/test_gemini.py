@@ -15,8 +15,8 @@ from fake_gemini import FakeGemini, refused
 from embedcore import EmbeddingClient, errors
 from embedcore.provider.options import options_fingerprint
 from embedcore.provider.types import EmbedRequest
-from embedcore.testing import ProviderContract
-from embedcore.testing.service import Recorded, Refused, ServiceContract
+from embedcore.testing import FakeClock, ProviderContract
+from embedcore.testing.service import Recorded, Refused, ServiceContract, TextQuota
 
 KEY = "AIza-CANARY0123456789abcdefXYZ"
 # Replies of the real service that others recorded, beside the repository.
@@ -257,3 +257,14 @@ def test_every_model_has_its_facts() -> None:
             info.variant,
             info.max_input_tokens,
         )
+
+
+def test_the_free_tier_counts_texts(server: FakeGemini) -> None:
+    clock = FakeClock()
+    server.quota = TextQuota(100, clock=clock.monotonic)
+    one = embedder(server)
+    one.embed(EmbedRequest(texts=[f"text {number}" for number in range(100)]))
+    with pytest.raises(errors.RateLimited):
+        one.embed(EmbedRequest(texts=["one more"]))
+    clock.advance(0.6)
+    assert len(one.embed(EmbedRequest(texts=["one more"])).vectors) == 1

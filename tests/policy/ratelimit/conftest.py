@@ -68,10 +68,12 @@ class Meter:
 
 @dataclass(kw_only=True)
 class Server:
-    """Requests and tokens are limited; ``headers`` and ``retry_after`` say what it tells of it."""
+    """Requests and tokens are limited, and perhaps texts, of which no header tells; ``headers`` and
+    ``retry_after`` say what it tells."""
 
     requests: Meter
     tokens: Meter
+    texts: Meter | None = None
     headers: bool = True
     retry_after: str = "exact"
     named_limit: tuple[int, int] | None = None
@@ -79,16 +81,20 @@ class Server:
     refused_count: bool = False
     counts: Callable[[int], float] = float
     taken: float = 0.0
+    taken_texts: float = 0.0
     served: int = 0
     refusals: int = 0
     taken_at: list[tuple[float, float]] = field(default_factory=list)
     refused_at: list[float] = field(default_factory=list)
 
-    def ask(self, now: float, tokens: int) -> Said:
+    def ask(self, now: float, tokens: int, texts: int = 1) -> Said:
         amount = self.counts(tokens)
-        for meter in (self.requests, self.tokens):
+        counted = [(self.requests, 1.0), (self.tokens, amount)]
+        if self.texts is not None:
+            counted.append((self.texts, texts))
+        for meter, _ in counted:
             meter.pass_to(now)
-        wait = max(self.requests.wait(now, 1), self.tokens.wait(now, amount))
+        wait = max(meter.wait(now, much) for meter, much in counted)
         if wait > 1e-9:
             self.refusals += 1
             self.refused_at.append(now)
@@ -97,9 +103,10 @@ class Server:
                 wait = max(wait, self.requests.wait(now, 1))
             named = {"exact": wait, "seconds": float(math.ceil(wait)), "none": None}
             return Said(refused=True, seconds=named[self.retry_after], limits=self.say(now))
-        self.requests.level -= 1
-        self.tokens.level -= amount
+        for meter, much in counted:
+            meter.level -= much
         self.taken += amount
+        self.taken_texts += texts
         self.served += 1
         self.taken_at.append((now, amount))
         return Said(limits=self.say(now))
@@ -160,14 +167,15 @@ class World:
         guess: Callable[[int], int] = int,
         starts: float = 0.0,
         shares: bool = False,
+        texts: int = 1,
     ) -> RateLimiter:
-        """``shares``: it has one state folder with all others that do."""
+        """``shares``: it has one state folder with all others that do. ``texts``: in a request."""
         limiter = RateLimiter(jitter=self.random.uniform)
         self.limiters.append(limiter)
         part = self._part(limiter) if shares else None
         work = deque(sizes)
         for _ in range(threads):
-            thread = _Thread(self, limiter, work, rates or Rates(), guess, part)
+            thread = _Thread(self, limiter, work, rates or Rates(), guess, part, texts)
             self.at(starts + self.random.uniform(0, 0.002), thread.next)
         return limiter
 
@@ -200,7 +208,9 @@ class _Thread:
         rates: Rates,
         guess: Callable[[int], int],
         part: Part | None,
+        texts: int,
     ) -> None:
+        self.texts = texts
         self.world, self.limiter, self.work = world, limiter, work
         self.rates, self.guess, self.part = rates, guess, part
         self.tokens = 0
@@ -214,7 +224,7 @@ class _Thread:
     def ask(self) -> None:
         if self.limiter in self.world.dead:
             return
-        one = self.limiter.arrive(self.guess(self.tokens), self.rates, self.part)
+        one = self.limiter.arrive(self.guess(self.tokens), self.rates, self.part, texts=self.texts)
         self.look(one)
 
     def look(self, one: Permit) -> None:
@@ -233,7 +243,7 @@ class _Thread:
 
     def arrived(self, one: Permit) -> None:
         world = self.world
-        said = world.server.ask(world.now, self.tokens)
+        said = world.server.ask(world.now, self.tokens, self.texts)
         slow = world.random.uniform(*(world.way if said.refused else world.latency))
         world.at(world.now + slow, lambda: self.back(one, said))
 
@@ -269,6 +279,7 @@ class Simulation:
     """What a test asks for: servers of many shapes, worlds, and how well it went."""
 
     RateLimits, Rates, World, Said = RateLimits, Rates, World, Said
+    Meter = Meter
 
     @staticmethod
     def bucket(
@@ -295,7 +306,10 @@ class Simulation:
         """Against the least time in which the server could have taken all of it."""
         server = world.server
         ideal = 0.0
-        for meter, amount in ((server.requests, server.served), (server.tokens, server.taken)):
+        counted = [(server.requests, server.served), (server.tokens, server.taken)]
+        if server.texts is not None:
+            counted.append((server.texts, server.taken_texts))
+        for meter, amount in counted:
             if meter.window is None:
                 least = max(amount - meter.size, 0.0) / meter.per_minute * 60
             else:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import example, given, settings, strategies as st
 
 from embedcore.policy.ratelimit.pace import Configured, Pace, Rates, Steady
+from embedcore.storage.rate_buckets import Amounts
 
 
 def never(per_minute: float) -> bool:
@@ -51,7 +52,7 @@ def test_what_was_billed_counts_not_what_was_guessed(guessed, billed):
 
 
 @pytest.mark.parametrize("rate", [0, -1])
-@pytest.mark.parametrize("name", ["requests_per_minute", "tokens_per_minute"])
+@pytest.mark.parametrize("name", ["requests_per_minute", "tokens_per_minute", "texts_per_minute"])
 def test_a_rate_is_positive(name, rate):
     with pytest.raises(ValueError, match="positive"):
         Rates(**{name: rate})
@@ -60,23 +61,23 @@ def test_a_rate_is_positive(name, rate):
 def test_clients_with_different_rates_count_what_all_of_them_send():
     configured = Configured()
     slow, fast = Rates(requests_per_minute=60), Rates(requests_per_minute=6000)
-    free = (never, never)
+    free = {"requests": never, "tokens": never}
     for rates in (slow, fast):
-        assert configured.delay(0.0, rates, (0, 0), free) == 0
+        assert configured.delay(0.0, rates, Amounts(), free) == 0
     for _ in range(3):
-        configured.leave(0.0, 10)
-    assert configured.delay(0.0, slow, (0, 0), free) == pytest.approx(2)
-    assert configured.delay(0.0, fast, (0, 0), free) == 0
-    assert configured.delay(0.0, Rates(), (0, 0), free) == 0
+        configured.leave(0.0, Amounts(1, 10, 1))
+    assert configured.delay(0.0, slow, Amounts(), free) == pytest.approx(2)
+    assert configured.delay(0.0, fast, Amounts(), free) == 0
+    assert configured.delay(0.0, Rates(), Amounts(), free) == 0
     assert configured.rates == (slow, fast)
 
 
 def test_where_the_server_allows_no_more_only_the_server_counts():
     configured, rates = Configured(), Rates(tokens_per_minute=6000)
-    assert configured.delay(0.0, rates, (0, 0), (never, never)) == 0
-    configured.leave(0.0, 60_000)
-    assert configured.delay(0.0, rates, (0, 0), (never, never)) > 500
-    assert configured.delay(0.0, rates, (0, 0), (never, lambda per_minute: True)) == 0
+    assert configured.delay(0.0, rates, Amounts(), {"tokens": never}) == 0
+    configured.leave(0.0, Amounts(1, 60_000, 1))
+    assert configured.delay(0.0, rates, Amounts(), {"tokens": never}) > 500
+    assert configured.delay(0.0, rates, Amounts(), {"tokens": lambda per_minute: True}) == 0
 
 
 def test_a_pace_holds_nothing_back_until_something_was_refused():

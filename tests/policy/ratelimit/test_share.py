@@ -109,11 +109,11 @@ def test_a_refusal_closes_for_all(simulation):
     server = simulation.bucket(**STRICT)
     as_before, refused = server.ask, []
 
-    def ask(now, tokens):
+    def ask(now, tokens, texts):
         if 2.0 < now < 7.0:
             refused.append(now)
             return simulation.Said(refused=True, seconds=5.0)
-        return as_before(now, tokens)
+        return as_before(now, tokens, texts)
 
     server.ask = ask
     world = simulation.World(server, seed=1, latency=(0.1, 0.12))
@@ -139,8 +139,8 @@ def test_a_limit_that_is_named_no_longer_is_forgotten(simulation):
     server = simulation.bucket(**STRICT)
     as_before = server.ask
 
-    def ask(now, tokens):
-        return as_before(now, tokens) if now < 5 else simulation.Said()
+    def ask(now, tokens, texts):
+        return as_before(now, tokens, texts) if now < 5 else simulation.Said()
 
     server.ask = ask
     world = simulation.World(server, seed=1, latency=(0.1, 0.1), way=(0.001, 0.001))

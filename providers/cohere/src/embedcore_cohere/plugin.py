@@ -28,6 +28,8 @@ _V5: Final = (256, 512, 768, 1024, 1536, 2048)
 OTHER: Final = ModelInfo(
     provider=PROVIDER,
     max_texts_per_request=96,
+    # Of trial and of production keys, as the page of rate limits had it in 2026.
+    texts_per_minute=2_000,
     input_types=tuple(WORDS),
     default_input_type="document",
     truncation="error",
