@@ -129,10 +129,10 @@ def test_a_limit_that_drops_and_rises_midway(simulation, seed, headers):
     server = simulation.bucket(headers=headers)
     as_before = server.ask
 
-    def ask(now: float, tokens: int) -> object:
+    def ask(now: float, tokens: int, texts: int) -> object:
         server.tokens.pass_to(now)
         server.tokens.per_minute = 3e6 if 20 < now < 50 else 6e6
-        return as_before(now, tokens)
+        return as_before(now, tokens, texts)
 
     server.ask = ask
     outcome = ran(simulation, server, LONG, seed)
@@ -145,7 +145,7 @@ def test_full_speed_again_after_an_outage(simulation, seed):
     server = simulation.bucket(tpm=1e12, burst=1e12, rpm=1e9, rburst=1e9, headers=False)
     as_before = server.ask
     refused = simulation.Said(refused=True)
-    server.ask = lambda now, tokens: refused if 2 < now < 20 else as_before(now, tokens)
+    server.ask = lambda now, *asked: refused if 2 < now < 20 else as_before(now, *asked)
     world = simulation.World(server, seed=seed, latency=(0.1, 0.1), way=(0.001, 0.001))
     world.process(repeat(20_000, 20_000))
     world.run()
