@@ -209,13 +209,13 @@ class CallBudget:
         self,
         plan: Callable[[bool], list[PlannedRequest]],
         *,
-        exact: bool,
+        exact: Callable[[], bool],
         send_now: bool,
     ) -> list[PlannedRequest]:
         """Reserve the whole call and return its requests, or raise ``BudgetExceeded``.
 
         ``plan(counted)`` packs the texts by their bytes or by the tokenizer's counts; the bytes are
-        used while they take less than half of what is left. ``exact``: the counts are exact, and
+        used while they take less than half of what is left. ``exact()``: the counts are exact, and
         not only a tighter bound. ``send_now``: a single request is about to leave, and needs one
         commit instead of two. May be called again, once all of the requests before have ended.
         What sends nothing is never refused.
@@ -229,7 +229,7 @@ class CallBudget:
             self._hold(requests, loose=True, final=False, send_now=send_now)
         except TighterBoundNeeded:
             requests = plan(True)
-            self._hold_in_turn(requests, loose=not exact, send_now=send_now)
+            self._hold_in_turn(requests, loose=not exact(), send_now=send_now)
         return requests
 
     def send(self, amount: Amount, *, inputs: int, fresh: bool) -> Attempt | None:

@@ -91,6 +91,15 @@ def take_in(texts: Iterable[object], *, keep_empty: bool, keep: bool, first_row:
     # Whatever else gives texts in an order is read only once anyway.
     given = list(texts) if isinstance(texts, list) else texts
     for row, text in enumerate(in_order(given, "a list of texts")):
+        if type(text) is str and text and text.isascii():
+            # Nothing can be wrong with it.
+            new = len(taken.texts)
+            index = known.setdefault(text, new)
+            taken.rows.append(index)
+            if index == new:
+                taken.texts.append(text)
+                taken.sizes.append(len(text))
+            continue
         try:
             taken.rows.append(_index_of(first_row + row, text, known, taken))
         except InputRejected as problem:

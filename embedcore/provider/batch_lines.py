@@ -17,6 +17,7 @@ from embedcore.provider import refusals
 from embedcore.provider.batch_objects import Advice, no_advice
 from embedcore.provider.error_bodies import ErrorBody, error_in, tokens_in
 from embedcore.provider.http import UnreadableBody
+from embedcore.provider.payloads import strings_in
 from embedcore.provider.refusals import Asked, says_quota
 from embedcore.provider.replies import (
     NUMBERS,
@@ -24,7 +25,6 @@ from embedcore.provider.replies import (
     name_in,
     refuse_constant,
     row_of,
-    strings_in,
     without_repetition,
 )
 from embedcore.provider.size_hints import SizeHints, size_hints

@@ -6,8 +6,10 @@ The vectors are told apart without making a string of each of them.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -42,22 +44,17 @@ def apart(body: bytes | memoryview, most: int) -> tuple[bytes, list[memoryview]]
         return None
     begins, ends = marks[0::2] + 1, marks[1::2]
     long = np.flatnonzero(ends - begins >= _SHORTEST)
-    parts: list[bytes] = []
-    payloads: list[memoryview] = []
-    at = 0
-    for number, (begin, end) in enumerate(
-        zip(begins[long].tolist(), ends[long].tolist(), strict=True)
-    ):
-        between = bytes(view[at:begin])
-        if _MARK in between:
-            return None
-        parts += (between, _MARK, b"%d" % number)
-        payloads.append(view[begin:end])
-        at = end
-    rest = bytes(view[at:])
-    if _MARK in rest:
+    first, last = begins[long].tolist(), ends[long].tolist()
+    payloads = [view[begin:end] for begin, end in zip(first, last, strict=True)]
+    between = [
+        bytes(view[end:begin]) for end, begin in zip([0, *last], [*first, len(view)], strict=True)
+    ]
+    if _MARK in b"".join(between):
         return None
-    return b"".join((*parts, rest)), payloads
+    parts = [b""] * (2 * len(payloads) + 1)
+    parts[0::2] = between
+    parts[1::2] = [b"#%d" % number for number in range(len(payloads))]
+    return b"".join(parts), payloads
 
 
 def payload_of(text: object, payloads: list[memoryview]) -> memoryview | None:
@@ -67,9 +64,48 @@ def payload_of(text: object, payloads: list[memoryview]) -> memoryview | None:
     return payloads[int(text[1:])]
 
 
+def filled(rows: list[Any], payloads: list[memoryview]) -> list[Any] | None:
+    """The rows with their payloads; None if a payload is anywhere but in one row."""
+    if rows == [f"#{number}" for number in range(len(payloads))]:
+        return list(payloads)
+    found = [payload_of(row, payloads) for row in rows]
+    used = [one for one in found if one is not None]
+    if len(used) != len(payloads):
+        return None
+    return [row if one is None else one for row, one in zip(rows, found, strict=True)]
+
+
 def quotation_marks(body: bytes) -> int:
     """``body.count(b'"')`` at four times the speed."""
     return sum(int(np.count_nonzero(block == _QUOTE)) for block in _blocks(body))
+
+
+def strings_in(value: object) -> int:
+    if isinstance(value, str):
+        return 1
+    if isinstance(value, dict):
+        return len(value) + sum(map(strings_in, value.values()))
+    return sum(map(strings_in, value)) if isinstance(value, list) else 0
+
+
+def strings_in_entries(entries: list[Any], vector: str | None) -> int:
+    """``strings_in(entries)``, without a look into the lists of numbers under ``vector``."""
+    if set(map(type, entries)) == {dict}:
+        kinds = Counter(map(type, chain.from_iterable(map(dict.values, entries))))
+        if list not in kinds and dict not in kinds:
+            return sum(map(len, entries)) + kinds[str]
+    strings = 0
+    for entry in entries:
+        if not isinstance(entry, dict):
+            strings += type(entry) is str
+            continue
+        strings += len(entry)
+        for name, value in entry.items():
+            if type(value) is str:
+                strings += 1
+            elif name != vector:
+                strings += strings_in(value)
+    return strings
 
 
 def _blocks(body: bytes | memoryview) -> Iterator[NDArray[np.uint8]]:

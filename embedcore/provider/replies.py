@@ -23,7 +23,14 @@ import pybase64
 from embedcore.errors import EmbeddingError, InputRejected, InvalidResponse, ReplyMismatch
 from embedcore.provider import rate_headers, refusals
 from embedcore.provider.error_bodies import usage_of
-from embedcore.provider.payloads import apart, has_more_parts, payload_of, quotation_marks
+from embedcore.provider.payloads import (
+    apart,
+    filled,
+    has_more_parts,
+    quotation_marks,
+    strings_in,
+    strings_in_entries,
+)
 from embedcore.provider.types import EmbedReply
 
 if TYPE_CHECKING:
@@ -273,8 +280,8 @@ def parse_reply(
         skeleton, payloads = found
         try:
             document, rows = _read(skeleton, count, most, trust_order, form)
-            if (filled := _filled(rows, payloads)) is not None:
-                return _reply(document, filled, dimensions, into)
+            if (whole := filled(rows, payloads)) is not None:
+                return _reply(document, whole, dimensions, into)
         except BadReply:
             # Read as a whole, it may say better what is wrong.
             pass
@@ -314,15 +321,6 @@ def _entries(document: dict[str, Any], form: Form) -> list[Any]:
     if not isinstance(found, list):
         raise BadReply(f"it has no list of embeddings under '{'.'.join(form.rows)}'")
     return found
-
-
-def _filled(rows: list[Any], payloads: list[memoryview]) -> list[Any] | None:
-    """The rows with their payloads; None if a payload is anywhere but in one row."""
-    found = [payload_of(row, payloads) for row in rows]
-    used = [one for one in found if one is not None]
-    if len(used) != len(payloads):
-        return None
-    return [row if one is None else one for row, one in zip(rows, found, strict=True)]
 
 
 def _reply(
@@ -368,16 +366,7 @@ def _refuse_repeated_keys(
     the bytes mean a repeated key, or an escaped quotation mark, and the slow parser must look.
     """
     strings = strings_in(_without(document, form.rows))
-    for entry in entries:
-        if not isinstance(entry, dict):
-            strings += type(entry) is str
-            continue
-        strings += len(entry)
-        for name, value in entry.items():
-            if type(value) is str:
-                strings += 1
-            elif name != form.vector:
-                strings += strings_in(value)
+    strings += strings_in_entries(entries, form.vector)
     if quotation_marks(body) != 2 * strings:
         try:
             _slowly(body)
@@ -391,14 +380,6 @@ def _without(document: dict[str, Any], rows: Sequence[str]) -> dict[str, Any]:
     """The document with None in place of the list of embeddings."""
     first, *rest = rows
     return {**document, first: _without(document[first], rest) if rest else None}
-
-
-def strings_in(value: object) -> int:
-    if isinstance(value, str):
-        return 1
-    if isinstance(value, dict):
-        return len(value) + sum(map(strings_in, value.values()))
-    return sum(map(strings_in, value)) if isinstance(value, list) else 0
 
 
 def without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -420,6 +401,8 @@ def _rows_in_order(items: list[Any], form: Form, trust_order: bool) -> list[Any]
     """
     if not form.numbered:
         return [_usable(_entry(item, form), form) for item in items]
+    if (plain := _in_order_already(items, form)) is not None:
+        return plain
     count = len(items)
     rows: list[Any] = [None] * count
     seen = bytearray(count)
@@ -448,6 +431,18 @@ def _rows_in_order(items: list[Any], form: Form, trust_order: bool) -> list[Any]
         f"{len(without)} of its {count} embeddings have no 'index' (if the server keeps the "
         "order of the texts, say so: trust_order = true)"
     )
+
+
+def _in_order_already(items: list[Any], form: Form) -> list[Any] | None:
+    """The embeddings of a usual reply: each a text, under the number of its place; else None."""
+    if set(map(type, items)) != {dict}:
+        return None
+    numbers = [item.get("index") for item in items]
+    if set(map(type, numbers)) != {int} or numbers != list(range(len(items))):
+        return None
+    name = form.vector or "embedding"
+    found = [item.get(name) for item in items]
+    return found if set(map(type, found)) == {str} and all(found) else None
 
 
 def _entry(item: object, form: Form) -> dict[str, Any]:
@@ -547,7 +542,7 @@ def _decoded_together(rows: list[Any], into: Vectors) -> bool:
     digits belongs to two texts, and padding anywhere is an error or makes the result too short.
     """
     digits, padded = divmod(into.shape[1] * _FLOAT_BYTES * 4, 3)
-    if padded or not all(type(row) is memoryview and len(row) == digits for row in rows):
+    if padded or set(map(type, rows)) != {memoryview} or set(map(len, rows)) != {digits}:
         return False
     try:
         raw = pybase64.b64decode(b"".join(rows), validate=True)

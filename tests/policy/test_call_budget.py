@@ -54,7 +54,7 @@ class Till:
                 for index, tokens in enumerate(chosen)
             ]
 
-        return self.budget.open(plan, exact=exact, send_now=send_now)
+        return self.budget.open(plan, exact=lambda: exact, send_now=send_now)
 
     def send(self, tokens, *, fresh=False):
         return self.budget.send(self.budget.price(tokens), inputs=1, fresh=fresh)
@@ -311,10 +311,10 @@ def test_money_is_counted_in_picodollars_rounded_up(till):
         observe=one.events.append,
         pause=Pause(),
     )
-    assert unpriced.open(lambda _: [], exact=True, send_now=False) == []
+    assert unpriced.open(lambda _: [], exact=lambda: True, send_now=False) == []
     with pytest.raises(ConfigurationError, match="price"):
         unpriced.open(
             lambda _: [PlannedRequest(indices=(0,), amount=unpriced.price(3))],
-            exact=True,
+            exact=lambda: True,
             send_now=False,
         )

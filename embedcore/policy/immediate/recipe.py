@@ -168,7 +168,8 @@ def _reserve(call: Call, indices: Sequence[int], *, whole: bool) -> list[Planned
     """
     return call.budget.open(
         partial(call.prepared.plan, indices=indices),
-        exact=call.engine.tokenizer.exact,
+        # Asked only where a limit is near: a provider may have to look for its vocabulary.
+        exact=lambda: call.engine.tokenizer.exact,
         send_now=whole and not call.engine.gate.closed_for,
     )
 
