@@ -132,10 +132,25 @@ def key_of(
 ) -> str | None:
     """The key for one request; None where none is sent.
 
-    ``given``: a callable is asked. ``variable``: of the environment, where it comes from.
-    ``keys_at``: where keys are made. Without a key only servers on loopback or private addresses
-    are called. Raises ``AuthenticationFailed`` where the callable fails, and
-    ``ConfigurationError``; the key is in neither.
+    ``given``, and what it raises: as for ``given_key``. ``variable``: of the environment, where it
+    comes from. ``keys_at``: where keys are made. Without a key only servers on loopback or private
+    addresses are called; for others it raises ``ConfigurationError``.
+    """
+    key = given_key(given, where=variable)
+    if key is None and endpoint.reach == "public":
+        raise ConfigurationError(
+            f"no API key for {endpoint.url}: set the environment variable {variable} "
+            f"(export {variable}=…), or pass api_key. Keys are made at {keys_at}"
+        )
+    return key
+
+
+def given_key(given: SecretStr | Callable[[], str] | None, *, where: str) -> str | None:
+    """The key that an option holds; None where that is nothing, or blank.
+
+    A callable is asked. ``where``: the place that a key which cannot be one is to be mended in.
+    Raises ``AuthenticationFailed`` where the callable fails, and ``ConfigurationError``; the key
+    is in neither.
     """
     key: object = given
     if callable(given):
@@ -152,15 +167,10 @@ def key_of(
     if key is not None and not isinstance(key, str):
         raise ConfigurationError(f"api_key gave a {type(key).__name__} instead of a string")
     if not key or not key.strip():
-        if endpoint.reach == "public":
-            raise ConfigurationError(
-                f"no API key for {endpoint.url}: set the environment variable {variable} "
-                f"(export {variable}=…), or pass api_key. Keys are made at {keys_at}"
-            )
         return None
     if not all("!" <= character <= "~" for character in key):
         raise ConfigurationError(
             "the API key contains white space, line breaks or characters beyond ASCII: "
-            f"copy it again, without a line end, into {variable}"
+            f"copy it again, without a line end, into {where}"
         )
     return key

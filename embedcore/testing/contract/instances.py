@@ -181,7 +181,7 @@ class InstancesContract(ContractBase):
         assert fingerprint(twin) == fingerprint(embedder), (
             f"a copy by {way} has another fingerprint"
         )
-        if way == "pickle" and secret_options(embedder) and not _has_keys(twin):
+        if way == "pickle" and not _has_keys(twin, secret_options(embedder)):
             return  # a key that stays out of a pickle is welcome
         try:
             found = embed(twin, [PROBES[0]])
@@ -292,8 +292,10 @@ def _near(one: Vectors, other: Vectors, tolerance: float) -> bool:
     return apart <= tolerance and bool(np.allclose(length, width, rtol=1e-3 + tolerance))
 
 
-def _has_keys(embedder: Embedder) -> bool:
+def _has_keys(embedder: Embedder, names: list[str]) -> bool:
+    """Whether it has the keys that the one had of which it is a copy."""
+    from pydantic import SecretStr
+
     options = options_of(embedder)
-    return options is not None and all(
-        getattr(options, name).get_secret_value() for name in secret_options(embedder)
-    )
+    keys = [getattr(options, name, None) for name in names]
+    return all(isinstance(key, SecretStr) and key.get_secret_value() for key in keys)
