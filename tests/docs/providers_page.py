@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+
+from pydantic.fields import FieldInfo
 
 from embedcore.provider import registry
 from embedcore.provider.hookspecs import Provider
@@ -47,10 +49,23 @@ def _overview(providers: dict[Path, Provider]) -> Iterator[str]:
         yield from _row(
             f"[`{provider.name}`](../../providers/{folder.name}/README.md)",
             told["description"].rstrip("."),
-            f"`${variables['api_key']}`" if "api_key" in variables else "none",
-            f"`{fields['base_url'].default}`" if "base_url" in fields else "this machine",
+            _key(fields, variables),
+            _address(fields),
         )
     yield "\n"
+
+
+def _key(fields: Mapping[str, FieldInfo], variables: Mapping[str, str]) -> str:
+    if "api_key" in variables:
+        return f"`${variables['api_key']}`"
+    return "the service's" if "api_key" in fields else "none"
+
+
+def _address(fields: Mapping[str, FieldInfo]) -> str:
+    if "base_url" not in fields:
+        return "this machine"
+    default = fields["base_url"].default
+    return "the service's" if default is None else f"`{default}`"
 
 
 def _models(providers: Iterable[Provider]) -> Iterator[str]:

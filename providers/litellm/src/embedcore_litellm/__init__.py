@@ -1,0 +1,1 @@
+"""LiteLLM's services for embedcore."""
