@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -29,9 +30,13 @@ class Import:
 
 @dataclass(frozen=True)
 class Source:
-    """What a module's source says. ``functions``: (name, lines of the body)."""
+    """What a module's source says. ``functions``: (name, lines of the body).
+
+    ``names``: modules of ours that are imported anywhere in it, be it for the type checker alone.
+    """
 
     imports: list[Import]
+    names: frozenset[str]
     functions: list[tuple[str, int]]
     doc: str
     lines: int
@@ -95,13 +100,20 @@ def read(module: str) -> Source:
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     ]
-    found = imports(tree, set(modules()))
-    return Source(found, functions, ast.get_docstring(tree) or "", source.count("\n"))
+    known = set(modules())
+    everything = (one for one in ast.walk(tree) if isinstance(one, ast.Import | ast.ImportFrom))
+    return Source(
+        imports=imports(run_time([tree]), known),
+        names=frozenset(one.target for one in imports(everything, known) if one.ours),
+        functions=functions,
+        doc=ast.get_docstring(tree) or "",
+        lines=source.count("\n"),
+    )
 
 
-def imports(tree: ast.Module, known: set[str]) -> list[Import]:
+def imports(nodes: Iterable[ast.Import | ast.ImportFrom], known: set[str]) -> list[Import]:
     found = []
-    for node in run_time([tree]):
+    for node in nodes:
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         else:
@@ -135,6 +147,26 @@ def test_a_module_imports_only_what_its_floor_may(module):
     found = read(module).imports
     too_high = [one for one in found if one.ours and not allowed(module, one.target)]
     assert too_high == []
+
+
+# The tree of errors names what the errors carry.
+ONE_CIRCLE = {"errors", "policy/result", "provider/types"}
+
+
+def test_no_modules_import_each_other_not_even_for_the_type_checker():
+    """But for the errors. A package's ``__init__`` only passes names on."""
+    graph = {
+        module: {
+            one
+            for one in read(module).names & set(modules())
+            if not one.endswith("__init__") and not {module, one} <= ONE_CIRCLE
+        }
+        for module in modules()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
 
 
 @pytest.mark.parametrize("module", modules())
@@ -211,7 +243,7 @@ def late():
 
 
 def test_the_reader_of_imports_sees_them_all():
-    found = imports(ast.parse(SAMPLE), set(modules()))
+    found = imports(run_time([ast.parse(SAMPLE)]), set(modules()))
     assert [(one.target, one.ours) for one in found] == [
         ("typing", False),
         ("storage/ledger", True),

@@ -16,7 +16,7 @@ from embedcore.errors import StorageCorrupt
 from embedcore.storage import grants
 from embedcore.storage.calendar import MICROSECONDS
 from embedcore.storage.grants import is_free, myself
-from embedcore.storage.parts import Sent, sent_in
+from embedcore.storage.manifest import Sent, sent_in
 
 if TYPE_CHECKING:
     import sqlite3

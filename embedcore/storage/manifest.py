@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -40,6 +41,28 @@ class Shortened(NamedTuple):
     key: bytes
     tokens: int | None
     characters: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sent:
+    """What is sent of a text that was refused whole: how much less, with the cache's key, the
+    tokens and the bytes of the rest. ``tokens_cut``: None where they are not counted."""
+
+    characters_cut: int
+    key: bytes
+    tokens: int = 0
+    in_bytes: int = 0
+    tokens_cut: int | None = None
+
+    def part_of(self, text: str) -> str:
+        """What is sent of the whole text."""
+        return text[: len(text) - self.characters_cut]
+
+
+def sent_in(row: sqlite3.Row) -> Sent:
+    return Sent(
+        characters_cut=row["characters_cut"], key=row["sent_key"], tokens_cut=row["tokens_cut"]
+    )
 
 
 class Found(NamedTuple):

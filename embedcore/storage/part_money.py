@@ -12,7 +12,7 @@ from embedcore.events import Settled
 from embedcore.storage import counters, grants, outcomes
 from embedcore.storage.amounts import Amount, Attempt, Grant, Limit
 from embedcore.storage.batches import close_unwanted
-from embedcore.storage.parts import Part, Parts, Sent, change, in_flight
+from embedcore.storage.parts import Part, Parts, change, in_flight
 
 if TYPE_CHECKING:
     import sqlite3
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from embedcore.events import Event, LimitNear
     from embedcore.storage.batches import BatchAccount
     from embedcore.storage.counters import Moment
+    from embedcore.storage.manifest import Sent
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
 from embedcore.storage.calendar import MICROSECONDS
 from embedcore.storage.grants import is_free, myself
+from embedcore.storage.manifest import Sent, sent_in
 
 if TYPE_CHECKING:
     import sqlite3
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from embedcore.storage.batches import BatchAccount, BatchRecord
     from embedcore.storage.counters import Moment
     from embedcore.storage.ledger import Ledger
+    from embedcore.storage.manifest import Sent
 
 
 PartPhase: TypeAlias = Literal[
@@ -146,22 +148,6 @@ class Prospect:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sent:
-    """What is sent of a text that was refused whole: how much less, with the cache's key, the
-    tokens and the bytes of the rest. ``tokens_cut``: None where they are not counted."""
-
-    characters_cut: int
-    key: bytes
-    tokens: int = 0
-    in_bytes: int = 0
-    tokens_cut: int | None = None
-
-    def part_of(self, text: str) -> str:
-        """What is sent of the whole text."""
-        return text[: len(text) - self.characters_cut]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Refused:
     """A text of a part that was refused: its item, its key, the jobs that it was in before, and
     how much of it was not sent (None: all was), with the reason of then."""
@@ -186,12 +172,6 @@ class Unread(NamedTuple):
 
 class Superseded(Exception):
     """Another process owns the part by now: this one leaves it alone."""
-
-
-def sent_in(row: sqlite3.Row) -> Sent:
-    return Sent(
-        characters_cut=row["characters_cut"], key=row["sent_key"], tokens_cut=row["tokens_cut"]
-    )
 
 
 def read_part(row: sqlite3.Row) -> Part:

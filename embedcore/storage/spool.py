@@ -15,16 +15,15 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from embedcore.errors import BudgetExceeded, StorageCorrupt, StorageError, UnsafeStorage
 from embedcore.forksafe import WAIT_SECONDS, Lazy, before_fork
 from embedcore.storage.amounts import HeldLoosely, TighterBoundNeeded
 
 if TYPE_CHECKING:
-    from embedcore.storage.ledger import Ledger
     from embedcore.storage.outcomes import Outcome
 
 _logger = logging.getLogger("embedcore")
@@ -37,6 +36,14 @@ _OTHERS_SECONDS: Final = 2.0
 Found = TypeVar("Found")
 # Raised after the commit.
 _REFUSALS: Final = (BudgetExceeded, HeldLoosely, TighterBoundNeeded)
+
+
+class Ledger(Protocol):
+    """What is asked of a ledger here."""
+
+    def now(self) -> int: ...
+
+    def write(self, outcomes: Iterable[Outcome], *, within: float | None = None) -> None: ...
 
 
 class _Own:

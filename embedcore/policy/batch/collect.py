@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from embedcore.errors import EmbeddingError, StorageError
 from embedcore.events import BoundViolated, Event
-from embedcore.policy.batch.shorter import note_cuts
 from embedcore.policy.batch.verify import Row, Verifier
 from embedcore.policy.immediate.shortening import may_be_cut, way_to_cut
 from embedcore.policy.reply_checks import wrong_model
 from embedcore.storage.cutting import priced
 from embedcore.storage.keys import Origin
-from embedcore.storage.parts import Sent, Superseded
+from embedcore.storage.manifest import Sent
+from embedcore.storage.parts import Superseded
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -247,7 +247,7 @@ class Collector:
         }
 
         def keep(ids: list[int]) -> None:
-            note_cuts(self._context, part.pool, [cut[one] for one in ids if one in cut])
+            self._context.note_cuts(part.pool, [cut[one] for one in ids if one in cut])
             jobs.store(part, ids)
 
         reading = _Reading(
@@ -287,7 +287,7 @@ class Collector:
             for row in rows
             if row.sent_key is not None and row.ordinal in useful
         ]
-        note_cuts(self._context, part.pool, cut)
+        self._context.note_cuts(part.pool, cut)
         self._context.jobs.was_read(part, [one for one in came if one in useful])
         return found
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -20,7 +20,7 @@ from embedcore.storage.batches import BatchAccount, Batches, BatchRecord
 from embedcore.storage.calendar import MICROSECONDS
 from embedcore.storage.cutting import Cut, Cutter
 from embedcore.storage.keys import Keys, Origin
-from embedcore.storage.manifest import Manifest
+from embedcore.storage.manifest import Manifest, Shortened
 from embedcore.storage.part_money import PartMoney, Room
 from embedcore.storage.parts import Parts, Queue
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from embedcore.events import Event
     from embedcore.provider.protocol import BatchStrategy
     from embedcore.provider.types import ModelInfo, Vectors
+    from embedcore.storage.manifest import Sent
     from embedcore.storage.vectors import VectorStore
 
 
@@ -102,6 +103,23 @@ class BatchContext:
     def manifest_at(self, path: Path) -> Manifest:
         """The same of the batch whose file that is."""
         return Manifest(path, allow_network_filesystem=self.allow_network_filesystem)
+
+    def note_cuts(self, pool: int, sent: Iterable[tuple[bytes, Sent]]) -> None:
+        """Tell every batch that wishes for these texts under which key their vector is. Harmless to
+        repeat, and done before a text counts as stored."""
+        for key, one in sent:
+            for identity in self.jobs.batches_of(pool, key):
+                batch = self.batches.numbered(identity)
+                if batch is None:
+                    continue
+                characters = one.characters_cut if one.tokens_cut is None else None
+                manifest = self.manifest(batch)
+                if not manifest.path.exists():
+                    continue
+                try:
+                    manifest.shorten(key, Shortened(one.key, one.tokens_cut, characters))
+                finally:
+                    manifest.close()
 
     def keys(self, input_type: str | None) -> Keys:
         return keys_of(self.engine, input_type)

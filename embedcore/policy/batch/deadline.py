@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Final
 
 from embedcore import money
 from embedcore.errors import BudgetExceeded, EmbeddingError, TransientProviderError
-from embedcore.policy.batch.shorter import note_cuts
 from embedcore.policy.immediate.recipe import embed_now
 from embedcore.policy.planning import priced
 from embedcore.storage.amounts import Amount
@@ -168,7 +167,7 @@ def take_what_is_there(context: BatchContext, batch: BatchRecord) -> bool:
     there = context.stored([sent.key for _, sent in shortened])
     if cut := [(key, sent) for key, sent in shortened if sent.key in there]:
         context.store.keep(there, context.keep_until(context.jobs.now()))
-        note_cuts(context, batch.pool, cut)
+        context.note_cuts(batch.pool, cut)
         context.batches.settle_now(batch, stored=[key for key, _ in cut])
     return found or bool(cut)
 

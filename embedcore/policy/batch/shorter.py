@@ -7,15 +7,14 @@ would have fitted; otherwise what holds for a request holds here as well
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from embedcore.errors import EmbeddingError, InputTooLong, RequestRejected
 from embedcore.policy.immediate.shortening import Guesses
 from embedcore.provider.tokens import utf8_length
 from embedcore.provider.types import BatchItem
-from embedcore.storage.manifest import Shortened
-from embedcore.storage.parts import Sent, longest_id
+from embedcore.storage.manifest import Sent
+from embedcore.storage.parts import longest_id
 
 if TYPE_CHECKING:
     from embedcore.policy.batch.collect import Found
@@ -99,24 +98,6 @@ class Shortener:
             if text is not None:
                 return text
         return None
-
-
-def note_cuts(context: BatchContext, pool: int, sent: Iterable[tuple[bytes, Sent]]) -> None:
-    """Tell every batch that wishes for these texts under which key their vector is. Harmless to
-    repeat, and done before a text counts as stored."""
-    for key, one in sent:
-        for identity in context.jobs.batches_of(pool, key):
-            batch = context.batches.numbered(identity)
-            if batch is None:
-                continue
-            characters = one.characters_cut if one.tokens_cut is None else None
-            manifest = context.manifest(batch)
-            if not manifest.path.exists():
-                continue
-            try:
-                manifest.shorten(key, Shortened(one.key, one.tokens_cut, characters))
-            finally:
-                manifest.close()
 
 
 def _text_in(context: BatchContext, identity: int, key: bytes) -> str | None:

@@ -22,7 +22,8 @@ from embedcore.storage.keys import Origin
 if TYPE_CHECKING:
     from embedcore.policy.batch.context import BatchContext
     from embedcore.provider.types import BatchOutcome, Vectors
-    from embedcore.storage.parts import Part, Sent
+    from embedcore.storage.manifest import Sent
+    from embedcore.storage.parts import Part
 
 logger = logging.getLogger("embedcore")
 

@@ -31,7 +31,7 @@ from embedcore.storage.usage import NamedRates, note
 if TYPE_CHECKING:
     from embedcore.policy.engine import Engine
     from embedcore.policy.immediate.call import Call
-    from embedcore.policy.ratelimit.pace import Permit
+    from embedcore.policy.ratelimit.share import Permit
     from embedcore.provider.types import Vectors
     from embedcore.storage.amounts import Amount, Attempt
 

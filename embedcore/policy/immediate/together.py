@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from embedcore.policy.engine import Engine, Stop
     from embedcore.policy.immediate.workers import Workers
     from embedcore.policy.planning import PlannedRequest
-    from embedcore.policy.ratelimit.pace import Permit
+    from embedcore.policy.ratelimit.share import Permit
     from embedcore.policy.result import EmbeddingResult
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from embedcore.storage.rate_buckets import REQUESTS, TEXTS, TOKENS, Amounts, kind_set
 
 if TYPE_CHECKING:
-    from embedcore.policy.ratelimit.share import Part
-    from embedcore.storage.rates import Slot
+    pass
 
 _MINUTE: Final = 60.0
 
@@ -50,28 +49,6 @@ class Rates:
             (TOKENS, self.tokens_per_minute),
             (TEXTS, self.texts_per_minute),
         )
-
-
-@dataclass(kw_only=True, slots=True, eq=False)
-class Permit:
-    """One request that waits for its turn (``left`` is None), or that left at that time.
-
-    ``part``: where its process shares a rate with others; ``slot``: the turn that it took there.
-    """
-
-    tokens: int
-    texts: int = 1
-    rates: Rates = field(default_factory=Rates)
-    left: float | None = None
-    in_flight: bool = False
-    taken: bool = True
-    informed: bool = False
-    part: Part | None = None
-    slot: Slot | None = None
-
-    @property
-    def amounts(self) -> Amounts:
-        return Amounts(1, self.tokens, self.texts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,8 +21,8 @@ from typing import Final, TypeAlias
 
 from embedcore.forksafe import in_child
 from embedcore.policy.ratelimit.bucket import Bucket, Seen
-from embedcore.policy.ratelimit.pace import Configured, GateState, Pace, Permit, Rates
-from embedcore.policy.ratelimit.share import Part
+from embedcore.policy.ratelimit.pace import Configured, GateState, Pace, Rates
+from embedcore.policy.ratelimit.share import Part, Permit
 from embedcore.provider.types import RateLimits
 from embedcore.storage.rate_buckets import REQUESTS, TOKENS, Amounts
 from embedcore.storage.rates import Key, RateShare

@@ -9,15 +9,16 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from embedcore.errors import EmbeddingError, StorageBusy, StorageCorrupt
-from embedcore.storage.rate_buckets import REQUESTS, TOKENS, RateBucket, Remaining
+from embedcore.policy.ratelimit.pace import Rates
+from embedcore.storage.rate_buckets import REQUESTS, TOKENS, Amounts, RateBucket, Remaining
 from embedcore.storage.rates import Key, News, Slot, Wanted
 
 if TYPE_CHECKING:
     from embedcore.policy.ratelimit.bucket import Bucket
-    from embedcore.policy.ratelimit.pace import Permit
     from embedcore.provider.types import RateLimits
     from embedcore.storage.rates import RateShare, Standing
 
@@ -35,6 +36,28 @@ _OFF_SECONDS: Final = 60.0
 _BUSY_SECONDS: Final = 5.0
 
 logger = logging.getLogger("embedcore")
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Permit:
+    """One request that waits for its turn (``left`` is None), or that left at that time.
+
+    ``part``: where its process shares a rate with others; ``slot``: the turn that it took there.
+    """
+
+    tokens: int
+    texts: int = 1
+    rates: Rates = field(default_factory=Rates)
+    left: float | None = None
+    in_flight: bool = False
+    taken: bool = True
+    informed: bool = False
+    part: Part | None = None
+    slot: Slot | None = None
+
+    @property
+    def amounts(self) -> Amounts:
+        return Amounts(1, self.tokens, self.texts)
 
 
 class Part:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from embedcore.policy.ratelimit.pace import Permit, Rates
+from embedcore.policy.ratelimit.pace import Rates
 from embedcore.policy.ratelimit.queue import RateLimiter
-from embedcore.policy.ratelimit.share import Part
+from embedcore.policy.ratelimit.share import Part, Permit
 from embedcore.provider.types import RateLimits
 from embedcore.storage.database import Database
 from embedcore.storage.rates import Key, RateShare

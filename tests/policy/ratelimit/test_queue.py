@@ -8,8 +8,9 @@ import random
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
-from embedcore.policy.ratelimit.pace import Permit, Rates
+from embedcore.policy.ratelimit.pace import Rates
 from embedcore.policy.ratelimit.queue import FIRST_SALVO, LONGEST_CLOSING, RateLimiter
+from embedcore.policy.ratelimit.share import Permit
 from embedcore.provider.types import RateLimits
 
 FREE = Rates()
