@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -90,7 +90,7 @@ def findings() -> Iterator[Finding]:
     config, problem = _config()
     providers = found_providers()
     checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
-        ("versions", lambda: _versions(providers)),
+        ("versions", lambda: _versions(config, providers)),
         ("providers", lambda: _providers(providers)),
         ("settings", lambda: configuration(config, problem)),
         ("keys", lambda: _keys(config, providers)),
@@ -123,22 +123,37 @@ def _config() -> tuple[Config, EmbeddingError | None]:
         return Config(), error
 
 
-def _versions(providers: list[Found]) -> Iterator[Finding]:
+def _versions(config: Config, providers: list[Found]) -> Iterator[Finding]:
     yield _version("python", f"{platform.python_version()} ({sys.executable})")
     yield _version("platform", platform.platform())
     shown = {"embedcore": version("embedcore")}
+    used = _in_use(config)
+    # A provider that is installed without what it is made of harms those only who use it.
+    needed = {"embedcore", *(one.distribution for one in providers if one.name in used)}
+    missing: dict[str, Level] = {}
     for name in ["embedcore", *(one.distribution for one in providers)]:
         shown[name] = _installed_version(name)
         # The parts each is made of: a provider's SDK above all.
         for part in _requirements(name):
             shown.setdefault(part, _installed_version(part))
+            if name in needed or part not in missing:
+                missing[part] = "problem" if name in needed else "note"
     for name, found in shown.items():
-        yield _version(name, found)
+        yield _version(name, found, missing.get(name, "problem"))
 
 
-def _version(name: str, value: str) -> Finding:
-    level: Level = "problem" if value == "not installed" else "ok"
+def _version(name: str, value: str, missing: Level = "problem") -> Finding:
+    level: Level = missing if value == "not installed" else "ok"
     return Finding(section="versions", name=name, value=value, level=level)
+
+
+def _in_use(config: Config) -> set[str]:
+    """The providers that the settings name, as far as that can be said."""
+    found = set()
+    for profile in [None, *config.profiles]:
+        with suppress(EmbeddingError):
+            found.add(chosen(profile, config).provider)
+    return found
 
 
 def _requirements(distribution: str) -> list[str]:

@@ -46,6 +46,22 @@ def test_a_sound_installation(cli):
     assert not Path(os.environ["EMBEDCORE_HOME"]).exists(), "looking creates nothing"
 
 
+@pytest.mark.parametrize(("model", "level"), [("hashing:256", "note"), ("parts:m", "problem")])
+def test_what_a_provider_is_made_of_is_needed_by_who_uses_it(
+    cli, name_settings, monkeypatch, tmp_path, model, level
+):
+    info = tmp_path / "site" / "embedcore_parts-0.3.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: embedcore-parts\nVersion: 0.3\nRequires-Dist: a-part>=1\n"
+    )
+    (info / "entry_points.txt").write_text("[embedcore]\nparts = embedcore_hashing.plugin\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    name_settings(f'model = "{model}"\n')
+    found = findings(cli("doctor", "--json"))["versions", "a-part"]
+    assert (found["value"], found["level"]) == ("not installed", level)
+
+
 def test_each_section_has_one_heading(cli, server):
     assert cli("embed", "-c", "one").code == 0
     headings = [line for line in cli("doctor").out.splitlines() if not line.startswith(" ")]

@@ -46,6 +46,7 @@ FLAGS = {
     *("grant.loose", "attempt.loose", "attempt.reported", "attempt.by_status"),
     *("batch.resubmits_lost", "batch.draining", "part.cancelled", "item.stopped"),
     "item.paid",
+    "batch.delivered",
 }
 SAID_BY_OTHERS = {
     *("warning.amount", "rate.requests", "rate.tokens", "pool.queue", "pool.refusals"),
