@@ -22,7 +22,7 @@ PARALLEL := -n $(JOBS) --dist worksteal
 # Without its caches every process of the tests compiles all it imports: that is half of their start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test lint types format check test-core $(PROVIDERS:%=test-%) test-local test-openai2 test-integrations $(ADAPTERS) test-batch-servers test-sdks test-pythons campaign-short campaign campaign-batches benchmark compare clean
+.PHONY: help demo test lint types format check test-core $(PROVIDERS:%=test-%) test-local test-openai2 test-integrations $(ADAPTERS) test-batch-servers test-sdks test-pythons campaign-short campaign campaign-batches benchmark compare live clean
 
 help:
 	@echo "make demo      embed and search the standard library's docstrings: no key, no network"
@@ -35,6 +35,7 @@ help:
 	@echo "make campaign  all of those, and twenty times the examples: hours"
 	@echo "make campaign-batches  kill -9 and lost answers for batches only"
 	@echo "make benchmark the benchmarks"
+	@echo "make live PROVIDER=openai  a provider against its real service, with your key, for at most \$$0.05"
 	@echo "make compare   embedcore beside its peers, about an hour"
 
 demo: $(VENV)/.installed
@@ -126,6 +127,10 @@ benchmark: $(VENV)/.installed-dev
 # Beside the peers: about an hour, and an environment for each of them.
 compare: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/compare
+
+# With a key, for at most $0.05: docs/how-to/test-with-a-key.md.
+live: $(VENV)/.installed-dev
+	@PYTHONPATH=tests $(BIN)/python -m live $(PROVIDER) $(if $(MODEL),--model $(MODEL)) $(OPTIONS:%=--option %) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(REPORT),--report $(REPORT)) $(if $(RESUME),--resume $(RESUME))
 
 clean:
 	rm -rf .venv .venv-* build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -361,7 +361,8 @@ class _Secrets:
             yield from tuple(function.given)
 
     def __len__(self) -> int:
-        return len(tuple(self))
+        # Not tuple(self), which asks for the length first.
+        return sum(1 for _ in self)
 
     def __repr__(self) -> str:
         return f"<{len(self)} secrets>"

@@ -336,13 +336,13 @@ def test_every_decision_says_what_was_given_up():
 
 def test_every_assumption_names_its_switch():
     text = (DOCS / "assumptions.md").read_text(encoding="utf-8")
-    table = text[text.index("| Assumption |") :].partition("\n\n")[0].splitlines()[2:]
+    table = text[text.index("| Name | Assumption |") :].partition("\n\n")[0].splitlines()[2:]
     assert len(table) >= 10
     for row in table:
         cells = [cell.strip() for cell in row.strip("|").split("|")]
-        assert len(cells) == 4
+        assert len(cells) == 5
         assert all(cells), row
-        for name in re.findall(r"`options\.openai\.([a-z_]+)", cells[3]):
+        for name in re.findall(r"`options\.openai\.([a-z_]+)", cells[4]):
             assert name in load("openai").options.model_fields
 
 

@@ -19,6 +19,7 @@ import pytest
 
 import embedcore
 from embedcore import Config, EmbeddingClient, EmbeddingError, TokenTracker, functions
+from embedcore.assembly import _Secrets
 from embedcore.testing import FakeOpenAI
 
 TEXT = "a sentence that nobody but the server may read"
@@ -284,6 +285,10 @@ def test_nothing_that_is_stored_is_a_pickle() -> None:
             # It reads what it has just written, to see whether a key is in it.
             found -= {"pickle"}
         assert not found, path
+
+
+def test_secrets_show_how_many_they_are(canary: str) -> None:
+    assert repr(_Secrets([canary, canary])) == "<2 secrets>"
 
 
 def test_the_canary_is_seen_where_it_is(canary: str) -> None:

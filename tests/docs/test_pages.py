@@ -54,6 +54,7 @@ ELSEWHERE = {
     "how-to/embed-into-qdrant.md": "../recipes/test_recipes.py",
     "how-to/trace-with-opentelemetry.md": "../adapters/test_how_to.py",
     "how-to/use-with-langchain.md": "../adapters/test_how_to.py",
+    "how-to/test-with-a-key.md": "../live/test_live.py",
     "how-to/test-a-provider.md": "test_write_a_provider.py",
     "how-to/test-your-application.md": "test_test_your_application.py",
     "how-to/use-a-compatible-server.md": "../../providers/openai/tests/test_presets.py",

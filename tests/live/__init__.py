@@ -1,0 +1,1 @@
+"""``make live PROVIDER=…``: a provider against its real service, with a key, for a few cents."""
