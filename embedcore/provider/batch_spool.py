@@ -75,6 +75,9 @@ class Form:
         yield self.tail
 
 
+_FILE: Final = "file"
+
+
 def form_of(name: str, file: Spool, **fields: str) -> Form:
     """The form that a browser would send: ``fields``, and a file of that name."""
     boundary = secrets.token_hex(16)
@@ -83,7 +86,7 @@ def form_of(name: str, file: Spool, **fields: str) -> Form:
         for field, value in fields.items()
     ]
     parts.append(
-        f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n'
+        f'--{boundary}\r\nContent-Disposition: form-data; name="{_FILE}"; filename="{name}"\r\n'
         "Content-Type: application/jsonl\r\n\r\n"
     )
     return Form(

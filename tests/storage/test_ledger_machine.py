@@ -643,9 +643,9 @@ class LedgerMachine(RuleBasedStateMachine):
         if outcomes:
             self.model.tick()
         self._written(side, flush=True)
-        # Written once more, after an interrupt say, they change nothing.
-        self.ledgers[side].write(outcomes)
         if outcomes:
+            # Written once more, after an interrupt say, they change nothing.
+            self.ledgers[side].write(outcomes)
             self.model.tick()
 
     def _written(self, side: int, *added: Outcome, add: bool = False, flush: bool = False) -> None:

@@ -127,7 +127,7 @@ class SafetyContract(ContractBase):
                     if embedder.tokenizer.count(texts) != [counts[text] for text in texts]:
                         wrong.append("tokenizer.count gave another count")
             except Exception as error:  # noqa: BLE001 - told to the author below
-                wrong.append(f"a thread raised {type(error).__name__}: {error}")
+                wrong.append(f"a thread raised {type(error).__name__}: {_first_line(error)}")
 
         _run_in_threads(work, package=type(embedder).__module__.partition(".")[0])
         assert not wrong, (
@@ -152,7 +152,7 @@ class SafetyContract(ContractBase):
                     if tokenizer.prefix(texts[-1], 5) != prefixes[texts[-1]]:
                         wrong.append("prefix gave another text")
             except Exception as error:  # noqa: BLE001 - told to the author below
-                wrong.append(f"a thread raised {type(error).__name__}: {error}")
+                wrong.append(f"a thread raised {type(error).__name__}: {_first_line(error)}")
 
         _run_in_threads(work, package=type(tokenizer).__module__.partition(".")[0])
         assert not wrong, (
@@ -214,6 +214,11 @@ class SafetyContract(ContractBase):
             for place, (text, row) in enumerate(zip(texts, embed(embedder, texts), strict=True))
             if distance(row, alone[text]) > self.tolerance
         ]
+
+
+def _first_line(error: Exception) -> str:
+    """What an assertion says, without the arrays that it compares."""
+    return str(error).partition("\n")[0]
 
 
 def _share(embedder: Embedder, number: int) -> list[str]:
