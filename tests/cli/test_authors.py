@@ -221,4 +221,4 @@ def test_live_is_counted(cli: Callable[..., Any], server: Any) -> None:
     assert ran.json["counts"]["passed"] > 50, ran.json
     assert 0 < server.meter.billed_tokens <= 100_000
     (spent,) = [one for one in cli("usage", "--json").json["models"] if one["period"] == "total"]
-    assert spent["tokens"] >= server.meter.billed_tokens
+    assert spent["spent_tokens"] >= server.meter.billed_tokens
