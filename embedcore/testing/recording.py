@@ -23,17 +23,17 @@ import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 from embedcore.errors import EmbeddingError
 from embedcore.provider import http, redact
 from embedcore.provider.refusals import Asked
-from embedcore.testing.openai.http import HttpReply, Listener
+from embedcore.testing.openai.http import HttpReply, OnSocket
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from embedcore.testing.openai.http import Delivery, HttpRequest, RequestHead
+    from embedcore.testing.openai.http import HttpRequest
 
 HIDDEN: Final = "[hidden]"
 _LARGEST: Final = 1 << 30
@@ -69,7 +69,7 @@ class SecretLeft(Exception):
     """A known secret would have been written. It is not in the message."""
 
 
-class Recorder:
+class Recorder(OnSocket):
     """Passes requests on to ``upstream``, and writes an exchange for each into ``folder``.
 
     ``secrets``: what must be in no file; the keys that requests carry are known without. Use as a
@@ -83,17 +83,6 @@ class Recorder:
         self._secrets = {secret for secret in secrets if secret}
         self._exchanges: list[dict[str, Any]] = []
         self._lock = threading.Lock()
-        self._listener: Listener | None = None
-
-    @property
-    def url(self) -> str:
-        """The address to give to the provider in place of the service's."""
-        assert self._listener is not None, "use it as a context manager"
-        return self._listener.url
-
-    def __enter__(self) -> Self:
-        self._listener = Listener(self)
-        return self
 
     def __exit__(
         self,
@@ -101,8 +90,7 @@ class Recorder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._listener is not None:
-            self._listener.close()
+        super().__exit__(kind, error, trace)
         self._session.close()
         if kind is None:
             self.write()
@@ -125,14 +113,6 @@ class Recorder:
         for path, text in texts.items():
             path.write_text(text + "\n", encoding="utf-8")
         return list(texts)
-
-    # What ``Listener`` asks.
-
-    def unread(self, head: RequestHead) -> Delivery | None:  # noqa: ARG002
-        return None
-
-    def spools(self, head: RequestHead) -> bool:  # noqa: ARG002
-        return False
 
     def answer(self, request: HttpRequest) -> HttpReply:
         with self._lock:
@@ -179,7 +159,7 @@ class Recorder:
         return HttpReply(status=status, headers=passed_on, body=body)
 
 
-class Replay:
+class Replay(OnSocket):
     """Plays what was recorded in a folder: each request is answered as the same one was then.
 
     ``asked``: the requests so far, as ``METHOD /path``. A request that was not recorded, or is not
@@ -199,31 +179,6 @@ class Replay:
         self.missed: list[str] = []
         self._played: dict[str, int] = {}
         self._lock = threading.Lock()
-        self._listener: Listener | None = None
-
-    @property
-    def url(self) -> str:
-        assert self._listener is not None, "use it as a context manager"
-        return self._listener.url
-
-    def __enter__(self) -> Self:
-        self._listener = Listener(self)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._listener is not None:
-            self._listener.close()
-
-    def unread(self, head: RequestHead) -> Delivery | None:  # noqa: ARG002
-        return None
-
-    def spools(self, head: RequestHead) -> bool:  # noqa: ARG002
-        return False
 
     def answer(self, request: HttpRequest) -> HttpReply:
         line = f"{request.method} {request.path}"

@@ -21,19 +21,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from embedcore.testing.contract import EmbedderContract
 from embedcore.testing.meter import Meter
 from embedcore.testing.openai.http import (
-    Delivery,
     HttpReply,
     HttpRequest,
-    Listener,
-    RequestHead,
+    OnSocket,
     late,
 )
 from embedcore.testing.vectors import tokens_of, vectors_of
@@ -71,7 +68,7 @@ class TextQuota:
             return granted
 
 
-class FakeService:
+class FakeService(OnSocket):
     """Use as a context manager. ``url``: its address.
 
     ``key_header``: where the key is, with what stands before it. ``always``: what each request is
@@ -95,7 +92,6 @@ class FakeService:
         self.texts: list[str] = []
         self.quota: TextQuota | None = None
         self._lock = threading.RLock()
-        self._listener: Listener | None = None
 
     def reply(self, question: dict[str, Any]) -> object:
         """The JSON that answers a request, or ``Refused``. Called from several threads."""
@@ -168,32 +164,6 @@ class FakeService:
         """One vector of length 1 for each text; ``salt``: what else decides it."""
         rows: list[list[float]] = vectors_of(texts, width, salt=salt).tolist()
         return rows
-
-    @property
-    def url(self) -> str:
-        assert self._listener is not None, "use it as a context manager"
-        return self._listener.url
-
-    def __enter__(self) -> Self:
-        self._listener = Listener(self)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._listener is not None:
-            self._listener.close()
-
-    # What ``Listener`` asks.
-
-    def unread(self, head: RequestHead) -> Delivery | None:  # noqa: ARG002
-        return None
-
-    def spools(self, head: RequestHead) -> bool:  # noqa: ARG002
-        return False
 
     def answer(self, request: HttpRequest) -> HttpReply:
         with self.meter.one_request():

@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self, TypeAlias, cast
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -350,6 +351,40 @@ class Listener:
         self._server.server_close()
         self._server.drop_connections()
         self._thread.join(5)
+
+
+class OnSocket:
+    """An application that answers on a local port inside its block, and reads each body first."""
+
+    _listener: Listener | None = None
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        assert self._listener is not None, "use it as a context manager"
+        return self._listener.url
+
+    def __enter__(self) -> Self:
+        self._listener = Listener(self)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._listener is not None:
+            self._listener.close()
+
+    def unread(self, head: RequestHead) -> Delivery | None:  # noqa: ARG002
+        return None
+
+    def spools(self, head: RequestHead) -> bool:  # noqa: ARG002
+        return False
+
+    def answer(self, request: HttpRequest) -> HttpReply:
+        raise NotImplementedError(f"{type(self).__name__} must define answer(request)")
 
 
 class _Server(socketserver.ThreadingTCPServer):
