@@ -262,6 +262,18 @@ def test_the_lines_of_the_log_are_those_that_are_written():
         assert f"`{logger}`" in text
 
 
+def test_every_logger_is_listed():
+    root = DOCS.parent
+    sources = [*root.glob("embedcore/**/*.py"), *root.glob("providers/*/src/**/*.py")]
+    found = {
+        name
+        for source in sources
+        for name in re.findall(r'getLogger\("(embedcore[\w.]*)"\)', source.read_text("utf-8"))
+    }
+    assert {"embedcore", "embedcore.batches"} <= found
+    assert {row[0].strip("`") for row in rows("logging.md", "Logger")} == found
+
+
 @pytest.mark.parametrize(
     "kind",
     [

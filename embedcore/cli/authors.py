@@ -58,9 +58,10 @@ _LIVE_TOKENS: Final = 100_000
 @talking
 @click.pass_obj
 def new(screen: Screen, name: str, kind: str | None, into: Path) -> None:
-    """Write a provider's whole distribution, embedcore-NAME, with tests that pass.
+    """Write a provider as a package with its tests.
 
-    NAME stands before the colon of a model's name. Nothing that exists is written over.
+    The package is embedcore-NAME, and its tests pass. NAME stands before the colon of a model's
+    name. Nothing that exists is written over.
     """
     if kind is None:
         raise click.UsageError("say what it is for: --http, --local, --batch or --plain.")

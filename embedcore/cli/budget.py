@@ -67,10 +67,10 @@ def command(ctx: click.Context, model: str | None, scope: str | None) -> None:
 @talking
 @click.pass_obj
 def clock(screen: Screen, repair: bool) -> None:
-    """The time of the state file, which never goes back, beside that of this computer.
+    """The time of the state file beside that of this computer.
 
-    A computer whose clock was wrong once leaves them in the future: everything is then counted
-    there, until --repair takes them back, on the record.
+    The time of the state file never goes back. A computer whose clock was wrong once leaves them in
+    the future: everything is then counted there, until --repair takes them back, on the record.
     """
     with state_ledger(Config.load()) as ledger:
         before = ledger.moment().now / MICROSECONDS
@@ -104,7 +104,7 @@ def clock(screen: Screen, repair: bool) -> None:
 @talking
 @click.pass_obj
 def recount(screen: Screen, repair: bool) -> int:
-    """Every counter of the state file beside what its entries add up to.
+    """Every counter of the state file beside its entries' sum.
 
     They always agree, unless the file was damaged or altered. --repair believes the entries, on the
     record: that may free money as well as take it away, so look first. Ends with 1 if counters

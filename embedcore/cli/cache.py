@@ -165,9 +165,9 @@ def prune(
 @talking
 @click.pass_obj
 def verify(screen: Screen, model: str | None) -> int:
-    """Read every vector, and delete the damaged ones: they are embedded again when they are needed.
+    """Read every vector, and delete the damaged ones.
 
-    Ends with 1 if any was damaged.
+    Those are embedded again when they are needed. Ends with 1 if any was damaged.
     """
     seen = damaged = 0
     with _there(screen, chosen(model)) as store:
@@ -192,9 +192,9 @@ def verify(screen: Screen, model: str | None) -> int:
 @talking
 @click.pass_obj
 def migrating(screen: Screen, dry_run: bool, model: str | None) -> int:
-    """Move the vectors of the old file, vectors.db, into the folder of the cache.
+    """Move the vectors of vectors.db into the folder of the cache.
 
-    The file is removed at the end. Until then its vectors are found where they are, and an
+    That file is removed at the end. Until then its vectors are found where they are, and an
     interrupted run is continued by the next. Calls and batches can go on meanwhile.
     """
     choice = chosen(model)

@@ -48,11 +48,11 @@ group.add_command(check)
 def probe(
     screen: Screen, url: str, model: str | None, key_env: str | None, yes: bool, scope: str | None
 ) -> None:
-    """Find the options for the server at URL, by at most 21 small requests.
+    """Find the options that fit a server.
 
-    Asks for vectors of short texts, two long ones and an empty one, and prints a profile to paste.
-    No key of the environment is sent but that of --key-env. Where the model has a price, the cost
-    is reserved first and counts for the budget.
+    Sends at most 21 small requests to the server at URL. Asks for vectors of short texts, two long
+    ones and an empty one, and prints a profile to paste. No key of the environment is sent but that
+    of --key-env. Where the model has a price, the cost is reserved first and counts for the budget.
     """
     make = registry.load(_PROVIDER).probe
     if make is None:

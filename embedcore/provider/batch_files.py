@@ -50,7 +50,7 @@ from embedcore.provider.batch_calls import (
 )
 from embedcore.provider.batch_http import HttpWire, terms_of
 from embedcore.provider.batch_lines import LineReader
-from embedcore.provider.batch_listing import NewestFirst, all_pages
+from embedcore.provider.batch_listing import NewestFirst, Paging, all_pages
 from embedcore.provider.batch_spool import Spool, no_room, spool
 from embedcore.provider.batchstates import is_known, is_stopping
 from embedcore.provider.types import (
@@ -65,6 +65,9 @@ from embedcore.provider.types import (
 if TYPE_CHECKING:
     from embedcore.provider.batch_objects import Job, Results
     from embedcore.provider.http_embedder import HttpEmbedder
+
+# What is stable; the rest is for the strategies of this repository.
+__all__ = ["MARK", "FilesBatch", "Paging"]
 
 MARK: Final = objects.MARK
 # Between an uploaded file and what ``create`` must know of its lines.

@@ -229,6 +229,11 @@ class HttpEmbedder(BaseEmbedder):
             connect_timeout=self.options.connect_timeout,
         )
 
+    def word_of(self, input_type: str | None) -> str | None:
+        """The service's word for an input type; None: for the model's default."""
+        kind = input_type or self.info.default_input_type
+        return None if kind is None else self.words[kind]
+
     def __repr__(self) -> str:
         name, info = type(self).__name__, self.info
         return f"{name}({info.model!r}, endpoint={info.endpoint!r})"
@@ -236,8 +241,7 @@ class HttpEmbedder(BaseEmbedder):
     def _body(self, request: EmbedRequest) -> bytes:
         from embedcore.provider import replies
 
-        kind = request.input_type or self.info.default_input_type
-        question = self.question(list(request.texts), None if kind is None else self.words[kind])
+        question = self.question(list(request.texts), self.word_of(request.input_type))
         return replies.json_body(question, request.texts)
 
     def _call(self, body: bytes, key: str | None, request: EmbedRequest) -> http.Call:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from hypothesis import assume, given, strategies as st
 
+from embedcore.cli import app
 from embedcore.cli.text import facts, fitted, table
 
 SCOPE = "the-scope-of-a-team-whose-name-is-long"
@@ -91,6 +93,28 @@ def test_every_command_fits_the_terminal(
         lines = re.sub(r"[^\n]*[━╸╺][^\n]*", "", shown.plain)
         assert lines.strip()
         assert too_wide(lines, columns) == [], arguments
+
+
+def every_command(command: click.Command, *path: str) -> Iterator[tuple[str, ...]]:
+    """The names of a group and of all that is below it."""
+    yield path
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None
+            yield from every_command(below, *path, name)
+
+
+@pytest.mark.case("F11")
+def test_no_line_of_a_help_is_cut(cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    found = list(every_command(app.group))
+    assert ("provider", "new") in found
+    for path in found:
+        shown = cli(*path, "--help").out
+        cut = [line for line in shown.splitlines() if re.search(r"[a-z,:]\.\.\.$", line)]
+        assert cut == [], path
 
 
 @pytest.mark.case("F11")

@@ -13,6 +13,7 @@ import pytest
 from embedcore.errors import (
     EmbeddingError,
     InvalidResponse,
+    OutcomeUnknown,
     ProviderError,
     ProviderUnavailable,
     RemoteGone,
@@ -30,6 +31,7 @@ from embedcore.testing.batch_service import (
     StoredFile,
 )
 from embedcore.testing.fakes.batch import FakeBatch, batch_embedder
+from embedcore.testing.openai.batch_settings import BatchSettings, Progress
 from embedcore.testing.service import Refused
 
 
@@ -39,14 +41,17 @@ class Driven(BatchContract):
     Kind: type[FakeBatch] = FakeBatch
 
     def make_strategy(self) -> FakeBatch:
-        self.service = batch_embedder().batch.service
-        made = self.Kind(self.service)
+        self.service = batch_embedder(settings=BatchSettings(progress=Progress())).batch.service
+        self.service.fail_lines("forbidden")
+        made = self.Kind(self.service, counts_rows=True)
         self.faults = made.faults
         return made
 
     def finish_jobs(self) -> None:
         for job in self.service.jobs:
-            if job.status not in ("completed", "cancelled"):
+            if job.status == "cancelling":
+                self.service.end_cancel(job.id)
+            elif not job.ended:
                 self.service.finish(job.id)
 
     def server_jobs(self) -> list[str]:
@@ -71,6 +76,37 @@ class Driven(BatchContract):
     def cut_results(self) -> bool:
         self.faults.push("results", "before", at=3)
         return True
+
+    def shorten_results(self) -> bool:
+        self.service.settings.quirks.late = "first line"
+        return True
+
+    def delay_results(self) -> bool:
+        self.service.settings.quirks.late = "no file"
+        return True
+
+    def swap_results(self) -> bool:
+        self.service.swap_outputs(*(job.id for job in self.service.jobs))
+        return True
+
+    def say_state(self, word: str) -> bool:
+        self.service.settings.quirks.status_word = word
+        return True
+
+    def expire_jobs(self) -> bool:
+        for job in self.service.jobs:
+            self.service.expire(job.id, done=0)
+        return True
+
+    def fail_next_create(self) -> bool:
+        self.faults.push("create", "after", error=OutcomeUnknown("HTTP 502", status=502))
+        return True
+
+    def refused_text(self) -> str:
+        return "forbidden"
+
+    def server_bill(self) -> int:
+        return self.service.meter.billed_tokens
 
 
 class TestFakeBatch(Driven):

@@ -141,10 +141,11 @@ def command() -> None:
 @talking
 @click.pass_obj
 def submit(screen: Screen, /, **given: Any) -> int:
-    """Submit FILEs as one batch: .txt (a text on each line), .jsonl or .csv; - is standard input.
+    """Submit FILEs as one batch.
 
-    The price is shown first. Texts that are cached, or are under way in another batch, are
-    not paid again. FILE is read again by fetch: leave it as it is until then.
+    A FILE is .txt (a text on each line), .jsonl or .csv; - is standard input. The price is shown
+    first. Texts that are cached, or are under way in another batch, are not paid again. FILE is
+    read again by fetch: leave it as it is until then.
     """
     from embedcore.cli.batch.submit import submit_files
 
@@ -212,9 +213,10 @@ def listing(screen: Screen, everything: bool) -> None:
 @talking
 @click.pass_obj
 def fetch(screen: Screen, /, **given: Any) -> int:
-    """Write the vectors of a batch, with the columns of the files that were submitted.
+    """Write the vectors of a batch.
 
-    Rows without a vector are left out and listed in <output>.failed.jsonl, with the reason of each.
+    They are written with the columns of the files that were submitted. Rows without a vector are
+    left out and listed in <output>.failed.jsonl, with the reason of each.
     """
     from embedcore.cli.batch.fetch import FetchWish, fetch_vectors
 
@@ -227,9 +229,10 @@ def fetch(screen: Screen, /, **given: Any) -> int:
 @talking
 @click.pass_obj
 def cancel(screen: Screen, name: str, model: str | None) -> int:
-    """Cancel a batch: send nothing more, and stop jobs that no other batch waits for.
+    """Cancel a batch.
 
-    What was done by then is paid, and is still collected: look with status, then fetch.
+    Nothing more is sent, and jobs that no other batch waits for are stopped. What was done by then
+    is paid, and is still collected: look with status, then fetch.
     """
     from embedcore.cli.batch.cleanup import cancel_batch
 
@@ -243,9 +246,9 @@ def cancel(screen: Screen, name: str, model: str | None) -> int:
 @talking
 @click.pass_obj
 def forget(screen: Screen, name: str, model: str | None, yes: bool) -> int:
-    """End a batch here and now without asking the provider, if it cannot end otherwise.
+    """End a batch here without asking the provider.
 
-    Whatever may have been billed counts as spent.
+    For a batch that cannot end otherwise. Whatever may have been billed counts as spent.
     """
     from embedcore.cli.batch.cleanup import forget_batch
 
@@ -296,10 +299,11 @@ def resume(
 @talking
 @click.pass_obj
 def gc(screen: Screen, older_than: float | None, dry_run: bool, model: str | None) -> int:
-    """Delete input files at the provider that no job uses, and what is kept here of old batches.
+    """Delete what batches have left behind.
 
-    Old are those that ended keep_days ago ([batch] in the settings), or --older-than: their rows
-    cannot be fetched any more. Vectors stay: see embedcore cache prune.
+    That is input files at the provider that no job uses, and what is kept here of old batches. Old
+    are those that ended keep_days ago ([batch] in the settings), or --older-than: their rows cannot
+    be fetched any more. Vectors stay: see embedcore cache prune.
     """
     from embedcore.cli.batch.cleanup import collect_garbage
 

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar, cast, get_args
 
 from embedcore.errors import (
     InputNotReady,
+    InvalidResponse,
     OutcomeUnknown,
     ProviderError,
     ProviderUnavailable,
@@ -251,6 +252,8 @@ class FakeBatch:
 
     ``model`` must be one of the service's. ``faults`` is the script of what goes wrong, ``calls``
     lists the methods that were called. A job is found by the key in its metadata or by its input.
+    ``counts_rows``: fewer results than the service counts are ``InvalidResponse``; without it, that
+    is left to who reads them.
     """
 
     def __init__(
@@ -259,7 +262,9 @@ class FakeBatch:
         *,
         model: str = FAKE_INFO.model,
         limits: BatchLimits = LIMITS,
+        counts_rows: bool = False,
     ) -> None:
+        self.counts_rows = counts_rows
         self.service = service or BatchService(models={model: _fake_model(FAKE_INFO)})
         self.limits = limits
         self.faults = CallFaults()
@@ -413,6 +418,7 @@ class FakeBatch:
         if not job.ended:
             raise RuntimeError(f"the results of a job that has not ended: {job.status}")
         gone: RemoteGone | None = None
+        given = 0
         for file in self._answer(lambda: self.service.result_files(job_id)):
             try:
                 content = self._answer(partial(self.service.content, file))
@@ -421,11 +427,15 @@ class FakeBatch:
                 gone = error
                 continue
             if isinstance(content, OutputContent):
-                yield from self._read(content, job)
+                for outcome in self._read(content, job):
+                    given += 1
+                    yield outcome
             elif content.size:
                 yield BatchOutcome(error="a line has no custom_id", billed="unknown")
         if gone is not None:
             raise gone
+        if self.counts_rows and given < len(job.results):
+            raise InvalidResponse(f"{job.id} has {given} rows of {len(job.results)}", billed="no")
 
     def _answer(self, work: Callable[[], Returned]) -> Returned:
         try:

@@ -48,6 +48,10 @@ class TestOpenAIBatch(BatchContract):
         self._fake.faults.push("reset_billed", path="/v1/batches")
         return True
 
+    def fail_next_create(self) -> bool:
+        self._fake.faults.push("status", status=502, path="POST /v1/batches", effect="after")
+        return True
+
     def fill_pages(self) -> bool:
         service = self._fake.batches
         line = (
@@ -64,3 +68,32 @@ class TestOpenAIBatch(BatchContract):
             for file in self._fake.batches.result_files(job.id):
                 self._fake.faults.push("truncated", path=f"/v1/files/{file}/content")
         return True
+
+    def shorten_results(self) -> bool:
+        # The file has its first line only, when it is read next.
+        self._fake.batches.settings.quirks.late = "first line"
+        return True
+
+    def delay_results(self) -> bool:
+        self._fake.batches.settings.quirks.late = "no file"
+        return True
+
+    def swap_results(self) -> bool:
+        self._fake.batches.swap_outputs(*(job.id for job in self._fake.batches.jobs))
+        return True
+
+    def say_state(self, word: str) -> bool:
+        self._fake.batches.settings.quirks.status_word = word
+        return True
+
+    def expire_jobs(self) -> bool:
+        for job in self._fake.batches.jobs:
+            self._fake.batches.expire(job.id, done=0)
+        return True
+
+    def refused_text(self) -> str:
+        self._fake.batches.fail_lines("forbidden")
+        return "forbidden"
+
+    def server_bill(self) -> int:
+        return self._fake.batches.meter.billed_tokens

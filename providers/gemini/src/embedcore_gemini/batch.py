@@ -12,8 +12,7 @@ from typing import Any, Final
 
 import orjson
 
-from embedcore.provider.batch_files import MARK, FilesBatch
-from embedcore.provider.batch_listing import Paging
+from embedcore.provider.batch_files import MARK, FilesBatch, Paging
 from embedcore.provider.batch_spool import Form, Spool, related
 from embedcore.provider.types import BatchItem
 
@@ -58,9 +57,7 @@ class GeminiBatch(FilesBatch):
         return related(orjson.dumps(told), file, more={"X-Goog-Upload-Protocol": "multipart"})
 
     def line(self, item: BatchItem) -> Mapping[str, Any]:
-        kind = item.input_type or self.info.default_input_type
-        word = None if kind is None else self.embedder.words[kind]
-        asked: Any = self.embedder.question([item.text], word)
+        asked: Any = self.embedder.question([item.text], self.embedder.word_of(item.input_type))
         (request,) = asked["requests"]
         del request["model"]
         return {"key": item.id, "request": request}

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from embedcore.provider.batch_files import MARK, FilesBatch
-from embedcore.provider.batch_listing import Paging
+from embedcore.provider.batch_files import MARK, FilesBatch, Paging
 from embedcore.provider.types import BatchItem
 
 _PAGES: Final = Paging(by="number", size="page_size", cursor="page")

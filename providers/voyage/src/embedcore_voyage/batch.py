@@ -26,8 +26,7 @@ class VoyageBatch(FilesBatch):
         return {"custom_id": item.id, "body": {"input": [item.text]}}
 
     def note(self, item: BatchItem) -> str:
-        kind = item.input_type or self.info.default_input_type
-        return "" if kind is None else self.embedder.words[kind]
+        return self.embedder.word_of(item.input_type) or ""
 
     def job(self, file: str, mark: str, note: str) -> Mapping[str, Any]:
         # As one request has it, without the texts; numbers come as lists, whatever is asked for.
