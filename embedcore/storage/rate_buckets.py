@@ -47,7 +47,9 @@ class Amounts(NamedTuple):
         return found
 
     def and_more(self, other: Amounts) -> Amounts:
-        return Amounts(*(one + more for one, more in zip(self, other, strict=True)))
+        return Amounts(
+            self.requests + other.requests, self.tokens + other.tokens, self.texts + other.texts
+        )
 
 
 class Facts(NamedTuple):

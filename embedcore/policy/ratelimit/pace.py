@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from embedcore.storage.rate_buckets import REQUESTS, TEXTS, TOKENS, Amounts, kind_set
@@ -26,29 +26,32 @@ class Rates:
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     texts_per_minute: int | None = None
+    # What follows from them, made once: every request that waits asks many times a second.
+    _given: tuple[tuple[str, int], ...] = field(init=False, repr=False, compare=False)
+    _kinds: tuple[str, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for _, rate in self._all:
-            if rate is not None and rate <= 0:
-                raise ValueError(f"a rate must be positive, not {rate}")
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """Their names among processes."""
-        return tuple(kind_set(kind, rate) for kind, rate in self.given)
-
-    @property
-    def given(self) -> tuple[tuple[str, int], ...]:
-        """What is counted, and its rate, for those that were set."""
-        return tuple((kind, rate) for kind, rate in self._all if rate is not None)
-
-    @property
-    def _all(self) -> tuple[tuple[str, int | None], ...]:
-        return (
+        rates = (
             (REQUESTS, self.requests_per_minute),
             (TOKENS, self.tokens_per_minute),
             (TEXTS, self.texts_per_minute),
         )
+        given = tuple((kind, rate) for kind, rate in rates if rate is not None)
+        for _, rate in given:
+            if rate <= 0:
+                raise ValueError(f"a rate must be positive, not {rate}")
+        object.__setattr__(self, "_given", given)
+        object.__setattr__(self, "_kinds", tuple(kind_set(*one) for one in given))
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Their names among processes."""
+        return self._kinds
+
+    @property
+    def given(self) -> tuple[tuple[str, int], ...]:
+        """What is counted, and its rate, for those that were set."""
+        return self._given
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,6 +10,7 @@ which none left. What others send to the same limit is known only from the next 
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import threading
@@ -22,7 +23,7 @@ from typing import Final, TypeAlias
 from embedcore.forksafe import in_child
 from embedcore.policy.ratelimit.bucket import Bucket, Seen
 from embedcore.policy.ratelimit.pace import Configured, GateState, Pace, Rates
-from embedcore.policy.ratelimit.share import Part, Permit
+from embedcore.policy.ratelimit.share import Part, Permit, all_amounts
 from embedcore.provider.types import RateLimits
 from embedcore.storage.rate_buckets import REQUESTS, TOKENS, Amounts
 from embedcore.storage.rates import Key, RateShare
@@ -120,12 +121,8 @@ class RateLimiter:
 
     def _delay_behind(self, now: float, one: Permit) -> float:
         """As if all who came earlier had left: a large request is not overtaken for ever."""
-        ahead = Amounts()
-        for other in self._waiting:
-            if other is one:
-                break
-            ahead = ahead.and_more(other.amounts)
-        return self._delay(now, one, ahead)
+        ahead = itertools.takewhile(lambda other: other is not one, self._waiting)
+        return self._delay(now, one, all_amounts(ahead))
 
     def _delay(self, now: float, one: Permit, ahead: Amounts = _NOTHING) -> float:
         requests, tokens, _ = ahead

@@ -60,6 +60,17 @@ class Permit:
         return Amounts(1, self.tokens, self.texts)
 
 
+def all_amounts(permits: Iterable[Permit]) -> Amounts:
+    """The sum of their amounts. A loop without an object for each: all that wait ask for it, many
+    times a second."""
+    requests = tokens = texts = 0
+    for one in permits:
+        requests += 1
+        tokens += one.tokens
+        texts += one.texts
+    return Amounts(requests, tokens, texts)
+
+
 class Part:
     """The part of one gate in one state folder. Used with that gate's lock only.
 
@@ -191,9 +202,9 @@ class Part:
     def _block(self, wanted: list[Permit]) -> int:
         """How many turns may be reserved at once, so that others have theirs soon as well."""
         most = math.inf
+        amounts = all_amounts(wanted)
         for bucket in self._shared.values():
-            amounts = [one.amounts.of(bucket.kind) for one in wanted]
-            each = max(sum(amounts) / max(len(wanted), 1), 1.0)
+            each = max(amounts.of(bucket.kind) / max(len(wanted), 1), 1.0)
             amount = bucket.size if bucket.is_trial else bucket.rate * _BLOCK_SECONDS
             most = min(most, amount / each / (self._others + 1))
         return max(int(most), 1) if math.isfinite(most) else 1

@@ -156,7 +156,7 @@ def test_full_speed_again_after_an_outage(simulation, seed):
 
 @pytest.mark.parametrize(
     ("sizes", "goodput"),
-    [(FIFTY, 0.95), ([20_000] * 145, 0.97), ([2_000] * 1_500, 0.97)],
+    [(FIFTY, 0.95), ([20_000] * 145, 0.97), ([2_000] * 600, 0.97)],
     ids=["50k", "20k", "2k"],
 )
 @pytest.mark.parametrize("wrong", [0.0, 0.3])

@@ -38,7 +38,7 @@ def ran(simulation, seed, *, processes=8, sizes=REQUESTS, starts=0.0, limit=STRI
 
 @pytest.mark.case("G5")
 @pytest.mark.parametrize("processes", [1, 2, 4, 8])
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_processes_that_share_are_hardly_ever_refused(simulation, seed, processes):
     sizes = [1_400] * (112 // processes)
     _, outcome = ran(simulation, seed, processes=processes, sizes=sizes)
@@ -46,14 +46,14 @@ def test_processes_that_share_are_hardly_ever_refused(simulation, seed, processe
     assert outcome.goodput >= 0.95
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_who_comes_later_does_not_begin_by_being_refused(simulation, seed):
     _, outcome = ran(simulation, seed, starts=0.7, sizes=[1_400] * 40)
     assert outcome.refused <= 0.01
     assert outcome.goodput >= 0.95
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_tokens_are_shared_as_well(simulation, seed):
     limit = {**STRICT, "rpm": 3000, "rburst": 250}
     luck = random.Random(seed)
@@ -63,7 +63,7 @@ def test_tokens_are_shared_as_well(simulation, seed):
     assert outcome.goodput >= 0.95
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_what_a_killed_process_had_reserved_is_lost_for_a_moment_only(simulation, seed):
     server = simulation.bucket(**STRICT)
     world = simulation.World(server, seed=seed, latency=(0.1, 0.12))
@@ -80,8 +80,9 @@ def test_what_a_killed_process_had_reserved_is_lost_for_a_moment_only(simulation
 def test_a_large_request_is_not_overtaken_for_ever(simulation, seed):
     server = simulation.bucket(rburst=100)
     world = simulation.World(server, seed=seed)
+    # Without their turn it would be last, after 55 seconds.
     for _ in range(3):
-        world.process([20_000] * 300, shares=True)
+        world.process([20_000] * 100, shares=True)
     world.process([20_000] * 10 + [450_000] + [20_000] * 10, shares=True)
     world.run()
     (when,) = [time for time, amount in server.taken_at if amount == 450_000]
@@ -129,10 +130,10 @@ def test_without_a_limit_all_are_soon_at_full_speed(simulation):
     server = simulation.bucket(tpm=1e12, burst=1e12, rpm=1e9, rburst=1e9, headers=False)
     world = simulation.World(server, seed=1, latency=(0.1, 0.1), way=(0.001, 0.001))
     for _ in range(4):
-        world.process([10_000] * 1600, shares=True)
+        world.process([10_000] * 800, shares=True)
     world.run()
     # 16 threads each, a tenth of a second for a request.
-    assert world.now <= 100 * 0.101 + 1.5
+    assert world.now <= 50 * 0.101 + 1.5
 
 
 def test_a_limit_that_is_named_no_longer_is_forgotten(simulation):
@@ -145,8 +146,9 @@ def test_a_limit_that_is_named_no_longer_is_forgotten(simulation):
     server.ask = ask
     world = simulation.World(server, seed=1, latency=(0.1, 0.1), way=(0.001, 0.001))
     for _ in range(4):
-        world.process([1_400] * 1_000, shares=True)
+        world.process([1_400] * 500, shares=True)
     world.run()
+    # With the limit: 200 seconds.
     assert world.now <= 90
 
 
