@@ -211,6 +211,10 @@ class Database:
             pass
 
     @property
+    def _synchronous(self) -> str:
+        return f"PRAGMA synchronous={'FULL' if self._is_durable else 'OFF'}"
+
+    @property
     def journal_mode(self) -> str:
         with self.read() as connection:
             return self._ask_journal(connection)
@@ -407,7 +411,7 @@ class Database:
         connection: sqlite3.Connection = driver().connect(draft, isolation_level=None)
         try:
             connection.row_factory = driver().Row
-            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute(self._synchronous)
             for pragma in self._at_creation:
                 connection.execute(f"PRAGMA {pragma}")
             self._migrate(connection)
@@ -415,7 +419,7 @@ class Database:
             connection.close()
 
     def _configure(self, connection: sqlite3.Connection) -> None:
-        connection.execute(f"PRAGMA synchronous={'FULL' if self._is_durable else 'OFF'}")
+        connection.execute(self._synchronous)
         if self.path is None:
             return
         safe = wal_is_safe(engine_version()) and not self._allow_network_filesystem

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -166,6 +167,22 @@ def check_rows(result: Any, texts: Any, dimensions: int, *, salt: str = "") -> N
     right = vectors_of(list(texts), dimensions, salt=salt) if len(texts) else result.vectors
     right[~np.asarray(result.ok)] = np.nan
     np.testing.assert_array_equal(result.vectors, right)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_is_forced_onto_the_disk() -> Iterator[None]:
+    """Only a power failure would show it, and that is the matter of the tests of the storage: what
+    a process wrote outlives its death all the same. A quarter of what a batch takes is this."""
+    opened = Database.__init__
+
+    def opens(self: Database, *what: Any, **how: Any) -> None:
+        opened(self, *what, **{**how, "is_durable": False})
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Database, "__init__", opens)
+        for name in ("fsync", "fdatasync"):
+            patched.setattr(os, name, lambda _: None, raising=False)
+        yield
 
 
 @pytest.fixture(scope="session")

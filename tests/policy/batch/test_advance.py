@@ -9,7 +9,7 @@ from runpy import run_path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from embedcore.errors import BudgetExceeded, TokenBudgetExceeded
 from embedcore.events import BatchChanged, BatchWaits, Progress
@@ -215,9 +215,7 @@ def test_money_is_held_at_the_batch_price_before_anything_is_sent(batch_desk: An
     assert (batch_desk.spent().spent.tokens, batch_desk.spent().spent.cost) == (8, 80_000)
 
 
-@settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=settings.default.max_examples // 6, deadline=None)
 @given(count=st.integers(1, 9), daily=st.integers(2, 20), part=st.integers(1, 9))
 def test_what_fits_is_submitted_now_and_the_rest_on_later_days(
     tmp_path_factory: pytest.TempPathFactory, count: int, daily: int, part: int

@@ -540,19 +540,19 @@ def plan(examples: int, steps: int = 30, **more: Any) -> settings:
 MARKS = [pytest.mark.fault(row) for row in (56, 57, 58, 60, 61, 63, 64, 75, 76, 77)]
 
 TestBatch = BatchMachine.TestCase
-TestBatch.settings = plan(EXAMPLES * 3 // 5, derandomize=FIXED)
+TestBatch.settings = plan(EXAMPLES * 2 // 5, derandomize=FIXED)
 TestBatch.pytestmark = MARKS
 
 TestLostAnswers = LostAnswers.TestCase
-TestLostAnswers.settings = plan(EXAMPLES * 2 // 5, 12, derandomize=FIXED)
+TestLostAnswers.settings = plan(EXAMPLES // 5, 12, derandomize=FIXED)
 TestLostAnswers.pytestmark = MARKS
 
 TestLostAnswersWithoutFence = LostAnswersWithoutFence.TestCase
-TestLostAnswersWithoutFence.settings = plan(EXAMPLES * 2 // 5, 12, derandomize=FIXED)
+TestLostAnswersWithoutFence.settings = plan(EXAMPLES // 5, 12, derandomize=FIXED)
 TestLostAnswersWithoutFence.pytestmark = MARKS
 
 TestResults = Results.TestCase
-TestResults.settings = plan(EXAMPLES * 2 // 5, 12, derandomize=FIXED)
+TestResults.settings = plan(EXAMPLES // 5, 12, derandomize=FIXED)
 TestResults.pytestmark = MARKS
 
 MACHINES = {

@@ -27,9 +27,15 @@ def cancelled_elsewhere(batch_desk: Any, *, done: int = 2, number: int = 0) -> N
 
 @pytest.mark.case("E6")
 @pytest.mark.fault(64)
-@pytest.mark.parametrize("word", ["cancelled", "canceled", "CANCELED"])
-@pytest.mark.parametrize("counts", ["honest", "absent"])
-@pytest.mark.parametrize("done", [0, 2, 6])
+@pytest.mark.parametrize(
+    ("word", "counts", "done"),
+    # The word is read where the job's state is, before anything else is asked of it.
+    [
+        *[("cancelled", counts, done) for counts in ("honest", "absent") for done in (0, 2, 6)],
+        ("canceled", "honest", 2),
+        ("CANCELED", "absent", 2),
+    ],
+)
 def test_what_was_done_is_kept_and_the_rest_waits_for_a_person(
     batch_desk: Any, done: int, counts: Any, word: str
 ) -> None:

@@ -90,7 +90,7 @@ def test_a_batch_that_is_forgotten_after_its_time_leaves_nothing(batch_desk: Any
     assert vectors_kept(batch_desk) == 0
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=settings.default.max_examples // 5, deadline=None)
 @given(
     batches=st.lists(
         st.lists(st.sampled_from(TEXTS), min_size=1, unique=True), min_size=1, max_size=4

@@ -52,7 +52,7 @@ def bring(batch_desk: Any, first: list[BatchOutcome]) -> Any:
 # Which line is whose
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=settings.default.max_examples // 5, deadline=None)
 @given(data=st.data())
 def test_whatever_comes_no_row_gets_a_vector_that_is_not_its_own(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

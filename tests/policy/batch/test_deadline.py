@@ -11,7 +11,7 @@ from runpy import run_path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from embedcore.errors import BudgetExceeded, ConfigurationError, ProviderUnavailable
 from embedcore.events import CacheProblem
@@ -232,9 +232,7 @@ def test_a_job_that_others_wait_for_is_not_stopped(priced: Any) -> None:
     assert billed_twice(priced) == []
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=settings.default.max_examples // 5, deadline=None)
 @given(crashes=st.lists(st.integers(1, 4), max_size=4), done=st.integers(0, 12))
 def test_who_is_killed_while_he_drains_pays_only_for_what_was_in_flight(
     tmp_path_factory: pytest.TempPathFactory, crashes: list[int], done: int

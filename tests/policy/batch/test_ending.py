@@ -10,7 +10,7 @@ from runpy import run_path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from embedcore.errors import BatchEmbeddingFailed, ProviderUnavailable, RemoteGone
 from embedcore.events import BoundViolated
@@ -39,9 +39,7 @@ def outcomes(*tokens: int | None) -> list[BatchOutcome]:
 
 
 @pytest.mark.fault(63)
-@settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=settings.default.max_examples // 5, deadline=None)
 @given(
     # One that says that it is done, and names nothing that it did, is not believed.
     end=st.one_of(

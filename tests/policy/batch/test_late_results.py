@@ -88,7 +88,7 @@ def test_an_output_that_never_comes_ends_the_waiting_and_buys_nothing(
 
 
 @pytest.mark.case("E2")
-@settings(max_examples=3 * settings.default.max_examples // 5, deadline=None)
+@settings(max_examples=settings.default.max_examples * 3 // 10, deadline=None)
 @given(
     counts=st.sampled_from(COUNTS),
     usage=st.sampled_from(USAGE),

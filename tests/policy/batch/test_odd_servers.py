@@ -60,7 +60,8 @@ class Desk:
         client = EmbeddingClient(
             "openai:text-embedding-3-small",
             options={**given, **options},
-            config={"home": self.home},
+            # It is looked for twice again: how long is the matter of test_late_results.py.
+            config={"home": self.home, "batch": {"output_wait": 100.0}},
         )
         self._opened.enter_context(client)
         self.ledger = client._engine.account.ledger

@@ -107,7 +107,8 @@ def test_results_that_never_come_are_not_billed_again_and_can_be_read_later(
     server: FakeOpenAI, client_of: Any, late: Any, usage: Any
 ) -> None:
     quirky(server, late=late, late_looks=None, usage=usage)
-    job = look(server, client_of().submit_batch(TEXTS))
+    # It is looked for twice again: how long is the matter of test_late_results.py.
+    job = look(server, client_of(batch={"output_wait": 100.0}).submit_batch(TEXTS))
     result = job.result(on_error="keep")
     assert result.ok.sum() == {"first line": 1, "half": 3}.get(late, 0)
     assert all("output_gone" in error.message for error in result.errors.values())
@@ -345,7 +346,8 @@ def test_a_download_that_is_refused_or_sent_elsewhere_comes_to_an_end(
         mode = {"mode": "redirect", "status": status, "location": "https://files.example/out?k=1"}
     server.faults.when(path=OUTPUTS, times=None if lasting else 2, **mode)
     began = server.batches.clock()
-    job = look(server, client_of().submit_batch(TEXTS), seconds=20)
+    seconds = 61 if lasting else 20
+    job = look(server, client_of().submit_batch(TEXTS), seconds=seconds)
     assert len(server.batches.jobs) == 1
     if not lasting:
         assert right(job, TEXTS)
@@ -400,9 +402,21 @@ def test_a_job_that_a_gateway_refuses_by_its_status_is_asked_for_again_and_count
 
 
 @pytest.mark.case("E2")
-@pytest.mark.parametrize("status", [408, 429, 500, 503])
-@pytest.mark.parametrize("times", [1, 2, None])
-@pytest.mark.parametrize("total", ["honest", "absent"])
+@pytest.mark.parametrize(
+    ("status", "times", "total"),
+    # Every two of them together; all three in a campaign.
+    [
+        pytest.param(
+            status,
+            times,
+            total,
+            marks=[] if (row + column) % 2 == which else pytest.mark.campaign(short=True),
+        )
+        for row, status in enumerate([408, 429, 500, 503])
+        for column, times in enumerate([1, 2, None])
+        for which, total in enumerate(["honest", "absent"])
+    ],
+)
 def test_what_failed_for_the_moment_and_was_billed_is_in_the_ledger_and_bounded(
     server: FakeOpenAI,
     client_of: Callable[..., EmbeddingClient],

@@ -355,23 +355,36 @@ def test_clock_of_the_provider_is_another_one(skew: float) -> None:
     world.close()
 
 
-def test_every_seam_of_one_batch() -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "state before",
+        # What is written after a commit is not there before the next one either: they differ in
+        # the call between them, and that has seams of its own.
+        pytest.param("state after", marks=pytest.mark.campaign(short=True)),
+        "create before",
+        "create after",
+        "results after",
+        "vectors before",
+    ],
+)
+def test_every_seam_of_one_batch(name: str) -> None:
     """Killed at the first, second, third, … commit and call of a batch, until none is left."""
-    for name in ("state before", "state after", "create after", "results after", "vectors before"):
-        number, died = 0, True
-        while died:
-            number += 1
-            world = world_of.World(progress=Progress(polls=1))
-            process = world.processes[0]
-            process.seams.set(name, number, process.seams.die)
-            world.submit(0, ["a", "bread", "cheese"])
-            if process in world.processes:
-                # It goes on with the count where it was.
-                world.advance(0)
-            died = process not in world.processes
-            world.end()
-            assert not world.service.meter.billed_twice
-            world.close()
+    number, died = 0, True
+    while died:
+        number += 1
+        world = world_of.World(progress=Progress(polls=1))
+        process = world.processes[0]
+        process.seams.set(name, number, process.seams.die)
+        world.submit(0, ["a", "bread", "cheese"])
+        if process in world.processes:
+            # It goes on with the count where it was.
+            world.advance(0)
+        died = process not in world.processes
+        world.end()
+        assert not world.service.meter.billed_twice
+        world.close()
+    assert number > 1, "it was never reached"
 
 
 def test_trouble_of_others_is_no_reason_to_refuse(world: Any) -> None:
