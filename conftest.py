@@ -35,6 +35,9 @@ settings.register_profile(
 settings.register_profile("wide", settings.get_profile("lean"), max_examples=1_000)
 settings.load_profile("lean")
 
+# Tables of Unicode take a process a second to make: those that tests start find them made.
+os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(Path(__file__).parent / ".hypothesis"))
+
 
 def pytest_collection_finish() -> None:
     # The tests themselves are there to the end: no collection of garbage need look through them.

@@ -23,7 +23,7 @@ _IGNORED: Final = frozenset({"PYTEST_CURRENT_TEST"})
 _MOST_WAIT: Final = 1.0
 """Seconds that threads and sockets may take to end after what used them was closed."""
 
-_SIGNALS: Final = tuple(signal.Signals)
+_SIGNALS: Final = {f"the handler of {number.name}": number for number in signal.Signals}
 
 
 def state_of_process() -> dict[str, Any]:
@@ -34,7 +34,7 @@ def state_of_process() -> dict[str, Any]:
         for name, value in os.environ.items()
         if name not in _IGNORED
     }
-    state |= {f"the handler of {number.name}": signal.getsignal(number) for number in _SIGNALS}
+    state |= {name: signal.getsignal(number) for name, number in _SIGNALS.items()}
     return state | {
         "the working folder": _working_folder(),
         "the level of the root logger": root.level,
@@ -136,8 +136,8 @@ def restore(before: dict[str, Any]) -> None:
                 os.environ[variable] = before[name]
             else:
                 os.environ.pop(variable, None)
-    for number in _SIGNALS:
-        _restore_signal(number, before[f"the handler of {number.name}"])
+        elif name in _SIGNALS:
+            _restore_signal(_SIGNALS[name], before[name])
     if "the working folder" in found and before["the working folder"]:
         os.chdir(before["the working folder"])
     logging.getLogger().setLevel(before["the level of the root logger"])
@@ -160,7 +160,7 @@ def restore(before: dict[str, Any]) -> None:
 
 
 def _restore_signal(number: signal.Signals, handler: Any) -> None:
-    if signal.getsignal(number) != handler and handler is not None:
+    if handler is not None:
         with contextlib.suppress(ValueError):  # another thread than the main one
             signal.signal(number, handler)
 

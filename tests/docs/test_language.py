@@ -225,12 +225,17 @@ def test_messages_are_easy_to_read() -> None:
 
 
 def test_code_says_who_and_what() -> None:
-    found = [
-        f"{path.relative_to(ROOT).as_posix()}:{line}: {word!r}"
-        for path in SOURCES
-        for line, word in code_words(path.read_text(encoding="utf-8"))
-        if word in NOT_IN_CODE
-    ]
+    found: list[str] = []
+    for path in SOURCES:
+        source = path.read_text(encoding="utf-8")
+        small = source.lower()
+        # Taking a module apart takes a hundred times as long as seeing that no such word is in it.
+        if any(word in small for word in NOT_IN_CODE):
+            found += (
+                f"{path.relative_to(ROOT).as_posix()}:{line}: {word!r}"
+                for line, word in code_words(source)
+                if word in NOT_IN_CODE
+            )
     assert not found, "\n".join(found)
 
 

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 import socket
 import subprocess
-import sys
 import textwrap
 from collections.abc import Callable
 from contextlib import suppress
@@ -233,16 +231,21 @@ def test_failures_that_are_expected(
         ("import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)", "SIGTERM"),
     ],
 )
-def test_what_an_import_touches_is_named(tmp_path: Any, line: str, touched: str) -> None:
+def test_what_an_import_touches_is_named(
+    tmp_path: Any, forks: Any, line: str, touched: str
+) -> None:
     (tmp_path / "acme_module.py").write_text(line)
-    done = subprocess.run(
-        [sys.executable, "-m", "embedcore.testing.process", "acme_module"],
-        env={**os.environ, "PYTHONPATH": str(tmp_path), "LC_ALL": "C"},
-        capture_output=True,
-        text=True,
-        check=True,
+    process = forks(
+        "import locale, runpy, sys\n"
+        "sys.path.insert(0, sys.argv.pop(1))\n"
+        "locale.setlocale(locale.LC_ALL, 'C')\n"
+        "runpy.run_module('embedcore.testing.process', run_name='__main__')",
+        tmp_path,
+        "acme_module",
+        stdout=subprocess.PIPE,
     )
-    said = done.stdout.partition("touched:")[2].strip()
+    said = process.communicate(timeout=120)[0].partition("touched:")[2].strip()
+    assert process.returncode == 0
     assert touched in said
     assert bool(said) == bool(touched)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from embedcore.provider.types import BatchLimits, EmbedRequest
-from embedcore.testing.contract.base import PROBES, ContractBase, distance, embed
+from embedcore.testing.contract.base import PROBES, ContractBase, distance, embed, in_pieces
 from embedcore.testing.contract.failures import failure_of
 from embedcore.testing.contract.surroundings import CANARY, everything_logged
 
@@ -113,7 +113,7 @@ class SafetyContract(ContractBase):
         )
 
     def test_several_threads_at_once(self, embedder: Embedder) -> None:
-        alone = {text: embed(embedder, [text])[0] for text in PROBES}
+        alone = dict(zip(PROBES, in_pieces(embedder, PROBES), strict=True))
         counts = dict(zip(PROBES, embedder.tokenizer.count(PROBES), strict=True))
         start = threading.Barrier(_THREADS)
         wrong: list[str] = []

@@ -55,8 +55,12 @@ def splintr() -> fast.FastEngine:
 
 
 @pytest.fixture
-def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[object], None]:
-    """Puts something in the place of the package splintr, and forgets the engine."""
+def install(monkeypatch: pytest.MonkeyPatch, reference: TiktokenEngine) -> Callable[[object], None]:
+    """Puts something in the place of the package splintr, and forgets the engine.
+
+    Where tiktoken takes over, it is the one that is there: to build one takes half a second.
+    """
+    monkeypatch.setattr(vocabulary, "tiktoken", lambda: reference)
 
     def install(package: object) -> None:
         monkeypatch.setattr(vocabulary, "_engine", Lazy(shared=True))

@@ -122,7 +122,10 @@ def test_cutting_at_long_white_space_changes_no_count(
     assert list(vocabulary.encode(text)) == tokens
 
 
-@pytest.mark.parametrize("tail", ["x", "!", "\nx", ""])
+_RARE = [pytest.param(tail, marks=pytest.mark.campaign(short=True)) for tail in ("!", "")]
+
+
+@pytest.mark.parametrize("tail", ["x", "\nx", *_RARE])
 def test_white_space_that_the_engine_gives_up_on(tail: str) -> None:
     # Over a million: tiktoken itself panics here.
     text = "!" + " " * 1_200_000 + tail
@@ -141,8 +144,18 @@ _LONG = {
 }
 
 
+# Runs of letters, runs of signs and words like those of the others: cut by the same branches.
+_ALIKE = ("chinese", "punctuation", "digits")
+
+
 @pytest.mark.fault(7)
-@pytest.mark.parametrize("name", list(_LONG))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.campaign(short=True)) if name in _ALIKE else name
+        for name in _LONG
+    ],
+)
 def test_long_texts_are_cut_in_little_memory(name: str) -> None:
     text, exact = _LONG[name], Cl100kTokenizer()
     text = text[-1_200_000:]
