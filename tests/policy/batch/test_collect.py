@@ -222,7 +222,8 @@ def test_a_vector_of_another_model_is_not_kept(batch_desk: Any) -> None:
 
 
 @pytest.mark.fault(79)
-@pytest.mark.parametrize("at", [0, 1, 511, 512, 513, 1_100])
+# Around what is written at once.
+@pytest.mark.parametrize("at", [0, 511, 512, 1_100])
 def test_a_download_that_is_cut_off_is_read_again(batch_desk: Any, at: int) -> None:
     texts = [f"text {number}" for number in range(1_200)]
     job = batch_desk.submit(texts)

@@ -45,7 +45,7 @@ def longest(text, fits):
     return text[:low]
 
 
-@settings(max_examples=4 * settings.default.max_examples, deadline=None)
+@settings(max_examples=2 * settings.default.max_examples, deadline=None)
 @given(
     st.lists(texts(min_size=1, max_size=30), min_size=1, max_size=6),
     st.integers(20, 400),

@@ -94,7 +94,7 @@ def test_what_was_reserved_beyond_the_count_is_free_at_once(desk):
         assert seen[1:] == [(bound, before), (bound, before + counted)]
 
 
-@settings(max_examples=2 * settings.default.max_examples, deadline=None)
+@settings(deadline=None)
 @given(
     rows=st.lists(st.text(max_size=40).filter(str.strip), min_size=1, max_size=12, unique=True),
     fails=st.lists(st.sampled_from(["lost", "refused", "escaped", ""]), max_size=12),

@@ -132,7 +132,7 @@ FAULTS = st.lists(
 
 
 @settings(
-    max_examples=settings.default.max_examples,
+    max_examples=settings.default.max_examples // 2,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

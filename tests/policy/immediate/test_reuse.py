@@ -125,7 +125,7 @@ count = itertools.count()
 
 @pytest.mark.fault(115)
 @settings(
-    max_examples=40,
+    max_examples=settings.default.max_examples // 2,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

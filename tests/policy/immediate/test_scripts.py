@@ -113,7 +113,7 @@ def is_unconfirmed(outcome):
     return lost or outcome.reply is not None
 
 
-@settings(max_examples=3 * settings.default.max_examples, deadline=None)
+@settings(max_examples=2 * settings.default.max_examples, deadline=None)
 @given(
     SCRIPTS,
     ROWS,

@@ -159,7 +159,6 @@ def cases(draw, kinds, most=6):
 @pytest.mark.case("A1")
 @pytest.mark.case("A3")
 @pytest.mark.fault(50)
-@settings(max_examples=2 * settings.default.max_examples, deadline=None)
 @given(cases(FREE), st.booleans())
 def test_only_the_texts_at_fault_fail_each_with_its_own_reason_after_few_requests(
     desk, case, known
@@ -322,8 +321,8 @@ def test_two_bad_texts_in_each_request_of_a_client_that_has_embedded_nothing_yet
 
 def test_a_hundred_bad_texts_beside_each_other_are_no_dead_server(desk):
     """Whichever they are, also where a half, or the end of the input, has no good text any more."""
-    for first, last in ((256, 512), (512, 1024), (0, 150), (350, 950)):
-        rows = texts(1024)
+    for first, last in ((128, 256), (256, 512), (0, 100), (175, 475)):
+        rows = texts(512)
         bad = dict.fromkeys(rows[first:last], "400")
         with desk(FakeEmbedder(info=UNKNOWN, script=server(bad))) as one:
             before = proven(one)
@@ -331,7 +330,7 @@ def test_a_hundred_bad_texts_beside_each_other_are_no_dead_server(desk):
             assert sorted(result.errors) == list(range(first, last))
             one.right(result, rows)
             checks = len(bad) // 32
-            assert one.embedder.meter.requests - before <= 2 * len(bad) + 2 * 10 + 4 + checks
+            assert one.embedder.meter.requests - before <= 2 * len(bad) + 2 * 9 + 4 + checks
             one.check()
 
 
@@ -583,9 +582,11 @@ def test_many_texts_that_break_the_server_are_found_with_what_successes_earn(des
 
 
 @pytest.mark.fault(26)
-@pytest.mark.parametrize("per_request", [1, 32])
-@pytest.mark.parametrize("billed", ["no", "unknown"])
-@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize(
+    ("per_request", "billed", "known"),
+    # Every two of them together.
+    [(1, "no", False), (1, "unknown", True), (32, "no", True), (32, "unknown", False)],
+)
 def test_an_outage_is_not_answered_with_a_search(desk, per_request, billed, known):
     def script(request, number):
         if known and number == 0:
@@ -630,6 +631,7 @@ class CountingQuota(RetryQuota):
 
 @pytest.mark.case("A3")
 @pytest.mark.fault(26)
+@settings(max_examples=settings.default.max_examples // 2)
 @given(
     chance=st.randoms(use_true_random=False),
     down=st.sampled_from([0.1, 0.3, 0.5, 0.7, 0.9, 1.0]),
@@ -709,7 +711,7 @@ def test_no_search_hides_what_went_wrong_behind_the_budget(desk, kind, on_error)
     was not tried again."""
     rows = texts(16)
     cost = sum(map(tokens_of, rows))
-    for more in range(0, cost, 3):
+    for more in range(0, cost, 5):
         script = server({rows[7]: kind})
         with desk(FakeEmbedder(info=UNKNOWN, script=script), daily=cost + more, retry=RETRY) as one:
             try:

@@ -98,7 +98,7 @@ def test_a_size_is_found_where_the_retries_are_used_up(desk, quota, count):
 
 @pytest.mark.case("A3")
 @pytest.mark.fault(26)
-@settings(max_examples=settings.default.max_examples * 2 // 5, deadline=None)
+@settings(max_examples=settings.default.max_examples // 5, deadline=None)
 @given(
     serves=st.integers(0, 40),
     quota=st.sampled_from([0, 3, 35]),

@@ -166,7 +166,7 @@ WORDINGS = [
 
 
 @pytest.mark.case("A9")
-@settings(max_examples=2 * settings.default.max_examples, deadline=None)
+@settings(max_examples=settings.default.max_examples, deadline=None)
 @given(
     st.lists(
         st.tuples(

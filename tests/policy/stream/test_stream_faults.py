@@ -187,7 +187,7 @@ with EmbeddingClient(embedder=embedder, config={"cache": False}) as client:
 BAD = {"none": None, "empty": "", "bytes": b"x", "lone": "\ud800"}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=settings.default.max_examples // 2, deadline=None)
 @given(
     st.integers(1, 30),
     st.dictionaries(st.integers(0, 29), st.sampled_from(sorted(BAD)), min_size=1, max_size=4),
@@ -271,7 +271,7 @@ def test_a_text_that_the_provider_refuses_is_found_and_kept_as_failed(desk):
 # The provider
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=settings.default.max_examples * 2 // 5, deadline=None)
 @given(
     st.integers(0, 39),
     st.integers(1, 9),
