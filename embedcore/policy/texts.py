@@ -188,12 +188,13 @@ def cut_overlong(
     """
     if limit is None or size * tokens_per_byte <= limit:
         return None
+    # Before it is counted: that a text fits may be seen without.
+    kept = tokenizer.prefix(text, limit)
+    if len(kept) == len(text):
+        return None
     head, whole = _counted_part(text, size)
     tokens = tokenizer.count([head])[0]
     if whole and tokens <= limit:
-        return None
-    kept = tokenizer.prefix(text, limit)
-    if len(kept) == len(text):
         return None
     kept_tokens = tokenizer.count([kept])[0] if kept else 0
     total = tokens if whole else round(tokens * size / max(utf8_length(head), 1))
@@ -231,7 +232,7 @@ class Prepared:
                 self._long = frozenset(at for at, size in sizes if size * per_byte > limit)
         # No tokenizer of bytes yields more tokens than bytes: until it is counted, that is it.
         self._tokens = [size * per_byte for size in self.sizes]
-        self._uncounted = set(range(len(self.texts))) - set(counted)
+        self._counted = set(counted)
         for index, tokens in counted.items():
             self._tokens[index] = tokens
 
@@ -331,13 +332,14 @@ class Prepared:
 
         ``indices``: the texts that matter, by default all of them.
         """
-        wanted = self._uncounted if indices is None else self._uncounted.intersection(indices)
-        if exact and wanted:
-            missing = sorted(wanted)
-            counts = self._engine.tokenizer.count([self.texts[index] for index in missing])
+        if exact:
+            wanted = range(len(self.texts)) if indices is None else indices
+            missing = [index for index in wanted if index not in self._counted]
+            texts = [self.texts[index] for index in missing]
+            counts = self._engine.tokenizer.count(texts) if texts else []
             for index, tokens in zip(missing, counts, strict=True):
                 self._tokens[index] = tokens
-            self._uncounted -= wanted
+            self._counted.update(missing)
         return Sizes(in_bytes=self.sizes, tokens=self._tokens)
 
     def plan(self, exact: bool, indices: Sequence[int] | None = None) -> list[PlannedRequest]:

@@ -20,13 +20,13 @@ from embedcore.forksafe import in_child
 if TYPE_CHECKING:
     from http.client import HTTPResponse as Response
 
-_KEPT: Final = 4
+_KEPT: Final = 2
 _LARGEST_KEPT: Final = 8 << 20
 _PAGES: Final = 1 << 20
 _STEP_BYTES: Final = 1 << 16
 _ERROR_BYTES: Final = 1_000_000
 _LONGEST_ENCODING: Final = 40
-_LONGEST_WAIT_FOR_TURN: Final = 0.05
+_LONGEST_WAIT_FOR_TURN: Final = 0.1
 _WINDOW_BITS: Final = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": 15}
 
 _log = logging.getLogger("embedcore.http")
@@ -74,9 +74,9 @@ class _Memory:
 
     def __init__(self) -> None:
         self.buffers = Buffers()
-        # More bodies at once in memory than there are processors to read them make nothing faster;
-        # but a body that comes slowly must not keep the others out for long.
-        self.turns = threading.BoundedSemaphore(4)
+        # One is parsed at a time, and another may be read meanwhile: more of them in memory make
+        # nothing faster. But a body that comes slowly must not keep the others out for long.
+        self.turns = threading.BoundedSemaphore(2)
 
 
 _memory = _Memory()

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 _FLOAT_BYTES: Final = 4
 # Rows decoded at a time: enough for few calls, little enough for the caches.
-_BLOCK_ROWS: Final = 32
+_BLOCK_ROWS: Final = 16
 NUMBERS: Final = frozenset({int, float})
 # A component may be null, or "NaN" as the JSON of Protocol Buffers has it.
 _NUMBERS_AND_NONE: Final = NUMBERS | {type(None), str}
@@ -486,15 +486,20 @@ def _vectors(rows: list[Any], dimensions: int | None, wanted: Vectors | None) ->
         raise _wrong_width(present, width, dimensions)
     shape = (len(rows), width)
     vectors = wanted if _is_fit(wanted, shape) else np.empty(shape, dtype=np.float32)
+    are_usual = True
     for start in range(0, len(rows), _BLOCK_ROWS):
         block = rows[start : start + _BLOCK_ROWS]
         into = vectors[start : start + _BLOCK_ROWS]
         if not _decoded_together(block, into):
             _decode_one_by_one(block, into)
-    if not all(isinstance(row, list) for row in present):
-        _refuse_other_numbers(vectors)
-    if not np.isfinite(vectors).all():
-        _blank_rows_of_nan(vectors)
+        # None is large, infinite or NaN where the sum of their squares is small.
+        are_usual = are_usual and bool(np.einsum("ij,ij->", into, into) <= _LARGEST**2)
+    # That needs arrays of the reply's size, which the heap of each thread would keep.
+    if not are_usual:
+        if not all(isinstance(row, list) for row in present):
+            _refuse_other_numbers(vectors)
+        if not np.isfinite(vectors).all():
+            _blank_rows_of_nan(vectors)
     return vectors
 
 

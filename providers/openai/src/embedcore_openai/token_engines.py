@@ -274,6 +274,11 @@ def present() -> bool:
     return _engine.is_there or (find_spec("tiktoken") is not None and ranks_file().is_file())
 
 
+def is_loaded() -> bool:
+    """True when counting costs no loading."""
+    return _engine.is_there
+
+
 def load() -> Engine:
     """The encoding, built once per process: the faster engine if it is installed, else tiktoken.
 

@@ -9,7 +9,7 @@ from typing import Final
 from unicodedata import ucd_3_2_0
 
 from embedcore.provider.tokens import EstimatingTokenizer, utf8_length, utf8_prefix
-from embedcore_openai import token_engines as vocabulary
+from embedcore_openai import known_words, token_engines as vocabulary
 
 # No token of cl100k_base is longer, so a text of n tokens has at most n times as many bytes.
 _LONGEST_TOKEN: Final = 128
@@ -56,6 +56,8 @@ class Cl100kTokenizer:
             return ""
         # A token is never less than one byte.
         if len(text) <= max_tokens and utf8_length(text) <= max_tokens:
+            return text
+        if self._bound is None and known_words.fits(text, max_tokens):
             return text
         fallback = self._fallback()
         if fallback is not None:
