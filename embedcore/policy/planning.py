@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 Answer = TypeVar("Answer")
+Item = TypeVar("Item")
 
 
 class CheckedTokenizer:
@@ -277,15 +278,26 @@ class Sizes:
 
     def request(self, indices: Sequence[int], info: ModelInfo, scale: float) -> PlannedRequest:
         """These texts in one request, with what they can cost."""
-        tokens = sum(self.tokens[index] for index in indices)
-        tokens += info.overhead_tokens_per_text * len(indices)
-        amount = priced(tokens, info.price, scale)
+        tokens, in_bytes = self.total(indices, info)
         return PlannedRequest(
             indices=tuple(indices),
-            amount=amount,
-            in_bytes=sum(self.in_bytes[index] for index in indices),
+            amount=priced(tokens, info.price, scale),
+            in_bytes=in_bytes,
             scale=scale,
         )
+
+    def total(self, indices: Sequence[int], info: ModelInfo) -> tuple[int, int]:
+        """Tokens and bytes of these texts together."""
+        tokens, in_bytes = sum(chosen(self.tokens, indices)), sum(chosen(self.in_bytes, indices))
+        return tokens + info.overhead_tokens_per_text * len(indices), in_bytes
+
+
+def chosen(items: Sequence[Item], indices: Sequence[int]) -> Sequence[Item]:
+    """Those with these indices, which are ascending."""
+    if indices and indices[-1] - indices[0] + 1 == len(indices):
+        # As nearly always: all of them, or some that are neighbours.
+        return items[indices[0] : indices[-1] + 1]
+    return [items[index] for index in indices]
 
 
 def priced(tokens: int, price: Price | None, scale: float = 1.0) -> Amount:
@@ -330,20 +342,28 @@ def plan_requests(
 
 def _groups(
     indices: Sequence[int], sizes: Sizes, info: ModelInfo, size: Size | None
-) -> Iterator[list[int]]:
-    group: list[int] = []
+) -> Iterator[Sequence[int]]:
+    start = 0
+    while start < len(indices):
+        group = indices[start : start + info.max_texts_per_request]
+        # What fits as a whole fits in each of its parts.
+        if not fits(len(group), *sizes.total(group, info), info, size):
+            group = _beginning(group, sizes, info, size)
+        yield group
+        start += len(group)
+
+
+def _beginning(
+    indices: Sequence[int], sizes: Sizes, info: ModelInfo, size: Size | None
+) -> Sequence[int]:
+    """As many of the first ones as fit together, at least one."""
     tokens = total_bytes = 0
-    for index in indices:
+    for number, index in enumerate(indices):
         tokens += sizes.tokens[index] + info.overhead_tokens_per_text
         total_bytes += sizes.in_bytes[index]
-        if group and not fits(len(group) + 1, tokens, total_bytes, info, size):
-            yield group
-            group = []
-            tokens = sizes.tokens[index] + info.overhead_tokens_per_text
-            total_bytes = sizes.in_bytes[index]
-        group.append(index)
-    if group:
-        yield group
+        if number and not fits(number + 1, tokens, total_bytes, info, size):
+            return indices[:number]
+    return indices
 
 
 def fits(texts: int, tokens: int, total_bytes: int, info: ModelInfo, size: Size | None) -> bool:

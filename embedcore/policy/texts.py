@@ -11,6 +11,7 @@ from embedcore.errors import ConfigurationError, EmbeddingError, InputRejected, 
 from embedcore.policy.planning import (
     PlannedRequest,
     Sizes,
+    chosen,
     in_waves,
     plan_requests,
     refuses_long,
@@ -86,20 +87,14 @@ def take_in(texts: Iterable[object], *, keep_empty: bool, keep: bool, first_row:
     of raised; ``keep_empty``: only for empty texts. Raises ``InputRejected`` with the position, the
     reason and no part of the text.
     """
-    taken = Intake(number_of_first=first_row)
-    known: dict[str, int] = {}
     # Whatever else gives texts in an order is read only once anyway.
     given = list(texts) if isinstance(texts, list) else texts
+    if isinstance(given, list) and (plain_texts := _plainly_taken(given)) is not None:
+        plain_texts.number_of_first = first_row
+        return plain_texts
+    taken = Intake(number_of_first=first_row)
+    known: dict[str, int] = {}
     for row, text in enumerate(in_order(given, "a list of texts")):
-        if type(text) is str and text and text.isascii():
-            # Nothing can be wrong with it.
-            new = len(taken.texts)
-            index = known.setdefault(text, new)
-            taken.rows.append(index)
-            if index == new:
-                taken.texts.append(text)
-                taken.sizes.append(len(text))
-            continue
         try:
             taken.rows.append(_index_of(first_row + row, text, known, taken))
         except InputRejected as problem:
@@ -108,6 +103,23 @@ def take_in(texts: Iterable[object], *, keep_empty: bool, keep: bool, first_row:
             taken.rejected[row] = problem
             taken.rows.append(-1)
     return taken
+
+
+def _plainly_taken(given: list[object]) -> Intake | None:
+    """The same of a list in which nothing can be wrong with any text; None for another."""
+    if set(map(type, given)) != {str}:
+        return None
+    texts: list[str] = list(dict.fromkeys(given))  # type: ignore[arg-type]
+    try:
+        sizes = list(map(utf8_length, texts))
+    except UnicodeEncodeError:
+        return None
+    if 0 in sizes:
+        return None
+    if len(texts) == len(given):
+        return Intake(texts=texts, sizes=sizes, rows=list(range(len(texts))))
+    places = dict(zip(texts, range(len(texts)), strict=True))
+    return Intake(texts=texts, sizes=sizes, rows=[*map(places.__getitem__, given)])  # type: ignore[arg-type]
 
 
 def _index_of(row: int, text: object, known: dict[str, int], taken: Intake) -> int:
@@ -288,9 +300,11 @@ class Prepared:
                     continue
             kept = text if cut is None else cut.kept
             moved.append(places.setdefault(kept, len(places)))
+        if not cuts:
+            return {}
         self._move_rows(moved, cuts, limit)
         self.texts = list(places)
-        self.sizes = [len(text.encode()) for text in self.texts]
+        self.sizes = list(map(utf8_length, self.texts))
         return {moved[index]: cut.tokens for index, cut in cuts.items() if moved[index] >= 0}
 
     def _move_rows(self, moved: list[int], cuts: dict[int, Cut], limit: int) -> None:
@@ -345,29 +359,29 @@ class Prepared:
     def plan(self, exact: bool, indices: Sequence[int] | None = None) -> list[PlannedRequest]:
         """The requests for these texts, by default for all of them."""
         learned = self._engine.learned
-        chosen = range(len(self.texts)) if indices is None else indices
+        wanted = range(len(self.texts)) if indices is None else indices
         return plan_requests(
-            chosen,
-            self.measured(exact=exact or learned.always_count, indices=chosen),
+            wanted,
+            self.measured(exact=exact or learned.always_count, indices=wanted),
             self._engine.info,
             size=self._engine.sizes.wanted,
             scale=learned.scale,
-            texts=self._best_texts(chosen),
+            texts=self._best_texts(wanted),
         )
 
-    def _best_texts(self, chosen: Sequence[int]) -> int | None:
+    def _best_texts(self, wanted: Sequence[int]) -> int | None:
         """How many texts to put into one request; None: as many as go.
 
         Larger ones than are cheapest where that saves a wave of requests, or where the requests
         per minute would be used up before the tokens are.
         """
         best = self._engine.info.best_texts_per_request
-        if best is None or not chosen:
+        if best is None or not wanted:
             return best
-        best = in_waves(len(chosen), best, self._engine.pool.size)
+        best = in_waves(len(wanted), best, self._engine.pool.size)
         requests, tokens = self._engine.learned.limits
         if not requests or not tokens:
             return best
-        in_bytes = sum(self.sizes[index] for index in chosen)
-        per_text = self._engine.learned.tokens_in(in_bytes) / len(chosen)
+        in_bytes = sum(chosen(self.sizes, wanted))
+        per_text = self._engine.learned.tokens_in(in_bytes) / len(wanted)
         return max(best, math.ceil(tokens / requests / max(per_text, 1.0)))

@@ -21,7 +21,7 @@ from embedcore.errors import (
     TransientProviderError,
 )
 from embedcore.events import LimitsLearned, RequestFailed, RequestFinished, RequestSent, Throttled
-from embedcore.policy.planning import PlannedRequest, priced
+from embedcore.policy.planning import PlannedRequest, chosen, priced
 from embedcore.policy.reply_checks import Checked, billed_tokens, checked_vectors, identity
 from embedcore.policy.retry import Retrier, named_wait
 from embedcore.policy.threads import SentRequest, Stopped
@@ -286,7 +286,7 @@ def _embed(
 def _texts(call: Call, request: PlannedRequest, attempts: Attempts) -> tuple[str, ...]:
     if attempts.text is not None:
         return (attempts.text,)
-    return tuple(call.prepared.texts[index] for index in request.indices)
+    return tuple(chosen(call.prepared.texts, request.indices))
 
 
 def timeout_of(call: Call) -> float:

@@ -6,10 +6,11 @@ import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from embedcore.events import Cached
 from embedcore.policy.cache import Follower
+from embedcore.policy.planning import chosen
 from embedcore.storage.keys import Keys, Origin
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ _SHORTEST_LOOK: Final = 0.01
 _LONGEST_LOOK: Final = 0.2
 _LOOK_GROWS: Final = 1.5
 _LOOKED_AT: Final = 500
-
-Item = TypeVar("Item")
 
 
 def keys_of(engine: Engine, input_type: str | None) -> Keys:
@@ -123,8 +122,8 @@ class Reuse:
         self._settle(indices, vectors)
         self._receive(indices, vectors)
 
-    def texts_of(self, indices: Sequence[int]) -> list[str]:
-        return [self._prepared.texts[index] for index in indices]
+    def texts_of(self, indices: Sequence[int]) -> Sequence[str]:
+        return chosen(self._prepared.texts, indices)
 
     def room_for(self, indices: Sequence[int]) -> Vectors | None:
         return self._buffer.room_for(indices)
@@ -302,7 +301,7 @@ def ask_together(asking: Sequence[Asking]) -> None:
     if all(one.error is not None for one in asking):
         return
     left = [] if len(found) == len(every) else _without(every, found)
-    taken = cache.claim(_some(wanted.keys, left), since) if left else None
+    taken = cache.claim(chosen(wanted.keys, left), since) if left else None
     elsewhere: set[int] = set()
     if taken is not None:
         # Between the two another process may have kept them.
@@ -343,13 +342,13 @@ class _Wanted:
     def look_up(self, places: Sequence[int]) -> set[int]:
         """Which of these places have a vector. Each call gets its own."""
         reuse, found = self.spans[0][0].reuse, set[int]()
-        self._get(places, _some(self.keys, places), found)
+        self._get(places, chosen(self.keys, places), found)
         for former in former_keys_of(reuse.engine, reuse.input_type):
             places = _without(places, found)
             names = [
                 name
                 for one, own in self.of_each(places)
-                for name in former.of(one.reuse.texts_of(_some(self.indices, own)))
+                for name in former.of(one.reuse.texts_of(chosen(self.indices, own)))
             ]
             self._get(places, names, found)
         return found
@@ -360,16 +359,16 @@ class _Wanted:
         def take(at: Sequence[int], vectors: Vectors) -> None:
             if not agrees(vectors.shape[1]):
                 return
-            start, chosen = 0, _some(places, at)
-            for one, own in self.of_each(chosen):
+            start, there = 0, chosen(places, at)
+            for one, own in self.of_each(there):
                 end = start + len(own)
-                one.do(one.reuse.found, _some(self.indices, own), vectors[start:end])
+                one.do(one.reuse.found, chosen(self.indices, own), vectors[start:end])
                 start = end
-            found.update(chosen)
+            found.update(there)
 
         def room(at: Sequence[int]) -> Vectors | None:
-            (one, own), *others = self.of_each(_some(places, at))
-            return None if others else one.reuse.room_for(_some(self.indices, own))
+            (one, own), *others = self.of_each(chosen(places, at))
+            return None if others else one.reuse.room_for(chosen(self.indices, own))
 
         self.cache.get(names, self.width, take, room=room)
 
@@ -383,14 +382,6 @@ class _Wanted:
             start, at = at, bisect_left(places, end, at)
             if at > start or also_none:
                 yield one, places[start:at]
-
-
-def _some(these: Sequence[Item], places: Sequence[int]) -> Sequence[Item]:
-    """Those at these places, which are ascending."""
-    if places and places[-1] - places[0] + 1 == len(places):
-        # As nearly always: all of them, or some that are neighbours.
-        return these[places[0] : places[-1] + 1]
-    return [these[place] for place in places]
 
 
 def _without(places: Sequence[int], found: set[int]) -> list[int]:
