@@ -146,15 +146,24 @@ $(shell rm -f $(VENV)/.installed-dev)
 endif
 
 # An environment that is there already is used as it is.
+# What builds the packages of a clone is installed once, and not anew for each of them. Where a
+# dependency has no wheel, and must be built with other tools, each gets its own as usual. Nothing is
+# installed where git only wrote the same files once more, as it does with each change of branch.
+BUILD := "hatchling>=1.27" editables
+define INSTALL
+@cat $(sort $(PROJECTS)) | cksum | cmp -s - $@ || { \
+  $(PIP) install $(BUILD) && \
+  { $(PIP) install --no-build-isolation $(1) 2>/dev/null || $(PIP) install $(1); } && \
+  $(PIP) install --no-build-isolation $(WITHOUT); }
+@cat $(sort $(PROJECTS)) | cksum >$@
+endef
+
 $(VENV)/.installed: $(PROJECTS) | $(BIN)/python
-	@$(PIP) install -e . $(LOCAL)
-	@$(PIP) install $(WITHOUT)
-	@touch $@
+	$(call INSTALL,-e . $(LOCAL))
 
 $(VENV)/.installed-dev: $(PROJECTS) | $(BIN)/python
-	@$(PIP) install -e ".[dev]" $(LOCAL)
-	@$(PIP) install $(WITHOUT)
-	@touch $@ $(VENV)/.installed
+	$(call INSTALL,-e ".[dev]" $(LOCAL))
+	@cp $@ $(VENV)/.installed
 
 .venv-openai2/.installed-dev: $(PROJECTS) | .venv-openai2/bin/python
 	@.venv-openai2/bin/python -m pip --disable-pip-version-check --quiet install -e ".[dev]" $(LOCAL) "openai==2.54.0"
