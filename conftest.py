@@ -6,8 +6,10 @@ import gc
 import itertools
 import logging
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,12 @@ from hypothesis import HealthCheck, settings
 # What a shell runs in the background ignores interrupts, and so would all that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# What a test writes need not outlive the machine. In memory, where there is room for a whole run, a
+# sync costs nothing.
+_MEMORY, _ROOM = Path("/dev/shm"), 2 << 30  # noqa: S108 - only the parent of what is made there
+if "TMPDIR" not in os.environ and _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _ROOM:
+    os.environ["TMPDIR"], tempfile.tempdir = str(_MEMORY), None
 
 # For the fakes of services, which stand beside the tests of their providers.
 sys.path.extend(map(str, Path(__file__).parent.glob("providers/*/tests")))
@@ -52,6 +60,16 @@ def _no_certificates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         environment.delenv("SSL_CERT_FILE", raising=False)
         environment.setenv("SSL_CERT_DIR", str(tmp_path_factory.mktemp("certificates")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_left(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Of a run that passes: its folders may be in memory."""
+    yield
+    if not request.session.testsfailed:
+        shutil.rmtree(tmp_path_factory.getbasetemp(), ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
