@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import subprocess
@@ -85,19 +86,30 @@ def name_settings(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
-def forks() -> Iterator[Any]:
-    """``forks(code, *arguments, stdout=PIPE, …)``: a program under way, as of ``python -c``."""
+def start_forks() -> Iterator[Callable[..., Any]]:
+    """``start_forks(env)``: what the fixture ``forks`` is, with its imports made in ``env``."""
     if os.name != "posix":
-        yield _started
+        yield lambda env=None: _started
         return
     spec = importlib.util.spec_from_file_location("forks", Path(__file__).with_name("forks.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    forks = module.Forks()
-    yield forks
-    forks.close()
+    with contextlib.ExitStack() as started:
+
+        def start(env: dict[str, str] | None = None) -> Any:
+            forks = module.Forks(env)
+            started.callback(forks.close)
+            return forks
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def forks(start_forks: Callable[..., Any]) -> Any:
+    """``forks(code, *arguments, stdout=PIPE, …)``: a program under way, as of ``python -c``."""
+    return start_forks()
 
 
 def _started(code: str, *arguments: object, terminal: bool = False, **how: Any) -> Any:

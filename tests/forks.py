@@ -12,6 +12,7 @@ import array
 import atexit
 import contextlib
 import fcntl
+import gc
 import importlib
 import json
 import os
@@ -96,15 +97,19 @@ class Forked:
 
 
 class Forks:
-    """Starts programs. Called: the program's source and arguments, as after ``python -c``."""
+    """Starts programs. Called: the program's source and arguments, as after ``python -c``.
 
-    def __init__(self) -> None:
+    ``env``: what the process that forks imports with, if not with what is there now.
+    """
+
+    def __init__(self, env: Mapping[str, str] | None = None) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self._place = os.path.join(self._folder.name, "forks")  # noqa: PTH118 - as sockets want it
         self._process = subprocess.Popen(
             [sys.executable, __file__, self._place],
             stdin=PIPE,
             stdout=PIPE,
+            env=env,
         )
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == b"ready\n"
@@ -202,6 +207,8 @@ def main(place: str) -> None:
         _learn(Path(place).parent)
         link, _ = listener.accept()
         asked, given = _asked(link)
+        # No child looks through what all of them have, nor copies its pages for that.
+        gc.freeze()
         if os.fork() == 0:
             listener.close()
             _keep(link, asked, given, Path(place).parent)

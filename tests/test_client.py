@@ -969,13 +969,9 @@ except BudgetExceeded:
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="this system cannot stop a process")
 @pytest.mark.fault(146)
 @pytest.mark.parametrize("meanwhile", [True, False])
-def test_who_slept_past_its_lease_holds_anew_before_it_sends(meanwhile, state_home):
-    with subprocess.Popen(
-        [sys.executable, "-c", SLEEPER, state_home],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as sleeper:
+def test_who_slept_past_its_lease_holds_anew_before_it_sends(meanwhile, state_home, forks):
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with forks(SLEEPER, state_home, **streams) as sleeper:
         assert sleeper.stdout.readline() == "held\n"
         sleeper.send_signal(signal.SIGSTOP)
         try:

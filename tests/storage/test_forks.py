@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -104,27 +103,33 @@ Start = Callable[..., "subprocess.Popen[str]"]
         for place, name in enumerate(ENGINES)
     ]
 )
-def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+def engine(request: pytest.FixtureRequest) -> str:
     """The first lines of every process."""
-    if "standard" in request.param:
-        # Found before the real one, and not to be imported.
-        (tmp_path / "path" / "pysqlite3").mkdir(parents=True)
-        (tmp_path / "path" / "pysqlite3" / "__init__.py").write_text("raise ImportError\n")
-        monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"), prepend=os.pathsep)
     expected = "sqlite3" if "standard" in request.param else ""
     check = f"assert driver().__name__ == {expected!r}\n" if expected else ""
     return f"{ENGINES[request.param]}\n{check}{FORKS}"
 
 
+@pytest.fixture(scope="session")
+def standard_forks(
+    start_forks: Callable[..., Start], tmp_path_factory: pytest.TempPathFactory
+) -> Start:
+    """Whose processes have the standard library's SQLite."""
+    path = tmp_path_factory.mktemp("path")
+    # Found before the real one, and not to be imported.
+    (path / "pysqlite3").mkdir()
+    (path / "pysqlite3" / "__init__.py").write_text("raise ImportError\n")
+    paths = os.pathsep.join(filter(None, [str(path), os.environ.get("PYTHONPATH")]))
+    return start_forks({**os.environ, "PYTHONPATH": paths})
+
+
 @pytest.fixture
 def forks(forks: Start, request: pytest.FixtureRequest) -> Start:
-    """An engine that is not the one that is imported needs an interpreter of its own."""
-
-    def fresh(code: str, *arguments: object, **how: Any) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", code, *map(str, arguments)]
-        return subprocess.Popen(command, text=True, **how)
-
-    return fresh if "standard" in request.node.callspec.params["engine"] else forks
+    """An engine that is not the one that is imported needs a process that imports it."""
+    if "standard" not in request.node.callspec.params["engine"]:
+        return forks
+    started: Start = request.getfixturevalue("standard_forks")
+    return started
 
 
 def spent_in(path: Path, open_ledger: Callable[..., Ledger]) -> tuple[int, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,12 @@ Start = Callable[[], "tuple[subprocess.Popen[str], str]"]
 
 
 @pytest.fixture
-def start() -> Iterator[Start]:
+def start(forks: Callable[..., Any]) -> Iterator[Start]:
     """Another process, and what it calls itself."""
     started = []
 
     def begin() -> tuple[subprocess.Popen[str], str]:
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen([sys.executable, "-c", SAY], **pipes))
+        started.append(forks(SAY, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
         return started[-1], started[-1].stdout.readline().strip()
 
     yield begin
@@ -94,14 +92,18 @@ def test_a_child_of_a_fork_has_a_name_of_its_own(tmp_path: Path) -> None:
 
 @needs_proc
 @pytest.mark.case("C7")
-def test_it_is_proved_that_a_killed_process_has_ended(start: Start) -> None:
-    process, name = start()
+def test_it_is_proved_that_a_killed_process_has_ended() -> None:
+    """Of a child of ours: others are waited for at once, by who forked them."""
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", SAY], **pipes)
+    assert process.stdout is not None
+    name = process.stdout.readline().strip()
     assert not has_ended(name)
     process.kill()
     # Not yet waited for by its parent: it is still in the list of processes.
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     assert has_ended(name)
-    process.wait()
+    process.communicate()
     assert has_ended(name)
 
 
