@@ -235,7 +235,7 @@ def test_vectors_of_a_batch_are_kept_where_the_store_is_off(embedder: Any) -> No
 
 
 @pytest.mark.parametrize(
-    "count", [10_000, pytest.param(50_000, marks=pytest.mark.campaign(short=True))]
+    "count", [2_000, pytest.param(50_000, marks=pytest.mark.campaign(short=True))]
 )
 def test_a_large_batch_takes_little_time_for_each_text(
     client: Any, embedder: Any, count: int

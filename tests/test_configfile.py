@@ -12,7 +12,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from embedcore import Config, ConfigurationError, EmbeddingClient
 from embedcore.choice import as_config
@@ -264,7 +264,6 @@ def test_bad_toml_names_the_file(text):
 
 @pytest.mark.fault(129)
 @given(st.binary(max_size=60))
-@settings(max_examples=2 * settings.default.max_examples)
 def test_no_file_makes_anything_else_than_a_configuration_error(content):
     path = Path("embedcore.toml")
     path.write_bytes(content)

@@ -78,8 +78,18 @@ def test_a_table_is_refused_wherever_texts_are_taken(client, embedder, way, kind
 
 
 @pytest.mark.case("A11")
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("kind", ["array", "chunked", "scalars", "numpy", "0-d"])
+# One function takes all of them in, from a call, a stream and a batch.
+@pytest.mark.parametrize(
+    ("way", "kind"),
+    [
+        *((way, "array") for way in WAYS),
+        *(
+            (way, kind)
+            for way in ("embed", "embed_iter", "submit_batch")
+            for kind in ("chunked", "scalars", "numpy", "0-d")
+        ),
+    ],
+)
 def test_an_array_is_taken_wherever_texts_are(client, embedder, way, kind):
     pa = pytest.importorskip("pyarrow")
     array = pa.array(TEXTS)

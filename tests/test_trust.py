@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import given, strategies as st
 from pydantic import BaseModel
 
 from embedcore import Config, ConfigurationError, EmbeddingClient, TokenTracker
@@ -671,11 +671,6 @@ trees = st.lists(
 
 @pytest.mark.case("D2")
 @given(trees, st.integers(-1, 6))
-@settings(
-    max_examples=2 * settings.default.max_examples,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
 def test_settings_are_found_up_to_the_repository_or_home_and_no_further(
     tmp_path_factory, levels, home
 ):
@@ -851,7 +846,6 @@ def files(draw: st.DrawFn) -> tuple[str, dict[tuple[str, ...], int]]:
 
 
 @given(files())
-@settings(max_examples=4 * settings.default.max_examples, deadline=None)
 def test_the_line_of_a_key_is_found_however_it_is_written(written):
     text, places = written
     tomllib.loads(text)
@@ -860,7 +854,6 @@ def test_the_line_of_a_key_is_found_however_it_is_written(written):
 
 
 @given(files())
-@settings(max_examples=2 * settings.default.max_examples, deadline=None)
 def test_the_message_names_every_sensitive_line_of_a_generated_file(written):
     text, places = written
     found = FoundFile(path=Path("/r/embedcore.toml"), text=text, table=tomllib.loads(text))

@@ -212,8 +212,10 @@ def test_what_is_damaged_in_the_cache_is_in_the_price(cli, server, texts_file, f
 
 
 @pytest.mark.case("C11")
-@pytest.mark.parametrize("suffix", ["jsonl", "npy", "parquet"])
-@pytest.mark.parametrize("on_error", ["raise", "keep"])
+@pytest.mark.parametrize(
+    ("suffix", "on_error"),
+    [("jsonl", "raise"), ("npy", "raise"), ("parquet", "raise"), ("jsonl", "keep")],
+)
 def test_on_budget_stop_embeds_what_the_limit_allows_and_a_later_run_the_rest(
     cli, server, texts_file, monkeypatch, suffix, on_error
 ):

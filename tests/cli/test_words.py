@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -25,6 +26,7 @@ ARGUMENT = re.compile(r"\b[a-z]+(?:_[a-z]+)*=(?:True|False|\"[a-z]+\"|…)")
 IN_PYTHON_ONLY = {'input_type="query"'}
 
 
+@functools.cache
 def messages() -> list[tuple[str, str]]:
     """The texts of the library that are no docstrings, with their places."""
     found = []

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from embedcore.errors import ConfigurationError
 from embedcore.files.formats import output_format
@@ -86,7 +86,6 @@ FLIPS = [1 << bit for bit in range(8)]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@settings(max_examples=2 * settings.default.max_examples, deadline=None)
 @given(data=st.data())
 def test_after_any_damage_the_output_is_as_a_fresh_one_or_the_file_is_named(
     damaged: Damaged, suffix: str, data: st.DataObject
@@ -113,7 +112,7 @@ def test_after_any_flip_it_is_so(damaged: Damaged, suffix: str) -> None:
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_what_is_left_of_a_file_that_was_cut_off_is_used(damaged: Damaged, suffix: str) -> None:
     for path, intact in damaged.written[suffix].items():
-        for size in range(0, len(intact), max(len(intact) // 40, 1)):
+        for size in range(0, len(intact), max(len(intact) // 20, 1)):
             damaged.check(suffix, {path: intact[:size]}, missing=len(TEXTS))
 
 
@@ -193,7 +192,7 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize("place", [0, 5, 11])
+@pytest.mark.parametrize("place", [0, 11])
 @pytest.mark.parametrize("change", CHANGES)
 def test_only_the_row_that_was_changed_is_billed_again(
     tmp_path: Path,
@@ -259,7 +258,7 @@ def test_a_row_group_that_cannot_be_read_costs_its_rows_alone(
 ) -> None:
     import pyarrow.parquet as pq
 
-    output, texts = tmp_path / "v.parquet", [f"text {i}" for i in range(5000)]
+    output, texts = tmp_path / "v.parquet", [f"text {i}" for i in range(2500)]
     embed_files(new_client(), sources(texts), output)
     group = pq.read_metadata(output).row_group(1)
     columns = [group.column(i) for i in range(group.num_columns)]
@@ -363,7 +362,7 @@ def renamed_sum(output: Path, place: int, name: str) -> None:
     write_lines(path, rows)
 
 
-@pytest.mark.parametrize("place", [0, 5, 11])
+@pytest.mark.parametrize("place", [0, 11])
 @pytest.mark.parametrize("name", ["vector_crc33", "Vector_crc32", "x"])
 def test_a_sum_without_its_name_lets_no_altered_vector_through(
     output: Path, new_client: Any, check_rows: Callable[..., None], place: int, name: str

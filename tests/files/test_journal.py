@@ -82,14 +82,13 @@ def test_damage_at_any_byte_loses_that_record_and_nothing_else(tmp_path: Path, v
     intact = path.read_bytes()
     header = len(intact) - 5 * (32 + 4 + 12 + 4)
     for at in range(len(intact)):
-        for bit in (0, 7):
-            damaged = bytearray(intact)
-            damaged[at] ^= 1 << bit
-            path.write_bytes(damaged)
-            journal = reopened(path)
-            lost = {texts[(at - header) // 52]} if at >= header else set()
-            assert found_in(journal, texts, vector) == set(texts) - lost
-            journal.close()
+        damaged = bytearray(intact)
+        damaged[at] ^= 1 << at % 8
+        path.write_bytes(damaged)
+        journal = reopened(path)
+        lost = {texts[(at - header) // 52]} if at >= header else set()
+        assert found_in(journal, texts, vector) == set(texts) - lost
+        journal.close()
 
 
 @pytest.mark.parametrize("version", [1, 2])

@@ -65,7 +65,7 @@ def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.mark.fault(6)
 @pytest.mark.fault(13)
 @pytest.mark.fault(149)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=settings.default.max_examples // 2)
 @given(table=tables(), keep_text=st.booleans())
 def test_rows_come_back_as_they_were(
     target: Path,
@@ -164,8 +164,8 @@ def test_parquet_is_written_in_row_groups(tmp_path: Path, client: Any) -> None:
     import pyarrow.parquet as pq
 
     output = tmp_path / "a.parquet"
-    embed_files(client, [(str(i) for i in range(10_000))], output)
-    sizes = [pq.read_metadata(output).row_group(i).num_rows for i in range(5)]
+    embed_files(client, [(str(i) for i in range(5000))], output)
+    sizes = [pq.read_metadata(output).row_group(i).num_rows for i in range(3)]
     assert max(sizes) < 4097
 
 
@@ -252,19 +252,18 @@ def test_a_flipped_byte_never_attaches_a_vector_to_another_text(
     intact = path.read_bytes()
     refused = doubted = 0
     for at in range(len(intact)):
-        for bit in (0, 3, 6, 7):
-            damaged = bytearray(intact)
-            damaged[at] ^= 1 << bit
-            path.write_bytes(damaged)
-            try:
-                blocks = list(written.blocks(output))
-            except ConfigurationError:
-                refused += 1
-                continue
-            for block in blocks:
-                doubted += int(np.sum(~block.sound))
-                for i in np.flatnonzero(block.sound):
-                    digest = block.digests[i : i + 1].tobytes()
-                    assert np.array_equal(block.vectors[i], by_digest.get(digest, block.vectors[i]))
+        damaged = bytearray(intact)
+        damaged[at] ^= 1 << at % 8
+        path.write_bytes(damaged)
+        try:
+            blocks = list(written.blocks(output))
+        except ConfigurationError:
+            refused += 1
+            continue
+        for block in blocks:
+            doubted += int(np.sum(~block.sound))
+            for i in np.flatnonzero(block.sound):
+                digest = block.digests[i : i + 1].tobytes()
+                assert np.array_equal(block.vectors[i], by_digest.get(digest, block.vectors[i]))
     assert refused
     assert doubted

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from embedcore.errors import (
     ConfigurationError,
@@ -162,7 +162,6 @@ class World:
 
 @pytest.mark.fault(12)
 @pytest.mark.fault(142)
-@settings(max_examples=2 * settings.default.max_examples, deadline=None)
 @given(steps=STEPS, suffix=st.sampled_from(["jsonl", "npy", "parquet"]))
 def test_any_sequence_of_crashes_edits_and_reruns(
     tmp_path_factory: pytest.TempPathFactory,

@@ -32,7 +32,9 @@ print(json.dumps([bool(result.ok.all()), *result.vectors.shape]))
 
 @pytest.mark.case("H4")
 @pytest.mark.skipif(sys.platform != "linux", reason="addresses are counted on Linux")
-@pytest.mark.parametrize("mebibytes", [250, 400])
+@pytest.mark.parametrize(
+    "mebibytes", [250, pytest.param(400, marks=pytest.mark.campaign(short=True))]
+)
 def test_six_thousand_texts_with_few_addresses_left(
     open_server: Callable[..., Server], state_home: Path, mebibytes: int
 ) -> None:

@@ -23,7 +23,6 @@ from embedcore.storage.database import driver
 from embedcore.storage.vectors import VectorStore
 from embedcore.testing import vectors_of
 
-FAST = "/dev/shm" if Path("/dev/shm").is_dir() else None
 LEASE = 20.0
 NOON = 1_768_478_400.0
 KEYS = keys_of(TEXTS)
@@ -368,7 +367,11 @@ def test_at_no_moment_are_both_claim_and_vector_missing(processes: Processes) ->
     want=st.sets(st.integers(0, 20_000), max_size=3_000),
     gives_up=st.sets(st.integers(0, 20_000), max_size=3_000),
 )
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    max_examples=settings.default.max_examples // 5,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 def test_any_number_of_keys_is_kept_apart(
     have: set[int], want: set[int], gives_up: set[int]
 ) -> None:
@@ -378,7 +381,7 @@ def test_any_number_of_keys_is_kept_apart(
             for number in numbers
         ]
 
-    with tempfile.TemporaryDirectory(dir=FAST) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         one, other = (VectorStore(Path(folder) / "v", cap=10**9) for _ in range(2))
         one.claims.take(keys(have))
         one.claims.give_up(keys(gives_up))
@@ -410,7 +413,7 @@ class ClaimMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self._folder = tempfile.TemporaryDirectory(dir=FAST)
+        self._folder = tempfile.TemporaryDirectory()
         self._patch = pytest.MonkeyPatch()
         # Of two keys, so that there are several.
         self._patch.setattr(module, "_KEYS_PER_ROW", 2)
@@ -511,5 +514,8 @@ class ClaimMachine(RuleBasedStateMachine):
 
 TestClaims = ClaimMachine.TestCase
 TestClaims.settings = settings(
-    max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=settings.default.max_examples // 2,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
 )

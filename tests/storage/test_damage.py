@@ -78,7 +78,7 @@ flips = st.lists(st.tuples(st.integers(0, 2**20), st.integers(1, 255)), min_size
 
 @pytest.mark.fault(106)
 @settings(
-    max_examples=2 * settings.default.max_examples,
+    max_examples=settings.default.max_examples,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
@@ -103,7 +103,7 @@ def test_flipped_bytes_are_a_typed_error_or_harmless(
 
 @pytest.mark.fault(106)
 @settings(
-    max_examples=settings.default.max_examples,
+    max_examples=settings.default.max_examples // 2,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )

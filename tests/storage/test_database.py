@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import sqlite_utils
 import sqlite_utils.plugins
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from embedcore import forksafe
 from embedcore.errors import (
@@ -607,6 +607,7 @@ texts = st.text(max_size=30) | st.sampled_from(
 
 
 @pytest.mark.fault(138)
+@settings(max_examples=settings.default.max_examples // 2)
 @given(scope=texts, model=texts, note=texts)
 def test_names_are_only_ever_values(scope: str, model: str, note: str) -> None:
     ledger = Ledger(Database(None, STATE))

@@ -270,8 +270,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        fast = Path("/dev/shm")
-        self.folder = tempfile.TemporaryDirectory(dir=fast if fast.is_dir() else None)
+        self.folder = tempfile.TemporaryDirectory()
         self.path = Path(self.folder.name) / "state.db"
 
     @initialize(
@@ -1018,8 +1017,7 @@ TestLedger.settings = settings(
     # Shrinking takes minutes and a failure is found in seconds: add Phase.shrink to study one.
     phases=(Phase.explicit, Phase.reuse, Phase.generate),
     report_multiple_bugs=False,
-    # A hundred, and a thousand in a campaign.
-    max_examples=2 * settings.default.max_examples,
+    max_examples=settings.default.max_examples,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=list(HealthCheck),

@@ -118,7 +118,9 @@ class Processes(RuleBasedStateMachine):
 
 
 TestProcesses = Processes.TestCase
-TestProcesses.settings = settings(deadline=None, stateful_step_count=30)
+TestProcesses.settings = settings(
+    max_examples=settings.default.max_examples // 2, deadline=None, stateful_step_count=30
+)
 
 
 @settings(deadline=None)

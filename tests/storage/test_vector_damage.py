@@ -152,7 +152,7 @@ def use_everything(path: Path) -> None:
 
 @pytest.mark.fault(116)
 @settings(
-    max_examples=2 * settings.default.max_examples,
+    max_examples=settings.default.max_examples,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
@@ -170,7 +170,11 @@ def test_files_with_flipped_bytes_yield_no_wrong_vector(
         use_everything(fresh(folder, name, bytes(damaged)))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=settings.default.max_examples // 2,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
 @given(share=st.floats(0, 1, exclude_max=True))
 def test_an_index_that_was_cut_off_is_a_typed_error(folder: Path, share: float) -> None:
     whole = sound_files()["index.db"]
@@ -181,7 +185,11 @@ def test_an_index_that_was_cut_off_is_a_typed_error(folder: Path, share: float) 
 
 
 @pytest.mark.fault(116)
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=settings.default.max_examples // 2,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
 @given(length=st.integers(0, HEADER_BYTES + 60 * WIDE * 4))
 def test_a_segment_that_was_cut_off_has_what_is_left_of_it(folder: Path, length: int) -> None:
     """An index that points past the end of a segment, as after a power cut on a disk that lies."""
@@ -198,7 +206,11 @@ def test_a_segment_that_was_cut_off_has_what_is_left_of_it(folder: Path, length:
     store.close()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=settings.default.max_examples // 2,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
 @given(length=st.integers(1, 3000), byte=st.integers(0, 255))
 def test_what_a_writer_that_was_killed_left_behind_the_end_is_written_over(
     folder: Path, length: int, byte: int

@@ -21,8 +21,6 @@ from embedcore.storage.vector_upkeep import contents, prune, verify
 from embedcore.storage.vectors import DAY_SECONDS, VectorStore
 from embedcore.testing import vectors_of
 
-# In memory where the system can: it is killed by copying, so that nothing has to be on a disk.
-FAST = "/dev/shm" if Path("/dev/shm").is_dir() else None
 WIDTH, LARGE, CAP = 8, 2**30, 10**9
 TEXTS = [f"text {number}" for number in range(12)]
 MODELS = ("m", "n")
@@ -48,7 +46,7 @@ class Row:
 class StoreMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self._folder = tempfile.TemporaryDirectory(dir=FAST)
+        self._folder = tempfile.TemporaryDirectory()
         self._patch = pytest.MonkeyPatch()
         # Of a few vectors, so that there are several.
         self._patch.setattr(vector_index, "SEGMENT_BYTES", 300)
@@ -157,7 +155,7 @@ class StoreMachine(RuleBasedStateMachine):
         """A copy of the folder at this moment, with what is only in the logs, and a torn tail."""
         for store in self.stores:
             store.flush()
-        copy = tempfile.TemporaryDirectory(dir=FAST)
+        copy = tempfile.TemporaryDirectory()
         subprocess.run(["cp", "-a", f"{self._folder.name}/.", copy.name], check=True)
         for segment in Path(copy.name).glob("vectors/*.seg"):
             with segment.open("ab") as file:
@@ -296,7 +294,7 @@ class StoreMachine(RuleBasedStateMachine):
 
 TestStore = StoreMachine.TestCase
 TestStore.settings = settings(
-    max_examples=settings.default.max_examples,
+    max_examples=settings.default.max_examples // 2,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=list(HealthCheck),
