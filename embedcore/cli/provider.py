@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _PROVIDER: Final = "openai"
 _LONGEST_NAME: Final = 80
+_MOST_PRESETS: Final = 5
 
 
 @click.group(name="provider", cls=Group)
@@ -128,9 +129,7 @@ def _show(
     screen.json({**found, "models": listed, "toml": profile, "priced": price is not None})
     rows = [("model", shown(str(found["model"])))]
     rows += [(name, shown(value)) for name, value in found["findings"].items()]
-    preset = found["preset"]
-    fit = ", ".join(found["presets_that_fit"]) or "none"
-    rows.append(("preset", preset or f"not told by the server; these would fit: {fit}"))
+    rows.append(("preset", found["preset"] or _that_fit(found["presets_that_fit"])))
     said = "" if found["tokens_reported"] else " or fewer: not all were reported"
     rows.append(("it took", f"{found['requests']} requests, {found['tokens']:,} tokens{said}"))
     if price is None:
@@ -139,6 +138,13 @@ def _show(
         rows.append(("cost", "counted as spent: embedcore usage"))
     screen.result(facts(rows))
     screen.result(f"\n{profile}", whole=True)
+
+
+def _that_fit(presets: list[str]) -> str:
+    """Of many no one is of use: nothing was found that tells them apart."""
+    if len(presets) > _MOST_PRESETS:
+        return f"not told by the server; {len(presets)} would fit"
+    return f"not told by the server; these would fit: {', '.join(presets) or 'none'}"
 
 
 def toml_of(found: Mapping[str, Any], key_env: str | None) -> str:

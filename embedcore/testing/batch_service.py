@@ -373,6 +373,9 @@ class ServiceBatchContract(BatchContract):
     def make_strategy(self) -> BatchStrategy:
         return self.strategy_of(self.server)
 
+    def another_strategy(self) -> BatchStrategy:
+        return self.strategy_of(self.server)
+
     def finish_jobs(self) -> None:
         self.server.finish()
 

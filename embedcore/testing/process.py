@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import decimal
 import gc
 import locale
 import logging
@@ -60,7 +61,13 @@ def state_of_process() -> dict[str, Any]:
         "sys.excepthook": sys.excepthook,
         "threading.excepthook": threading.excepthook,
         "the trace function": sys.gettrace(),
-        "the collection of garbage": gc.isenabled(),
+        "the collection of garbage": (gc.isenabled(), gc.get_threshold()),
+        "the switch interval": round(sys.getswitchinterval(), 6),
+        "the stack size of threads": threading.stack_size(),
+        "the context of decimals": _decimals(),
+        "the mask of new files": _mask(),
+        "the opener of urllib": _private("urllib.request", "_opener"),
+        "the policy of event loops": _private("asyncio.events", "_event_loop_policy"),
         **_state_of_numpy(),
     }
 
@@ -85,6 +92,25 @@ def _working_folder() -> str:
         return str(Path.cwd())
     except OSError:
         return ""
+
+
+def _private(module: str, name: str) -> object:
+    """What a module keeps for the whole process; None where it is not loaded."""
+    return getattr(sys.modules.get(module), name, None)
+
+
+def _decimals() -> tuple[int, str]:
+    context = decimal.getcontext()
+    return context.prec, context.rounding
+
+
+def _mask() -> str:
+    """Where Linux tells it; reading it otherwise would set it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("Umask:"):
+                return line.split()[1]
+    return ""
 
 
 def _state_of_numpy() -> dict[str, Any]:
@@ -156,6 +182,19 @@ def restore(before: dict[str, Any]) -> None:
     socket.setdefaulttimeout(before["the default time-out of sockets"])
     sys.setrecursionlimit(before["the limit of recursion"])
     sys.excepthook = before["sys.excepthook"]
+    gc.set_threshold(*before["the collection of garbage"][1])
+    threading.stack_size(before["the stack size of threads"])
+    decimal.getcontext().prec, decimal.getcontext().rounding = before["the context of decimals"]
+    if "the switch interval" in found:
+        sys.setswitchinterval(before["the switch interval"])
+    if "the mask of new files" in found:
+        os.umask(int(before["the mask of new files"], 8))
+    for module, attribute, what in (
+        ("urllib.request", "_opener", "the opener of urllib"),
+        ("asyncio.events", "_event_loop_policy", "the policy of event loops"),
+    ):
+        if what in found and module in sys.modules:
+            setattr(sys.modules[module], attribute, before[what])
     ssl._create_default_https_context = before["the check of certificates"]
 
 

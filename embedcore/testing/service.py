@@ -86,6 +86,7 @@ class FakeService(OnSocket):
         self.meter = Meter()
         self.seen: list[Any] = []
         self.paths: list[str] = []
+        self.always: Refused | None = None
         self.next_refusals: list[Refused] = []
         self.echoes = False
         self.delay = 0.0
@@ -193,7 +194,7 @@ class FakeService(OnSocket):
         with self._lock:
             self.seen.append(question)
             self.paths.append(request.path)
-            refusal = self.next_refusals.pop(0) if self.next_refusals else None
+            refusal = self.next_refusals.pop(0) if self.next_refusals else self.always
         if refusal is not None:
             raise refusal
         return self.reply(question)
@@ -286,6 +287,12 @@ class ServiceContract(EmbedderContract):
     def make_broken_embedder(self) -> Embedder:
         # It repeats the key and the texts.
         self.server.echoes = True
+        return self.make_embedder()
+
+    def make_limited_embedder(self) -> Embedder:
+        refused = self.server.too_fast()
+        headers = {**refused.headers, "retry-after": f"{self.retry_after:g}"}
+        self.server.always = Refused(refused.status, refused.body, headers)
         return self.make_embedder()
 
     def make_slow_embedder(self) -> Embedder:

@@ -377,6 +377,38 @@ def test_gc_forgets_old_batches_with_their_files(cli, server, submit, state_home
     assert cli("batch", "status", open_one).code == 0
 
 
+def test_gc_leaves_no_vector_beyond_the_cap(cli, server, submit, state_home, name_settings):
+    """What is not to be cached goes with the batch, as where a program forgets it."""
+    name_settings(f"cache = false\n{OFFERED}")
+    ended = submit(3)
+    lines = Path("texts0.jsonl").read_text().splitlines(keepends=True)
+    Path("two.jsonl").write_text("".join(lines[:2]))
+    shared = cli("batch", "submit", "two.jsonl", "--json").json["id"]
+    finish(server)
+    for name in (ended, shared):
+        assert cli("batch", "status", name).code == 0
+    index, state = state_home / "vectors" / "index.db", state_home / "state.db"
+    assert asked(index, "SELECT count(*) FROM vector") == [(3,)]
+    asked(state, "UPDATE batch SET ended = 1 WHERE name = ?", ended)
+    assert cli("batch", "gc", "--json").json["batches"] == [ended]
+    left = asked(index, "SELECT count(*) FROM vector")
+    assert left == [(2,)], "the other batch counts on two of them"
+    assert cli("batch", "fetch", shared, "-o", "v.npy").code == 0
+    asked(state, "UPDATE batch SET ended = 1 WHERE name = ?", shared)
+    assert cli("batch", "gc", "--json").json["batches"] == [shared]
+    assert asked(index, "SELECT count(*) FROM vector") == [(0,)]
+    assert list((state_home / "vectors").glob("*.seg")) == []
+    for table in ("batch", "wish", "item"):
+        assert asked(state, f"SELECT count(*) FROM {table}") == [(0,)], table
+    assert list((state_home / "batches").iterdir()) == []
+
+
+def asked(file, statement, *values):
+    """Rows, from a connection that is closed before a command opens the file."""
+    with contextlib.closing(sqlite3.connect(file)) as connection, connection:
+        return connection.execute(statement, values).fetchall()
+
+
 def test_gc_deletes_files_that_no_batch_has(cli, server, submit, state_home):
     name = submit(3)
     folder = state_home / "batches"

@@ -262,7 +262,7 @@ def test_a_wrong_option_is_named_and_a_key_is_not(plugin: ModuleType) -> None:
 @pytest.mark.parametrize(
     ("kind", "skipped"),
     [
-        ("plain", 5),
+        ("plain", 7),
         pytest.param("http", None, marks=pytest.mark.campaign(short=True)),
         pytest.param("batch", None, marks=pytest.mark.campaign(short=True)),
         pytest.param("local", None, marks=pytest.mark.campaign(short=True)),

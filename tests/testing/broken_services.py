@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import decimal
+import gc
 import locale
 import logging
 import os
@@ -20,6 +22,7 @@ import tempfile
 import threading
 import time
 import unicodedata
+import urllib.request
 import warnings
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -43,8 +46,8 @@ log = logging.getLogger("embedcore.acme")
 class Service:
     """What is on the other side: it counts, bills by bytes, and may be down or slow."""
 
-    def __init__(self, *, down: bool = False, seconds: float = 0.0) -> None:
-        self.down, self.seconds = down, seconds
+    def __init__(self, *, down: bool = False, busy: bool = False, seconds: float = 0.0) -> None:
+        self.down, self.busy, self.seconds = down, busy, seconds
         self.lock = threading.Lock()
         self.bill, self.requests = 0, 0
         self.texts: list[str] = []
@@ -56,6 +59,8 @@ class Service:
             self.requests += 1
         if self.down:
             return 503, f"down: {key} {texts!r}"
+        if self.busy:
+            return 429, "again in 7 seconds"
         if self.seconds and timeout is not None:
             time.sleep(min(self.seconds, timeout))
             raise TimeoutError
@@ -87,6 +92,7 @@ class Sound(BaseEmbedder):
             dimensions=options.dimensions or WIDTH,
             max_texts_per_request=64,
             input_types=("query", "document"),
+            default_input_type="document",
         )
 
     def embed(self, request: EmbedRequest) -> EmbedReply:
@@ -126,6 +132,8 @@ class Sound(BaseEmbedder):
     def failure(self, status: int, answer: Any) -> Exception:
         if status == 401:
             return errors.AuthenticationFailed("check ACME_API_KEY", status=status)
+        if status == 429:
+            return errors.RateLimited("too fast for acme", status=status, retry_after=7.0)
         return errors.ProviderUnavailable(f"acme answered {status}", billed="no", status=status)
 
     def reply(self, answer: Any, request: EmbedRequest) -> EmbedReply:
@@ -144,6 +152,7 @@ class Checked(EmbedderContract):
     @pytest.fixture(autouse=True)
     def _services(self):
         self.up, self.down, self.slow = Service(), Service(down=True), Service(seconds=8)
+        self.busy = Service(busy=True)
 
     def make_embedder(self):
         return self.make_variant()
@@ -154,6 +163,9 @@ class Checked(EmbedderContract):
     def make_slow_embedder(self):
         return self.Kind(self.slow, self.Choices(api_key=KEY))
 
+    def make_limited_embedder(self):
+        return self.Kind(self.busy, self.Choices(api_key=KEY))
+
     def make_variant(self, **options):
         return self.Kind(self.up, self.Choices(**{"api_key": KEY, **options}))
 
@@ -161,7 +173,7 @@ class Checked(EmbedderContract):
         return self.up.bill + self.down.bill + self.slow.bill
 
     def server_requests(self):
-        return self.up.requests + self.down.requests + self.slow.requests
+        return sum(one.requests for one in (self.up, self.down, self.slow, self.busy))
 
     def server_texts(self):
         return self.up.texts
@@ -885,3 +897,183 @@ class TestMasked(Checked):
         def reply(self, answer, request):
             answer["vectors"] = np.ma.masked_invalid(answer["vectors"])
             return super().reply(answer, request)
+
+
+# What the service allows
+
+
+class TestCallsALimitARefusal(Checked):
+    caught_by = "test_rate_limit_is_named_as_one"
+
+    class Kind(Sound):
+        def failure(self, status, answer):
+            if status == 429:
+                return errors.RequestRejected("acme refuses it", billed="no", status=status)
+            return super().failure(status, answer)
+
+
+class TestCallsALimitAnOutage(Checked):
+    caught_by = "test_rate_limit_is_named_as_one"
+
+    class Kind(Sound):
+        def failure(self, status, answer):
+            if status == 429:
+                status = 503
+            return super().failure(status, answer)
+
+
+class TestForgetsWhenToTryAgain(Checked):
+    caught_by = "test_rate_limit_says_when_to_try_again"
+
+    class Kind(Sound):
+        def failure(self, status, answer):
+            if status == 429:
+                return errors.RateLimited("too fast", status=status)
+            return super().failure(status, answer)
+
+
+class TestTriesALimitAgain(Checked):
+    caught_by = "test_rate_limited_request_is_sent_once"
+
+    class Kind(Sound):
+        def send(self, request):
+            found = super().send(request)
+            return super().send(request) if found[0] == 429 else found
+
+
+class TestAnotherTypeIsTheDefault(Checked):
+    caught_by = "test_default_input_type_is_what_is_sent_for_none"
+
+    class Kind(Sound):
+        def __init__(self, service, options):
+            super().__init__(service, options)
+            self.info = dataclasses.replace(self.info, default_input_type="query")
+
+
+class TestCutsAndCallsItAnError(Checked):
+    caught_by = "test_too_long_text_is_an_error_where_info_says_so"
+
+    class Kind(Sound):
+        def __init__(self, service, options):
+            super().__init__(service, options)
+            self.info = dataclasses.replace(self.info, truncation="error", max_input_tokens=500)
+
+        def text(self, text):
+            return text.encode()[:500].decode(errors="ignore")
+
+
+class TestKeyInTheRequestId(Checked):
+    caught_by = "test_secret_is_not_in_a_reply"
+
+    class Kind(Sound):
+        def reply(self, answer, request):
+            return dataclasses.replace(super().reply(answer, request), request_id=f"r-{KEY}")
+
+
+class TestDropsRepeatedLines(Checked):
+    caught_by = "test_text_is_sent_as_it_is[repeated lines]"
+
+    class Kind(Sound):
+        def text(self, text):
+            return "\n".join(dict.fromkeys(text.split("\n")))
+
+
+class TestSharesAnswersAmongOptions(Checked):
+    caught_by = "test_options_in_the_fingerprint_change_vectors"
+
+    class Kind(Sound):
+        def send(self, request):
+            answers = self.service.__dict__.setdefault("answers", {})
+            asked = (tuple(request.texts), request.input_type)
+            if asked not in answers:
+                answers[asked] = super().send(request)
+            status, answer = answers[asked]
+            return status, dict(answer) if status == 200 else answer
+
+
+class TestHalvesTheTokens(Checked):
+    caught_by = "test_tokens_are_those_of_the_whole_request"
+
+    class Kind(Sound):
+        def reply(self, answer, request):
+            return super().reply({**answer, "tokens": answer["tokens"] // 2}, request)
+
+
+class TestOneVectorForWhatDiffersInCase(ByVectors):
+    caught_by = "test_text_is_sent_as_it_is[letter case]"
+
+    class Kind(Sound):
+        def send(self, request):
+            first = {text.casefold(): text for text in request.texts}
+            status, answer = self.post(list(first.values()), request)
+            if status == 200:
+                rows = {text: row for row, text in enumerate(first)}
+                places = [rows[text.casefold()] for text in request.texts]
+                answer = {**answer, "vectors": answer["vectors"][places]}
+            return status, answer
+
+
+class TestInstallsAnOpener(Checked):
+    caught_by = "test_constructor_leaves_the_process_alone"
+
+    class Kind(Sound):
+        def __init__(self, service, options):
+            super().__init__(service, options)
+            urllib.request.install_opener(urllib.request.build_opener())
+
+
+class TestRoundsTheDecimals(Checked):
+    caught_by = "test_constructor_leaves_the_process_alone"
+
+    class Kind(Sound):
+        def __init__(self, service, options):
+            super().__init__(service, options)
+            decimal.getcontext().prec = 6
+
+
+class TestCollectsSeldom(Checked):
+    caught_by = "test_constructor_leaves_the_process_alone"
+
+    class Kind(Sound):
+        def __init__(self, service, options):
+            super().__init__(service, options)
+            gc.set_threshold(50_000)
+
+
+class TestOpensNewFilesToAll(Checked):
+    caught_by = "test_constructor_leaves_the_process_alone"
+
+    class Kind(Sound):
+        def __init__(self, service, options):
+            super().__init__(service, options)
+            os.umask(0)
+
+
+class TestSwitchesSeldom(Checked):
+    caught_by = "test_constructor_leaves_the_process_alone"
+
+    class Kind(Sound):
+        def __init__(self, service, options):
+            super().__init__(service, options)
+            sys.setswitchinterval(0.1)
+
+
+class TestSortsLargeRequests(Checked):
+    caught_by = "test_largest_request_is_accepted"
+
+    class Kind(Sound):
+        def texts(self, request):
+            texts = super().texts(request)
+            return sorted(texts, key=len) if len(texts) > 33 else texts
+
+
+class TestMixesDuplicates(Checked):
+    caught_by = "test_same_text_twice_in_a_request"
+
+    class Kind(Sound):
+        def reply(self, answer, request):
+            vectors = answer["vectors"].copy()
+            for place, text in enumerate(request.texts):
+                if request.texts.index(text) != place:
+                    vectors[place] += vectors[0]
+            return super().reply({**answer, "vectors": vectors}, request)

@@ -195,7 +195,7 @@ def test_what_is_gone_is_gone(batch):
 
 
 def test_results_of_a_running_job_are_a_mistake(batch):
-    with pytest.raises(RuntimeError, match="validating"):
+    with pytest.raises(ProviderUnavailable, match="validating"):
         list(batch.results(started(batch, "a")))
 
 

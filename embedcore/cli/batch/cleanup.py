@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ import click
 from embedcore import money
 from embedcore.assembly import create_embedder
 from embedcore.choice import choose
-from embedcore.cli.batch.records import ENDINGS, Clients, drop_note, local_batch, local_batches
+from embedcore.cli.batch.records import Clients, drop_note, local_batch, local_batches
 from embedcore.cli.batch.status import (
     change_text,
     code_of_all,
@@ -28,8 +27,8 @@ from embedcore.cli.process import OK, USAGE, code_of
 from embedcore.cli.text import facts, one_line, plural
 from embedcore.config import Config
 from embedcore.errors import ConfigurationError, EmbeddingError
+from embedcore.policy.batch.cleanup import forget, left_over
 from embedcore.storage.calendar import MICROSECONDS
-from embedcore.storage.manifest import Manifest
 
 if TYPE_CHECKING:
     from embedcore.cli.batch.records import LocalBatches
@@ -172,7 +171,6 @@ def _send_again(screen: Screen, name: str, model: str | None) -> None:
 _SAFE: Final = timedelta(days=2)
 _DAY_SECONDS: Final = 86_400
 _LONGEST_LIST: Final = 500
-_LOCAL: Final = (".db", ".db-wal", ".db-shm", ".db-journal", *ENDINGS)
 
 
 @dataclass(kw_only=True)
@@ -292,47 +290,19 @@ def _clean_up(
 ) -> None:
     if older_than is None:
         older_than = local.config.batch.keep_days * _DAY_SECONDS
-    before = local.jobs.now() - round(older_than * MICROSECONDS)
-    for record in local.batches.all():
-        if record.ended is not None and record.ended < before:
-            found.batches.append(record.name)
-            if not dry_run:
-                _drop(local, record)
+    over, before = local.batches.over(round(older_than * MICROSECONDS))
+    for record in over:
+        found.batches.append(record.name)
+        if not dry_run:
+            forget(local, record)
+            drop_note(local.folder, record.name)
     if not dry_run:
         local.jobs.forget(before)
-    known = {record.name for record in local.batches.all()} | set(found.batches)
-    for path in _left_over(local.folder, known):
+    gone = set(found.batches)
+    for path in left_over(local.folder, lambda name: name in gone or local.batches.is_known(name)):
         found.files.append(path)
         if not dry_run:
             path.unlink(missing_ok=True)
-
-
-def _drop(local: LocalBatches, record: BatchRecord) -> None:
-    # The record first: files that are left without one are found by the next run.
-    local.batches.drop(record)
-    Manifest(
-        local.folder / f"{record.name}.db",
-        allow_network_filesystem=local.config.allow_network_filesystem,
-    ).delete()
-    drop_note(local.folder, record.name)
-
-
-def _left_over(folder: Path, known: set[str]) -> list[Path]:
-    """Files of batches that there are not. One that is being prepared is young."""
-    if not folder.is_dir():
-        return []
-    groups: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        name, dot, ending = path.name.partition(".")
-        if name not in known and f"{dot}{ending}" in _LOCAL and path.is_file():
-            groups.setdefault(name, []).append(path)
-    oldest = time.time() - _SAFE.total_seconds()
-    return [
-        path
-        for group in groups.values()
-        if max(one.stat().st_mtime for one in group) < oldest
-        for path in group
-    ]
 
 
 def _note(screen: Screen, error: EmbeddingError, found: Garbage) -> None:

@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
-from embedcore.assembly import BATCHES_FOLDER, STATE_FILE, open_ledger
+from embedcore.assembly import BATCHES_FOLDER, STATE_FILE, open_ledger, vector_store
 from embedcore.client import EmbeddingClient
 from embedcore.config import Config, state_folder
 from embedcore.errors import ConfigurationError, InputRejected, StorageError
@@ -27,8 +27,10 @@ from embedcore.files.inputs import STDIN, Inputs
 from embedcore.files.scan import Scan, scan
 from embedcore.files.types import Columns
 from embedcore.policy.batch.report import BatchReport, report_of
+from embedcore.settings import DEFAULTS
 from embedcore.storage.batches import Batches
 from embedcore.storage.calendar import MICROSECONDS
+from embedcore.storage.manifest import Manifest
 from embedcore.storage.parts import Parts
 from embedcore.storage.standing import standing
 
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from embedcore.policy.batch.job import BatchJob
     from embedcore.storage.batches import BatchAccount, BatchRecord
     from embedcore.storage.ledger import Ledger
+    from embedcore.storage.vectors import VectorStore
 
 
 ENDINGS: Final = (".json", ".digests")
@@ -190,6 +193,22 @@ class LocalBatches:
         """Where the files of batches are."""
         return state_folder(self.config) / BATCHES_FOLDER
 
+    @cached_property
+    def store(self) -> VectorStore:
+        """The vectors of this state folder. What another ``cache_dir`` has may be others'."""
+        return vector_store(self.config, DEFAULTS)
+
+    def manifest(self, batch: BatchRecord) -> Manifest:
+        """The file of a batch; the caller closes it."""
+        return self.manifest_at(self.folder / f"{batch.name}.db")
+
+    def manifest_at(self, path: Path) -> Manifest:
+        return Manifest(path, allow_network_filesystem=self.config.allow_network_filesystem)
+
+    def close(self) -> None:
+        if "store" in vars(self):
+            self.store.close()
+
     @property
     def open(self) -> list[BatchRecord]:
         """Those that have not ended, oldest first."""
@@ -242,7 +261,8 @@ def local_batches(config: Config) -> Iterator[LocalBatches | None]:
     with closing(ledger.database):
         if ledger.database.path is None:
             raise StorageError("the batches cannot be read: see the warning above")
-        yield LocalBatches(config=config, ledger=ledger)
+        with closing(LocalBatches(config=config, ledger=ledger)) as local:
+            yield local
 
 
 @contextmanager

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol
 
 from embedcore.policy.batch.context import DAY_SECONDS, contexts_of
 from embedcore.policy.batch.part import PartWorker
@@ -16,13 +17,31 @@ from embedcore.storage.calendar import MICROSECONDS
 if TYPE_CHECKING:
     from embedcore.errors import EmbeddingError
     from embedcore.policy.batch.context import BatchContext
-    from embedcore.storage.batches import BatchRecord
+    from embedcore.storage.batches import Batches, BatchRecord
     from embedcore.storage.manifest import Manifest
+    from embedcore.storage.vectors import VectorStore
 
 
 logger = logging.getLogger("embedcore")
 
 _FILE: Final = re.compile(r"(\d{8}-[0-9a-f]{8})\.(?:db|db-wal|db-shm|db-journal|json|digests)")
+
+
+class Place(Protocol):
+    """Where what is kept of batches lies: a ``BatchContext``, or what needs no provider."""
+
+    @property
+    def batches(self) -> Batches: ...
+
+    @property
+    def store(self) -> VectorStore: ...
+
+    @property
+    def folder(self) -> Path: ...
+
+    def manifest(self, batch: BatchRecord) -> Manifest: ...
+
+    def manifest_at(self, path: Path) -> Manifest: ...
 
 
 def tidy(context: BatchContext) -> list[EmbeddingError]:
@@ -37,23 +56,23 @@ def tidy(context: BatchContext) -> list[EmbeddingError]:
     return problems
 
 
-def deliver(context: BatchContext, batch: BatchRecord) -> int:
+def deliver(place: Place, batch: BatchRecord) -> int:
     """The output of a batch is complete: its vectors that are kept beyond the cap go, save those
     that other batches count on. Returns how many."""
-    context.batches.deliver(batch)
-    return _let_go(context, batch)
+    place.batches.deliver(batch)
+    return _let_go(place, batch)
 
 
-def forget(context: BatchContext, batch: BatchRecord) -> None:
+def forget(place: Place, batch: BatchRecord) -> None:
     """Delete the batch's record, its texts, and its vectors beyond the cap. Parts of it that run
     are not stopped."""
-    _let_go(context, batch)
-    context.batches.drop(batch)
-    context.manifest(batch).delete()
+    _let_go(place, batch)
+    place.batches.drop(batch)
+    place.manifest(batch).delete()
 
 
-def _let_go(context: BatchContext, batch: BatchRecord) -> int:
-    if context.store.path.parent != context.folder.parent:
+def _let_go(place: Place, batch: BatchRecord) -> int:
+    if place.store.path.parent != place.folder.parent:
         # Batches of other state folders, of which nothing is known here, may count on them.
         return 0
     with ExitStack() as opened:
@@ -61,20 +80,20 @@ def _let_go(context: BatchContext, batch: BatchRecord) -> int:
 
         def needed(keys: Sequence[bytes]) -> set[bytes]:
             found: set[bytes] = set()
-            for name in context.batches.counting(batch):
+            for name in place.batches.counting(batch):
                 if name not in others:
-                    if not (path := context.folder / f"{name}.db").exists():
+                    if not (path := place.folder / f"{name}.db").exists():
                         continue
-                    manifest = opened.enter_context(closing(context.manifest_at(path)))
+                    manifest = opened.enter_context(closing(place.manifest_at(path)))
                     others[name] = manifest, manifest.sent_keys()
                 manifest, sent = others[name]
                 found |= manifest.among(keys) | sent.intersection(keys)
             return found
 
-        mine = opened.enter_context(closing(context.manifest(batch)))
+        mine = opened.enter_context(closing(place.manifest(batch)))
         if not mine.path.exists():
             return 0
-        return context.store.let_go(mine.keys(), needed)
+        return place.store.let_go(mine.keys(), needed)
 
 
 def sweep(context: BatchContext) -> int:
@@ -87,21 +106,22 @@ def sweep(context: BatchContext) -> int:
     for batch in over:
         forget(context, batch)
     context.jobs.forget(before)
-    return len(over) + _sweep_files(context)
+    found = list(left_over(context.folder, context.batches.is_known))
+    for path in found:
+        path.unlink(missing_ok=True)
+    return len(over) + len(found)
 
 
-def _sweep_files(context: BatchContext) -> int:
-    if not context.folder.is_dir():
-        return 0
-    gone = 0
-    for path in context.folder.iterdir():
-        name = _FILE.fullmatch(path.name)
+def left_over(folder: Path, is_known: Callable[[str], bool]) -> Iterator[Path]:
+    """Files of batches that there are not, all of them a day old."""
+    if not folder.is_dir():
+        return
+    groups: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if found := _FILE.fullmatch(path.name):
+            groups.setdefault(found[1], []).append(path)
+    for name, paths in groups.items():
         # A new one may be about to get its record from another process.
-        if (
-            name is not None
-            and time.time() - path.stat().st_mtime > DAY_SECONDS
-            and not context.batches.is_known(name[1])
-        ):
-            path.unlink(missing_ok=True)
-            gone += 1
-    return gone
+        newest = max(path.stat().st_mtime for path in paths)
+        if time.time() - newest > DAY_SECONDS and not is_known(name):
+            yield from paths

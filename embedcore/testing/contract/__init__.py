@@ -25,6 +25,7 @@ from __future__ import annotations
 from embedcore.testing.contract.batches import BatchContract as BatchContract
 from embedcore.testing.contract.failures import FailuresContract
 from embedcore.testing.contract.instances import InstancesContract
+from embedcore.testing.contract.limits import LimitsContract
 from embedcore.testing.contract.provider import ProviderContract as ProviderContract
 from embedcore.testing.contract.replies import RepliesContract
 from embedcore.testing.contract.safety import SafetyContract
@@ -38,6 +39,7 @@ class EmbedderContract(
     TextsContract,
     TokensContract,
     FailuresContract,
+    LimitsContract,
     SafetyContract,
     InstancesContract,
     SurroundingsContract,
@@ -48,6 +50,8 @@ class EmbedderContract(
 
     - ``make_broken_embedder()``: one whose every request fails, to see how.
     - ``make_slow_embedder()``: one whose server takes five seconds or more.
+    - ``make_limited_embedder()``: one whose server refuses each request for its rate, and names
+      ``retry_after`` seconds.
     - ``make_variant(**options)``: the working one with other options.
     - ``server_bill()``: the tokens that the server on the other side has billed so far.
     - ``server_requests()``, ``server_texts()``: what reached that server so far.

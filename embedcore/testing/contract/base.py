@@ -98,6 +98,7 @@ class ContractBase(KitBase):
     examples: ClassVar[int] = 30
     option_values: ClassVar[Mapping[str, Any]] = {}
     alike: ClassVar[tuple[str, ...]] = ()
+    retry_after: ClassVar[float | None] = 7.0
 
     def make_embedder(self) -> Embedder:
         """A working embedder. Not needed by a class that defines the fixture ``embedder``."""
@@ -111,6 +112,11 @@ class ContractBase(KitBase):
 
     def make_slow_embedder(self) -> Embedder | None:
         """An embedder whose server takes five seconds or more to answer."""
+        return None
+
+    def make_limited_embedder(self) -> Embedder | None:
+        """An embedder whose server refuses each request for its rate (429), and says that another
+        may be sent after ``retry_after`` seconds; None: it does not say when."""
         return None
 
     def make_variant(self, **options: Any) -> Embedder | None:  # noqa: ARG002
@@ -154,6 +160,14 @@ class ContractBase(KitBase):
             pytest.skip("define make_slow_embedder() to have time-outs tested")
         yield slow
         slow.close()
+
+    @pytest.fixture
+    def limited_embedder(self) -> Iterator[Embedder]:
+        limited = self.make_limited_embedder()
+        if limited is None:
+            pytest.skip("define make_limited_embedder() to have rate limits tested")
+        yield limited
+        limited.close()
 
     def fresh(self) -> Embedder:
         """One more working embedder; skips a class that has a fixture instead."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from embedcore.provider.protocol import BatchStrategy
 
 _POLLS: Final = 50
+_LOOKS: Final = 5
 _ENDED: Final = ("completed", "failed", "expired", "cancelled")
 _EARLY: Final = datetime(2020, 1, 1, tzinfo=UTC)
 
@@ -42,6 +43,7 @@ class BatchContract(KitBase):
     - ``fail_next_create()``: the next job is made, and the answer is a 502.
     - ``refused_text()``: a text that the service refuses.
     - ``server_bill()``: the tokens billed so far.
+    - ``another_strategy()``: one that another process would make.
     """
 
     keeps_inputs: bool = True
@@ -105,6 +107,10 @@ class BatchContract(KitBase):
         """The tokens that the service billed so far."""
         return None
 
+    def another_strategy(self) -> BatchStrategy | None:
+        """One over the same service, as a process makes it that goes on after a crash."""
+        return None
+
     @pytest.fixture
     def strategy(self) -> BatchStrategy:
         return self.make_strategy()
@@ -161,6 +167,61 @@ class BatchContract(KitBase):
             self._ended(strategy, job)
             ids = {outcome.id for outcome in strategy.results(job)}
             assert ids == {item.id for item in items}, "a job's results hold another job's items"
+
+    def test_outcomes_are_of_the_job_that_is_asked_for(self, strategy: BatchStrategy) -> None:
+        made = [items_of(PROBES[:3]), items_of(PROBES[3:6])]
+        jobs = [self._started(strategy, items) for items in made]
+        for job in jobs:
+            self._ended(strategy, job)
+        for job, items in zip(jobs, made, strict=True):
+            ids = {outcome.id for outcome in strategy.results(job)}
+            assert ids == {item.id for item in items}, (
+                "results(job) gives those of the job that was looked at last: keep nothing of a "
+                "job in self"
+            )
+
+    def test_another_process_goes_on(self, strategy: BatchStrategy) -> None:
+        other = self._needed(self.another_strategy(), "another_strategy")
+        items, key = items_of(PROBES), new_key()
+        reference = strategy.upload(iter(items), key=key)
+        creator = other if self.keeps_inputs else strategy
+        job = creator.create(reference, key=key)
+        assert [one.id for one in other.find(key=key, input_ref=reference, since=_EARLY)] == [job]
+        self._ended(other, job)
+        found = {outcome.id: outcome.vector for outcome in other.results(job)}
+        assert set(found) == {item.id for item in items}, (
+            "another process reads other items from the results: a strategy lives as long as its "
+            "process, and a job longer. Let each line carry its id"
+        )
+        assert all(vector is not None for vector in found.values()), (
+            "another process reads no vectors from the results"
+        )
+        other.discard(reference)
+
+    def test_a_job_that_goes_on_is_running(self, strategy: BatchStrategy) -> None:
+        if type(self).finish_jobs is BatchContract.finish_jobs:
+            pytest.skip("define finish_jobs() to have this tested")
+        job = self._started(strategy, items_of(PROBES))
+        for _ in range(_LOOKS):
+            state = strategy.poll(job).state
+            assert state == "running", (
+                f"a job that has not ended is {state}: what it has not done yet would be given up "
+                "and paid for again"
+            )
+        early: list[BatchOutcome] = []
+        self._error(lambda: early.extend(strategy.results(job)), "results of a job that goes on")
+        assert not early, "a job that goes on has outcomes: they would be taken for all"
+
+    def test_a_cancelled_job_is_cancelled(self, strategy: BatchStrategy) -> None:
+        if type(self).finish_jobs is BatchContract.finish_jobs:
+            pytest.skip("define finish_jobs() to have this tested")
+        job = self._started(strategy, items_of(PROBES))
+        strategy.cancel(job)
+        state = self._ended(strategy, job)
+        assert state == "cancelled", (
+            f"a job that was cancelled while it ran is {state}: it goes on, and is billed, though "
+            "no batch waits for it"
+        )
 
     def test_results_can_be_read_again(self, strategy: BatchStrategy) -> None:
         job = self._started(strategy, items_of(PROBES))
@@ -398,6 +459,17 @@ class BatchContract(KitBase):
         assert used not in found, "orphans gives an input that a job uses: it would be deleted"
         assert unused not in list(strategy.orphans(before=_EARLY)), (
             "orphans gives an input that was uploaded after the time that was asked for"
+        )
+
+    def test_orphans_are_on_every_page(self, strategy: BatchStrategy) -> None:
+        if not self.keeps_inputs:
+            pytest.skip("keeps_inputs is False: there is nothing to delete")
+        self._started(strategy, items_of(PROBES))
+        unused = strategy.upload(items_of(PROBES), key=new_key())
+        self._needed(self.fill_pages(), "fill_pages")
+        later = datetime.now(UTC) + timedelta(days=1)
+        assert unused in list(strategy.orphans(before=later)), (
+            "orphans leaves out an input that is not on the first page of the list: read every page"
         )
 
     def _started(self, strategy: BatchStrategy, items: Sequence[BatchItem]) -> str:

@@ -238,7 +238,9 @@ class RepliesContract(ContractBase):
             embed(embedder, [f"text number {number} of {count}" for number in range(count)])
 
     def test_largest_request_is_accepted(self, embedder: Embedder) -> None:
-        texts = _fitting(embedder, [f"text number {n}" for n in range(_most(embedder))])
+        # Of lengths in no order: what sorts them by that, to send them, is seen.
+        many = [f"text number {n}{' and on' * (n * 7 % 5)}" for n in range(_most(embedder))]
+        texts = _fitting(embedder, many)
         vectors = embed(embedder, texts)
         # Every so many-th text in one request: none keeps its place, unless it is the first.
         step = max(2, math.ceil(len(texts) / _SMALL_REQUEST))
@@ -286,7 +288,7 @@ class RepliesContract(ContractBase):
         self.holds(each_row_is_that_of_its_text, lists, examples=math.ceil(self.examples / 3))
 
     def test_same_text_twice_in_a_request(self, embedder: Embedder) -> None:
-        texts = several(embedder, (PROBES[0], PROBES[0], PROBES[1], PROBES[0]))
+        texts = several(embedder, (PROBES[0], PROBES[0], PROBES[1], PROBES[0], PROBES[1]))
         vectors = embed(embedder, texts)
         for place, text in enumerate(texts):
             alone = embed(embedder, [text])[0]

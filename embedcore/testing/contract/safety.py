@@ -171,6 +171,11 @@ class SafetyContract(ContractBase):
             "a later request wrote into EmbedRequest.into of an earlier one: never keep it"
         )
 
+    def test_secret_is_not_in_a_reply(self, embedder: Embedder) -> None:
+        marks = self._marks()
+        reply = embedder.embed(EmbedRequest(texts=[PROBES[0]]))
+        _assert_hidden(marks, {"EmbedReply": f"{reply.model} {reply.request_id} {reply.limits}"})
+
     def test_close_may_be_called_twice(self, embedder: Embedder) -> None:
         embed(embedder, PROBES[:1])
         embedder.close()

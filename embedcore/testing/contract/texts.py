@@ -69,6 +69,7 @@ DIFFERENCES: Final = {
     "addresses": ("see https://a.example/x", "see ", "see", "see https://b.example/y"),
     "function words": ("the cat is on a mat", "cat mat", "cat on mat"),
     "repeated words": ("very very good", "very good", "very very very good"),
+    "repeated lines": ("a\nb\na", "a\nb", "a\nb\nb\na"),
     "order of words": ("dog bites man", "man bites dog"),
     "what follows the first line": ("title\nbody", "title\nother", "title"),
     "what follows the first sentence": ("One. Two.", "One. Three.", "One."),

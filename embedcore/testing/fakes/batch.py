@@ -416,7 +416,7 @@ class FakeBatch:
     def _all_outcomes(self, job_id: str) -> Iterator[BatchOutcome]:
         job = self._answer(lambda: self.service.job(job_id))
         if not job.ended:
-            raise RuntimeError(f"the results of a job that has not ended: {job.status}")
+            raise ProviderUnavailable(f"{job.id} has not ended: it is {job.status}", billed="no")
         gone: RemoteGone | None = None
         given = 0
         for file in self._answer(lambda: self.service.result_files(job_id)):

@@ -39,7 +39,8 @@ class Quirks:
     ``must_have``: a field and value without which it cuts silently. ``unknown_fields``: what it
     does with others. ``usage``: what it reports. ``index``: which vectors it numbers. ``norm``:
     the length of its vectors. ``empty``: whether it takes an empty text. ``owner``: whose its
-    models are, as it lists them. ``info``, ``props``: what it says of itself at those paths.
+    models are, as it lists them. ``info``, ``props``: what it says of itself at those paths;
+    ``headers``: and with each reply.
     """
 
     encodings: frozenset[str] = frozenset({"float", "base64"})
@@ -60,6 +61,7 @@ class Quirks:
     owner: str = "fake"
     info: Mapping[str, object] | None = None
     props: Mapping[str, object] | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 _NO_BASE64: Final = frozenset({"float"})
@@ -129,7 +131,12 @@ SERVERS: Final[Mapping[str, Quirks]] = {
     "xinference": Quirks(ignores_encoding=True, too_long_status=500),
     "localai": Quirks(width_field=None, usage="none"),
     "gpustack": Quirks(max_texts=64, encodings=_NO_BASE64),
-    "litellm-proxy": Quirks(encodings=_NO_FIELD, max_texts=64, unknown_fields="refused"),
+    "litellm-proxy": Quirks(
+        encodings=_NO_FIELD,
+        max_texts=64,
+        unknown_fields="refused",
+        headers={"x-litellm-version": "1.108.7"},
+    ),
 }
 """Server → how it differs, under the names that presets of providers have as well."""
 

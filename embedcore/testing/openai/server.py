@@ -195,6 +195,7 @@ class FakeOpenAI:
         self.requests: list[Received] = []
         self.elsewhere: list[Received] = []
         self.router = Router()
+        self._own_headers = {} if quirks is None else dict(quirks.headers)
         if quirks is None:
             ModelsApi(models).register(self.router)
             EmbeddingsApi(models=models, limits=limits, count=count, salt=salt).register(
@@ -348,6 +349,7 @@ class FakeOpenAI:
 
     def _headers(self, *, limited: bool = True) -> dict[str, str]:
         return {
+            **self._own_headers,
             **(self._quota.headers() if limited else {}),
             "x-request-id": f"req_{next(self._numbers):032x}",
             "openai-organization": "org-fake",

@@ -21,13 +21,18 @@ class TestOpenAIBatch(BatchContract):
         settings = BatchSettings(progress=Progress())  # a job ends when the test says so
         with FakeOpenAI(api_key=None, batch=settings) as self._fake:
             options = OpenAIOptions(base_url=self._fake.base_url, batch=True)
-            self._embedder = create(MODEL, options)
+            self._embedders = [create(MODEL, options) for _ in range(2)]
             yield
-            self._embedder.close()
+            for embedder in self._embedders:
+                embedder.close()
 
     def make_strategy(self) -> BatchStrategy:
-        assert self._embedder.batch is not None
-        return self._embedder.batch
+        batch = self._embedders[0].batch
+        assert batch is not None
+        return batch
+
+    def another_strategy(self) -> BatchStrategy | None:
+        return self._embedders[1].batch
 
     def finish_jobs(self) -> None:
         for job in self._fake.batches.jobs:

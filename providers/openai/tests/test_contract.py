@@ -33,6 +33,10 @@ class TestOpenAI(EmbedderContract):
         self._fake.faults.always("echo_key")
         return self.make_embedder()
 
+    def make_limited_embedder(self) -> Embedder:
+        self._fake.faults.always("rate_limited", retry_after=7)
+        return self.make_embedder()
+
     def server_bill(self) -> int:
         return self._fake.meter.billed_tokens
 

@@ -45,6 +45,8 @@ _FREE: Final = frozenset({400, 401, 403, 404, 405, 413, 422, 429})
 _MOST_BYTES: Final = 1 << 28
 # Which servers say it in "owned_by" of their models.
 _OWNERS: Final = ("vllm", "sglang", "llamacpp", "infinity")
+# And which in a header of each reply: header → preset.
+_HEADERS: Final = {"x-litellm-version": "litellm-proxy"}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -89,6 +91,7 @@ class Probe:
             model=model or "", endpoint=self._options.base_url, secrets=[key] if key else []
         )
         self._owner = ""
+        self._by_header: str | None = None
         self.requests = 0
         self.tokens = 0
         self.reported = True
@@ -307,7 +310,10 @@ class Probe:
         """The preset of what the server says that it is, if it fits what was found."""
         fit = fitting(options, accepted)
         named = [name for name in fit if PRESETS[name].options.get("base_url") == self.address]
-        if info:
+        if self._by_header is not None:
+            # It stands before another server, and passes on what that says.
+            named = [self._by_header]
+        elif info:
             named = ["tei"]
         elif props:
             named = ["llamacpp"]
@@ -379,7 +385,10 @@ class Probe:
         session = self._sessions[url]
         key = session.key()
         self.requests += 1
-        return session.send(call, key, self._context)
+        answer = session.send(call, key, self._context)
+        found = (name for header, name in _HEADERS.items() if header in answer.headers)
+        self._by_header = next(found, self._by_header)
+        return answer
 
 
 def fitting(options: Mapping[str, Any], accepted: frozenset[str]) -> list[str]:
