@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from operator import eq
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from embedcore.errors import EmbeddingError, ProviderError
@@ -293,8 +294,8 @@ class Sizes:
 
 
 def chosen(items: Sequence[Item], indices: Sequence[int]) -> Sequence[Item]:
-    """Those with these indices, which are ascending."""
-    if indices and indices[-1] - indices[0] + 1 == len(indices):
+    """Those with these indices, in the order of the indices."""
+    if indices and all(map(eq, indices, range(indices[0], indices[0] + len(indices)))):
         # As nearly always: all of them, or some that are neighbours.
         return items[indices[0] : indices[-1] + 1]
     return [items[index] for index in indices]

@@ -446,23 +446,22 @@ class Database:
             return self._ask_journal(connection)
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
-        found = self._user_version(connection)
-        if found == self._schema.version:
+        found, known = self._user_version(connection), self._schema.version
+        if found == known:
             return
         # The set of pending migrations is only true under the write lock: another process may be
         # opening the file for the first time as well.
         try:
             connection.execute("BEGIN IMMEDIATE")
             found = self._user_version(connection)
-            if found > self._schema.version:
+            if found > known:
                 raise StorageTooNew(
-                    f"{self.path} has schema {found}, this embedcore knows up to "
-                    f"{self._schema.version}: use a newer embedcore, or set "
-                    "EMBEDCORE_HOME to another folder"
+                    f"{self.path} has schema {found}, this embedcore knows up to {known}: use a "
+                    "newer embedcore, or set EMBEDCORE_HOME to another folder"
                 )
-            if found < self._schema.version:
+            if found < known:
                 self._schema.apply(self.utilities(connection))
-                connection.execute(f"PRAGMA user_version={self._schema.version}")
+                connection.execute(f"PRAGMA user_version={known}")
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:

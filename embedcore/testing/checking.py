@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _OUTCOMES: Final = ("passed", "failed", "known", "not run")
 _UNSENT: Final = "not sent: "
 _LONGEST: Final = 600
+_NAME: Final = "test_kit.py"
 _FILE: Final = """
 from embedcore.testing import checking
 
@@ -156,7 +158,7 @@ def run(
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     try:
         with tempfile.TemporaryDirectory(prefix="embedcore-check-") as folder:
-            file = Path(folder) / "test_kit.py"
+            file = Path(folder) / _NAME
             file.write_text(_FILE, encoding="utf-8")
             (Path(folder) / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
             options = [
@@ -169,6 +171,8 @@ def run(
         del os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"]
         os.environ.update({name: value for name, value in before.items() if value is not None})
         _classes.clear()
+        # Else the next run in this process would find the classes of this one in it.
+        sys.modules.pop(Path(_NAME).stem, None)
     return Verdict(tests=tuple(collected.tests))
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from itertools import chain, pairwise
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 
-from embedcore.policy.planning import Size, Sizes, in_waves, plan_requests, priced
+from embedcore.policy.planning import Size, Sizes, chosen, in_waves, plan_requests, priced
 from embedcore.provider.types import ModelInfo, Price
 
 LIMITS = st.builds(
@@ -51,6 +51,13 @@ def is_one_limit(info):
 
 @pytest.mark.fault(16)
 @settings(deadline=None)
+@given(st.lists(st.integers(0, 9)))
+@example([3, 4, 5])
+@example([0, 2, 1, 3])
+def test_what_is_chosen_is_at_those_places_in_their_order(indices):
+    assert list(chosen(range(100, 110), indices)) == [100 + index for index in indices]
+
+
 @given(TEXTS, LIMITS)
 def test_nothing_is_lost_or_reordered_and_every_limit_is_kept(texts, info):
     requests = plan_requests(range(len(texts)), sizes_of(texts), info)

@@ -219,8 +219,6 @@ def test_zeros_of_another_are_asked_for_again(shop, elsewhere, embedder):
 def test_a_damaged_vector_of_another_is_paid_for(shop, elsewhere, embedder, flip_vectors):
     client = shop()
     elsewhere.claims("theirs")
-    call = Background(lambda: client.embed(["theirs"]))
-    waits(client)
     gone = client._engine.cache.store.claims.gone
 
     def spoiled(keys):
@@ -229,7 +227,10 @@ def test_a_damaged_vector_of_another_is_paid_for(shop, elsewhere, embedder, flip
             flip_vectors(client._engine.cache.store.path, "id = 1")
         return found
 
+    # Before the call: it may be in the middle of asking when the vector comes.
     client._engine.cache.store.claims.gone = spoiled
+    call = Background(lambda: client.embed(["theirs"]))
+    waits(client)
     elsewhere.pays("theirs")
     right(call.end(), ["theirs"])
     assert embedder.meter.billed_texts == {"theirs": 1}

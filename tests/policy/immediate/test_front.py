@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import copy
+import math
 import threading
 import time
 from collections import defaultdict
@@ -675,7 +676,16 @@ def test_many_questions_at_once_over_a_real_socket(server, connect, ledger, mode
         billed == used.spent.tokens if mode in (None, "bad_text") else billed <= used.spent.tokens
     )
     if mode is None:
-        assert server.meter.requests == PLACES
+        assert PLACES <= server.meter.requests <= most_requests(len(texts))
+
+
+def most_requests(texts):
+    """Where each request has ended before the next one leaves, so that all places are free."""
+    requests = 0
+    while texts:
+        texts -= math.ceil(texts / PLACES)
+        requests += 1
+    return requests
 
 
 def test_who_goes_on_alone_keeps_no_money_from_those_who_have_the_places(desk):
