@@ -199,8 +199,8 @@ class _Reader:
         gone = "its vector is not cached any more; submit it again"
         if self._batch.delivered:
             gone = (
-                "its vector was written to an output before, and cache_cap or cache = false left "
-                "no room to keep it here as well; submit it again"
+                "its vector was written to an output before and was not cached as well (cache_cap, "
+                "cache = false or a free model); submit it again"
             )
         reason = ended.get(self._batch.state, gone)
         return _located(ProviderError(f"{name}: {reason}", billed="unknown"), number)

@@ -79,14 +79,20 @@ class Others:
         self.one = None
 
     def __call__(self):
-        if self.one is None or not self._busy.acquire(blocking=False):
+        if not self._busy.acquire(blocking=False):
             return
         try:
-            action = self._actions.pop() if self._actions else None
+            action = self._actions.pop() if self.one is not None and self._actions else None
             if action is not None:
                 getattr(self, action)()
         finally:
             self._busy.release()
+
+    def end(self):
+        """Nothing comes any more. What was begun in another thread, in that of the spool say, has
+        come to its end."""
+        with self._busy:
+            self.one = None
 
     def smaller(self):
         failed = Size(texts=64, in_bytes=10**6)
@@ -200,8 +206,8 @@ def test_what_leaves_is_on_record_whatever_others_do_between_two_steps(
             result = getattr(result, "partial", result)
             assert not isinstance(result, BaseException), result
             one.right(result, texts)
-        # To read what was used may be a commit as well: nothing comes before it any more.
-        others.one = None
+        # To read what was used may be a commit as well.
+        others.end()
         used = one.used
         assert fake.unheard == []
         assert used.held == Amount()
