@@ -33,14 +33,16 @@ with ThreadPoolExecutor(8) as threads:
 
 @pytest.mark.case("G5")
 @pytest.mark.parametrize(
-    ("processes", "calls"),
+    ("processes", "calls", "goodput"),
     [
-        pytest.param(4, 25, marks=pytest.mark.campaign(short=True)),
-        pytest.param(8, 60, marks=pytest.mark.campaign),
+        # Beside other tests: a quarter is what they had if one waited for the other.
+        pytest.param(4, 25, 0.4, marks=pytest.mark.campaign(short=True)),
+        # Of 0.95 and more that a machine shows which does nothing else.
+        pytest.param(8, 60, 0.85, marks=pytest.mark.campaign),
     ],
 )
 def test_processes_of_one_state_folder_keep_a_strict_limit(
-    state_home: Path, processes: int, calls: int
+    state_home: Path, processes: int, calls: int, goodput: float
 ) -> None:
     quota = Quota(
         requests_per_minute=600,
@@ -74,5 +76,4 @@ def test_processes_of_one_state_folder_keep_a_strict_limit(
         refused = server.meter.rejected_requests - before
     assert [int(one) for one in done] == [calls] * processes
     assert refused <= max(0.01 * calls * processes, 1)
-    # Of 0.95 and more that a machine shows which does nothing else.
-    assert (calls * processes - 10) / 10 / took >= 0.85
+    assert (calls * processes - 10) / 10 / took >= goodput
