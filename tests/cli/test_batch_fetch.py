@@ -258,7 +258,9 @@ def test_what_is_not_cached_goes_once_every_row_is_written(
     server.batches.settings.progress = Progress(polls=1)
     run = cli("batch", "fetch", name, "-o", "v.npy")
     assert run.code == 0, run.err
-    assert "  not cached  7 vectors, in this output only (cache_cap, cache = false or a free model)\n" in run.out
+    assert (
+        "  not cached  7 vectors, only in this output (cache_cap, cache off, or free)\n" in run.out
+    )
     assert list((state_home / "vectors").glob("*.seg")) == []
     _, rows = content(Path("v.npy"))
     assert len(rows) == 7

@@ -416,7 +416,7 @@ def _facts(report: BatchReport, fetched: Fetched) -> Iterator[tuple[str, str]]:
         yield "zeros", f"{plural(fetched.zeros, 'row')} with a vector of zeros, which finds nothing"
     if fetched.only_here:
         kept = plural(fetched.only_here, "vector")
-        yield "not cached", f"{kept}, in this output only (cache_cap, cache = false or a free model)"
+        yield "not cached", f"{kept}, only in this output (cache_cap, cache off, or free)"
     if fetched.pending:
         yield "under way", plural(fetched.pending, "row")
     if fetched.failed_path is not None:
