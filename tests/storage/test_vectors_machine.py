@@ -223,6 +223,16 @@ class StoreMachine(RuleBasedStateMachine):
         assert deleted == len(gone)
         for name in gone:
             del self.rows[name]
+        # A damaged one goes where its segment is copied, and no other does.
+        for name in [name for name, row in self.rows.items() if row.damaged and not row.is_old]:
+            if not self.is_in_index(*name):
+                del self.rows[name]
+
+    def is_in_index(self, model: str, text: str) -> bool:
+        (key,) = self.keys(model, [text])
+        with self.stores[0].database.read() as connection:
+            found = connection.execute("SELECT 1 FROM vector WHERE key = ?", (key,)).fetchone()
+        return found is not None
 
     @rule(who=which, model=models, text=st.sampled_from(TEXTS), byte=st.integers(0, 4 * WIDTH - 1))
     def damage(self, who: int, model: str, text: str, byte: int) -> None:
@@ -300,3 +310,20 @@ TestStore.settings = settings(
     suppress_health_check=list(HealthCheck),
 )
 TestStore.pytestmark = [pytest.mark.fault(119), pytest.mark.fault(116)]
+
+
+def test_a_damaged_vector_goes_where_its_segment_is_copied() -> None:
+    """The torn tails of many kills are most of the segment that it lies in."""
+    machine = StoreMachine()
+    try:
+        machine.put(who=0, model="m", texts=TEXTS[:1], salt="a", days=0, to_stay=True)
+        for _ in range(40):
+            machine.killed(who=1)
+            machine.put(who=0, model="n", texts=TEXTS[:1], salt="a", days=0, to_stay=True)
+            machine.drop(who=0, model="n", text=TEXTS[0])
+        machine.damage(who=0, model="m", text=TEXTS[0], byte=0)
+        machine.prune(who=0, model=None, days=0, all_of_it=False)
+        assert machine.rows == {}
+        machine.the_counts_are_right()
+    finally:
+        machine.teardown()
