@@ -199,9 +199,7 @@ class BatchContract(KitBase):
         other.discard(reference)
 
     def test_a_job_that_goes_on_is_running(self, strategy: BatchStrategy) -> None:
-        if type(self).finish_jobs is BatchContract.finish_jobs:
-            pytest.skip("define finish_jobs() to have this tested")
-        job = self._started(strategy, items_of(PROBES))
+        job = self._running(strategy)
         for _ in range(_LOOKS):
             state = strategy.poll(job).state
             assert state == "running", (
@@ -213,9 +211,7 @@ class BatchContract(KitBase):
         assert not early, "a job that goes on has outcomes: they would be taken for all"
 
     def test_a_cancelled_job_is_cancelled(self, strategy: BatchStrategy) -> None:
-        if type(self).finish_jobs is BatchContract.finish_jobs:
-            pytest.skip("define finish_jobs() to have this tested")
-        job = self._started(strategy, items_of(PROBES))
+        job = self._running(strategy)
         strategy.cancel(job)
         state = self._ended(strategy, job)
         assert state == "cancelled", (
@@ -471,6 +467,12 @@ class BatchContract(KitBase):
         assert unused in list(strategy.orphans(before=later)), (
             "orphans leaves out an input that is not on the first page of the list: read every page"
         )
+
+    def _running(self, strategy: BatchStrategy) -> str:
+        """A job that goes on until ``finish_jobs()``."""
+        if type(self).finish_jobs is BatchContract.finish_jobs:
+            pytest.skip("define finish_jobs() to have this tested")
+        return self._started(strategy, items_of(PROBES))
 
     def _started(self, strategy: BatchStrategy, items: Sequence[BatchItem]) -> str:
         key = new_key()

@@ -313,7 +313,7 @@ class Submitted:
 @cache
 def _templates() -> Path:
     """Empty files of state, made once: migrations are slow."""
-    folder = Path(tempfile.mkdtemp(dir=_fast()))
+    folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     state = Database(folder / "state.db", STATE)
     for database in (state, VectorStore(folder / "vectors", cap=CAP).database):
@@ -321,11 +321,6 @@ def _templates() -> Path:
         # Whole only once its log is gone.
         database.close()
     return folder
-
-
-def _fast() -> Path | None:
-    shared = Path("/dev/shm")
-    return shared if shared.is_dir() else None
 
 
 class World:
@@ -347,7 +342,7 @@ class World:
         self.limit = limit
         self.highest_limit = limit
         self.deaths_are_seen = deaths_are_seen
-        self.folder = Path(tempfile.mkdtemp(dir=_fast()))
+        self.folder = Path(tempfile.mkdtemp())
         shutil.copytree(_templates(), self.folder, dirs_exist_ok=True)
         self.service = Truth(
             models={INFO.model: FakeModel(dimensions=WIDTH)},
