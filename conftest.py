@@ -36,9 +36,9 @@ _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 
 # A busy machine draws an example as slowly as it does everything else: that is no failure.
 settings.register_profile(
-    "lean", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=50
+    "lean", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=25
 )
-# Twenty times the examples, for `make campaign`. A test that needs more names them as a multiple of
+# Forty times the examples, for `make campaign`. A test that needs more names them as a multiple of
 # ``settings.default.max_examples``; it has a number of its own only where an example is slow.
 settings.register_profile("wide", settings.get_profile("lean"), max_examples=1_000)
 settings.load_profile("lean")
@@ -47,8 +47,13 @@ settings.load_profile("lean")
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(Path(__file__).parent / ".hypothesis"))
 
 
-def pytest_collection_finish() -> None:
+def pytest_sessionstart() -> None:
     # The tests themselves are there to the end: no collection of garbage need look through them.
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
     gc.collect()
     gc.freeze()
     # Nor every few hundred objects through what a test itself has made: 6 % of all CPU.

@@ -60,6 +60,13 @@ class Forked:
         if self.poll() is None:
             os.kill(self.pid, number)
 
+    def stop(self) -> None:
+        """Returns once it stands still: a signal takes effect a moment after it was sent."""
+        from waiting import until
+
+        self.send_signal(signal.SIGSTOP)
+        until(lambda: set(_states(self.pid)) == {"T"})
+
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
@@ -94,6 +101,21 @@ class Forked:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
         self.wait()
+
+
+def _states(pid: int) -> list[str]:
+    """Of each thread, or of the process where threads are not shown."""
+    tasks = Path(f"/proc/{pid}/task")
+    if tasks.is_dir():
+        return [
+            (task / "stat")
+            .read_text(encoding="utf-8", errors="replace")
+            .rpartition(")")[2]
+            .split()[0]
+            for task in tasks.iterdir()
+        ]
+    shown = subprocess.run(["ps", "-o", "state=", "-p", str(pid)], capture_output=True, text=True)
+    return [shown.stdout.strip()[:1]]
 
 
 class Forks:

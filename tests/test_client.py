@@ -973,7 +973,7 @@ def test_who_slept_past_its_lease_holds_anew_before_it_sends(meanwhile, state_ho
     streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with forks(SLEEPER, state_home, **streams) as sleeper:
         assert sleeper.stdout.readline() == "held\n"
-        sleeper.send_signal(signal.SIGSTOP)
+        sleeper.stop()
         try:
             time.sleep(0.5)
             if meanwhile:

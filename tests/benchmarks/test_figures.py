@@ -148,6 +148,7 @@ def test_a_child_trusts_the_certificate_where_its_row_is_over_tls(serving: Servi
         assert (used.delivered, used.wrong, used.error) == (60, 0, None)
 
 
+@pytest.mark.campaign(short=True)
 def test_a_full_cache_is_filled_put_into_and_read_by_two_processes(
     serving: Serving,
 ) -> None:

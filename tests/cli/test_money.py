@@ -214,7 +214,12 @@ def test_what_is_damaged_in_the_cache_is_in_the_price(cli, server, texts_file, f
 @pytest.mark.case("C11")
 @pytest.mark.parametrize(
     ("suffix", "on_error"),
-    [("jsonl", "raise"), ("npy", "raise"), ("parquet", "raise"), ("jsonl", "keep")],
+    [
+        ("jsonl", "raise"),
+        pytest.param("npy", "raise", marks=pytest.mark.campaign(short=True)),
+        pytest.param("parquet", "raise", marks=pytest.mark.campaign(short=True)),
+        ("jsonl", "keep"),
+    ],
 )
 def test_on_budget_stop_embeds_what_the_limit_allows_and_a_later_run_the_rest(
     cli, server, texts_file, monkeypatch, suffix, on_error

@@ -214,7 +214,7 @@ def test_a_process_that_stands_still_is_waited_for_until_its_lease_ends(office: 
     in_flight = set(office.billed)
     others = [office.start() for _ in range(3)]
     office.until_claimants(4)
-    first.send_signal(signal.SIGSTOP)
+    first.stop()
     office.go.set()
     # What it has asked for is answered, and not read. Nothing is billed before its lease ends.
     office.until_in_flight(0)

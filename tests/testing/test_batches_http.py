@@ -415,7 +415,10 @@ def apart():
         process.stdin.close()
 
 
-@pytest.mark.parametrize(("encoding", "rows"), [("base64", 8000), ("float", 2500)])
+@pytest.mark.parametrize(
+    ("encoding", "rows"),
+    [("base64", 8000), pytest.param("float", 2500, marks=pytest.mark.campaign(short=True))],
+)
 def test_a_large_output_is_streamed_and_not_held(apart, encoding, rows):
     body, headers = form(lines(rows, width=1536, encoding_format=encoding))
     file = apart.said("POST", "/v1/files", body, headers)["id"]
@@ -439,6 +442,7 @@ def test_a_large_output_is_streamed_and_not_held(apart, encoding, rows):
         assert np.array_equal(np.asarray(found, np.float32), wanted)
 
 
+@pytest.mark.campaign(short=True)
 def test_a_large_input_is_not_held_twice(apart):
     body, headers = form(b" " * 60_000_000, purpose="fine-tune")
     before = apart.peak()

@@ -165,8 +165,20 @@ COUNTS: dict[str, Any] = {
 
 
 @pytest.mark.case("E2")
-@pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
-@pytest.mark.parametrize("lost", [False, True])
+@pytest.mark.parametrize(
+    ("counts", "lost"),
+    # Each of them once; all of it in a campaign.
+    [
+        pytest.param(
+            counts,
+            lost,
+            id=f"{name}-{lost}",
+            marks=[] if number % 2 == lost else pytest.mark.campaign(short=True),
+        )
+        for number, (name, counts) in enumerate(COUNTS.items())
+        for lost in (False, True)
+    ],
+)
 def test_counts_that_say_nothing_buy_nothing(desk: Desk, counts: Any, lost: bool) -> None:
     odd = job_with(lambda job: {**job, "request_counts": counts, "usage": None})
     missing = lines_with(lambda lines: lines[1:])

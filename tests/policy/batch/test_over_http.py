@@ -20,6 +20,12 @@ from embedcore.testing.openai.batch_settings import BatchSettings, Progress
 
 TEXTS = [f"text number {number}" for number in range(6)]
 LATE = ["no file", "missing", "empty", "first line", "half", "error"]
+# Each of them once; all of it in a campaign.
+WAYS = [
+    pytest.param(late, said, marks=[] if number % 2 == which else pytest.mark.campaign(short=True))
+    for number, late in enumerate(LATE)
+    for which, said in enumerate(["honest", "absent"])
+]
 ASKED = {"POST /v1/batches", "POST /v1/files"}
 
 
@@ -88,8 +94,7 @@ def right(job: BatchJob, texts: list[str]) -> bool:
 
 @pytest.mark.case("E2")
 @pytest.mark.case("E3")
-@pytest.mark.parametrize("late", LATE)
-@pytest.mark.parametrize("counts", ["honest", "absent"])
+@pytest.mark.parametrize(("late", "counts"), WAYS)
 def test_late_results_are_read_when_they_are_there(
     server: FakeOpenAI, client_of: Any, late: Any, counts: Any
 ) -> None:
@@ -101,8 +106,7 @@ def test_late_results_are_read_when_they_are_there(
 
 @pytest.mark.case("E2")
 @pytest.mark.case("E3")
-@pytest.mark.parametrize("late", LATE)
-@pytest.mark.parametrize("usage", ["honest", "absent"])
+@pytest.mark.parametrize(("late", "usage"), WAYS)
 def test_results_that_never_come_are_not_billed_again_and_can_be_read_later(
     server: FakeOpenAI, client_of: Any, late: Any, usage: Any
 ) -> None:

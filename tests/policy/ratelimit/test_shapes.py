@@ -17,7 +17,7 @@ def mixed(seed: int) -> list[int]:
     return [int(10 ** luck.uniform(3, 5.47)) for _ in range(60)]
 
 
-@pytest.fixture(params=[1, 2])
+@pytest.fixture(params=[1, pytest.param(2, marks=pytest.mark.campaign(short=True))])
 def seed(request: pytest.FixtureRequest) -> int:
     return int(request.param)
 
