@@ -11,6 +11,7 @@ from hypothesis import example, given, settings, strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
+from embedcore.storage import vector_format
 from embedcore.storage.vector_format import checksums, decode, encode, is_intact
 
 Floats = NDArray[np.float32]
@@ -69,6 +70,26 @@ def test_one_component_that_needs_more_keeps_all_in_float32(
     with np.errstate(over="ignore"):
         fits = bits(vectors.astype(np.float16)) == bits(vectors)
     assert encode(vectors).dtype == np.dtype("<f2" if fits else "<f4")
+
+
+@pytest.mark.parametrize("at_once", [1, 1000, 1 << 17])
+def test_each_float16_is_the_one_that_numpy_makes(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vector_format, "_AT_ONCE", at_once)
+    # At one at a time a few of each exponent are enough.
+    every = np.arange(1 << 16, dtype="<u2")[:: 61 if at_once == 1 else 1].view("<f2")
+    finite = every[np.isfinite(every)]
+    made = encode(finite.astype(np.float32)[None, :])
+    assert made.dtype == np.dtype("<f2")
+    assert made.view("<u2").tolist() == [finite.view("<u2").tolist()]
+
+
+@pytest.mark.parametrize("value", [65520.0, 2.0**-25, 2.0**-14 * (1 + 2.0**-10 / 2), 2.0**16])
+def test_one_number_that_is_too_large_or_too_small(value: float) -> None:
+    vectors = np.full((3, 500), 0.5, np.float32)
+    vectors[2, 499] = value
+    assert encode(vectors).dtype == np.dtype("<f4")
 
 
 def test_an_array_in_another_order_is_stored_by_rows() -> None:
