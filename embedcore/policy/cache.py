@@ -162,7 +162,27 @@ _MILLION: Final = 1_000_000
 # Of the index, for each vector, with the room that its pages waste: by measurement.
 _ROW_BYTES: Final = 130
 
+# Rows that are put at once at most: what each commit costs is shared, and memory stays small.
+_PUT_TOGETHER: Final = 1_024
+
 _introduced: set[str] = set()
+
+
+@dataclass(eq=False, slots=True)
+class _Put:
+    """What one thread wants kept. ``is_done``: there is nothing left to do for it."""
+
+    keys: Sequence[bytes]
+    vectors: Vectors
+    origin: Origin
+    is_done: bool = False
+
+    def goes_with(self, other: _Put) -> bool:
+        return (
+            self.origin == other.origin
+            and self.vectors.shape[1] == other.vectors.shape[1]
+            and self.vectors.dtype == other.vectors.dtype
+        )
 
 
 class VectorCache:
@@ -186,6 +206,7 @@ class VectorCache:
         self._monotonic = monotonic
         self._lock = threading.Lock()
         self._putting = threading.Lock()
+        self._to_put: list[_Put] = []
         self._rests_until = {"get": 0.0, "put": 0.0, "claim": 0.0}
 
     def pinned(self, keep_until: float) -> VectorCache:
@@ -289,25 +310,71 @@ class VectorCache:
             return set()
 
     def put(self, keys: Sequence[bytes], vectors: Vectors, origin: Origin) -> None:
-        """As ``VectorStore.put``; what cannot be kept is not."""
-        before, trouble = None, None
-        # One after another: where one has waited for a lock in vain, no other waits as well.
-        with self._putting:
-            if self._rests("put"):
-                return
+        """As ``VectorStore.put``; what cannot be kept is not.
+
+        What threads want kept while another one writes is kept by the next of them, all at once.
+        """
+        mine = _Put(keys, vectors, origin)
+        with self._lock:
+            self._to_put.append(mine)
+        try:
+            # One after another: where one has waited for a lock in vain, no other waits as well.
+            with self._putting:
+                if not mine.is_done:
+                    self._put_together(mine)
+        finally:
+            with self._lock:
+                self._to_put.remove(mine)
+
+    def _put_together(self, mine: _Put) -> None:
+        """Also what others wait to have kept, if this thread is not interrupted."""
+        if self._rests("put"):
+            return
+        together, before, trouble = self._with_others(mine), None, None
+        try:
             try:
-                before = self.store.put(keys, vectors, origin, keep_until=self._keep_until)
-            except StorageError as error:
-                trouble = error
-            news = self._note("put", trouble)
+                before = self._put_all(together)
+            except StorageFull:
+                if len(together) == 1:
+                    raise
+                # Those of them that fit are kept, each by its own thread.
+                together = [mine]
+                before = self._put_all(together)
+        except StorageError as error:
+            trouble = error
+        news = self._note("put", trouble)
+        for one in together:
+            one.is_done = True
         if trouble is not None and news:
             self._tell_of(trouble)
         if before is not None:
+            origin = mine.origin
             self._tell(
                 f"{origin.model} answered as {before!r} before and answers as "
                 f"{origin.answered_as!r} now: if that is another model, its vectors do not belong "
                 f"together (embedcore cache prune --model {origin.model})"
             )
+
+    def _with_others(self, mine: _Put) -> list[_Put]:
+        """``mine`` first, then what goes with it, in the order in which it came."""
+        together, rows = [mine], len(mine.keys)
+        with self._lock:
+            for one in self._to_put:
+                rows += 0 if one is mine or one.is_done else len(one.keys)
+                if rows > _PUT_TOGETHER:
+                    break
+                if one is not mine and not one.is_done and mine.goes_with(one):
+                    together.append(one)
+        return together
+
+    def _put_all(self, puts: Sequence[_Put]) -> str | None:
+        keys, vectors = puts[0].keys, puts[0].vectors
+        if len(puts) > 1:
+            import numpy as np
+
+            keys = [key for one in puts for key in one.keys]
+            vectors = np.concatenate([one.vectors for one in puts])
+        return self.store.put(keys, vectors, puts[0].origin, keep_until=self._keep_until)
 
     def changes(self) -> Changes | None:
         """As ``Claims.changes``; None where that cannot be read."""

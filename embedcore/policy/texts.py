@@ -286,22 +286,26 @@ class Prepared:
         """
         taken, tokenizer = self.taken, self._engine.tokenizer
         per_byte = self._engine.info.tokens_per_byte
-        places: dict[str, int] = {}
         cuts: dict[int, Cut] = {}
-        moved: list[int] = []
-        for index, (text, size) in enumerate(zip(taken.texts, taken.sizes, strict=True)):
+        dropped: set[int] = set()
+        # Few are as long: the others are not looked at one by one.
+        for index in [at for at, size in enumerate(taken.sizes) if size * per_byte > limit]:
+            text, size = taken.texts[index], taken.sizes[index]
             cut = cut_overlong(text, size, limit, tokenizer, tokens_per_byte=per_byte)
-            if cut is not None:
-                cuts[index] = cut
-                if self._engine.overlong == "reject" or not cut.kept:
-                    if not self.keep:
-                        raise self._too_long(taken.rows.index(index), cut, limit)
-                    moved.append(-1)
-                    continue
-            kept = text if cut is None else cut.kept
-            moved.append(places.setdefault(kept, len(places)))
+            if cut is None:
+                continue
+            cuts[index] = cut
+            if self._engine.overlong == "reject" or not cut.kept:
+                if not self.keep:
+                    raise self._too_long(taken.rows.index(index), cut, limit)
+                dropped.add(index)
         if not cuts:
             return {}
+        places: dict[str, int] = {}
+        moved: list[int] = []
+        for index, text in enumerate(taken.texts):
+            kept = cuts[index].kept if index in cuts else text
+            moved.append(-1 if index in dropped else places.setdefault(kept, len(places)))
         self._move_rows(moved, cuts, limit)
         self.texts = list(places)
         self.sizes = list(map(utf8_length, self.texts))

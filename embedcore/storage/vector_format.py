@@ -45,53 +45,65 @@ def all_zero(vectors: Vectors) -> NDArray[np.bool_]:
     return found
 
 
-def encode(vectors: Vectors) -> NDArray[Any]:
-    """Little-endian float16 where that loses no bit of any component, else float32; (n, d)."""
-    single = np.ascontiguousarray(vectors, dtype=_SINGLE)
-    # As a rule the first number tells.
-    if not single.size or (single.view("<u4")[0] & _LOST_BITS).any():
-        return single
-    half = _halves(single.reshape(-1))
-    return single if half is None else half.reshape(single.shape)
+class Encoder:
+    """Encodes one array after the other, in memory that it keeps: to ask the system for more again
+    and again costs more than the work itself. For one thread at a time."""
 
+    def __init__(self) -> None:
+        self._half = np.empty(0, dtype="<u2")
+        self._rest = np.empty((2, 0), dtype="<u4")
 
-def _halves(single: NDArray[np.float32]) -> NDArray[np.float16] | None:
-    """The same numbers as float16, or None where one of them is not exact in it; both (n,).
+    def encode(self, vectors: Vectors) -> NDArray[Any]:
+        """Little-endian float16 where that loses no bit of any component, else float32; (n, d).
 
-    By the bits: numpy's own conversion, and the one back that would show what is exact, take four
-    times as long.
-    """
-    bits = single.view("<u4")
-    if np.bitwise_or.reduce(bits) & _LOST_BITS:
-        return None
-    made = np.empty(len(bits), dtype="<u2")
-    rest = np.empty((2, min(_AT_ONCE, len(bits))), dtype="<u4")
-    others = []
-    for start in range(0, len(bits), _AT_ONCE):
-        part = bits[start : start + _AT_ONCE]
-        number, sign = rest[:, : len(part)]
-        np.bitwise_and(part, _MAGNITUDE, out=number)
-        np.subtract(number, _APART, out=number)
-        # Below the first exponent this is a very large number.
-        np.subtract(number, _FIRST, out=sign)
-        others.append(np.flatnonzero(sign >= _EXPONENTS) + start)
-        np.right_shift(number, _SHIFT, out=number)
-        np.right_shift(part, _SIGN_SHIFT, out=sign)
-        np.bitwise_and(sign, _SIGN, out=sign)
-        np.bitwise_or(number, sign, out=made[start : start + _AT_ONCE], casting="unsafe")
-    half: NDArray[np.float16] = made.view(_HALF)
-    # Zeros, what is nearly zero, and what is too large: few.
-    places = np.concatenate(others)
-    some = single[places]
-    with np.errstate(over="ignore"):
-        half[places] = some.astype(_HALF)
-    # Compared as bits: -0.0 equals 0.0, and is another vector.
-    same = half[places].astype(_SINGLE).view("<u4") == some.view("<u4")
-    return half if same.all() else None
+        What it returned before is not valid any more.
+        """
+        single = np.ascontiguousarray(vectors, dtype=_SINGLE)
+        # As a rule the first number tells.
+        if not single.size or (single.view("<u4")[0] & _LOST_BITS).any():
+            return single
+        if len(self._half) < single.size:
+            self._half = np.empty(single.size, dtype="<u2")
+            self._rest = np.empty((2, min(_AT_ONCE, single.size)), dtype="<u4")
+        half = self._halves(single.reshape(-1))
+        return single if half is None else half.reshape(single.shape)
+
+    def _halves(self, single: NDArray[np.float32]) -> NDArray[np.float16] | None:
+        """The same numbers as float16, or None where one of them is not exact in it; both (n,).
+
+        By the bits: numpy's own conversion, and the one back that would show what is exact, take
+        four times as long.
+        """
+        bits = single.view("<u4")
+        if np.bitwise_or.reduce(bits) & _LOST_BITS:
+            return None
+        made = self._half[: len(bits)]
+        others = []
+        for start in range(0, len(bits), _AT_ONCE):
+            part = bits[start : start + _AT_ONCE]
+            number, sign = self._rest[:, : len(part)]
+            np.bitwise_and(part, _MAGNITUDE, out=number)
+            np.subtract(number, _APART, out=number)
+            # Below the first exponent this is a very large number.
+            np.subtract(number, _FIRST, out=sign)
+            others.append(np.flatnonzero(sign >= _EXPONENTS) + start)
+            np.right_shift(number, _SHIFT, out=number)
+            np.right_shift(part, _SIGN_SHIFT, out=sign)
+            np.bitwise_and(sign, _SIGN, out=sign)
+            np.bitwise_or(number, sign, out=made[start : start + _AT_ONCE], casting="unsafe")
+        half: NDArray[np.float16] = made.view(_HALF)
+        # Zeros, what is nearly zero, and what is too large: few.
+        places = np.concatenate(others)
+        some = single[places]
+        with np.errstate(over="ignore"):
+            half[places] = some.astype(_HALF)
+        # Compared as bits: -0.0 equals 0.0, and is another vector.
+        same = half[places].astype(_SINGLE).view("<u4") == some.view("<u4")
+        return half if same.all() else None
 
 
 def checksums(stored: NDArray[Any], keys: Sequence[bytes]) -> NDArray[np.int64]:
-    """One for each row of what ``encode`` returned, bound to the row's key and number format."""
+    """One for each row of what ``Encoder`` returned, bound to the row's key and number format."""
     words = _words(stored)
     heads = np.frombuffer(b"".join(keys), dtype="<u8").reshape(len(keys), _KEY_WORDS)
     factors = _factors(_KEY_WORDS + words.shape[1])

@@ -214,7 +214,7 @@ class VectorIndex(VectorTable):
         keep_until: int,
         beyond: bool = False,
     ) -> int:
-        """Keep what ``encode`` returned, inside a transaction; returns how many are new.
+        """Keep what ``Encoder`` returned, inside a transaction; returns how many are new.
 
         What is there stays as it is, but for zeros, which a vector that says something replaces.
         ``beyond``: as for ``append``.

@@ -28,7 +28,7 @@ from embedcore.storage.claims import Claims
 from embedcore.storage.keys import Origin
 from embedcore.storage.old_vectors import Known, OldVectors
 from embedcore.storage.vector_compaction import let_go
-from embedcore.storage.vector_format import all_zero, encode
+from embedcore.storage.vector_format import Encoder, all_zero
 from embedcore.storage.vector_index import VectorIndex
 from embedcore.storage.vector_table import (
     KEYS_PER_QUERY,
@@ -95,6 +95,7 @@ class VectorStore:
         self.database = self.index.database
         self.claims = Claims(self.database, now=now)
         self._lock = Lock()
+        self._encoder = Encoder()
         self._hits = self._misses = 0
 
     @property
@@ -253,9 +254,10 @@ class VectorStore:
                 if key not in known.vectors and not (useless[place] and key in known.zeros)
             ]
             keys, vectors, useless = [keys[one] for one in kept], vectors[kept], useless[kept]
-        stored = encode(vectors)
         today, until = self.today(), int(keep_until // DAY_SECONDS)
         with self.database.transaction() as connection:
+            # By one thread at a time, as the encoder must be used.
+            stored = self._encoder.encode(vectors)
             more = known.used + stored.nbytes + len(keys) * _ROW_OVERHEAD
             used = self.index.capped_in(connection) + more
             if used > self.cap and not keep_until and len(keys):

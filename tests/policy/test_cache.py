@@ -8,9 +8,11 @@ import threading
 from collections import namedtuple
 
 import pytest
+from waiting import SECONDS, until
 
 from embedcore.errors import StorageBusy, StorageCorrupt, StorageFull
 from embedcore.events import CacheProblem
+from embedcore.policy import cache
 from embedcore.policy.cache import VectorCache
 from embedcore.storage.keys import Keys, Origin
 from embedcore.storage.vectors import VectorStore
@@ -49,10 +51,10 @@ class Broken(VectorStore):
 class Desk:
     """A cache over a store that can be broken, with a clock set by hand."""
 
-    def __init__(self, path, **rest):
+    def __init__(self, path, store=Broken, **rest):
         self.clock = FakeClock()
         self.told = []
-        self.store = Broken(path, **rest)
+        self.store = store(path, **rest)
         self.cache = VectorCache(
             self.store, observe=self.told.append, monotonic=self.clock.monotonic
         )
@@ -157,6 +159,106 @@ def test_while_one_thread_waits_for_a_lock_in_vain_the_others_do_not_queue_up(on
         thread.join(120)
     assert one.store.asked["put"] == 1
     assert len(one.told) == 1
+
+
+class Held(Broken):
+    """The first ``put`` waits until it is let go. ``ends_with``: the errors of some of them."""
+
+    def __init__(self, path, **rest):
+        super().__init__(path, **rest)
+        self.inside, self.go = threading.Event(), threading.Event()
+        self.ends_with = {}
+        self.rows, self.most_rows = [], GIGABYTE
+
+    def put(self, keys, vectors, origin, **rest):
+        self.rows.append(len(keys))
+        if len(keys) > self.most_rows:
+            raise StorageFull("no room")
+        if len(self.rows) == 1:
+            self.inside.set()
+            assert self.go.wait(SECONDS)
+        if (error := self.ends_with.get(len(self.rows))) is not None:
+            raise error
+        return super().put(keys, vectors, origin, **rest)
+
+
+def put_beside(desk, puts):
+    """The first one is held, the others come meanwhile. What each of them raised."""
+    raised = {}
+
+    def work(number, texts, origin):
+        try:
+            desk.cache.put(keys_of(texts), vectors_of(texts, 8), origin)
+        except BaseException as error:  # noqa: BLE001 - looked at below
+            raised[number] = error
+
+    threads = [threading.Thread(target=work, args=(at, *one)) for at, one in enumerate(puts)]
+    threads[0].start()
+    assert desk.store.inside.wait(SECONDS)
+    for number, thread in enumerate(threads[1:], start=2):
+        thread.start()
+        until(lambda number=number: len(desk.cache._to_put) == number)
+    desk.store.go.set()
+    for thread in threads:
+        thread.join(SECONDS)
+    assert desk.cache._to_put == []
+    return raised
+
+
+@pytest.fixture
+def held(path):
+    desk = Desk(path, Held)
+    yield desk
+    desk.store.close()
+
+
+def parts_of(texts, count):
+    return [(texts[at::count], ORIGIN) for at in range(count)]
+
+
+def test_what_comes_while_another_thread_writes_is_kept_at_once(held):
+    texts = [f"text {number}" for number in range(50)]
+    assert put_beside(held, parts_of(texts, 5)) == {}
+    assert held.store.rows == [10, 40]
+    assert held.get(*texts) == texts
+
+
+def test_what_has_another_origin_is_kept_by_itself(held):
+    other = Origin(model="p:m", fingerprint="other")
+    texts = [f"text {number}" for number in range(40)]
+    parts = parts_of(texts, 4)
+    parts[2] = (parts[2][0], other)
+    assert put_beside(held, parts) == {}
+    assert sorted(held.store.rows[1:]) == [10, 20]
+    assert held.get(*texts) == texts
+
+
+def test_no_more_is_kept_at_once_than_memory_allows(held, monkeypatch):
+    monkeypatch.setattr(cache, "_PUT_TOGETHER", 25)
+    texts = [f"text {number}" for number in range(60)]
+    assert put_beside(held, parts_of(texts, 6)) == {}
+    assert max(held.store.rows) <= 25
+    assert held.get(*texts) == texts
+
+
+def test_who_is_interrupted_takes_nobody_with_it(held):
+    held.store.ends_with = {2: KeyboardInterrupt()}
+    texts = [f"text {number}" for number in range(40)]
+    raised = put_beside(held, parts_of(texts, 4))
+    assert held.store.rows == [10, 30, 20]
+    ((interrupted, error),) = raised.items()
+    assert isinstance(error, KeyboardInterrupt)
+    assert held.get(*texts) == [text for at, text in enumerate(texts) if at % 4 != interrupted]
+
+
+@pytest.mark.fault(120)
+def test_what_does_not_fit_together_is_kept_one_by_one(held):
+    held.store.most_rows = 10
+    texts = [f"text {number}" for number in range(30)]
+    assert put_beside(held, parts_of(texts, 3)) == {}
+    assert held.store.rows == [10, 20, 10, 10]
+    assert held.get(*texts) == texts
+    assert held.told == []
 
 
 def test_what_the_receiver_raises_is_not_the_stores_trouble(one):

@@ -11,7 +11,7 @@ import numpy as np
 from embedcore.storage.database import VECTORS as CONTENTS, Database, driver
 from embedcore.storage.keys import Keys, Origin
 from embedcore.storage.schema import VECTORS
-from embedcore.storage.vector_format import checksums, encode
+from embedcore.storage.vector_format import Encoder, checksums
 from embedcore.storage.vectors import VectorStore
 from embedcore.testing import vectors_of
 
@@ -82,7 +82,7 @@ def keep_as_before(path: Path, texts: Sequence[str], **more: Any) -> None:
     vectors = more.get("vectors")
     if vectors is None:
         vectors = vectors_of(texts, more.get("width", WIDTH), salt=more.get("salt", ""))
-    stored = encode(vectors)
+    stored = Encoder().encode(vectors)
     keys = more.get("keys") or keys_of(texts)
     with database.transaction() as connection:
         name = (origin.model, origin.fingerprint, origin.input_type or "")

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from embedcore.storage import vector_format
-from embedcore.storage.vector_format import checksums, decode, encode, is_intact
+from embedcore.storage.vector_format import Encoder, checksums, decode, is_intact
 
 Floats = NDArray[np.float32]
 
@@ -35,6 +35,10 @@ def bits(vectors: NDArray[Any]) -> list[int]:
     return found
 
 
+def encode(vectors: Floats) -> NDArray[Any]:
+    return Encoder().encode(vectors)
+
+
 def stored(vectors: Floats) -> tuple[list[bytes], list[int], list[int], list[bytes]]:
     """Rows as they are in the file."""
     rows, keys = encode(vectors), keys_of(len(vectors))
@@ -54,6 +58,14 @@ def test_vectors_come_back_bit_for_bit(vectors: Floats) -> None:
     assert sound.all()
     assert found.dtype == np.float32
     assert bits(found) == bits(vectors)
+
+
+@given(st.lists(mixed | exact, min_size=2, max_size=5))
+def test_what_was_encoded_before_changes_nothing(several: list[Floats]) -> None:
+    encoder = Encoder()
+    for vectors in several:
+        found, alone = encoder.encode(vectors), encode(vectors)
+        assert (found.dtype, found.tobytes()) == (alone.dtype, alone.tobytes())
 
 
 @given(exact)

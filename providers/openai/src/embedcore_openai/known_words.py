@@ -13,20 +13,20 @@ from importlib.resources import files
 from typing import Final
 
 from embedcore.forksafe import Lazy
-from embedcore.provider.tokens import utf8_length
 from embedcore_openai import token_engines
 
 WORDS_FILE: Final = "cl100k_words.txt.gz"
 WORDS_SHA256: Final = "e0846864f9fbb8f3ab692840b950d8107e10c9cd0cfcffdcbdea1733a5c90b29"
 
 # What may follow a word immediately: it ends there, and with the space before it is one piece.
-_ENDS: Final = ',.?!;:\n)"'
+_ENDS: Final = b',.?!;:\n)"'
+_TO_ONE_END: Final = bytes.maketrans(_ENDS, b"," * len(_ENDS))
 # No prose has longer words on average.
 _LONGEST_WORDS: Final = 8
 # What an engine costs once is then used up: it reads five times as fast.
 _MOST_CHARACTERS: Final = 8_000_000
 
-_words: Lazy[frozenset[str]] = Lazy(shared=True)
+_words: Lazy[frozenset[bytes]] = Lazy(shared=True)
 _read: int = 0
 
 
@@ -49,16 +49,14 @@ def fits(text: str, max_tokens: int) -> bool:
 
 def at_most(text: str) -> int:
     """An upper bound of a text's tokens, by the words that are known to be one."""
-    parted = text
-    for end in _ENDS:
-        parted = parted.replace(end, f" {end}")
+    raw = text.encode()
     # No space is before the first.
-    _, *words = parted.split(" ")
+    _, *words = raw.translate(_TO_ONE_END).replace(b",", b" ,").split(b" ")
     known = filter(_words.get(words_of_file).__contains__, words)
-    return utf8_length(text) - len("".join(known))
+    return len(raw) - len(b"".join(known))
 
 
-def words_of_file() -> frozenset[str]:
+def words_of_file() -> frozenset[bytes]:
     """The words that are a token with the space before them; none if the file is damaged."""
     try:
         raw = gzip.decompress((files("embedcore_openai") / "data" / WORDS_FILE).read_bytes())
@@ -66,4 +64,4 @@ def words_of_file() -> frozenset[str]:
         return frozenset()
     if hashlib.sha256(raw).hexdigest() != WORDS_SHA256:
         return frozenset()
-    return frozenset(raw.decode("ascii").split("\n"))
+    return frozenset(raw.split(b"\n"))
