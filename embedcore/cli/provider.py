@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _PROVIDER: Final = "openai"
 _LONGEST_NAME: Final = 80
 _MOST_PRESETS: Final = 5
+_MOST_NAMES: Final = 5
 
 
 @click.group(name="provider", cls=Group)
@@ -75,10 +76,20 @@ def probe(
     screen.info(f"Asking {probing.address}: {most}.")
     name, listed = probing.choose_model()
     if model is None and len(listed) > 1:
-        screen.info(f"It lists {len(listed)} models; --model names another than {shown(name)}.")
+        screen.info(_that_are_listed(name, listed))
     price = probing.price_of(name)
     found = probing.run() if price is None else _reserved(probing, name, price, scope)
     _show(screen, found, listed, key_env, price)
+
+
+def _that_are_listed(chosen: str, listed: Sequence[str]) -> str:
+    others = [shown(one) for one in listed if one != chosen]
+    more = f" and {len(others) - _MOST_NAMES} more" if len(others) > _MOST_NAMES else ""
+    named = ", ".join(others[:_MOST_NAMES])
+    return (
+        f"It lists {len(listed)} models. Asking {shown(chosen)}; --model takes another: "
+        f"{named}{more}."
+    )
 
 
 def shown(name: str) -> str:

@@ -44,6 +44,19 @@ def test_json_has_the_same(cli: Callable[..., Any], server: FakeOpenAI) -> None:
     assert tomllib.loads(found["toml"])["profiles"]["probed"]["options"] == found["options"]
 
 
+@pytest.mark.parametrize("count", [2, 6, 9])
+def test_of_several_models_the_others_are_named(cli: Callable[..., Any], count: int) -> None:
+    names = [f"acme/m{number}" for number in range(count)]
+    models = {name: FakeModel(dimensions=24) for name in names}
+    with FakeOpenAI(api_key=None, models=models) as server:
+        ran = cli("provider", "probe", server.base_url)
+    (asked,) = [name for name in names if f"Asking {name};" in ran.err]
+    others = [name for name in names if name != asked]
+    assert f"It lists {count} models." in ran.err
+    assert all((name in ran.err) == (name in others[:5]) for name in others)
+    assert ("and 3 more" in ran.err) == (count == 9)
+
+
 def test_nothing_goes_to_another_machine_unasked(cli: Callable[..., Any]) -> None:
     ran = cli("provider", "probe", "http://10.255.255.1/v1", "--model", "m")
     assert ran.code == 2
