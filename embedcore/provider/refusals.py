@@ -128,6 +128,15 @@ _KEY_WORDS: Final = re.compile(
     r"|cl[eé] d.api|clave (?:de )?api|密[钥鑰]|令牌|鉴权|认证失败|api\s*キー|api\s*키",
     re.I,
 )
+# Of a 403: what somebody may do, or where.
+_PERMISSION_WORDS: Final = re.compile(
+    r"permission|privilege|\baccess|denied|not (?:allowed|permitted|entitled|enabled|activated)"
+    r"|may not|subscri|project|organi[sz]ation|\baccount|tenant|workspace|\bregion|countr|territor"
+    r"|location|\bplan\b|\btier\b|\broles?\b|\bscopes?\b|\bkey\b|credential|allow-?list|white-?list"
+    r"|authori[sz]|approved|endpoint|network|\bIP\b|deployment|\bmodels?\b|权限|權限|无权|無權|拒绝访问|地区|権限|許可|권한"
+    r"|berechtig|zugriff|autoris|permiso|permiss|acc[eè]s\b|acceso",
+    re.I,
+)
 # Where the status says something else, a key that is only mentioned is not the reason.
 _KEY_FAULT: Final = re.compile(
     r"(?:invalid|incorrect|missing|expired|wrong|unknown|no)\W+(?:\w+\W+){0,2}api[\s_-]*key"
@@ -408,9 +417,15 @@ def _kind_of_429(refused: Refused, named: Kind | None) -> Kind:
 def _kind_of_403(refused: Refused, named: Kind | None) -> Kind:
     if named == "rate":
         return named
-    # A firewall before the API says 403 of a text that it dislikes as of a key or an address: only
-    # an error that the API wrote itself, in JSON, is known to be about the key.
-    return "permission" if refused.body.parsed and refused.body.known else "request"
+    # A firewall or a guard before the API says 403 of a text that it dislikes as of a key or an
+    # address: only an error in JSON that names the key, or what it may do, is about that.
+    if not (refused.body.parsed and refused.body.known):
+        return "request"
+    # Inside another status it may have been billed: nothing is tried to find out.
+    names = frozenset(name for name in refused.body.names if plain(name) != "forbidden")
+    told = refused.status != 403 or _by_name(names) == "permission"
+    told = told or _PERMISSION_WORDS.search(refused.said) is not None
+    return "permission" if told else "request"
 
 
 def _asks_too_much(said: str) -> bool:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from embedcore.provider import http, http_bodies, http_connections
 
 # For `wires`, the server of the tests of the HTTP session.
 if str(Path(__file__).parent) not in sys.path:
@@ -30,3 +33,26 @@ def recordings() -> Callable[[str], list[Any]]:
         return found
 
     return load
+
+
+class HeldClock:
+    """Stands still until ``go``: what comes before takes no time, however slow the machine is."""
+
+    def __init__(self) -> None:
+        self._zero: float | None = None
+
+    def go(self) -> None:
+        if self._zero is None:
+            self._zero = time.monotonic()
+
+    def monotonic(self) -> float:
+        return 0.0 if self._zero is None else time.monotonic() - self._zero
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> HeldClock:
+    """The clock of HTTP sessions."""
+    held = HeldClock()
+    for module in (http, http_bodies, http_connections):
+        monkeypatch.setattr(module, "time", held)
+    return held

@@ -534,12 +534,13 @@ DRIPS = [byte_by_byte, header_by_header, early_hints, slow_body, slow_chunks, sl
 
 @pytest.mark.parametrize("parts", DRIPS)
 def test_a_server_that_drips_is_left_in_time(
-    serve: Any, session_to: Any, parts: Callable[[], Iterator[bytes]]
+    serve: Any, session_to: Any, clock: Any, parts: Callable[[], Iterator[bytes]]
 ) -> None:
     left, over = threading.Event(), threading.Event()
 
     def script(peer: Peer) -> None:
         peer.read()
+        clock.go()
         try:
             for part in parts():
                 peer.write(part)
@@ -557,17 +558,21 @@ def test_a_server_that_drips_is_left_in_time(
     over.set()
 
 
-def test_a_flood_without_end_is_left_in_time(attempt: Any) -> None:
+def test_a_flood_without_end_is_left_in_time(attempt: Any, clock: Any) -> None:
     def pour(peer: Peer) -> None:
         peer.read()
+        clock.go()
         while True:
             peer.write(b"HTTP/1.1 102 Processing\r\n\r\n" * 100)
 
     assert isinstance(attempt(pour, timeout=0.6), TimedOut)
 
 
-def test_a_server_that_does_not_read_is_left_in_time(serve: Any, session_to: Any) -> None:
+def test_a_server_that_does_not_read_is_left_in_time(
+    serve: Any, session_to: Any, clock: Any
+) -> None:
     def script(peer: Peer) -> None:
+        clock.go()
         over.wait(60)
 
     over = threading.Event()
@@ -580,13 +585,14 @@ def test_a_server_that_does_not_read_is_left_in_time(serve: Any, session_to: Any
 
 @pytest.mark.parametrize("more", [{"timeout": 0.6}, {"timeout": 0.6, "longest": 300.0}])
 def test_a_server_that_stops_reading_is_not_asked_again(
-    serve: Any, session_to: Any, more: dict[str, float]
+    serve: Any, session_to: Any, clock: Any, more: dict[str, float]
 ) -> None:
     """On a connection that was used before: part of the request has left."""
 
     def script(peer: Peer) -> None:
         peer.read()
         peer.write(reply(BODY))
+        clock.go()
         over.wait(60)
 
     over = threading.Event()
@@ -599,9 +605,10 @@ def test_a_server_that_stops_reading_is_not_asked_again(
     assert (error.billed, server.connections) == ("unknown", 1)
 
 
-def test_a_single_wait_may_be_shorter_than_all_of_them(attempt: Any) -> None:
+def test_a_single_wait_may_be_shorter_than_all_of_them(attempt: Any, clock: Any) -> None:
     def script(peer: Peer) -> None:
         peer.read()
+        clock.go()
         peer.until_left()
 
     assert isinstance(attempt(script, timeout=0.5, longest=300.0), TimedOut)

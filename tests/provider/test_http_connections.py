@@ -310,10 +310,11 @@ def test_what_is_not_encrypted_goes_through_a_proxy_as_a_whole_address(
 
 
 def test_the_time_of_a_proxied_request_is_one(
-    serve: Any, session_to: Any, monkeypatch: pytest.MonkeyPatch
+    serve: Any, session_to: Any, clock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def script(peer: Peer) -> None:
         peer.read()
+        clock.go()
         peer.until_left()
 
     proxy = serve(script)

@@ -173,7 +173,7 @@ def test_nothing_is_sent_for_no_text_no_time_and_no_unicode(server: FakeAcme) ->
 def test_a_key_that_is_refused_may_be_asked_for_again(
     server: FakeAcme, status: int, kind: type[PermissionDenied], renewable: bool
 ) -> None:
-    server.next_refusals = [Refused(status, {"error": {"message": "no", "code": "no"}})]
+    server.next_refusals = [Refused(status, {"error": {"message": "no access", "code": "no"}})]
     with pytest.raises(kind) as caught:
         embedder(server, api_key=(lambda: KEY) if renewable else KEY).embed(
             EmbedRequest(texts=["a"])

@@ -252,8 +252,8 @@ def test_a_file_that_is_gone_is_said_and_no_thread_goes_on_about_it(
     ledger.spool.add(settled(send(ledger, 10), 4))
     state_path.rename(state_path.with_suffix(".old"))
     with caplog.at_level(logging.WARNING):
-        waiting.until(lambda: ledger.spool.due is None)
-    assert "could not be written down" in caplog.text
+        waiting.until(lambda: "could not be written down" in caplog.text)
+    waiting.until(lambda: ledger.spool.due is None)
     assert not state_path.exists()
 
 

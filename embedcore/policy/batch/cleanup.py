@@ -121,7 +121,11 @@ def left_over(folder: Path, is_known: Callable[[str], bool]) -> Iterator[Path]:
         if found := _FILE.fullmatch(path.name):
             groups.setdefault(found[1], []).append(path)
     for name, paths in groups.items():
+        try:
+            newest = max(path.stat().st_mtime for path in paths)
+        except FileNotFoundError:
+            # Somebody works with it at this moment, and has closed a file of SQLite's.
+            continue
         # A new one may be about to get its record from another process.
-        newest = max(path.stat().st_mtime for path in paths)
         if time.time() - newest > DAY_SECONDS and not is_known(name):
             yield from paths

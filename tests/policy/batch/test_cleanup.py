@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from runpy import run_path
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from embedcore.errors import ConfigurationError
+from embedcore.policy.batch.cleanup import left_over
 
 batch_desk = run_path(str(Path(__file__).with_name("batch_desk.py")))["batch_desk"]
 BatchDesk = run_path(str(Path(__file__).with_name("batch_desk.py")))["BatchDesk"]
@@ -115,3 +117,24 @@ def test_no_batch_loses_what_it_counts_on(
             counted = {text for one in waiting for text in batches[one]}
             assert vectors_kept(desk) == len(counted)
         desk.check_money()
+
+
+def test_files_that_another_process_closes_meanwhile_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite deletes its log when the last process closes a file."""
+    in_use, old = "20260101-0000000a", "20260101-0000000b"
+    names = [f"{in_use}.db", f"{in_use}.db-shm", f"{old}.db", f"{old}.json"]
+    for name in names:
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+    listed = Path.iterdir
+
+    def closed_after_that(folder: Path) -> list[Path]:
+        found = list(listed(folder))
+        (tmp_path / f"{in_use}.db-shm").unlink()
+        return found
+
+    monkeypatch.setattr(Path, "iterdir", closed_after_that)
+    found = list(left_over(tmp_path, lambda name: False))
+    assert [path.name for path in found] == [f"{old}.db", f"{old}.json"]

@@ -273,9 +273,47 @@ def test_a_firewall_that_lets_nothing_through_ends_the_call_soon(
     assert ledger().spent == Amount()
 
 
-@pytest.mark.parametrize("body", [{"message": "no"}, {"error": {"message": "no", "code": None}}])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"message": "this key has no permission"},
+        {"error": {"message": "access denied", "code": None}},
+        {"error": {"message": "no", "code": "permission_denied"}},
+    ],
+)
 def test_an_error_of_the_api_that_is_about_permission_ends_the_call_at_once(server, client, body):
     server.faults.always("raw", status=403, body=json.dumps(body), bills=False)
     with pytest.raises(PermissionDenied):
         client().embed(numbered(64), on_error="keep")
     assert server.meter.requests <= 2
+
+
+# Of gateways and guards, of a key or of a text.
+TELLS_NOTHING = [
+    {"message": "Forbidden"},
+    {"error": "Forbidden"},
+    {"detail": "Request blocked by guardrail"},
+    {"error": {"message": "Request blocked: prompt injection detected"}},
+    {"error": {"message": "Sensitive data detected in input", "type": "guard"}},
+]
+
+
+@pytest.mark.case("A1")
+@pytest.mark.parametrize("body", TELLS_NOTHING, ids=str)
+def test_a_403_that_does_not_say_whose_fault_it_is_costs_no_other_text(
+    server, client, rows_are_right, body
+):
+    texts = [*numbered(40), "BAD"]
+    server.faults.when(mode="raw", marker="BAD", status=403, body=json.dumps(body), bills=False)
+    result = client().embed(texts, on_error="keep")
+    assert list(result.errors) == [40]
+    rows_are_right(result, texts, 8)
+
+
+@pytest.mark.parametrize("body", TELLS_NOTHING, ids=str)
+def test_where_it_is_said_of_everything_the_call_ends_soon(server, client, ledger, body):
+    server.faults.always("raw", status=403, body=json.dumps(body), bills=False)
+    with pytest.raises(RequestRejected, match="no text's fault"):
+        client().embed(numbered(640), on_error="keep")
+    assert server.meter.requests <= 8 + 16
+    assert ledger().spent == Amount()
