@@ -189,7 +189,7 @@ def test_without_a_batch_api_texts_are_billed_now_and_that_is_said_once(
     assert any(isinstance(event, RequestSent) for event in sent)
     warnings = [one for one in caplog.records if one.levelno >= logging.WARNING]
     (warning,) = warnings
-    assert "$0.02 instead of $0.01" in warning.getMessage()
+    assert "$0.02 per million tokens, and $0.01 in batches" in warning.getMessage()
 
 
 def test_who_does_not_want_that_is_told_before_anything_is_sent() -> None:
@@ -197,7 +197,7 @@ def test_who_does_not_want_that_is_told_before_anything_is_sent() -> None:
     with EmbeddingClient(embedder=embedder) as client:
         with pytest.raises(ConfigurationError, match="nothing was sent"):
             client.batch_embed_texts(TEXTS, fallback="error")
-        with pytest.raises(ConfigurationError, match="no batch strategy"):
+        with pytest.raises(ConfigurationError, match="no batches here"):
             client.submit_batch(TEXTS)
     assert embedder.meter.requests == 0
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import sys
 import time
 import urllib.request
@@ -15,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
@@ -27,7 +26,14 @@ from embedcore.assembly import STATE_FILE, create_embedder, keeps_vectors, open_
 from embedcore.choice import Choice, choose
 from embedcore.cli.budget import CLOCK_TOLERANCE_SECONDS
 from embedcore.cli.config import environment_settings
-from embedcore.cli.models import Found, found_providers, nothing_installed
+from embedcore.cli.models import (
+    NOT_INSTALLED,
+    Found,
+    found_providers,
+    installed_version,
+    nothing_installed,
+    requirements_of,
+)
 from embedcore.cli.options import talking
 from embedcore.cli.screen import Screen
 from embedcore.cli.text import duration, facts, one_line, plural, size, without_credentials
@@ -132,10 +138,10 @@ def _versions(config: Config, providers: list[Found]) -> Iterator[Finding]:
     needed = {"embedcore", *(one.distribution for one in providers if one.name in used)}
     missing: dict[str, Level] = {}
     for name in ["embedcore", *(one.distribution for one in providers)]:
-        shown[name] = _installed_version(name)
+        shown[name] = installed_version(name)
         # The parts each is made of: a provider's SDK above all.
-        for part in _requirements(name):
-            shown.setdefault(part, _installed_version(part))
+        for part in requirements_of(name):
+            shown.setdefault(part, installed_version(part))
             if name in needed or part not in missing:
                 missing[part] = "problem" if name in needed else "note"
     for name, found in shown.items():
@@ -143,7 +149,7 @@ def _versions(config: Config, providers: list[Found]) -> Iterator[Finding]:
 
 
 def _version(name: str, value: str, missing: Level = "problem") -> Finding:
-    level: Level = missing if value == "not installed" else "ok"
+    level: Level = missing if value == NOT_INSTALLED else "ok"
     return Finding(section="versions", name=name, value=value, level=level)
 
 
@@ -154,22 +160,6 @@ def _in_use(config: Config) -> set[str]:
         with suppress(EmbeddingError):
             found.add(chosen(profile, config).provider)
     return found
-
-
-def _requirements(distribution: str) -> list[str]:
-    try:
-        needed = requires(distribution) or []
-    except PackageNotFoundError:
-        return []
-    # What hangs on an extra or a platform may be absent for good reasons.
-    return [re.split(r"[^A-Za-z0-9._-]", need, maxsplit=1)[0] for need in needed if ";" not in need]
-
-
-def _installed_version(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _providers(providers: list[Found]) -> Iterator[Finding]:

@@ -111,7 +111,7 @@ def agree(
         refusal = estimate.refusals[0]
         refusal.add_note(
             "--on-budget stop embeds what the limit allows, and a later run the rest. With --yes "
-            "it starts anyway: what is embedded before the limit is kept."
+            "it starts anyway, and is refused at the first block of rows that does not fit."
         )
         raise refusal
     raise NotConfirmed(f"{reason} Nothing was sent; say --yes to go on.")
@@ -120,7 +120,13 @@ def agree(
 def _reason(opened: Session, estimate: Estimate, ask_above: Decimal, *, batch: bool) -> str | None:
     plan = estimate.plan
     if estimate.is_refused:
-        return "A limit will stop this run; what is embedded until then is kept."
+        needed = limit_text(estimate.refusals[0], brief=False)
+        if batch:
+            return f"A limit will refuse it: {needed}."
+        return (
+            "A limit will refuse this run, at the first block of rows that does not fit: "
+            f"{needed}. --on-budget stop embeds what fits."
+        )
     if plan.cost is None:
         return (
             f"The price of {opened.name} is not known{perhaps(opened)} (embedcore models lists "

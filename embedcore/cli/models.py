@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit, urlunsplit
@@ -27,12 +29,15 @@ from embedcore.provider.types import ModelInfo
 if TYPE_CHECKING:
     from decimal import Decimal
 
+NOT_INSTALLED: Final = "not installed"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
     """An installed provider. ``problem``: why it cannot be used, or None.
 
     ``known_failures``: what its author knows that it does not keep of the contract, by test.
+    ``missing``: distributions that it is made of, and that are not installed.
     """
 
     name: str
@@ -40,6 +45,7 @@ class Found:
     version: str
     problem: str | None
     known_failures: dict[str, str] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
 
 
 @click.command(name="providers")
@@ -101,7 +107,30 @@ def _found(one: registry.Installed) -> Found:
         version=one.version,
         problem=problem,
         known_failures=known,
+        missing=tuple(
+            part
+            for part in requirements_of(one.distribution)
+            if installed_version(part) == NOT_INSTALLED
+        ),
     )
+
+
+def requirements_of(distribution: str) -> list[str]:
+    """The distributions that one always needs."""
+    try:
+        needed = requires(distribution) or []
+    except PackageNotFoundError:
+        return []
+    # What hangs on an extra or a platform may be absent for good reasons.
+    return [re.split(r"[^A-Za-z0-9._-]", need, maxsplit=1)[0] for need in needed if ";" not in need]
+
+
+def installed_version(distribution: str) -> str:
+    """Or ``NOT_INSTALLED``."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return NOT_INSTALLED
 
 
 def nothing_installed() -> str:
@@ -111,8 +140,10 @@ def nothing_installed() -> str:
 
 def _provider_row(one: Found) -> tuple[str, ...]:
     known = len(one.known_failures)
-    sound = f"ok, {known} known failure{'s' if known > 1 else ''}" if known else "ok"
-    return one.name, one.distribution, one.version, "broken" if one.problem else sound
+    state = f"ok, {known} known failure{'s' if known > 1 else ''}" if known else "ok"
+    if one.missing:
+        state = f"without {', '.join(one.missing)}"
+    return one.name, one.distribution, one.version, "broken" if one.problem else state
 
 
 _HEADS = ("MODEL", "WIDTH", "MAX TOKENS", "PRICE", "IN BATCH", "FROM")

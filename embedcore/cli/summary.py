@@ -131,8 +131,8 @@ def _lines(report: RunReport, info: ModelInfo) -> Iterator[tuple[str, str]]:
         yield "damaged", damaged_text(report.damaged)
     if report.duplicates:
         # Of a run that was stopped, some of them are among the rows that are not done.
-        whose = " of the whole input" if report.not_done else ""
-        yield "duplicates", f"{plural(report.duplicates, 'row')}{whose}, paid once"
+        whose = " of the whole input" if report.not_done else ", paid once"
+        yield "duplicates", f"{plural(report.duplicates, 'row')}{whose}"
     if report.truncated:
         cut = amount_cut(report.tokens_cut, report.characters_cut)
         yield "truncated", f"{plural(report.truncated, 'row')} cut to fit the model, by {cut}"
@@ -153,8 +153,8 @@ def _lines(report: RunReport, info: ModelInfo) -> Iterator[tuple[str, str]]:
     if stopped is not None:
         listed = f", listed in {shown_path(report.failed_path)}" if report.failed_path else ""
         yield "not done", f"{plural(report.not_done, 'row')}, from {stopped.where} on{listed}"
-        yield "", one_line(stopped.reason, 500)
-        yield "", "run the same again to go on: what was embedded is not paid for again"
+        yield "", one_line(stopped.reason, 500).rstrip(".") + "."
+        yield "", "Run the same again to go on: what was embedded is not paid for again"
     if usage.unconfirmed_tokens:
         most = tokens(usage.unconfirmed_tokens, exact=False)
         yield (

@@ -140,7 +140,7 @@ def key_of(
     if key is None and endpoint.reach == "public":
         raise ConfigurationError(
             f"no API key for {endpoint.url}: set the environment variable {variable} "
-            f"(export {variable}=…), or pass api_key. Keys are made at {keys_at}"
+            f"(export {variable}=…), or the option api_key. Keys are made at {keys_at}"
         )
     return key
 

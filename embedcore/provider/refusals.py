@@ -128,7 +128,7 @@ _KEY_WORDS: Final = re.compile(
     r"|cl[eé] d.api|clave (?:de )?api|密[钥鑰]|令牌|鉴权|认证失败|api\s*キー|api\s*키",
     re.I,
 )
-# Of a 403: what somebody may do, or where.
+# Of a 403: what a key may do, and where.
 _PERMISSION_WORDS: Final = re.compile(
     r"permission|privilege|\baccess|denied|not (?:allowed|permitted|entitled|enabled|activated)"
     r"|may not|subscri|project|organi[sz]ation|\baccount|tenant|workspace|\bregion|countr|territor"

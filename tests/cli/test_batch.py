@@ -268,7 +268,7 @@ def test_without_a_row_there_is_nothing_to_submit(cli, server, name, content, mo
 def test_a_provider_without_batches_says_what_to_do(cli, texts_file):
     run = cli("batch", "submit", str(texts_file(3)), "-m", "hashing:8")
     assert run.code == 2
-    assert "no batch strategy" in run.err
+    assert "no batches here" in run.err
     assert "embedcore embed FILE" in run.err
     assert "batch = true" not in run.err
 
@@ -458,7 +458,7 @@ def test_what_was_submitted_is_seen_to_whatever_is_said_of_new_ones(
     assert np.load("v.npy").shape == (30, 1536)
     refused = cli("batch", "submit", "texts.jsonl")
     assert refused.code == 2
-    assert "no batch strategy" in refused.err
+    assert "no batches here" in refused.err
     assert cli("batch", "gc").code == 0
 
 

@@ -6,10 +6,12 @@ import json
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from embedcore.cli.models import Found, _provider_row
 from embedcore.provider import registry
 
 
@@ -60,6 +62,14 @@ def test_what_a_provider_is_made_of_is_needed_by_who_uses_it(
     name_settings(f'model = "{model}"\n')
     found = findings(cli("doctor", "--json"))["versions", "a-part"]
     assert (found["value"], found["level"]) == ("not installed", level)
+    listed = {one["name"]: one["missing"] for one in cli("providers", "--json").json["providers"]}
+    assert listed["parts"] == ["a-part"]
+
+
+def test_a_provider_without_what_it_is_made_of_is_not_shown_as_sound():
+    one = Found(name="a", distribution="embedcore-a", version="1", problem=None, missing=("b", "c"))
+    assert _provider_row(one)[-1] == "without b, c"
+    assert _provider_row(replace(one, problem="no"))[-1] == "broken"
 
 
 def test_each_section_has_one_heading(cli, server):

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
+
+import pytest
+
+from embedcore.testing import vector_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "test-your-application.md"
 
@@ -31,3 +37,23 @@ def test_the_tests_of_the_page_pass(tmp_path: Path) -> None:
     tests = sum(block.count("def test_") for block in found)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{tests} passed" in done.stdout
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell of POSIX")
+def test_the_server_of_the_page_answers_the_command_line(tmp_path: Path) -> None:
+    (block,) = re.findall(r"^```bash\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.S)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    places = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    places |= {"EMBEDCORE_HOME": str(tmp_path / "home"), "HOME": str(tmp_path)}
+    done = subprocess.run(
+        ["bash", "-c", f"{block.replace('8765', str(port))}kill %1"],
+        cwd=tmp_path,
+        env=os.environ | places,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (_, vector) = done.stdout.splitlines()
+    assert json.loads(vector) == pytest.approx(vector_of("a red apple", 1536).tolist())

@@ -124,7 +124,7 @@ def left_over(folder: Path, is_known: Callable[[str], bool]) -> Iterator[Path]:
         try:
             newest = max(path.stat().st_mtime for path in paths)
         except FileNotFoundError:
-            # Somebody works with it at this moment, and has closed a file of SQLite's.
+            # In use at this moment: the last process that closes it deletes what SQLite keeps there.
             continue
         # A new one may be about to get its record from another process.
         if time.time() - newest > DAY_SECONDS and not is_known(name):

@@ -269,18 +269,18 @@ def batch_named(context: BatchContext, name: str) -> BatchRecord:
 
 def no_strategy(engine: Engine, instead: str = ": use embed or embed_iter") -> str:
     """That a model has no batches, what is done or to be done ``instead``, and its price."""
-    return f"{engine.label} has no batch strategy here{instead}, {_price_difference(engine.info)}"
+    return f"{engine.label} has no batches here{instead}. {_prices(engine.info)}"
 
 
 def _renamed(context: BatchContext, fingerprint: str) -> BatchContext:
     return replace(context, engine=replace(context.engine, fingerprint=fingerprint))
 
 
-def _price_difference(info: ModelInfo) -> str:
+def _prices(info: ModelInfo) -> str:
     price = info.price
     if price is None:
-        return "at a price that is not known"
+        return "Its price is not known"
     if price.free:
-        return "which costs nothing"
-    batch = f" instead of ${price.batch}" if price.batch is not None else ""
-    return f"at ${price.immediate}{batch} per million tokens"
+        return "It costs nothing"
+    batch = "" if price.batch is None else f", and ${price.batch} in batches"
+    return f"It costs ${price.immediate} per million tokens{batch}"
