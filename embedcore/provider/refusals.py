@@ -159,9 +159,11 @@ _RATE_WORDS: Final = re.compile(
 _THROTTLED: Final = re.compile(r"rate[\s-]?limit|throttl", re.I)
 _MOMENT_WORDS: Final = re.compile(
     r"internal (?:server )?error|unavailable|overload|high load|(?:server|service|model) is busy"
-    r"|try again later|稍[后後][再重]?[试試]|服务繁忙|系统繁忙",
+    r"|try again later|稍[后後][再重]?[试試]|服务繁忙|系统繁忙|\bupstream\b|connection (?:reset|refused)"
+    r"|no healthy|(?:is|still) (?:loading|starting)|queue (?:is )?full|concurrency limit",
     re.I,
 )
+_TIME_WORDS: Final = re.compile(r"\btime-?out\b|timed out|deadline exceeded", re.I)
 # Of what a text says, by whatever status: one text must not cost the others their vectors.
 _CONTENT: Final = re.compile(
     r"content[\s_-]*(?:filter|policy|management)|moderation|\bflagged\b|(?:data|content)[\s_-]*inspection"
@@ -456,6 +458,8 @@ def _status_by_words(said: str, asked: Asked) -> int | None:
             return status
     if size_hints(said, asked.texts, asked.model) is not None:
         return 400
+    if _about(_TIME_WORDS, said, asked):
+        return 504
     return 503 if _about(_MOMENT_WORDS, said, asked) else None
 
 
