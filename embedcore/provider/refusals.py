@@ -398,7 +398,8 @@ def kind_of(refused: Refused) -> Kind:
     if status == 403:
         return _kind_of_403(refused, named)
     if status == 404:
-        return "model"
+        other = _OTHER_PARAMETER.search(refused.said) and not _MODEL_WORDS.search(refused.said)
+        return "request" if other else "model"
     if status in _VAGUE and named in ("model", "permission", "rate"):
         return named
     if status in (400, 422) and _names_no_model(refused):
