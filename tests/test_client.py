@@ -438,7 +438,7 @@ def test_a_batch_warns_once_with_both_prices(client, fake, caplog):
     assert "$0.02" in warning.getMessage()
     assert "$0.01" in warning.getMessage()
     assert "fake:fake-embedding" in warning.getMessage()
-    with pytest.raises(ConfigurationError, match=r"\$0\.02 instead of \$0\.01"):
+    with pytest.raises(ConfigurationError, match=r"\$0\.02 per million tokens, and \$0\.01 in"):
         client.batch_embed_texts(["c"], fallback="error")
     assert len(fake.calls) == 2
 
