@@ -159,8 +159,9 @@ _RATE_WORDS: Final = re.compile(
 _THROTTLED: Final = re.compile(r"rate[\s-]?limit|throttl", re.I)
 _MOMENT_WORDS: Final = re.compile(
     r"internal (?:server )?error|unavailable|overload|high load|(?:server|service|model) is busy"
-    r"|try again later|稍[后後][再重]?[试試]|服务繁忙|系统繁忙|\bupstream\b|connection (?:reset|refused)"
-    r"|no healthy|(?:is|still) (?:loading|starting)|queue (?:is )?full|concurrency limit",
+    r"|try again later|稍[后後][再重]?[试試]|服务繁忙|系统繁忙|\bupstream\b"
+    r"|connection (?:reset|refused)|no healthy|(?:is|still) (?:loading|starting)"
+    r"|queue (?:is )?full|concurrency limit",
     re.I,
 )
 _TIME_WORDS: Final = re.compile(r"\btime-?out\b|timed out|deadline exceeded", re.I)

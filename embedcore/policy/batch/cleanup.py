@@ -124,7 +124,7 @@ def left_over(folder: Path, is_known: Callable[[str], bool]) -> Iterator[Path]:
         try:
             newest = max(path.stat().st_mtime for path in paths)
         except FileNotFoundError:
-            # In use at this moment: the last process that closes it deletes what SQLite keeps there.
+            # In use at this moment: the last process to close it deletes what SQLite keeps.
             continue
         # A new one may be about to get its record from another process.
         if time.time() - newest > DAY_SECONDS and not is_known(name):
