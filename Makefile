@@ -14,8 +14,8 @@ MODELS := fastembed model2vec
 LARGE  := $(MODELS) litellm
 LOCAL  := $(addprefix -e providers/,$(filter-out $(LARGE),$(PROVIDERS)))
 WITHOUT := --no-deps $(addprefix -e providers/,$(filter $(LARGE),$(PROVIDERS)))
-# Tests in parallel: two processes for each core, since many wait for a socket or another process, at
-# most six. What one has left, another takes.
+# Tests in parallel: five processes for two cores, since many wait for a socket or another process, at
+# most eight. What one has left, another takes.
 JOBS   ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); n=$$(( 5 * n / 2 )); [ $$n -gt 8 ] && echo 8 || echo $$n)
 PYTEST := $(BIN)/python -m pytest -q
 PARALLEL := -n $(JOBS) --dist worksteal
